@@ -1,0 +1,43 @@
+# make demo   a trained, evaluated SASRec on the embedded data, in .venv, from nothing
+# make test   the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint format bench-peers pictures wheel clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "seqrec needs Python 3.11 or newer; name one with make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/seqrec demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: install
+	$(BIN)/python -m build --wheel
+
+bench-peers: install
+	$(BIN)/python benchmarks/peers.py
+
+pictures: install
+	$(BIN)/python benchmarks/pictures.py
+
+clean:
+	rm -rf dist build .mypy_cache .ruff_cache

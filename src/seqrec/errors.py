@@ -1,0 +1,13 @@
+"""The one exception for input that a person can correct."""
+
+
+class InputError(ValueError):
+    """Bad input: one line that says what is wrong, where, and what to do.
+
+    The command line prints the line and exits with status 2. Anything else that is raised is a
+    fault of this package and shows its traceback.
+    """
+
+
+class MissingExtraError(ImportError):
+    """An optional package is missing; the message is the line that installs it."""
