@@ -15,7 +15,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def explain_os_error(error: OSError, path: Path) -> InputError:
     """The one line for a file that can't be written."""
-    if error.errno in _NO_ROOM or "No space left" in str(error):
+    # numpy reports a short write without an errno: "20000 requested and 218 written".
+    if error.errno in _NO_ROOM or "No space left" in str(error) or " requested and " in str(error):
         return InputError(f"{path}: no space left on the disk; free some or choose another folder")
     reason = error.strerror or str(error)
     return InputError(f"{path}: cannot be written ({reason}); check the path and its permissions")
@@ -51,8 +52,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Like :func:`replacing`, for a folder that is written whole."""
+    """Like :func:`replacing`, for a folder that is written whole; all that ``path`` held goes."""
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +69,20 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
                 sync(file)
         old = None
         if path.exists():
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(old)
-        temporary.replace(path)
+            try:
+                path.replace(old)
+            except BaseException:
+                old.rmdir()
+                raise
+        try:
+            temporary.replace(path)
+        except BaseException:
+            if old is not None:
+                old.replace(path)
+            raise
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
         sync(path.parent)

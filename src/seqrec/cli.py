@@ -1,0 +1,402 @@
+"""The command line: parses, then calls one function a command."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import polars as pl
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+
+import seqrec
+from seqrec.data.fetch import fetch
+from seqrec.data.prepare import Dataset, PrepareConfig, Statistics, prepare
+from seqrec.data.read import read_log
+from seqrec.demo import run_demo
+from seqrec.errors import InputError, MissingExtraError
+from seqrec.evaluate import table
+from seqrec.files import explain_os_error, replacing
+from seqrec.models import MODELS
+from seqrec.recommender import Recommender, UnknownIdWarning
+from seqrec.run import SplitConfig
+from seqrec.train import TrainConfig
+
+Json = Annotated[str | None, Parameter(help="Also write the result as JSON to this file; - for standard output.")]
+Several = Parameter(consume_multiple=True)
+Flat = Parameter(name="*")
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How the log is read; found by itself without these.
+
+    Args:
+        user: name of the user column.
+        item: name of the item column.
+        timestamp: name of the time column.
+        rating: name of the rating column.
+        format: format of the file, where its name and content mislead.
+    """
+
+    user: str | None = None
+    item: str | None = None
+    timestamp: str | None = None
+    rating: str | None = None
+    format: str | None = None
+
+
+def inspect(
+    log: Path,
+    *,
+    read: Annotated[ReadConfig | None, Flat] = None,
+    filters: Annotated[PrepareConfig | None, Flat] = None,
+    json: Json = None,
+) -> None:
+    """Statistics of a log, before and after the filters.
+
+    Args:
+        log: the log file, or a folder of Parquet parts.
+        read: the columns.
+        filters: what is kept.
+    """
+    frame = read_log(log, **asdict(read or ReadConfig()))
+    dataset = prepare(frame, filters)
+    with _output(json) as console:
+        console.print(f"{log}: columns {', '.join(frame.columns)}", highlight=False)
+        console.print(_statistics(dataset))
+    before = asdict(dataset.before) if dataset.before else None
+    _write_json(json, {"columns": frame.columns, "before": before, "after": asdict(dataset.statistics)})
+
+
+def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> None:
+    """Download a public data set by name, once.
+
+    Args:
+        name: ml-100k, ml-1m, amazon-beauty and so on; an unknown name lists all.
+        out: folder to put it into; the cache without it.
+    """
+    path = fetch(name, out)
+    with _output(json) as console:
+        console.print(str(path), highlight=False, soft_wrap=True)
+    _write_json(json, {"name": name, "path": str(path)})
+
+
+def fit_command(model: str) -> Any:
+    """The command ``fit`` with the flags of one model."""
+    config = MODELS[model].Config
+
+    def fit(
+        log: Path,
+        *,
+        out: Path,
+        model: Literal[tuple(MODELS)] = "sasrec",  # type: ignore[valid-type]
+        resume: Annotated[bool, Parameter(negative="")] = False,
+        overwrite: Annotated[bool, Parameter(negative="")] = False,
+        sizes: Annotated[config | None, Flat] = None,  # type: ignore[valid-type]
+        training: Annotated[TrainConfig | None, Flat] = None,
+        split: Annotated[SplitConfig | None, Flat] = None,
+        read: Annotated[ReadConfig | None, Flat] = None,
+        filters: Annotated[PrepareConfig | None, Flat] = None,
+        json: Json = None,
+    ) -> int:
+        """Train a model on a log and write a run folder.
+
+        Args:
+            log: the log file, or a folder of Parquet parts.
+            out: the run folder; must not exist yet.
+            model: what to train; --help shows the flags of the model named before it.
+            resume: go on with the run in the folder, exactly where its last checkpoint left off.
+            overwrite: replace the run in the folder.
+            sizes: of the model.
+            training: of the training.
+            split: what trains, validates and tests.
+            read: the columns.
+            filters: what is kept.
+        """
+        frame = read_log(log, **asdict(read or ReadConfig()))
+        chosen = filters or PrepareConfig()
+        dataset = prepare(frame, chosen)
+        del frame
+        options: dict[str, Any] = {}
+        for part in (sizes or config(), training or TrainConfig(), split or SplitConfig(), chosen):
+            options |= {name: getattr(part, name) for name in vars(part)}
+        recommender = Recommender(model, **options)
+        with _output(json) as console:
+            console.print(_statistics(dataset))
+            recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
+            if recommender.interrupted:
+                console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
+            else:
+                for protocol in recommender.metrics.get("test", {}).values():
+                    console.print(table(protocol))
+                console.print(f"run written to {out}", soft_wrap=True)
+        _write_json(json, {"run": str(out), "interrupted": recommender.interrupted, **recommender.metrics})
+        return 130 if recommender.interrupted else 0
+
+    return fit
+
+
+def evaluate_command(
+    run: Path,
+    *,
+    protocol: Literal["full", "sampled"] = "full",
+    negatives: int = 100,
+    split: Literal["test", "valid"] = "test",
+    keep_seen: Annotated[bool, Parameter(negative="")] = False,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Rank the held-out item of every user, beside the baselines.
+
+    Args:
+        run: the run folder.
+        protocol: full: against the whole catalogue; sampled: against random items never interacted with.
+        negatives: how many, for sampled.
+        split: which held-out items.
+        keep_seen: let items of the history take places in a full ranking.
+        seed: of the negatives and of the bootstrap.
+    """
+    evaluation = Recommender.load(run).evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
+    with _output(json) as console:
+        console.print(table(evaluation))
+    _write_json(json, evaluation.to_dict())
+
+
+def recommend_command(
+    run: Path,
+    *,
+    users: Annotated[list[str] | None, Several] = None,
+    users_file: Path | None = None,
+    history: Annotated[list[str] | None, Several] = None,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    keep_seen: Annotated[bool, Parameter(negative="")] = False,
+    allow: Path | None = None,
+    deny: Path | None = None,
+    strict: Annotated[bool, Parameter(negative="")] = False,
+    format: Literal["table", "csv", "jsonl", "parquet"] = "table",
+    out: Path | None = None,
+    json: Json = None,
+) -> None:
+    """The best items for users of the log (all without --users), or for a history.
+
+    Args:
+        run: the run folder.
+        users: ids of users.
+        users_file: a file with a user id a line.
+        history: items of one person, the latest last; needs no user.
+        k: items a user.
+        keep_seen: recommend again what is in the history.
+        allow: a file with an item id a line: only these.
+        deny: a file with an item id a line: never these.
+        strict: an unknown user or item is an error instead of a warning.
+        format: of the output.
+        out: file to write to; standard output without it.
+    """
+    if sum(given is not None for given in (users, users_file, history)) > 1:
+        raise InputError("give one of --users, --users-file and --history")
+    frame = Recommender.load(run).recommend(
+        users=_lines(users_file) if users_file else users,
+        histories=None if history is None else [history],
+        k=k,
+        keep_seen=keep_seen,
+        allow=None if allow is None else _lines(allow),
+        deny=None if deny is None else _lines(deny),
+        strict=strict,
+    )
+    if json != "-":
+        _write_frame(frame, format, out, "recommendations")
+    _write_json(json, frame.to_dicts())
+
+
+def similar_command(
+    run: Path,
+    *items: str,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    format: Literal["table", "csv", "jsonl", "parquet"] = "table",
+    out: Path | None = None,
+    json: Json = None,
+) -> None:
+    """The items nearest to an item.
+
+    Args:
+        run: the run folder.
+        items: ids of items.
+        k: neighbours an item.
+        format: of the output.
+        out: file to write to; standard output without it.
+    """
+    if not items:
+        raise InputError("no item given; write its id after the run folder")
+    frame = Recommender.load(run).similar(items, k, strict=True)
+    if json != "-":
+        _write_frame(frame, format, out, "similar items")
+    _write_json(json, frame.to_dicts())
+
+
+def demo_command(
+    *, out: Path = Path("runs/demo"), overwrite: Annotated[bool, Parameter(negative="")] = False, json: Json = None
+) -> None:
+    """Train SASRec on the embedded data, beside the best score that anybody could reach.
+
+    Args:
+        out: the run folder.
+        overwrite: replace the run in it.
+    """
+    with _output(json) as console:
+        result = run_demo(out, console, overwrite=overwrite, progress=json != "-")
+    _write_json(json, result)
+
+
+def make_app(model: str = "sasrec") -> App:
+    """The command line; ``fit`` has the flags of one model."""
+    app = App(name="seqrec", help=seqrec.__doc__ or "", version=seqrec.__version__)
+    app.command(inspect)
+    app.command(fetch_command, name="fetch")
+    app.command(fit_command(model), name="fit")
+    app.command(evaluate_command, name="evaluate")
+    app.command(recommend_command, name="recommend")
+    app.command(similar_command, name="similar")
+    app.command(demo_command, name="demo")
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 went well, 2 is input that a person can correct, 130 a stop by Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    errors = Console(stderr=True, soft_wrap=True)
+
+    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+        errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UnknownIdWarning)
+            warnings.showwarning = show
+            result = make_app(_model_named(arguments))(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except (InputError, MissingExtraError, CycloptsError) as error:
+        message = " ".join(str(error).split())
+        if isinstance(error, CycloptsError):
+            message += " See seqrec --help."
+        errors.print(f"error: {message}", style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("stopped", style="yellow")
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _model_named(arguments: Sequence[str]) -> str:
+    """The model that ``--model`` names; its flags are those of ``fit``."""
+    name = "sasrec"
+    for index, argument in enumerate(arguments):
+        if argument == "--model" and index + 1 < len(arguments):
+            name = arguments[index + 1]
+        elif argument.startswith("--model="):
+            name = argument.partition("=")[2]
+    return name if name in MODELS else "sasrec"
+
+
+@contextmanager
+def _output(json_to: str | None) -> Iterator[Console]:
+    """Where words go: standard output, or standard error where JSON takes that."""
+    yield Console(stderr=json_to == "-")
+
+
+def _write_json(to: str | None, values: Any) -> None:
+    if to is None:
+        return
+    text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
+    if to == "-":
+        sys.stdout.write(text + "\n")
+        return
+    with replacing(to) as new:
+        new.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_frame(frame: pl.DataFrame, kind: str, out: Path | None, title: str) -> None:
+    if kind == "table":
+        console = Console(width=None if out is None else 100)
+        grid = _grid(frame, title)
+        if out is None:
+            console.print(grid)
+            return
+        with replacing(out) as new, new.open("w", encoding="utf-8") as file:
+            Console(file=file, width=100).print(grid)
+        return
+    writers = {"csv": "write_csv", "jsonl": "write_ndjson", "parquet": "write_parquet"}
+    if out is not None:
+        with replacing(out) as new:
+            getattr(frame, writers[kind])(new)
+        return
+    if kind == "parquet" and sys.stdout.isatty():
+        raise InputError("Parquet is not for a terminal; give --out FILE")
+    try:
+        getattr(frame, writers[kind])(sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise explain_os_error(error, Path("standard output")) from error
+
+
+def _grid(frame: pl.DataFrame, title: str, most: int = 200) -> Table:
+    grid = Table(title=title)
+    for name in frame.columns:
+        grid.add_column(name, justify="right" if frame[name].dtype.is_numeric() else "left")
+    for row in frame.head(most).iter_rows():
+        grid.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    if frame.height > most:
+        grid.caption = f"the first {most} of {frame.height:,} rows; --format csv gives all"
+    return grid
+
+
+def _statistics(dataset: Dataset) -> Table:
+    grid = Table(title="the log")
+    for name in ("", "read", "kept"):
+        grid.add_column(name, justify="left" if not name else "right")
+    before = dataset.before or dataset.statistics
+
+    def both(title: str, show: Any) -> None:
+        grid.add_row(title, show(before), show(dataset.statistics))
+
+    both("users", lambda s: f"{s.users:,}")
+    both("items", lambda s: f"{s.items:,}")
+    both("interactions", lambda s: f"{s.interactions:,}")
+    both("density", lambda s: f"{s.density:.4%}")
+    both("history, median", lambda s: f"{s.median_length:g}")
+    both("history, p90", lambda s: f"{s.p90_length:g}")
+    both("history, longest", lambda s: f"{s.max_length:,}")
+    both("tied timestamps", _tied)
+    return grid
+
+
+def _tied(statistics: Statistics) -> str:
+    return "no times" if statistics.tied_timestamps is None else f"{statistics.tied_timestamps:.1%}"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason}); give a text file with an id a line") from error
+    ids = [line.strip() for line in text.splitlines() if line.strip()]
+    if not ids:
+        raise InputError(f"{path}: is empty; give a text file with an id a line")
+    return ids
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,412 @@
+"""A log of known difficulty: readable items, drifting tastes, and the best score that anybody can reach.
+
+The true distribution of the next item is a plain function of the items that came before
+(`_next_item_probabilities`), with no hidden state, so ranking by it is the Bayes-optimal ranking and its
+expected score is an upper bound for every model that sees the log. Users never repeat an item:
+
+    p(j | history)  ∝  [j unseen] · ( m · Σ_a thread_a · follows(j | item of age a)
+                                    + (1 - m) · taste_genre(j) · popularity(j | genre) )
+    taste_g         ∝  prior_g + Σ_t decay^age(t) · affinity(genre of item t, g)
+
+- `follows`: each item has three likely successors, two in its genre and one in the neighbouring genre. A
+  user takes up the thread of the last item or one of the two before it, so looking at the last item alone
+  is not enough.
+- `taste` drifts: every interaction strengthens its genre and, a little, the neighbouring one; old ones fade.
+- `popularity` is Zipf inside a genre, and genres differ in popularity too.
+
+How long a history is and when its interactions happen is drawn independently of the items, so neither
+lengths nor time stamps say anything about the next item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from seqrec.errors import InputError
+
+MIN_LENGTH = 5  # leave-last-two-out still leaves a history of three
+MAX_LENGTH = 100
+THIRD = 1.0
+SUCCESSOR_SHARES = np.array([0.60, 0.25, 0.15])  # of an item's three successors, likeliest first
+THREAD_SHARES = np.array([0.65, 0.25, 0.10])  # of the threads of the last item, the one before, and before that
+TASTE_PRIOR = 0.5  # weight of the general taste, in interactions
+TASTE_DECAY = 0.9  # what an interaction still counts after one more
+TASTE_DRIFT = 0.15  # share of an interaction's affinity that goes to the neighbouring genre
+GENRE_SKEW = 0.5  # Zipf exponent over genres
+ITEM_SKEW = 1.1  # Zipf exponent inside a genre
+
+# Users who are computed together: bounds the memory (about 8 bytes · items · this, a few times over) and
+# seeds the draws, so changing it changes the log.
+_CHUNK = 1024
+
+_GENRES = [
+    "mystery",
+    "crime",
+    "thriller",
+    "horror",
+    "gothic",
+    "fantasy",
+    "fairytale",
+    "adventure",
+    "western",
+    "war",
+    "history",
+    "biography",
+    "travel",
+    "nature",
+    "science",
+    "cyberpunk",
+    "comedy",
+    "satire",
+    "romance",
+    "poetry",
+]
+_ADJECTIVES = [
+    "Quiet",
+    "Golden",
+    "Broken",
+    "Hidden",
+    "Silver",
+    "Distant",
+    "Burning",
+    "Frozen",
+    "Hollow",
+    "Crimson",
+    "Gentle",
+    "Restless",
+    "Ancient",
+    "Paper",
+    "Velvet",
+    "Electric",
+    "Wandering",
+    "Silent",
+    "Bitter",
+    "Painted",
+    "Secret",
+    "Lonely",
+    "Fading",
+    "Bright",
+    "Iron",
+    "Emerald",
+    "Midnight",
+    "Salted",
+    "Crooked",
+    "Borrowed",
+    "Forgotten",
+    "Northern",
+    "Amber",
+    "Drowned",
+    "Patient",
+    "Shining",
+    "Wooden",
+    "Scarlet",
+    "Final",
+    "Tender",
+    "Winter",
+    "Hungry",
+    "Marble",
+    "Stolen",
+    "Sleeping",
+    "Copper",
+    "Invisible",
+    "Endless",
+]
+_NOUNS = [
+    "Harbour",
+    "Garden",
+    "River",
+    "Lantern",
+    "Orchard",
+    "Station",
+    "Mirror",
+    "Island",
+    "Letter",
+    "Bridge",
+    "Winter",
+    "Forest",
+    "Clock",
+    "Meadow",
+    "Window",
+    "Tower",
+    "Voyage",
+    "Shadow",
+    "Kingdom",
+    "Station-Master",
+    "Lighthouse",
+    "Compass",
+    "Violin",
+    "Desert",
+    "Machine",
+    "Circus",
+    "Archive",
+    "Falcon",
+    "Cathedral",
+    "Market",
+    "Signal",
+    "Summer",
+    "Canyon",
+    "Library",
+    "Storm",
+    "Key",
+    "Map",
+    "Ferry",
+    "Chapel",
+    "Labyrinth",
+    "Horizon",
+    "Engine",
+    "Tide",
+    "Ballroom",
+    "Valley",
+    "Witness",
+    "Comet",
+    "Hour",
+]
+
+
+@dataclass(frozen=True)
+class SyntheticLog:
+    """A synthetic log, with the best score that any model can reach on it.
+
+    `frame` has the columns user_id (String, "u00042"), item_id (String, the item's readable name), timestamp
+    (Int64, unix seconds, strictly increasing within a user) and genre (String), in the order of time over
+    all users. `items` has item_id and genre, one row an item, also those that nobody met.
+
+    `best` is the expected score of the Bayes-optimal ranking of the test target, each user's last item:
+    'hr@10' and 'ndcg@10' over the whole catalogue with seen items removed, mean over the users. `best_valid`
+    is the same for the second-last item. They are expectations: on the items that were really drawn, the
+    optimal ranking scores higher or lower by chance (about 0.4 / sqrt(users) for NDCG@10).
+    """
+
+    frame: pl.DataFrame
+    items: pl.DataFrame
+    best: dict[str, float]
+    best_valid: dict[str, float]
+    _world: _World = field(repr=False, compare=False)
+    _histories: np.ndarray = field(repr=False, compare=False)  # [users, longest] item rows, -1 behind the end
+    _lengths: np.ndarray = field(repr=False, compare=False)  # [users]
+
+    def probabilities(self, users: np.ndarray | None = None, *, back: int = 1) -> np.ndarray:
+        """True distribution of an item of each user, given all the items before it.
+
+        `users` are user numbers (42 for "u00042"; all where None). `back` counts from the end of the
+        history: 1 for the last item (test target), 2 for the second-last (validation target). Returns
+        float64[users, items] in the order of `items`; rows sum to one, seen items have zero.
+        """
+        if not 1 <= back < MIN_LENGTH:
+            raise InputError(f"back must be between 1 and {MIN_LENGTH - 1}, not {back}")
+        rows = np.arange(len(self._lengths)) if users is None else np.asarray(users)
+        return _next_item_probabilities(self._world, self._histories[rows], self._lengths[rows] - back)
+
+
+@dataclass(frozen=True)
+class _World:
+    """What is fixed for all users. Items are numbered genre by genre."""
+
+    prior: np.ndarray  # [genres] general taste, sums to one
+    neighbour: np.ndarray  # [genres] the genre that tastes drift to
+    popularity: np.ndarray  # [genres, items per genre] rows sum to one
+    successors: np.ndarray  # [items, 3] likeliest first
+    markov_share: float
+
+
+def synthetic_log(
+    users: int = 4000,
+    *,
+    seed: int = 0,
+    genres: int = 20,
+    items_per_genre: int = 50,
+    mean_length: float = 16.0,
+    markov_share: float = 0.55,
+) -> SyntheticLog:
+    """Draw a log of `users` histories over `genres` · `items_per_genre` items; same seed, same bytes.
+
+    Lengths are skewed (5 at least, median about 12, a few beyond 50 by default) with about `mean_length`
+    on average, and capped at 100 or half the catalogue. `markov_share` is the m of the module's equation:
+    the probability that the next item follows from one of the last three, before seen items are removed.
+    Raises InputError for parameters that no log can have.
+    """
+    _check(users, genres, items_per_genre, mean_length, markov_share)
+    rng = np.random.default_rng(seed)
+    world = _draw_world(rng, genres, items_per_genre, markov_share)
+    items = _draw_names(rng, genres, items_per_genre)
+    lengths = _draw_lengths(rng, users, mean_length, longest=min(MAX_LENGTH, items.height // 2))
+    timestamps = _draw_timestamps(rng, lengths)
+    histories = _draw_histories(rng, world, lengths)
+
+    user_rows, steps = np.nonzero(histories >= 0)
+    order = np.lexsort((user_rows, timestamps[user_rows, steps]))
+    user_rows, steps = user_rows[order], steps[order]
+    names = pl.Series("user_id", [f"u{user:05d}" for user in range(users)])
+    item_rows = histories[user_rows, steps]
+    frame = pl.DataFrame(
+        {
+            "user_id": names.gather(user_rows),
+            "item_id": items["item_id"].gather(item_rows),
+            "timestamp": timestamps[user_rows, steps],
+            "genre": items["genre"].gather(item_rows),
+        }
+    )
+    best, best_valid = (_best(world, histories, lengths - back) for back in (1, 2))
+    return SyntheticLog(frame, items, best, best_valid, world, histories, lengths)
+
+
+def best_reachable(probabilities: np.ndarray, k: int = 10) -> dict[str, float]:
+    """Expected HR@k and NDCG@k of the Bayes-optimal ranking, mean over the rows.
+
+    `probabilities` [users, items] is the true distribution of each user's target. No ranking does better
+    than sorting by it: with p_(r) the r-th largest, HR@k = Σ_{r≤k} p_(r), NDCG@k = Σ_{r≤k} p_(r) / log2(r + 1).
+    """
+    if k < 1:
+        raise InputError(f"k must be at least 1, not {k}")
+    if probabilities.ndim != 2 or probabilities.size == 0:
+        raise InputError(f"probabilities must be [users, items] and not empty, not {probabilities.shape}")
+    kept = min(k, probabilities.shape[1])
+    top = np.sort(np.partition(probabilities, -kept, axis=1)[:, -kept:], axis=1)[:, ::-1]
+    discounts = 1.0 / np.log2(np.arange(kept) + 2.0)
+    return {f"hr@{k}": float(top.sum(1).mean()), f"ndcg@{k}": float((top * discounts).sum(1).mean())}
+
+
+def _check(users: int, genres: int, items_per_genre: int, mean_length: float, markov_share: float) -> None:
+    if users < 1:
+        raise InputError(f"users must be at least 1, not {users}")
+    if genres < 2:
+        raise InputError(f"genres must be at least 2 (tastes drift between them), not {genres}")
+    if items_per_genre < 10:
+        raise InputError(f"items_per_genre must be at least 10, not {items_per_genre}")
+    if not MIN_LENGTH < mean_length <= MAX_LENGTH / 2:
+        raise InputError(f"mean_length must be above {MIN_LENGTH} and at most {MAX_LENGTH // 2}, not {mean_length}")
+    if not 0 <= markov_share < 1:
+        # At 1 a user who has seen every successor would have no next item at all.
+        raise InputError(f"markov_share must be at least 0 and below 1, not {markov_share}")
+
+
+def _draw_world(rng: np.random.Generator, genres: int, items_per_genre: int, markov_share: float) -> _World:
+    prior = _zipf(genres, GENRE_SKEW)[rng.permutation(genres)]
+    neighbour = (np.arange(genres) + 1) % genres  # a ring, so no genre drains the others
+    zipf = _zipf(items_per_genre, ITEM_SKEW)
+    popularity = np.stack([zipf[rng.permutation(items_per_genre)] for _ in range(genres)])
+
+    # Each genre's items stand on a random circle; the first two successors are one step and a few steps on,
+    # the third stands at the same place in the neighbouring genre. So every item is the successor of three
+    # others, and items that are rare in their genre are still met often enough to be learnt.
+    circles = np.stack([g * items_per_genre + rng.permutation(items_per_genre) for g in range(genres)])
+    successors = np.empty((genres * items_per_genre, 3), dtype=np.int64)
+    successors[circles, 0] = np.roll(circles, -1, axis=1)
+    successors[circles, 1] = np.roll(circles, -2, axis=1)
+    successors[circles, 2] = circles[neighbour] if THIRD else np.roll(circles, -3, axis=1)
+    return _World(prior, neighbour, popularity, successors, markov_share)
+
+
+def _zipf(count: int, exponent: float) -> np.ndarray:
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return weights / weights.sum()
+
+
+def _draw_names(rng: np.random.Generator, genres: int, items_per_genre: int) -> pl.DataFrame:
+    titles = [f"{adjective} {noun}" for adjective in _ADJECTIVES for noun in _NOUNS]
+    shuffled = rng.permutation(len(titles))
+    names, labels = [], []
+    for item in range(genres * items_per_genre):
+        round_, place = divmod(item, len(titles))
+        genre = item // items_per_genre
+        volume, which = divmod(genre, len(_GENRES))
+        label = _GENRES[which] + (f" {volume + 1}" if volume else "")
+        # A catalogue larger than the stock of titles goes on with sequels.
+        title = titles[shuffled[place]] + (f" {round_ + 1}" if round_ else "")
+        names.append(f"{title} ({label})")
+        labels.append(label)
+    return pl.DataFrame({"item_id": names, "genre": labels})
+
+
+def _draw_lengths(rng: np.random.Generator, users: int, mean: float, longest: int) -> np.ndarray:
+    sigma = 0.9
+    extra = rng.lognormal(np.log(mean - MIN_LENGTH) - sigma**2 / 2, sigma, users)
+    return np.minimum(MIN_LENGTH + np.rint(extra).astype(np.int64), longest)
+
+
+def _draw_timestamps(rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
+    """Bursts: minutes inside a session, days between sessions. int64[users, longest], strictly increasing."""
+    shape = (len(lengths), int(lengths.max()))
+    minutes = rng.exponential(600.0, shape)
+    days = rng.lognormal(np.log(3 * 86400.0), 1.2, shape)
+    gaps = 1 + np.where(rng.random(shape) < 0.7, minutes, days).astype(np.int64)
+    # Users arrive over two years from 2023-01-01.
+    gaps[:, 0] = 1672531200 + rng.integers(0, 2 * 365 * 86400, len(lengths))
+    return np.cumsum(gaps, axis=1)
+
+
+def _draw_histories(rng: np.random.Generator, world: _World, lengths: np.ndarray) -> np.ndarray:
+    """All users of a chunk advance together, one item a step. int64[users, longest], -1 behind the end."""
+    histories = np.full((len(lengths), int(lengths.max())), -1, dtype=np.int64)
+    for start in range(0, len(lengths), _CHUNK):
+        chunk = histories[start : start + _CHUNK]
+        chunk_lengths = lengths[start : start + _CHUNK]
+        for step in range(int(chunk_lengths.max())):
+            active = np.flatnonzero(chunk_lengths > step)
+            steps = np.full(len(active), step)
+            probabilities = _next_item_probabilities(world, chunk[active, : max(step, 1)], steps)
+            cumulated = np.cumsum(probabilities, axis=1)
+            # Never on a seen item: its cumulated value equals the one before, and the draw lies strictly
+            # below the total, so the first value above the draw belongs to an item of positive probability.
+            draws = rng.random(len(active)) * cumulated[:, -1]
+            chunk[active, step] = (cumulated > draws[:, None]).argmax(axis=1)
+    return histories
+
+
+def _next_item_probabilities(world: _World, histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The equation at the head of this file: float64[users, items] after the first `lengths` items of each.
+
+    It reads nothing but the world and the items, so what it returns is known to whoever knows the history.
+    """
+    users, width = histories.shape
+    genres, items_per_genre = world.popularity.shape
+    rows, steps = np.nonzero(np.arange(width) < lengths[:, None])
+    items = histories[rows, steps]
+    ages = lengths[rows] - 1 - steps
+
+    # No matrix products: their rounding may depend on the number of threads, and then the log would, too.
+    fading = TASTE_DECAY**ages
+    own = items // items_per_genre
+    taste = TASTE_PRIOR * world.prior + (
+        _scatter(rows, own, (1 - TASTE_DRIFT) * fading, (users, genres))
+        + _scatter(rows, world.neighbour[own], TASTE_DRIFT * fading, (users, genres))
+    )
+    taste /= taste.sum(axis=1, keepdims=True)
+    # A history shorter than the threads shares them among the items it has; an empty one has only taste.
+    reach = np.cumsum(THREAD_SHARES)[np.clip(lengths, 1, len(THREAD_SHARES)) - 1]
+    markov = np.where(lengths > 0, world.markov_share, 0.0)
+    weighted = ((1 - markov)[:, None] * taste)[:, :, None] * world.popularity
+    probabilities = weighted.reshape(users, -1)
+
+    recent = ages < len(THREAD_SHARES)
+    rows_recent, ages_recent = rows[recent], ages[recent]
+    share = markov[rows_recent] * THREAD_SHARES[ages_recent] / reach[rows_recent]
+    for place, successor_share in enumerate(SUCCESSOR_SHARES):
+        # Two threads may lead to the same item, hence the sum at equal places.
+        np.add.at(
+            probabilities,
+            (rows_recent, world.successors[items[recent], place]),
+            share * successor_share,
+        )
+    probabilities[rows, items] = 0.0
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _scatter(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    flat = np.bincount(rows * shape[1] + columns, weights=weights, minlength=shape[0] * shape[1])
+    return flat.reshape(shape)
+
+
+def _best(world: _World, histories: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
+    """`best_reachable` at 10 over all users, in chunks."""
+    totals = {"hr@10": 0.0, "ndcg@10": 0.0}
+    for start in range(0, len(lengths), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        score = best_reachable(_next_item_probabilities(world, histories[chunk], lengths[chunk]), 10)
+        for name in totals:
+            totals[name] += score[name] * len(lengths[chunk])
+    return {name: total / len(lengths) for name, total in totals.items()}

@@ -1,0 +1,41 @@
+"""Training losses: plain functions of logits. T tokens, N negatives."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def binary_cross_entropy(target_logits: Tensor, negative_logits: Tensor) -> Tensor:
+    """Binary cross-entropy of the target against its negatives (SASRec, section III-E), a mean over T.
+
+    Args:
+        target_logits: ``[T]``.
+        negative_logits: ``[T, N]``; the negatives' terms are summed, so with one it is the paper's loss.
+    """
+    return (F.softplus(-target_logits) + F.softplus(negative_logits).sum(dim=1)).mean()
+
+
+def sampled_softmax(
+    target_logits: Tensor,
+    negative_logits: Tensor,
+    target_log_probability: Tensor | None = None,
+    negative_log_probability: Tensor | None = None,
+) -> Tensor:
+    """Softmax cross-entropy of the target among itself and N sampled negatives, a mean over T.
+
+    With the sampler's log-probabilities, each is taken off its logit, which makes the gradient that of
+    the full softmax in expectation as N grows (Bengio & Senecal 2008; Jean et al. 2015, eq. 8 to 11).
+    A uniform sampler needs none.
+
+    Args:
+        target_logits: ``[T]``.
+        negative_logits: ``[T, N]``; -inf leaves a negative out.
+        target_log_probability: ``[T]``, of drawing the target as a negative.
+        negative_log_probability: ``[N]``.
+    """
+    if target_log_probability is not None:
+        target_logits = target_logits - target_log_probability
+    if negative_log_probability is not None:
+        negative_logits = negative_logits - negative_log_probability
+    together = torch.cat([target_logits[:, None], negative_logits], dim=1)
+    return (together.logsumexp(dim=1) - target_logits).mean()

@@ -1,0 +1,187 @@
+"""Ranks to metrics: one value a user, so that means, intervals and paired tests all start from the same.
+
+A user has one target. Its rank is given by two numbers, so that ties neither help nor hurt:
+
+- ``greater int64[U]``: candidates scored strictly above the target; -1 where the target can not be ranked
+  at all, which is a miss in every metric;
+- ``ties int64[U]``: other candidates scored equal to it.
+
+The target then stands at each of the ranks ``greater + 1 … greater + ties + 1`` with the same probability,
+and a metric is its exact expectation over that: a model that scores everything alike gets what chance
+gives (McSherry & Najork 2008, "Computing information retrieval performance measures efficiently in the
+presence of tied scores").
+
+Metrics of recommended lists take ``lists int[U, k]``, item indices from 1, best first, 0 at empty places.
+"""
+
+import numpy as np
+
+_CHUNK = 4_000_000  # counts held at once, 32 MB
+
+
+def hit_rate(greater: np.ndarray, ties: np.ndarray, k: int) -> np.ndarray:
+    """HR@k, ``float64[U]``: the probability that the target is among the first k."""
+    _check(k)
+    return _expected(np.ones(k), greater, ties)
+
+
+def recall(greater: np.ndarray, ties: np.ndarray, k: int) -> np.ndarray:
+    """Recall@k, ``float64[U]``: the share of the user's targets among the first k.
+
+    With the one target that a user has here it equals the hit rate. Some papers cap the denominator at
+    min(k, targets), which changes nothing for one target.
+    """
+    return hit_rate(greater, ties, k)
+
+
+def ndcg(greater: np.ndarray, ties: np.ndarray, k: int) -> np.ndarray:
+    """NDCG@k, ``float64[U]``: ``1 / log2(rank + 1)`` where the rank is at most k, 0 below.
+
+    Järvelin & Kekäläinen 2002; with one target of gain 1 the ideal DCG is 1.
+    """
+    _check(k)
+    return _expected(1.0 / np.log2(np.arange(2, k + 2)), greater, ties)
+
+
+def mrr(greater: np.ndarray, ties: np.ndarray, k: int | None = None) -> np.ndarray:
+    """MRR or MRR@k, ``float64[U]``: ``1 / rank``, and with k 0 below rank k. Voorhees 1999."""
+    if k is None:
+        k = max(int(np.max(greater + ties, initial=0)) + 1, 1)
+    _check(k)
+    return _expected(1.0 / np.arange(1, k + 1), greater, ties)
+
+
+def coverage(lists: np.ndarray, num_items: int) -> float:
+    """Catalogue coverage: the share of the items that are recommended to anybody (Ge et al. 2010)."""
+    present = np.zeros(num_items + 1, dtype=bool)
+    present[lists] = True
+    return float(np.count_nonzero(present[1:]) / num_items)
+
+
+def popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How popular the recommended items are, ``float64[U]`` between 0 and 1.
+
+    The mean over the list of ``count(item) / highest count of any item``, counts being interactions in
+    training: average recommendation popularity (Abdollahpouri et al. 2019), normalised. 1: only the most
+    popular item; an empty list gives NaN.
+
+    Args:
+        lists: ``int[U, k]``.
+        counts: ``int64[I + 1]``, interactions of each item in training.
+    """
+    return _mean_over_list(counts / max(int(counts[1:].max(initial=0)), 1), lists)
+
+
+def novelty(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean self-information of the recommended items in bits, ``float64[U]``.
+
+    The mean over the list of ``-log2 p(item)``, where p is the item's share of the interactions in
+    training (Vargas & Castells 2011, popularity-based novelty; Zhou et al. 2010). Every item gets one
+    interaction more than it has, so that one never seen in training has a finite value and p still sums
+    to one: ``p(i) = (count(i) + 1) / (N + I)``. An empty list gives NaN.
+    """
+    num_items = len(counts) - 1
+    share = (counts + 1.0) / (counts[1:].sum() + num_items)
+    return _mean_over_list(-np.log2(share), lists)
+
+
+def bootstrap_intervals(values: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> np.ndarray:
+    """Percentile bootstrap over users (Efron 1979) of the mean of each metric.
+
+    All columns are resampled together. Above 200,000 users there are fewer resamples, down to 100, as
+    the intervals are narrow then and the work would grow for nothing.
+
+    Args:
+        values: ``float64[U, n]``, a column a metric; NaN where a user has no value, and the mean is over
+            those who have.
+        resamples: how many means the percentiles are taken of.
+        level: share of the means between the two ends.
+        seed: fixes the resamples.
+
+    Returns:
+        ``float64[n, 2]``: lower and upper end.
+    """
+    users, width = values.shape
+    resamples = _affordable(resamples, users, least=100)
+    known = ~np.isnan(values)
+    centre = mean(values)
+    # Deviations from the mean keep a constant metric exactly constant.
+    deviations = np.where(known, values - centre, 0.0)
+    everywhere = bool(known.all())
+    weights = known.astype(np.float64)
+    random = np.random.default_rng(seed)
+    means = np.empty((resamples, width))
+    chunk = max(1, _CHUNK // users)
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        times = np.empty((count, users))  # how often each user is drawn
+        for row in times:
+            row[:] = np.bincount(_draw(random, users), minlength=users)
+        total = float(users) if everywhere else np.maximum(times @ weights, 1.0)
+        means[start : start + count] = times @ deviations / total
+    return centre[:, None] + _ends(means, level).T
+
+
+def coverage_interval(
+    lists: np.ndarray, num_items: int, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of :func:`coverage` over users, for this number of users.
+
+    A resample holds about 63 % of the users, so it covers fewer items than all of them do: the bias of
+    its coverage is taken out by centring the spread of the resamples on the estimate. The interval says
+    how much the coverage of as many other users would differ, not what more users would cover.
+    """
+    users = len(lists)
+    resamples = _affordable(resamples, users, least=50)
+    estimate = coverage(lists, num_items)
+    random = np.random.default_rng(seed)
+    found = np.empty((resamples, 1))
+    for number in range(resamples):
+        drawn = np.zeros(users, dtype=bool)
+        drawn[_draw(random, users)] = True
+        found[number] = coverage(lists[drawn], num_items)
+    low, high = np.clip(estimate + _ends(found - found.mean(), level)[:, 0], 0.0, 1.0)
+    return float(low), float(high)
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean of each column over the rows that are not NaN, ``float64[n]``; 0 where there are none."""
+    known = ~np.isnan(values)
+    total: np.ndarray = np.where(known, values, 0.0).sum(axis=0)
+    return total / np.maximum(known.sum(axis=0), 1)
+
+
+def _expected(gain: np.ndarray, greater: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """Mean of ``gain`` (that of rank 1, 2, …; 0 after its end) over the ranks of the tie group."""
+    cumulative = np.concatenate([[0.0], np.cumsum(gain)])
+    first = np.clip(greater, 0, len(gain))
+    last = np.clip(greater + ties + 1, 0, len(gain))
+    expected: np.ndarray = (cumulative[last] - cumulative[first]) / (ties + 1)
+    return np.where(greater < 0, 0.0, expected)
+
+
+def _mean_over_list(value_of_item: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    filled = lists > 0
+    total = np.where(filled, value_of_item[lists], 0.0).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        means: np.ndarray = total / filled.sum(axis=1)
+    return means
+
+
+def _draw(random: np.random.Generator, users: int) -> np.ndarray:
+    return random.integers(users, size=users, dtype=np.int32)
+
+
+def _affordable(resamples: int, users: int, least: int) -> int:
+    return min(resamples, max(least, resamples * 200_000 // users))
+
+
+def _ends(samples: np.ndarray, level: float) -> np.ndarray:
+    """``[2, n]``: the percentiles that leave half of the rest on either side."""
+    ends: np.ndarray = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends
+
+
+def _check(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k is {k}; give 1 or more")

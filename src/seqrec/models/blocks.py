@@ -1,0 +1,195 @@
+"""Layers that models share. All work on packed tokens ``[T, ...]``."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) with cheap random numbers on the CPU.
+
+    ``torch.dropout`` draws its numbers serially there and costs several times the matrix product beside
+    it; a mask of raw 16-bit numbers costs a small part of that. The probability is rounded to 1/65536.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.random: np.random.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share of ``x`` and scale the rest, in training; the identity otherwise."""
+        if not self.training or self.probability == 0.0:
+            return x
+        if self.random is None or x.device.type != "cpu":
+            return F.dropout(x, self.probability)
+        return x * self.mask(x.numel()).view(x.shape)
+
+    def mask(self, count: int) -> Tensor:
+        """``float32[count]`` of 0 and 1 / (1 - p)."""
+        assert self.random is not None
+        words = torch.from_numpy(self.random.bit_generator.random_raw((count + 3) // 4).view(np.int16)[:count])
+        dropped = round(self.probability * 65536)
+        return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
+
+
+def seed_dropout(model: nn.Module, seed: list[int]) -> None:
+    """Start the random numbers of every dropout of the model at a point that the seed names."""
+    random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.random = random
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Packed tokens regrouped into G rows of C places, several short users to a row.
+
+    ``places int64[G * C]`` names the token at each place (token 0 where the place is empty), ``tokens
+    int64[T]`` the place of each token, ``mask float32[G, C, C]`` is 0 where the query (second axis) may
+    see the key (third): the same user and not later; and -inf elsewhere.
+    """
+
+    places: Tensor
+    tokens: Tensor
+    mask: Tensor
+    rows: int
+    width: int
+
+    def spread(self, x: Tensor) -> Tensor:
+        """``[T, D]`` to ``[G, C, D]``; what stands at empty places has no meaning."""
+        spread: Tensor = _Move.apply(x, self.places, self.tokens)
+        return spread.view(self.rows, self.width, x.shape[-1])
+
+    def collect(self, x: Tensor) -> Tensor:
+        """``[G, C, D]`` to ``[T, D]``."""
+        return x.reshape(self.rows * self.width, x.shape[-1]).index_select(0, self.tokens)
+
+
+class _Move(torch.autograd.Function):
+    """Gather whose backward is a gather too: each token has one place, and empty ones get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return gradients[0].index_select(0, back), None, None
+
+
+def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
+    """Fit the users of a batch into rows of equal width, longest first, each into the last open row.
+
+    Attention costs the square of the row's width, so the width is the longest history where that is
+    more than ``width``: with histories of a few items a row holds many of them, and little is empty.
+    """
+    lengths = batch.lengths.cpu().numpy()
+    offsets = batch.offsets.cpu().numpy()
+    width = max(min(width, int(lengths.sum())), int(lengths.max(initial=1)))
+    starts, rows = _fit(lengths, width)
+    total = int(offsets[-1])
+    user_of_token = np.repeat(np.arange(len(lengths)), lengths)
+    tokens = np.arange(total) - offsets[:-1][user_of_token] + starts[user_of_token]
+    places = np.zeros(rows * width, dtype=np.int64)
+    places[tokens] = np.arange(total)
+    owner = np.full(rows * width, -1, dtype=np.int64)
+    owner[tokens] = user_of_token
+    by_row = owner.reshape(rows, width)
+    allowed = by_row[:, :, None] == by_row[:, None, :]
+    if causal:
+        allowed &= np.tri(width, dtype=bool)
+    mask = np.where(allowed, np.float32(0), np.float32(-np.inf))
+    device = batch.items.device
+    return Grouping(
+        places=torch.from_numpy(places).to(device),
+        tokens=torch.from_numpy(tokens).to(device),
+        mask=torch.from_numpy(mask).to(device),
+        rows=rows,
+        width=width,
+    )
+
+
+def _fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
+    """The first place of each user, and how many rows are needed: next-fit, long and short in turn."""
+    order = np.argsort(lengths, kind="stable").tolist()
+    sizes = lengths.tolist()
+    starts = np.zeros(len(sizes), dtype=np.int64)
+    rows, used, low, high = 0, width, 0, len(order) - 1
+    while low <= high:
+        if used + sizes[order[high]] <= width:
+            user, high = order[high], high - 1
+        elif used + sizes[order[low]] <= width:
+            user, low = order[low], low + 1
+        else:
+            rows, used = rows + 1, 0
+            continue
+        starts[user] = (rows - 1) * width + used
+        used += sizes[user]
+    return starts, rows
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention with one or more heads (Vaswani et al. 2017; SASRec eq. 2 and 5).
+
+    Queries, keys and values are projected to ``attention_dim``; the output is projected back only where
+    the dimensions differ, as the paper has no output projection.
+    """
+
+    def __init__(self, embedding_dim: int, attention_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(embedding_dim, attention_dim)
+        self.key_value = nn.Linear(embedding_dim, 2 * attention_dim)
+        self.output = nn.Linear(attention_dim, embedding_dim) if attention_dim != embedding_dim else None
+        self.dropout = Dropout(dropout)
+
+    def forward(self, queries: Tensor, keys: Tensor, grouping: Grouping) -> Tensor:
+        """Packed queries and keys ``[T, D]`` to ``[T, D]``."""
+        query = self._heads(grouping.spread(self.query(queries)), 1)
+        key, value = self._heads(grouping.spread(self.key_value(keys)), 2).chunk(2, dim=0)
+        # The scale goes to the smaller tensor; the mask is added inside the matrix product.
+        mask = grouping.mask.to(query.dtype)
+        if self.num_heads > 1:
+            mask = mask.repeat(self.num_heads, 1, 1)
+        scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+        weights = self.dropout(scores.softmax(dim=-1))
+        mixed = torch.bmm(weights, value)
+        if self.num_heads > 1:
+            heads = mixed.view(self.num_heads, grouping.rows, grouping.width, mixed.shape[-1])
+            mixed = heads.permute(1, 2, 0, 3).flatten(2)
+        packed = grouping.collect(mixed)
+        return packed if self.output is None else self.output(packed)
+
+    def _heads(self, x: Tensor, parts: int) -> Tensor:
+        """``[G, C, parts * heads * d]`` to ``[parts * heads * G, C, d]``."""
+        rows, width, dim = x.shape
+        if parts * self.num_heads == 1:
+            return x
+        split = x.view(rows, width, parts * self.num_heads, dim // (parts * self.num_heads))
+        return split.permute(2, 0, 1, 3).flatten(0, 1)
+
+
+class FeedForward(nn.Module):
+    """Point-wise feed-forward network with ReLU (SASRec eq. 6), through the given hidden widths."""
+
+    def __init__(self, embedding_dim: int, hidden_dims: tuple[int, ...], dropout: float) -> None:
+        super().__init__()
+        widths = (embedding_dim, *hidden_dims, embedding_dim)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, D]`` to ``[T, D]``."""
+        for layer in self.layers[:-1]:
+            x = self.dropout(F.relu(layer(x)))
+        return self.dropout(self.layers[-1](x))

@@ -1,0 +1,135 @@
+"""Markov: what most often came right after the last item, with popularity behind it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec.data.batches import Batch, pack, trainable
+from seqrec.data.split import Histories
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+
+_HISTORIES_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class MarkovConfig:
+    """How much popularity mixes in.
+
+    Args:
+        alpha: weight of popularity, in transitions.
+        max_length: items of a history that the model sees: the last one.
+    """
+
+    alpha: float = 1.0
+    max_length: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise InputError(f"alpha is {self.alpha}; give more than 0")
+
+
+class Markov(Model):
+    """First-order Markov chain over items, smoothed by popularity (a Dirichlet prior).
+
+    ``P(j | i) = (c_ij + alpha p_j) / (c_i + alpha)``, where c_ij counts how often j came right after i in
+    training, c_i sums that over j, and ``p_j = (count_j + 1) / (N + I)`` is popularity with one interaction
+    added to every item. The score is log P.
+
+    The transitions are two buffers of the length E that the log gives: ``keys int64[E]``, sorted ``i * (I
+    + 1) + j``, and ``times int64[E]``. Loading a state makes them as long as the saved ones.
+    """
+
+    Config = MarkovConfig
+    FACTORED = False
+    COUNTED = True
+    config: MarkovConfig
+    counts: Tensor
+    keys: Tensor
+    times: Tensor
+    starts: Tensor
+
+    def __init__(self, config: MarkovConfig, num_items: int, num_users: int = 0) -> None:
+        del num_users
+        super().__init__()
+        self.config = config
+        self.num_items = num_items
+        self.register_buffer("counts", torch.zeros(num_items + 1, dtype=torch.int64))
+        self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("times", torch.zeros(0, dtype=torch.int64))
+        # The transitions from item i are those of starts[i]:starts[i + 1].
+        self.register_buffer("starts", torch.zeros(num_items + 2, dtype=torch.int64))
+
+    def count(self, histories: Histories) -> None:
+        """Learn from the training histories."""
+        width = self.num_items + 1
+        usable = trainable(histories)
+        pairs = [np.empty(0, dtype=np.int64)]
+        for start in range(0, len(usable), _HISTORIES_AT_ONCE):
+            part = usable.take(slice(start, start + _HISTORIES_AT_ONCE))
+            batch = pack(part, int(part.lengths.max()), with_targets=True)
+            pairs.append(batch.items.numpy() * width + batch.targets.numpy())
+        keys, times = np.unique(np.concatenate(pairs), return_counts=True)
+        starts = np.searchsorted(keys, np.arange(width + 1) * width)
+        device = self.counts.device
+        self.counts.copy_(torch.from_numpy(histories.item_counts()))
+        self.keys = torch.from_numpy(keys).to(device)
+        self.times = torch.from_numpy(times.astype(np.int64)).to(device)
+        self.starts.copy_(torch.from_numpy(starts))
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The item of each token itself, ``int64[T, 1]``."""
+        return batch.items[:, None]
+
+    def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
+        """``log P(item | last)`` in the shapes of the contract; -inf for the padding."""
+        last = hidden[:, 0]
+        prior = self._prior()
+        total = torch.cat([self.times.new_zeros(1), self.times.cumsum(0)])
+        outgoing = total[self.starts[1:]] - total[self.starts[:-1]]
+        norm = torch.log(outgoing[last].to(prior.dtype) + self.config.alpha)[:, None]
+        if items is not None and items.dim() == 2:
+            key = last[:, None] * (self.num_items + 1) + items
+            place = torch.searchsorted(self.keys, key)
+            padded_keys = torch.cat([self.keys, self.keys.new_full((1,), -1)])
+            padded_times = torch.cat([self.times, self.times.new_zeros(1)])
+            times = torch.where(padded_keys[place] == key, padded_times[place], 0)
+            return torch.log(times + prior[items]) - norm
+        # A row of the prior for everybody, and the few items that ever followed the last one over it.
+        if items is None:
+            unique, again = None, None
+            logits = torch.log(prior) - norm
+        else:
+            unique, again = torch.unique(items, return_inverse=True)
+            logits = torch.log(prior[unique]) - norm
+        low = self.starts[last]
+        lengths = self.starts[last + 1] - low
+        rows = torch.repeat_interleave(torch.arange(len(last), device=last.device), lengths)
+        first = lengths.cumsum(0) - lengths
+        entries = torch.arange(len(rows), device=last.device) - first[rows] + low[rows]
+        followers = self.keys[entries] % (self.num_items + 1)
+        values = torch.log(self.times[entries] + prior[followers]) - norm[rows, 0]
+        if unique is None:
+            logits[rows, followers] = values
+            return logits
+        column = self.keys.new_full((self.num_items + 1,), -1)
+        column[unique] = torch.arange(len(unique), device=last.device)
+        there = column[followers] >= 0
+        logits[rows[there], column[followers[there]]] = values[there]
+        return logits[:, again]
+
+    def _prior(self) -> Tensor:
+        """``alpha p_j``, ``float32[I + 1]``; 0 for the padding."""
+        prior = self.config.alpha * (self.counts + 1.0) / (self.counts.sum() + self.num_items)
+        prior[0] = 0.0
+        return prior
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("keys", "times"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=self.counts.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,153 @@
+"""SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, group
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """Sizes and regularisation of SASRec.
+
+    Args:
+        max_length: items of a history that the model sees, the last ones (n in the paper).
+        embedding_dim: width of the item embeddings and hidden states (d).
+        attention_dim: width of queries, keys and values; the embedding's without it.
+        num_blocks: self-attention blocks (b).
+        num_heads: heads of each attention; the attention's width is divided among them.
+        feedforward_dims: hidden widths of the point-wise network; one of the embedding's without it.
+        dropout: probability, on the embedded input, the attention weights and the point-wise network.
+        l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens.
+        norm: where layer norm sits. ``paper``: as in the authors' code, on the queries and the
+            point-wise network's input, whose normalised value also feeds the residual; ``pre``: before
+            each part, with the residual past it; ``post``: after each residual.
+    """
+
+    max_length: int = 50
+    embedding_dim: int = 64
+    attention_dim: int | None = None
+    num_blocks: int = 2
+    num_heads: int = 1
+    feedforward_dims: tuple[int, ...] | None = None
+    dropout: float = 0.2
+    l2: float = 0.0
+    norm: Literal["paper", "pre", "post"] = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "embedding_dim", "num_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.num_blocks < 0:
+            raise InputError(f"num_blocks is {self.num_blocks}; give 0 or more")
+        if self.attention_dim is not None and self.attention_dim < 1:
+            raise InputError(f"attention_dim is {self.attention_dim}; give 1 or more, or none")
+        if any(width < 1 for width in self.feedforward_dims or ()):
+            raise InputError(f"feedforward_dims are {self.feedforward_dims}; give 1 or more each")
+        if not self.l2 >= 0:
+            raise InputError(f"l2 is {self.l2}; give 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}; give at least 0 and less than 1")
+        if (self.attention_dim or self.embedding_dim) % self.num_heads:
+            raise InputError(
+                f"attention_dim {self.attention_dim or self.embedding_dim} is not a multiple of "
+                f"num_heads {self.num_heads}; give one that is"
+            )
+        if self.norm not in ("paper", "pre", "post"):
+            raise InputError(f"norm is {self.norm!r}; give paper, pre or post")
+
+
+class SASRecBlock(nn.Module):
+    """Causal self-attention and a point-wise feed-forward network, each with residual and norm."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        self.norm = config.norm
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-8)
+        self.attention = Attention(dim, config.attention_dim or dim, config.num_heads, config.dropout)
+        self.feedforward_norm = nn.LayerNorm(dim, eps=1e-8)
+        self.feedforward = FeedForward(dim, config.feedforward_dims or (dim,), config.dropout)
+
+    def forward(self, x: Tensor, grouping: Grouping) -> Tensor:
+        """Packed ``[T, D]`` to ``[T, D]``."""
+        if self.norm == "paper":
+            queries = self.attention_norm(x)
+            x = self.feedforward_norm(queries + self.attention(queries, x, grouping))
+            return x + self.feedforward(x)
+        if self.norm == "pre":
+            normed = self.attention_norm(x)
+            x = x + self.attention(normed, normed, grouping)
+            return x + self.feedforward(self.feedforward_norm(x))
+        x = self.attention_norm(x + self.attention(x, x, grouping))
+        return self.feedforward_norm(x + self.feedforward(x))
+
+
+class SASRec(Model):
+    """The model of the paper: eq. 1 (embedding), 2 to 6 (blocks), 7 (dot product with the items).
+
+    Positions count from the end of the window, so the most recent item always stands at the last one,
+    as the left-padded sequences of the authors' code have it.
+    """
+
+    Config = SASRecConfig
+    config: SASRecConfig
+
+    def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:
+        del num_users  # the model knows users by their history alone
+        super().__init__()
+        self.config = config
+        self.num_items = num_items
+        dim = config.embedding_dim
+        self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        self.position_embedding = nn.Embedding(config.max_length, dim)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.num_blocks))
+        self.final_norm = nn.LayerNorm(dim, eps=1e-8)
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw the weights anew: Glorot for matrices as in the authors' code, narrow for the tables."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        for table in (self.item_embedding, self.position_embedding):
+            nn.init.normal_(table.weight, std=self.config.embedding_dim**-0.5)
+        with torch.no_grad():
+            self.item_embedding.weight[0] = 0
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Hidden states ``[T, D]`` of the tokens."""
+        lengths = batch.lengths
+        rows = torch.repeat_interleave(lengths, lengths)
+        positions = batch.positions + (self.config.max_length - rows)
+        x = self.item_embedding(batch.items) * self.config.embedding_dim**0.5
+        x = self.dropout(x + self.position_embedding(positions))
+        grouping = group(batch)
+        for block in self.blocks:
+            x = block(x, grouping)
+        return self.final_norm(x)
+
+    def item_vectors(self) -> Tensor:
+        """The item embeddings ``[I + 1, D]``, shared by input and output."""
+        return self.item_embedding.weight
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Embeddings ``[..., D]`` of some items."""
+        return self.item_embedding(items)
+
+    def penalty(self, batch: Batch) -> Tensor | None:
+        """``l2`` times the mean squared norm of the embeddings of the batch's items and targets."""
+        if self.config.l2 == 0.0:
+            return None
+        looked_up = self.item_embedding(torch.cat([batch.items, batch.targets]))
+        return self.config.l2 * looked_up.square().sum(dim=1).mean()

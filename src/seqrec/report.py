@@ -1,0 +1,100 @@
+"""Pictures of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from seqrec.errors import InputError
+from seqrec.files import replacing
+
+_BLUE, _ORANGE, _GREY = "#2a6fbb", "#d9730d", "#6b7280"
+
+
+def training_curve(epochs: pl.DataFrame, path: str | Path, best: float | None = None) -> None:
+    """Draw loss and validation NDCG@10 by epoch as a PNG.
+
+    Args:
+        epochs: rows of ``epochs.csv``; ``ndcg@10`` may be missing, or null where it was not computed.
+        path: the PNG.
+        best: the best reachable NDCG@10, drawn as a line, where it is known.
+
+    Raises:
+        InputError: no epoch to draw, or the file can't be written.
+    """
+    if epochs.height == 0:
+        raise InputError(f"{path}: there is no epoch to draw; train first")
+    figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
+    left = figure.subplots()
+    left.plot(epochs["epoch"], epochs["loss"], color=_BLUE, marker="o", markersize=3)
+    left.set_xlabel("epoch")
+    left.set_ylabel("training loss", color=_BLUE)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.spines[["top"]].set_visible(False)
+    if "ndcg@10" in epochs.columns:
+        known = epochs.filter(pl.col("ndcg@10").is_not_null())
+        right = left.twinx()
+        right.plot(known["epoch"], known["ndcg@10"], color=_ORANGE, marker="o", markersize=3)
+        right.set_ylabel("validation NDCG@10, full ranking", color=_ORANGE)
+        right.set_ylim(bottom=0)
+        right.spines[["top"]].set_visible(False)
+        if best is not None:
+            right.axhline(best, color=_GREY, linestyle="--", linewidth=1)
+            right.annotate(
+                f"best reachable {best:.3f}",
+                (1, best),
+                xycoords=("axes fraction", "data"),
+                xytext=(-4, -4),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                color=_GREY,
+                fontsize=8,
+            )
+            right.set_ylim(0, best * 1.1)
+    left.set_title("Training", loc="left", fontsize=11)
+    _save(figure, path)
+
+
+def recommendations_picture(rows: list[dict[str, Any]], path: str | Path, title: str = "Recommendations") -> None:
+    """Draw a table of recommendations as a PNG.
+
+    Args:
+        rows: a dictionary a person with the same keys, such as user, history and recommended; values
+            may have several lines.
+        path: the PNG.
+        title: above the table.
+    """
+    if not rows:
+        raise InputError(f"{path}: there is no recommendation to draw; ask for at least one user")
+    columns = list(rows[0])
+    cells = [[str(row[name]) for name in columns] for row in rows]
+    lines = [max(cell.count("\n") + 1 for cell in line) for line in cells]
+    widths = [
+        max(len(part) for line in [columns, *cells] for part in line[index].split("\n"))
+        for index in range(len(columns))
+    ]
+    figure = Figure(figsize=(0.085 * sum(widths) + 0.8, 0.19 * (sum(lines) + 2) + 0.75), dpi=150)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.86))
+    axes.axis("off")
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    share = [width / sum(widths) for width in widths]
+    grid = axes.table(cells, colLabels=columns, colWidths=share, cellLoc="left", colLoc="left", bbox=Bbox.unit())
+    grid.auto_set_font_size(False)
+    grid.set_fontsize(8)
+    unit = 1 / (sum(lines) + 1.4)
+    for (row, _), cell in grid.get_celld().items():
+        cell.set_height(unit * (1.4 if row == 0 else lines[row - 1]))
+        cell.set_edgecolor("#d1d5db")
+        if row == 0:
+            cell.set_facecolor("#eef2f7")
+            cell.get_text().set_fontweight("bold")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with replacing(path) as new:
+        figure.savefig(new, format="png", metadata={"Software": None})

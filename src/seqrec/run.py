@@ -1,0 +1,350 @@
+"""The run folder: what training writes and everything else reads. No pickle anywhere.
+
+``config.json`` (model, sizes, how the log was prepared and split, how it was trained),
+``items.parquet`` and ``users.parquet`` (ids and histories), ``weights.safetensors`` (the best so far),
+``metrics.json``, ``epochs.csv`` (a row an epoch) and ``state/training.safetensors`` (all that a later
+process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seqrec.data.prepare import Dataset, PrepareConfig
+from seqrec.data.split import Split, split_by_time, split_last_two
+from seqrec.errors import InputError
+from seqrec.files import replacing, replacing_folder
+from seqrec.models import MODELS
+from seqrec.models.base import Model
+
+FORMAT_VERSION = 1
+
+CONFIG = "config.json"
+WEIGHTS = "weights.safetensors"
+ITEMS = "items.parquet"
+USERS = "users.parquet"
+METRICS = "metrics.json"
+EPOCHS = "epochs.csv"
+STATE = "state/training.safetensors"
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """What trains, validates and tests.
+
+    Args:
+        split: ``last-two`` (the last item of a user tests, the one before validates; users of fewer
+            than 3 only train) or ``time`` (the same two moments for everybody).
+        valid_from: first moment of validation (unix seconds), for ``time``; 80 % of the log without it.
+        test_from: first moment of the test (unix seconds), for ``time``; 90 % of the log without it.
+    """
+
+    split: Literal["last-two", "time"] = "last-two"
+    valid_from: int | None = None
+    test_from: int | None = None
+
+    def apply(self, dataset: Dataset) -> Split:
+        """Split a dataset."""
+        if self.split == "time":
+            return split_by_time(dataset, self.valid_from, self.test_from)
+        if self.split != "last-two":
+            raise InputError(f"unknown split {self.split!r}; give last-two or time")
+        if self.valid_from is not None or self.test_from is not None:
+            raise InputError("valid_from and test_from belong to the split by time; give it too")
+        return split_last_two(dataset)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What ``config.json`` holds; ``training`` is empty for a model that was only counted."""
+
+    model: str
+    model_config: dict[str, Any]
+    num_items: int
+    num_users: int
+    has_timestamps: bool
+    fingerprint: str
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Model:
+        """A model of these sizes with fresh weights."""
+        return build_model(self.model, self.model_config, self.num_items, self.num_users)
+
+
+def build_model(name: str, config: Mapping[str, Any], num_items: int, num_users: int) -> Model:
+    """A model by name, with the fields of its ``Config`` from a mapping; unknown ones are an error."""
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+    kind = MODELS[name]
+    known = {f.name for f in fields(kind.Config)}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise InputError(f"{name} has no {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return kind(kind.Config(**values), num_items, num_users)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A digest of a dataset's interactions and ids, to tell on resume whether the log is the same."""
+    digest = hashlib.sha256()
+    for array in (dataset.items, dataset.timestamps, dataset.offsets):
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    for ids in (dataset.user_ids, dataset.item_ids):
+        digest.update(str(ids.dtype).encode())
+        digest.update(ids.hash(seed=0).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Run:
+    """A run folder that exists."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such run folder; seqrec fit LOG --out {self.folder} makes one")
+        if not (self.folder / CONFIG).is_file():
+            raise InputError(f"{self.folder}: not a run folder ({CONFIG} is missing); give one that seqrec fit wrote")
+
+    @classmethod
+    def create(cls, folder: str | Path, config: RunConfig, dataset: Dataset, overwrite: bool = False) -> "Run":
+        """Make the folder with its configuration, ids and histories; refuse one that holds anything."""
+        folder = Path(folder)
+        check_free(folder, overwrite)
+        with replacing_folder(folder) as new:
+            _write_json(new / CONFIG, {"format_version": FORMAT_VERSION, **asdict(config)})
+            dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
+            offsets = np.asarray(dataset.offsets)
+            pl.DataFrame(
+                {
+                    "user_id": dataset.user_ids,
+                    "items": _lists(dataset.items, offsets, pl.Int32),
+                    "timestamps": _lists(dataset.timestamps, offsets, pl.Int64),
+                }
+            ).write_parquet(new / USERS)
+        return cls(folder)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration."""
+        path = self.folder / CONFIG
+        values = _read_json(path)
+        version = values.pop("format_version", None)
+        if not isinstance(version, int):
+            raise InputError(f"{path}: has no format_version; give a folder that seqrec fit wrote")
+        if version > FORMAT_VERSION:
+            raise InputError(f"{path}: format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
+        try:
+            values["prepare"] = PrepareConfig(**values["prepare"])
+            values["split"] = SplitConfig(**values["split"])
+            return RunConfig(**values)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: is damaged ({error}); train again") from error
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The interactions that the run was given, all of them."""
+        items = self._parquet(ITEMS, ["item_id"])
+        users = self._parquet(USERS, ["user_id", "items", "timestamps"])
+        try:
+            lengths = users["items"].list.len().to_numpy().astype(np.int64)
+            same = (users["timestamps"].list.len().to_numpy() == lengths).all()
+            dataset = Dataset(
+                items=users["items"].explode().to_numpy().astype(np.int32, copy=False),
+                timestamps=users["timestamps"].explode().to_numpy().astype(np.int64, copy=False),
+                offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+                user_ids=users["user_id"],
+                item_ids=items["item_id"],
+                has_timestamps=self.config.has_timestamps,
+            )
+        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            raise InputError(f"{self.folder / USERS}: is damaged ({_one_line(error)}); train again") from error
+        sizes = (dataset.num_users, dataset.num_items)
+        known = (self.config.num_users, self.config.num_items)
+        bounds = dataset.num_interactions == 0 or (dataset.items.min() >= 1 and dataset.items.max() <= known[1])
+        if sizes != known or not same or not bounds:
+            raise InputError(
+                f"{self.folder}: {USERS} and {ITEMS} hold {sizes} users and items, {CONFIG} says {known}, or the "
+                "histories do not fit; the folder was mixed or damaged, train again"
+            )
+        return dataset
+
+    @cached_property
+    def split(self) -> Split:
+        """The dataset, split as for training."""
+        return self.config.split.apply(self.dataset)
+
+    @property
+    def finished_epoch(self) -> bool:
+        """Whether there are weights to use."""
+        return (self.folder / WEIGHTS).is_file()
+
+    def model(self) -> Model:
+        """The model with its weights, in evaluation mode on the CPU."""
+        path = self.folder / WEIGHTS
+        if not path.is_file():
+            raise InputError(f"{path}: is missing; no epoch was finished, go on with seqrec fit --resume")
+        model = self.config.build()
+        tensors = _load_tensors(path)
+        expected = model.state_dict()
+        for name in sorted(set(expected) | set(tensors)):
+            if name not in tensors:
+                raise InputError(f"{path}: weight {name} is missing; the file is of another model, train again")
+            if name not in expected:
+                raise InputError(f"{path}: weight {name} is unknown to {self.config.model}; train again")
+            wrong = tensors[name].shape != expected[name].shape or tensors[name].dtype != expected[name].dtype
+            if wrong and not model.COUNTED:  # counted models have arrays as long as what they counted
+                raise InputError(
+                    f"{path}: weight {name} is {tensors[name].dtype} {list(tensors[name].shape)} where the model has "
+                    f"{expected[name].dtype} {list(expected[name].shape)}; the file is of another model, train again"
+                )
+        try:
+            model.load_state_dict(tensors)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{path}: does not fit the model ({_one_line(error)}); train again") from error
+        return model.eval()
+
+    def save_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the weights."""
+        _save_tensors(self.folder / WEIGHTS, weights, {})
+
+    def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Replace the training state: tensors and JSON facts in one file, so they can't part."""
+        _save_tensors(self.folder / STATE, tensors, {"facts": json.dumps(facts)})
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The training state, or None where no checkpoint was written yet."""
+        path = self.folder / STATE
+        if not path.is_file():
+            return None
+        tensors = _load_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        try:
+            return tensors, json.loads(metadata["facts"])
+        except (KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: is damaged; train again with --overwrite") from error
+
+    def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace ``epochs.csv``; a column is there if any epoch has it."""
+        names: dict[str, None] = {}
+        for row in rows:
+            names |= dict.fromkeys(row)
+        with replacing(self.folder / EPOCHS) as new, new.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(names), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def epochs(self) -> pl.DataFrame:
+        """``epochs.csv``."""
+        return self._read(EPOCHS, pl.read_csv)
+
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Replace ``metrics.json``."""
+        with replacing(self.folder / METRICS) as new:
+            _write_json(new, metrics)
+
+    def metrics(self) -> dict[str, Any]:
+        """``metrics.json``, empty where training has not ended."""
+        path = self.folder / METRICS
+        return _read_json(path) if path.is_file() else {}
+
+    def _parquet(self, name: str, columns: list[str]) -> pl.DataFrame:
+        frame = self._read(name, pl.read_parquet)
+        missing = [column for column in columns if column not in frame.columns]
+        if missing:
+            raise InputError(f"{self.folder / name}: has no column {missing[0]}; it is damaged, train again")
+        return frame
+
+    def _read(self, name: str, reader: Any) -> pl.DataFrame:
+        path = self.folder / name
+        if not path.is_file():
+            raise InputError(f"{path}: is missing; copy it back from where the run was made, or train again")
+        try:
+            frame: pl.DataFrame = reader(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
+        return frame
+
+
+def check_free(folder: str | Path, overwrite: bool = False) -> None:
+    """Refuse an output folder that holds something, but for a run that may be overwritten."""
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder that does not exist yet")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: holds something that is not a run; choose another folder")
+    if not overwrite:
+        raise InputError(f"{folder}: already holds a run; go on with --resume, replace it with --overwrite")
+
+
+def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:
+    """One list a user, without a Python loop."""
+    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    flat = pl.DataFrame({"user": users, "value": pl.Series(np.asarray(values), dtype=dtype)})
+    return flat.group_by("user", maintain_order=True).agg("value")["value"]
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is not a JSON object; copy it back or train again")
+    return values
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as new:
+        try:
+            save_file(contiguous, new, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is CUDA where there is one, else MPS, else the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not to be had here ({_one_line(error)}); give auto or cpu") from error
+    return device

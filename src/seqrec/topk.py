@@ -1,0 +1,324 @@
+"""Score histories, filter, best k. Memory is bounded by blocks of users and of the catalogue."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec.data.batches import pack
+from seqrec.data.split import Histories
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+
+CELLS = 2**24  # scores held at once: 64 MiB
+USERS_AT_ONCE = 8192  # histories encoded before their items are scored
+_ATTENTION_CELLS = 2**24  # users times squared length in a batch, which is what attention holds
+
+
+def best(
+    model: Model,
+    histories: Histories,
+    k: int,
+    *,
+    max_length: int | None = None,
+    keep_seen: bool = False,
+    allow: np.ndarray | None = None,
+    deny: np.ndarray | None = None,
+    batch_size: int = 512,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items that the model scores highest after each history, best first.
+
+    Items of equal score come in the order of their indices, the lower first. The catalogue is scored in
+    blocks, of which only the best so far are kept.
+
+    Args:
+        model: any model; its training flag is as before afterwards.
+        histories: M histories. After an empty one, which no model can score, nothing is recommended.
+        k: items a history; may be more than the catalogue has.
+        max_length: items of a history that the model sees; its ``config.max_length`` without it.
+        keep_seen: recommend items of the history too. Otherwise none of the whole history is
+            recommended, whether or not the model sees all of it.
+        allow: item indices; only these are recommended. Zeros (unknown ids) are ignored.
+        deny: item indices; these are not recommended.
+        batch_size: users scored at once.
+
+    Returns:
+        ``items int64[M, k]`` and ``scores float32[M, k]``; 0 and -inf where no candidate is left.
+
+    Raises:
+        InputError: scores that are not numbers.
+        ValueError: k below 1, or item indices outside the catalogue.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; give 1 or more")
+    candidates, denied = _candidates(model.num_items, allow, deny)
+    items = np.zeros((len(histories), k), dtype=np.int64)
+    scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+    scorable = np.flatnonzero(histories.lengths > 0)
+    with scoring(model):
+        scorer = Scorer(model, candidates)
+        for start in range(0, len(scorable), USERS_AT_ONCE):
+            rows = scorable[start : start + USERS_AT_ONCE]
+            states = last_states(model, histories.take(rows), max_length=max_length, batch_size=batch_size)
+            for first in range(0, len(rows), batch_size):
+                block = rows[first : first + batch_size]
+                seen = None if keep_seen else seen_pairs(histories.take(block))
+                found, values = _best_of_catalogue(
+                    scorer, states[first : first + batch_size], k, candidates, denied, seen
+                )
+                items[block] = found.cpu().numpy()
+                scores[block] = values.float().cpu().numpy()
+    return items, scores
+
+
+@contextmanager
+def scoring(model: Model) -> Iterator[None]:
+    """Evaluation mode without gradients; the training flag is restored after."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def device_of(model: Model) -> torch.device:
+    """Where the model's weights are."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def last_states(model: Model, histories: Histories, *, max_length: int | None = None, batch_size: int = 512) -> Tensor:
+    """The hidden state ``[M, D]`` after each history, on the model's device.
+
+    Users of like length are encoded together, fewer at once where histories are long. Use it within
+    :func:`scoring`.
+
+    Raises:
+        ValueError: an empty history; it has no state.
+    """
+    max_length = max_length or int(model.config.max_length)
+    lengths = np.minimum(histories.lengths, max_length)
+    if len(lengths) and lengths.min() < 1:
+        raise ValueError("an empty history has no state; leave it out")
+    device = device_of(model)
+    order = np.argsort(lengths, kind="stable")[::-1].copy()
+    parts: list[Tensor] = []
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        rows = order[start : start + max(1, min(batch_size, _ATTENTION_CELLS // longest**2))]
+        batch = pack(histories.take(rows), max_length).to(device)
+        parts.append(model.encode(batch)[batch.last])
+        start += len(rows)
+    if not parts:
+        return torch.empty(0, 0, device=device)
+    in_order = torch.cat(parts)
+    states = torch.empty_like(in_order)
+    states[torch.from_numpy(order).to(device)] = in_order
+    return states
+
+
+def seen_pairs(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+    """``rows int64[S], items int64[S]``: all items of each history, repetitions too."""
+    if len(histories) == 0:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    batch = pack(histories, max(1, int(histories.lengths.max())))
+    return batch.rows.numpy(), batch.items.numpy()
+
+
+class Scorer:
+    """A model's scores of a range of candidates, into memory that is used again.
+
+    Args:
+        model: in evaluation mode.
+        candidates: ``int64[C]`` items that columns stand for; the whole catalogue, with the padding in
+            column 0, without it.
+    """
+
+    def __init__(self, model: Model, candidates: np.ndarray | None = None) -> None:
+        self.model = model
+        self.device = device_of(model)
+        self.candidates = None if candidates is None else torch.from_numpy(candidates).to(self.device)
+        self.columns = model.num_items + 1 if candidates is None else len(candidates)
+        self.vectors: Tensor | None = None
+        if model.FACTORED:
+            self.vectors = model.item_vectors() if self.candidates is None else model.vectors_of(self.candidates)
+            self.vectors = _at_least_float32(self.vectors)
+        self._memory: Tensor | None = None
+
+    @property
+    def cells(self) -> int:
+        """Scores that may be held at once; a model that is not factored may need a vector for each."""
+        return CELLS if self.model.FACTORED else CELLS // 16
+
+    def __call__(self, states: Tensor, start: int, stop: int) -> Tensor:
+        """Scores ``[R, stop - start]``, valid until the next call and free to be changed."""
+        if self.vectors is not None:
+            states = _at_least_float32(states)
+            size = len(states) * (stop - start)
+            if self._memory is None or len(self._memory) < size:
+                self._memory = torch.empty(size, dtype=states.dtype, device=self.device)
+            memory = self._memory[:size].view(len(states), stop - start)
+            return torch.mm(states, self.vectors[start:stop].T, out=memory)
+        if self.candidates is None and stop - start == self.columns:
+            return _at_least_float32(self.model.score(states)).clone()
+        if self.candidates is None:
+            items = torch.arange(start, stop, device=self.device)
+        else:
+            items = self.candidates[start:stop]
+        return _at_least_float32(self.model.score(states, items)).clone()
+
+
+def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row of ``scores[R, C]``: ``columns int64[R, k]``, ``values[R, k]``.
+
+    Ordered by value, then by column; -1 and -inf where there are fewer than k above -inf.
+
+    Raises:
+        InputError: a score is NaN.
+    """
+    rows, width = scores.shape
+    columns = torch.full((rows, k), -1, dtype=torch.int64, device=scores.device)
+    values = torch.full((rows, k), -torch.inf, dtype=scores.dtype, device=scores.device)
+    if rows and width:
+        fill = _largest_by_row if scores.device.type == "cpu" else _largest_by_sort
+        fill(scores, columns, values)
+    return columns, values
+
+
+def _largest_by_row(scores: Tensor, columns: Tensor, values: Tensor) -> None:
+    """On a processor: find a value that at least k reach, and sort only those.
+
+    The value is the k-th largest of the maxima of stretches of the row. One pass takes the maxima and
+    one compares, which is half the time of ``torch.topk`` and settles ties on the way.
+    """
+    rows, width = scores.shape
+    k = columns.shape[1]
+    stretch = min(64, max(1, width // (16 * k)))
+    whole = width // stretch
+    maxima = scores[:, : whole * stretch].view(rows, stretch, whole).amax(dim=1) if stretch > 1 else scores
+    if width > whole * stretch:
+        maxima = torch.cat([maxima, scores[:, whole * stretch :].amax(dim=1, keepdim=True)], dim=1)
+    tops = maxima.numpy()
+    _require_numbers(not np.isnan(tops.max(axis=1)).any())
+    if k < tops.shape[1]:
+        enough = np.partition(tops, tops.shape[1] - k, axis=1)[:, -k]
+    else:
+        enough = np.full(rows, -np.inf, dtype=tops.dtype)
+    all_scores, all_columns, all_values = scores.numpy(), columns.numpy(), values.numpy()
+    for row in range(rows):
+        mine = all_scores[row]
+        reach = np.flatnonzero(mine >= enough[row]) if enough[row] > -np.inf else np.flatnonzero(mine > -np.inf)
+        reach = reach[np.argsort(-mine[reach], kind="stable")[:k]]
+        all_columns[row, : len(reach)] = reach
+        all_values[row, : len(reach)] = mine[reach]
+
+
+def _largest_by_sort(scores: Tensor, columns: Tensor, values: Tensor) -> None:
+    """On an accelerator: ``torch.topk``, which takes any of equal values, and the ties set right."""
+    k = min(columns.shape[1], scores.shape[1])
+    top, place = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
+    _require_numbers(not bool(top[:, 0].isnan().any()))  # NaN sorts first
+    if top.shape[1] > k:
+        cut = top[:, k - 1]
+        tied = torch.nonzero((cut == top[:, k]) & (cut > -torch.inf))[:, 0]
+        if len(tied):
+            # Of the items that equal the k-th, those of the lowest columns fill what is left.
+            need = k - (top[tied, :k] > cut[tied, None]).sum(dim=1)
+            row, column = torch.nonzero(scores[tied] == cut[tied, None], as_tuple=True)
+            first = torch.searchsorted(row, torch.arange(len(tied), device=row.device))
+            number = torch.arange(len(row), device=row.device) - first[row]
+            use = number < need[row]
+            row, column, number = row[use], column[use], number[use]
+            place[tied[row], (k - need)[row] + number] = column
+        top, place = top[:, :k], place[:, :k]
+    place, order = place.sort(dim=1)
+    top, order = top.gather(1, order).sort(dim=1, descending=True, stable=True)
+    values[:, :k] = top
+    columns[:, :k] = torch.where(top > -torch.inf, place.gather(1, order), -1)
+
+
+def _best_of_catalogue(
+    scorer: Scorer,
+    states: Tensor,
+    k: int,
+    candidates: np.ndarray | None,
+    denied: np.ndarray,
+    seen: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[Tensor, Tensor]:
+    """``items int64[R, k]`` and ``values[R, k]`` over all blocks of the candidates."""
+    device = states.device
+    items = torch.zeros(len(states), k, dtype=torch.int64, device=device)
+    values: Tensor | None = None
+    if seen is not None:
+        rows, columns = seen
+        if candidates is not None:
+            place = np.searchsorted(candidates, columns)
+            place[place == len(candidates)] = 0
+            there = candidates[place] == columns if len(candidates) else np.zeros(len(columns), dtype=bool)
+            rows, columns = rows[there], place[there]
+        order = np.argsort(columns, kind="stable")
+        seen = rows[order], columns[order]
+    width = max(1, scorer.cells // max(1, len(states)))
+    # Column 0 of the whole catalogue is the padding.
+    for start in range(0 if candidates is not None else 1, scorer.columns, width):
+        stop = min(start + width, scorer.columns)
+        scores = scorer(states, start, stop)
+        if seen is not None:
+            low, high = np.searchsorted(seen[1], [start, stop])
+            mask(scores, seen[0][low:high], seen[1][low:high] - start)
+        low, high = np.searchsorted(denied, [start, stop])
+        if high > low:
+            scores[:, torch.from_numpy(denied[low:high] - start).to(device)] = -torch.inf
+        found, high_values = largest(scores, k)
+        names = scorer.candidates[found.clamp(min=0) + start] if scorer.candidates is not None else found + start
+        names = torch.where(found >= 0, names, 0)
+        if values is None:
+            items, values = names, high_values
+        else:
+            # What is kept has lower indices than what comes, so a stable sort keeps the order of ties.
+            values, order_of = torch.cat([values, high_values], dim=1).sort(dim=1, descending=True, stable=True)
+            items = torch.cat([items, names], dim=1).gather(1, order_of)[:, :k]
+            values = values[:, :k]
+    if values is None:
+        values = torch.full((len(states), k), -torch.inf, device=device)
+    return items, values
+
+
+def mask(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> None:
+    """Set ``scores[rows, columns]`` to -inf, in place."""
+    flat = torch.from_numpy(rows * scores.shape[1] + columns).to(scores.device)
+    scores.view(-1)[flat] = -torch.inf
+
+
+def _candidates(
+    num_items: int, allow: np.ndarray | None, deny: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Sorted allowed items or None for all, and the sorted denied ones that are still to be masked."""
+    denied = _known(num_items, deny) if deny is not None else np.empty(0, dtype=np.int64)
+    if allow is None:
+        return None, denied
+    return np.setdiff1d(_known(num_items, allow), denied), np.empty(0, dtype=np.int64)
+
+
+def _known(num_items: int, items: np.ndarray) -> np.ndarray:
+    known = np.unique(np.asarray(items, dtype=np.int64))
+    if len(known) and (known[0] < 0 or known[-1] > num_items):
+        wrong = known[0] if known[0] < 0 else known[-1]
+        raise ValueError(f"item index {wrong} is not in the catalogue of 1 to {num_items}")
+    return known[known > 0]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _require_numbers(fine: bool) -> None:
+    if not fine:
+        raise InputError("the model gives scores that are not numbers; its training diverged; lower the learning rate")

@@ -1,0 +1,419 @@
+"""The one visible training loop.
+
+All randomness of a step (the order of the users, negatives, dropout) is a function of seed, epoch and
+step, so a checkpoint needs no state of a generator, and a run that was killed and resumed ends with
+the same bytes as the one that was not.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch, trainable, training_batches
+from seqrec.data.negatives import UniformSampler, collisions, negatives_for, own_keys
+from seqrec.data.split import Histories, Split, Targets
+from seqrec.errors import InputError
+from seqrec.evaluate import accuracy
+from seqrec.losses import binary_cross_entropy, sampled_softmax
+from seqrec.models.base import Model
+from seqrec.models.blocks import seed_dropout
+from seqrec.optim import RowAdam, clip_gradients
+from seqrec.run import Run, pick_device
+
+DEFAULT_NEGATIVES = {"sampled-softmax": 2048, "bce": 1}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Args:
+        loss: ``sampled-softmax`` with negatives that a batch shares, or ``bce`` with negatives of each
+            position, as in the SASRec paper.
+        negatives: negatives a batch (sampled-softmax, 2048 without it) or a position (bce, 1).
+        epochs: passes over the training histories, at most.
+        batch_size: users a step.
+        learning_rate: Adam's, of all but the embedding tables.
+        table_learning_rate: Adam's for the embedding tables; the same without it.
+        clip_norm: joint norm that gradients are scaled down to; no clipping without it.
+        evaluate_every: epochs between validations; 0 for none.
+        patience: validations without a better NDCG@10 before training stops; 0 for never.
+        validation_users: users drawn for validation, at most.
+        seed: of everything random.
+        device: ``auto`` (CUDA, MPS or CPU, in this order), or a torch device.
+        compile: whether the encoder goes through ``torch.compile``.
+        checkpoint_minutes: minutes between checkpoints inside an epoch; each epoch ends with one.
+    """
+
+    loss: Literal["sampled-softmax", "bce"] = "sampled-softmax"
+    negatives: int | None = None
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 0.001
+    table_learning_rate: float | None = None
+    clip_norm: float | None = None
+    evaluate_every: int = 1
+    patience: int = 3
+    validation_users: int = 10_000
+    seed: int = 0
+    device: str = "auto"
+    compile: bool = False
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in DEFAULT_NEGATIVES:
+            raise InputError(f"unknown loss {self.loss!r}; give {' or '.join(DEFAULT_NEGATIVES)}")
+        for name, least in (("batch_size", 1), ("epochs", 1), ("evaluate_every", 0), ("patience", 0),
+                            ("validation_users", 1), ("seed", 0)):  # fmt: skip
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; give {least} or more")
+        if self.negatives is not None and self.negatives < 1:
+            raise InputError(f"negatives is {self.negatives}; give 1 or more")
+        for name in ("learning_rate", "table_learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} is {value}; give more than 0")
+
+
+#: Fields that may differ between a run and its resumption without changing what it would have computed.
+RESUMABLE = ("epochs", "device", "checkpoint_minutes")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave: a row an epoch, the best validated epoch (from 1), and how it ended."""
+
+    epochs: list[dict[str, Any]]
+    best_epoch: int
+    ended: Literal["epochs", "early", "interrupted"]
+
+
+def train(
+    model: Model,
+    split: Split,
+    config: TrainConfig | None = None,
+    *,
+    run: Run | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Trained:
+    """Train a model; afterwards it holds the weights of the best validated epoch, on the CPU.
+
+    Args:
+        model: with fresh weights.
+        split: training histories and validation targets; ``split.train`` has each user at its index.
+        config: how to train.
+        run: where weights, epochs and checkpoints go; nothing is written without it.
+        resume: go on from the run's last checkpoint.
+        progress: show a bar.
+
+    Raises:
+        InputError: nothing to train on, or the loss is no longer a number.
+    """
+    config = config or TrainConfig()
+    if len(trainable(split.train)) == 0:
+        raise InputError("no user has two interactions to train on; give a longer log or a looser filter")
+    if len(split.train) != split.train.dataset.num_users:
+        raise ValueError("split.train must hold every user of the dataset, each at its index")
+    device = pick_device(config.device)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == model.num_items + 1:
+            module.sparse = True  # both losses touch the rows of the batch alone
+    model.to(device).train()
+    optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate)
+    encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
+    validation = _validation(split.valid, config)
+    loop = _Loop(model, optimizer, run)
+    if resume and run is not None:
+        loop.restore()
+    tokens = int(np.minimum(trainable(split.train).lengths - 1, model.config.max_length).sum())
+    steps = -(-len(trainable(split.train)) // config.batch_size)
+
+    with _stop_signals() as stopped, _bar(progress, tokens) as bar:
+        while loop.epoch < config.epochs and not loop.ended_early(config.patience):
+            bar.start(loop.epoch + 1, config.epochs)
+            model.train()
+            clock = time.perf_counter()
+            batches = training_batches(
+                split.train,
+                batch_size=config.batch_size,
+                max_length=model.config.max_length,
+                seed=config.seed,
+                epoch=loop.epoch,
+                first_step=loop.step,
+            )
+            for batch in batches:
+                loss = _step(model, encode, optimizer, batch, split.train, config, loop, device)
+                # Added up on the device: reading a number at every step would wait for it.
+                loop.loss_sum += loss.detach().double() * len(batch.items)
+                loop.tokens += len(batch.items)
+                loop.step += 1
+                bar.update(loop.tokens)
+                if stopped():
+                    loop.seconds += time.perf_counter() - clock
+                    loop.checkpoint()
+                    loop.finish(interrupted=True)
+                    return Trained(loop.rows, loop.best_epoch, "interrupted")
+                if run is not None and loop.step < steps and loop.due(config.checkpoint_minutes):
+                    loop.checkpoint()
+            loop.seconds += time.perf_counter() - clock
+            row = loop.end_of_epoch()
+            last = loop.epoch == config.epochs
+            if config.evaluate_every and (loop.epoch % config.evaluate_every == 0 or last) and validation:
+                optimizer.catch_up()
+                row |= accuracy(model, validation)
+                loop.keep_if_better(row["ndcg@10"])
+            elif not config.evaluate_every or not validation:
+                optimizer.catch_up()
+                loop.keep_weights()
+            loop.checkpoint()
+            bar.row(row)
+    loop.finish(interrupted=False)
+    ended: Literal["epochs", "early"] = "early" if loop.epoch < config.epochs else "epochs"
+    return Trained(loop.rows, loop.best_epoch, ended)
+
+
+def _step(
+    model: Model,
+    encode: Callable[[Batch], Tensor],
+    optimizer: RowAdam,
+    batch: Batch,
+    train_histories: Histories,
+    config: TrainConfig,
+    loop: "_Loop",
+    device: torch.device,
+) -> Tensor:
+    """One optimizer step on one batch; the loss, a mean over its tokens."""
+    where = [config.seed, loop.epoch, loop.step]
+    random = np.random.default_rng([*where, 1])
+    seed_dropout(model, [*where, 2])
+    if device.type != "cpu":
+        torch.manual_seed(int(random.integers(2**62)))  # of the device's own dropout
+    owner, owned = train_histories.take(batch.users.numpy()).flat()
+    count = config.negatives or DEFAULT_NEGATIVES[config.loss]
+    on_device = batch.to(device)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        hidden = encode(on_device)
+        target_logits = model.score(hidden, on_device.targets[:, None])[:, 0]
+        if config.loss == "bce":
+            try:
+                own = own_keys(owner, owned, model.num_items)
+                drawn = negatives_for(random, UniformSampler(model.num_items), batch.rows.numpy(), count, own)
+            except ValueError as error:
+                raise InputError(f"{error}; use --loss sampled-softmax or leave such users out") from error
+            negative_logits = model.score(hidden, torch.from_numpy(drawn).to(device))
+            loss = binary_cross_entropy(target_logits.float(), negative_logits.float())
+        else:
+            shared = UniformSampler(model.num_items).draw_distinct(random, count)
+            negative_logits = model.score(hidden, torch.from_numpy(shared).to(device)).float()
+            token, negative = _own_negatives(batch, owner, owned, shared)
+            hidden_own = torch.zeros_like(negative_logits)
+            hidden_own[torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)] = -torch.inf
+            loss = sampled_softmax(target_logits.float(), negative_logits + hidden_own)
+        penalty = model.penalty(on_device)
+        if penalty is not None:
+            loss = loss + penalty
+    optimizer.zero_grad()
+    loss.backward()
+    if config.clip_norm is not None:
+        clip_gradients(optimizer.gradients(), config.clip_norm)
+    optimizer.step()
+    return loss
+
+
+def _own_negatives(
+    batch: Batch, owner: np.ndarray, owned: np.ndarray, shared: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (token, index into ``shared``) where a shared negative is an item of the token's user."""
+    which, negative = collisions(shared, owned)
+    rows = owner[which]
+    offsets = batch.offsets.numpy()
+    counts = np.diff(offsets)[rows]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(offsets[rows], counts) + within, np.repeat(negative, counts)
+
+
+def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
+    """The users that validation looks at: the same ones at every epoch."""
+    if len(targets) == 0:
+        return None
+    if len(targets) > config.validation_users:
+        random = np.random.default_rng([config.seed, 3])
+        targets = targets.take(np.sort(random.choice(len(targets), config.validation_users, replace=False)))
+    return targets
+
+
+class _Loop:
+    """Where training stands, and how it is kept."""
+
+    def __init__(self, model: Model, optimizer: RowAdam, run: Run | None) -> None:
+        self.model, self.optimizer, self.run = model, optimizer, run
+        self.epoch = 0
+        self.rows: list[dict[str, Any]] = []
+        self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
+        self.best: dict[str, Tensor] | None = None
+        self.saved_at = time.monotonic()
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        device = next(self.model.parameters()).device
+        kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.loss_sum = torch.zeros((), dtype=kind, device=device)
+
+    def ended_early(self, patience: int) -> bool:
+        return patience > 0 and self.worse >= patience
+
+    def due(self, minutes: float) -> bool:
+        return time.monotonic() - self.saved_at >= 60 * minutes
+
+    def end_of_epoch(self) -> dict[str, Any]:
+        """Close the epoch; the row of ``epochs.csv``."""
+        loss = self.loss_sum.item() / self.tokens
+        if not np.isfinite(loss):
+            raise InputError(
+                f"the loss of epoch {self.epoch + 1} is {loss}: training diverged; lower the learning rate or give "
+                "a clip norm (the last good weights are kept)"
+            )
+        self.epoch += 1
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "loss": loss,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+        }
+        self.rows.append(row)
+        self._start_epoch()
+        return row
+
+    def keep_if_better(self, value: float) -> None:
+        if value > self.best_value:
+            self.best_value, self.worse = value, 0
+            self.keep_weights()
+        else:
+            self.worse += 1
+
+    def keep_weights(self) -> None:
+        """The weights as they are become the best."""
+        self.best_epoch = self.epoch
+        self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        if self.run is not None:
+            self.run.save_weights(self.best)
+
+    def checkpoint(self) -> None:
+        """Write all that ``restore`` needs. The rows are not caught up here, which would round
+        otherwise than in a run without this checkpoint."""  # fmt: skip
+        self.saved_at = time.monotonic()
+        if self.run is None:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
+        facts = {
+            "epoch": self.epoch, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+            "loss_sum": self.loss_sum.item(), "rows": self.rows, "worse": self.worse,
+            "best_epoch": self.best_epoch, "best_value": self.best_value,
+        }  # fmt: skip
+        self.run.save_state(tensors, facts)
+        self.run.save_epochs(self.rows)
+
+    def restore(self) -> None:
+        """Take up the run's last checkpoint; without one, begin anew."""
+        assert self.run is not None
+        state = self.run.load_state()
+        if state is None:
+            return
+        tensors, facts = state
+        try:
+            prefix = "model."
+            self.model.load_state_dict({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
+            prefix = "optimizer."
+            self.optimizer.load_state_dict({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
+            for name in ("epoch", "step", "tokens", "seconds", "rows", "worse", "best_epoch", "best_value"):
+                setattr(self, name, facts[name])
+            self.loss_sum.fill_(facts["loss_sum"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"{self.run.folder}: the training state does not fit the run ({' '.join(str(error).split())}); "
+                "train again with --overwrite"
+            ) from error
+        self.best = self.run.model().state_dict() if self.best_epoch else None
+
+    def finish(self, interrupted: bool) -> None:
+        """Leave the best weights in the model; an interrupted run without any gets those of now."""
+        if self.best is None:
+            self.optimizer.catch_up()
+            self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            if self.run is not None and interrupted:
+                self.run.save_weights(self.best)
+        self.model.cpu().load_state_dict(self.best)
+        self.model.eval()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask for a stop after the step; a second one ends at once."""
+    asked = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may take signals
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        del number, frame
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Bar:
+    """Progress of the epoch on the terminal: tokens, tokens a second, time left; a line an epoch."""
+
+    def __init__(self, progress: Progress, tokens: int) -> None:
+        self.progress, self.tokens = progress, tokens
+        self.task = progress.add_task("", total=tokens, rate="", visible=False)
+        self.started = 0.0
+        self.first = 0
+
+    def start(self, epoch: int, epochs: int) -> None:
+        self.started = time.perf_counter()
+        self.first = -1
+        self.progress.reset(self.task, description=f"epoch {epoch}/{epochs}", total=self.tokens, visible=True)
+
+    def update(self, done: int) -> None:
+        if self.first < 0:
+            self.first, self.started = done, time.perf_counter()
+        rate = (done - self.first) / max(time.perf_counter() - self.started, 1e-9)
+        self.progress.update(self.task, completed=done, rate=f"{rate:,.0f} tokens/s" if rate else "")
+
+    def row(self, row: dict[str, Any]) -> None:
+        metrics = "".join(f"  valid {name} {row[name]:.4f}" for name in ("ndcg@10", "hr@10") if name in row)
+        self.progress.console.print(
+            f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  {row['seconds']:.1f} s"
+            f"  {row['tokens_per_second']:,.0f} tokens/s{metrics}",
+            highlight=False,
+        )
+
+
+@contextmanager
+def _bar(show: bool, tokens: int) -> Iterator[_Bar]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not show) as progress:
+        if not show:
+            progress.console.quiet = True
+        yield _Bar(progress, tokens)
