@@ -134,8 +134,8 @@ def fit_command(model: str) -> Any:
             if recommender.interrupted:
                 console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
             else:
-                for protocol in recommender.metrics.get("test", {}).values():
-                    console.print(table(protocol))
+                for evaluation in recommender.evaluations.values():
+                    console.print(table(evaluation, model))
                 console.print(f"run written to {out}", soft_wrap=True)
         _write_json(json, {"run": str(out), "interrupted": recommender.interrupted, **recommender.metrics})
         return 130 if recommender.interrupted else 0

@@ -64,7 +64,7 @@ def run_demo(
     return result | {
         "best": {name: log.best[name] for name in names},
         "metrics": {name: evaluation.metrics[name] for name in names},
-        "popularity": {name: evaluation.baselines["popularity"]["metrics"][name] for name in names},
+        "popularity": {name: evaluation.baselines["popularity"].metrics[name] for name in names},
         "share_of_best": evaluation.metrics["ndcg@10"] / log.best["ndcg@10"],
     }
 
@@ -74,7 +74,7 @@ def _beside_best(evaluation: Evaluation, best: dict[str, float]) -> Table:
     for name in ("", "NDCG@10", "HR@10", "share of the best NDCG@10"):
         grid.add_column(name, justify="right" if name else "left")
     shown = {"best reachable (Bayes-optimal)": best, "sasrec": evaluation.metrics}
-    shown |= {name: values["metrics"] for name, values in evaluation.baselines.items()}
+    shown |= {name: values.metrics for name, values in evaluation.baselines.items()}
     for name, metrics in shown.items():
         share = metrics["ndcg@10"] / best["ndcg@10"]
         grid.add_row(name, f"{metrics['ndcg@10']:.4f}", f"{metrics['hr@10']:.4f}", f"{share:.1%}")

@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import polars as pl
 
 from seqrec.errors import InputError
 
@@ -20,6 +23,16 @@ def explain_os_error(error: OSError, path: Path) -> InputError:
         return InputError(f"{path}: no space left on the disk; free some or choose another folder")
     reason = error.strerror or str(error)
     return InputError(f"{path}: cannot be written ({reason}); check the path and its permissions")
+
+
+def _of_the_disk(error: OSError | pl.exceptions.ComputeError) -> OSError:
+    """The error of the disk, which polars wraps: 'underlying IO error: No space ... (os error 28)'."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+        raise error
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 @contextmanager
@@ -43,8 +56,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    except (OSError, pl.exceptions.ComputeError) as error:
+        raise explain_os_error(_of_the_disk(error), path) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -86,8 +99,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
         sync(path.parent)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    except (OSError, pl.exceptions.ComputeError) as error:
+        raise explain_os_error(_of_the_disk(error), path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Training losses: plain functions of logits. T tokens, N negatives."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,5 +36,5 @@ def sampled_softmax(
         target_logits = target_logits - target_log_probability
     if negative_log_probability is not None:
         negative_logits = negative_logits - negative_log_probability
-    together = torch.cat([target_logits[:, None], negative_logits], dim=1)
-    return (together.logsumexp(dim=1) - target_logits).mean()
+    # Not one tensor of target and negatives together, which would copy all of the latter.
+    return F.softplus(negative_logits.logsumexp(dim=1) - target_logits).mean()

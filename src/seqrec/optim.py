@@ -1,6 +1,6 @@
 """Adam whose step on an embedding table costs the rows touched, and that learns as the dense one does."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class RowAdam:
                 rows = torch.arange(start, min(start + block, len(table.weight)), device=table.weight.device)
                 self._catch_up_rows(table, rows, self.steps)
 
-    def _before_reading(self, table: "_Table"):
+    def _before_reading(self, table: "_Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def bring_up_to_date(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if module.training and self.steps:
                 with torch.no_grad():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -64,6 +64,7 @@ class Recommender:
         self._split: Split | None = None
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
+        self.evaluations: dict[str, Evaluation] = {}
         self.interrupted = False
 
     def fit(
@@ -139,9 +140,8 @@ class Recommender:
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
             if len(split.test):
-                self.metrics["test"] = {
-                    protocol: self.evaluate(protocol=protocol).to_dict() for protocol in ("full", "sampled")
-                }
+                self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
+                self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
         return self
 
@@ -248,7 +248,7 @@ class Recommender:
 
     def evaluate(
         self,
-        protocol: str = "full",
+        protocol: Literal["full", "sampled"] = "full",
         split: str = "test",
         *,
         negatives: int = 100,

@@ -205,8 +205,8 @@ def _largest_by_row(scores: Tensor, columns: Tensor, values: Tensor) -> None:
     maxima = scores[:, : whole * stretch].view(rows, stretch, whole).amax(dim=1) if stretch > 1 else scores
     if width > whole * stretch:
         maxima = torch.cat([maxima, scores[:, whole * stretch :].amax(dim=1, keepdim=True)], dim=1)
+    require_numbers(maxima)
     tops = maxima.numpy()
-    _require_numbers(not np.isnan(tops.max(axis=1)).any())
     if k < tops.shape[1]:
         enough = np.partition(tops, tops.shape[1] - k, axis=1)[:, -k]
     else:
@@ -224,7 +224,7 @@ def _largest_by_sort(scores: Tensor, columns: Tensor, values: Tensor) -> None:
     """On an accelerator: ``torch.topk``, which takes any of equal values, and the ties set right."""
     k = min(columns.shape[1], scores.shape[1])
     top, place = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
-    _require_numbers(not bool(top[:, 0].isnan().any()))  # NaN sorts first
+    require_numbers(top[:, 0])  # NaN sorts first
     if top.shape[1] > k:
         cut = top[:, k - 1]
         tied = torch.nonzero((cut == top[:, k]) & (cut > -torch.inf))[:, 0]
@@ -291,6 +291,12 @@ def _best_of_catalogue(
     return items, values
 
 
+def require_numbers(scores: Tensor) -> None:
+    """Raise an InputError where a score is NaN."""
+    if bool(scores.isnan().any()):
+        raise InputError("the model gives scores that are not numbers; its training diverged; lower the learning rate")
+
+
 def mask(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> None:
     """Set ``scores[rows, columns]`` to -inf, in place."""
     flat = torch.from_numpy(rows * scores.shape[1] + columns).to(scores.device)
@@ -317,8 +323,3 @@ def _known(num_items: int, items: np.ndarray) -> np.ndarray:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _require_numbers(fine: bool) -> None:
-    if not fine:
-        raise InputError("the model gives scores that are not numbers; its training diverged; lower the learning rate")

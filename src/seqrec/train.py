@@ -18,11 +18,12 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from seqrec import metrics
 from seqrec.data.batches import Batch, trainable, training_batches
 from seqrec.data.negatives import UniformSampler, collisions, negatives_for, own_keys
 from seqrec.data.split import Histories, Split, Targets
 from seqrec.errors import InputError
-from seqrec.evaluate import accuracy
+from seqrec.evaluate import ranks
 from seqrec.losses import binary_cross_entropy, sampled_softmax
 from seqrec.models.base import Model
 from seqrec.models.blocks import seed_dropout
@@ -170,7 +171,7 @@ def train(
             last = loop.epoch == config.epochs
             if config.evaluate_every and (loop.epoch % config.evaluate_every == 0 or last) and validation:
                 optimizer.catch_up()
-                row |= accuracy(model, validation)
+                row |= _accuracy(model, validation)
                 loop.keep_if_better(row["ndcg@10"])
             elif not config.evaluate_every or not validation:
                 optimizer.catch_up()
@@ -216,9 +217,9 @@ def _step(
             shared = UniformSampler(model.num_items).draw_distinct(random, count)
             negative_logits = model.score(hidden, torch.from_numpy(shared).to(device)).float()
             token, negative = _own_negatives(batch, owner, owned, shared)
-            hidden_own = torch.zeros_like(negative_logits)
-            hidden_own[torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)] = -torch.inf
-            loss = sampled_softmax(target_logits.float(), negative_logits + hidden_own)
+            where_own = torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)
+            negative_logits.index_put_(where_own, negative_logits.new_tensor(-torch.inf))
+            loss = sampled_softmax(target_logits.float(), negative_logits)
         penalty = model.penalty(on_device)
         if penalty is not None:
             loss = loss + penalty
@@ -250,6 +251,15 @@ def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
         random = np.random.default_rng([config.seed, 3])
         targets = targets.take(np.sort(random.choice(len(targets), config.validation_users, replace=False)))
     return targets
+
+
+def _accuracy(model: Model, targets: Targets) -> dict[str, float]:
+    """NDCG@10 and HR@10 of the full ranking."""
+    greater, ties = ranks(model, targets)
+    return {
+        "ndcg@10": float(metrics.ndcg(greater, ties, 10).mean()),
+        "hr@10": float(metrics.hit_rate(greater, ties, 10).mean()),
+    }
 
 
 class _Loop:

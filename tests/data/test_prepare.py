@@ -535,8 +535,9 @@ import numpy as np, polars as pl
 from seqrec.data.prepare import prepare
 from seqrec.errors import InputError
 count = 20_000
-dataset = prepare(pl.DataFrame({"user_id": np.arange(count) // 5,
-                                "item_id": np.random.default_rng(0).permutation(count) * 2**40}))
+random = np.random.default_rng(0)
+items = [random.bytes(20).hex() for _ in range(count)]
+dataset = prepare(pl.DataFrame({"user_id": np.arange(count) // 5, "item_id": items}))
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:

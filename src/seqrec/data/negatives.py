@@ -112,7 +112,7 @@ def distinct_negatives_for(
         lines = negatives_for(random, sampler, rows[plenty], count, own)
         # A repeated item is drawn again until a line has none: the first of it stays, which makes the
         # line a uniform draw without replacement.
-        pending = np.arange(len(plenty))
+        pending: np.ndarray = np.arange(len(plenty))
         while len(pending):
             some = lines[pending]
             order = np.argsort(some, axis=1, kind="stable")
@@ -124,14 +124,14 @@ def distinct_negatives_for(
                 break
             again = pending[line]
             lines[again, place] = negatives_for(random, sampler, rows[plenty][again], 1, own)[:, 0]
-            pending = again[np.flatnonzero(np.diff(again, prepend=-1))]
+            pending = np.unique(again)
         result[plenty] = lines
-    for line in np.flatnonzero(scarce):
-        low = np.searchsorted(own, rows[line] * width)
-        high = np.searchsorted(own, (rows[line] + 1) * width)
-        left = np.setdiff1d(np.arange(1, width), own[low:high] - rows[line] * width)
+    for short in np.flatnonzero(scarce):
+        low = np.searchsorted(own, rows[short] * width)
+        high = np.searchsorted(own, (rows[short] + 1) * width)
+        left = np.setdiff1d(np.arange(1, width), own[low:high] - rows[short] * width)
         chosen = random.permutation(left)[:count]
-        result[line, : len(chosen)] = chosen
+        result[short, : len(chosen)] = chosen
     return result
 
 

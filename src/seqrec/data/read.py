@@ -28,19 +28,14 @@ USUAL_NAMES = {
     " account_id client_id buyer_id shopper_id consumer_id person_id profile_id player_id listener_id"
     " reader_id viewer_id user_key user_hash user_uuid user_name session_id session session_key",
     "item_id": "item_id item items iid movie_id movie parent_asin asin product_id product sku article_id"
-    " article track_id track song_id song book_id book isbn game_id app_id video_id news_id business_id"
-    " recipe_id anime_id course_id poi_id venue_id location_id hotel_id artist_id goods_id listing_id"
-    " offer_id content_id show_id post_id item_key item_hash item_uuid item_name",
-    "timestamp": "timestamp time ts unix_review_time unix_time unix_timestamp epoch event_time datetime"
-    " event_timestamp timestamp_ms date_time date created_at interaction_time purchase_time visit_time"
-    " watched_at played_at event_date purchase_date order_date transaction_date",
+    " article track_id track song_id song artist_id book_id book isbn game_id app_id video_id news_id"
+    " business_id recipe_id anime_id course_id poi_id venue_id hotel_id listing_id content_id show_id post_id",
+    "timestamp": "timestamp time ts unix_review_time unix_time unix_timestamp epoch event_time datetime date_time"
+    " event_timestamp timestamp_ms date created_at watched_at played_at event_date purchase_date order_date",
     "rating": "rating ratings overall score stars star_rating user_rating",
 }
-DATE_FORMATS = [
-    day + clock
-    for day in ("%Y-%m-%d", "%Y/%m/%d")
-    for clock in ("", " %H:%M:%S", " %H:%M:%S%.f", " %H:%M:%S%.f%#z", " %H:%M", " %H:%M%#z")
-]
+CLOCKS = ("", " %H:%M:%S", " %H:%M:%S%.f", " %H:%M:%S%.f%#z", " %H:%M", " %H:%M%#z")
+DATE_FORMATS = [day + clock for day in ("%Y-%m-%d", "%Y/%m/%d") for clock in CLOCKS]
 SAMPLE_BYTES, SAMPLE_ROWS = 1 << 16, 1000
 
 
@@ -80,10 +75,10 @@ def read_log(
 
     `source` is a path, a polars DataFrame or LazyFrame, a pandas DataFrame or a pyarrow Table.
 
-    **Result.** `user_id` and `item_id` (each Int64 or String), then `timestamp` (Int64, Unix seconds) and
-    `rating` (Float64) where the log has them, then all other columns (text, in text files). Rows keep the
-    order of the log, which is that of time where there are no timestamps. One exception: stamps finer than a
-    second are rounded down, and the rows are then in the order of the fine stamps, so that it is not lost.
+    **Result.** `user_id`, `item_id` (each Int64 or String), then `timestamp` (Int64, Unix seconds) and `rating`
+    (Float64) where the log has them, then the other columns (as text, from text files). Rows keep the order
+    of the log, which is that of time where there are no timestamps; but where stamps are finer than seconds
+    they are rounded down, and the rows are put in the order of the fine stamps, which would be lost.
 
     **Formats**, found by extension and content; `format` overrides. Files may be gzipped.
 
@@ -91,8 +86,7 @@ def read_log(
     - `whitespace`: separated by runs of blanks or tabs; every line has as many fields as the first.
     - `sequences`: one line a user, `user item item item …`, in the order of time.
     - `movielens`: separated by `::`; `inter`: RecBole's tab-separated files with `name:type` headers.
-    - `jsonl`: one JSON object a line, such as Amazon's reviews.
-    - `parquet`: one file, or a folder of `*.parquet` parts, read in the order of their names.
+    - `jsonl`: one JSON object a line; `parquet`: one file, or a folder of `*.parquet` parts, sorted by name.
 
     **Columns** are found by their usual names in any case (`USUAL_NAMES`, best first: `user_id`, `reviewerID`,
     `item_id`, `asin`, `timestamp`, `rating`, …) or named by `user`, `item`, `timestamp` and `rating`. The first
@@ -113,8 +107,7 @@ def read_log(
     **Timestamps** are numbers since 1970, where the median's size tells the unit (below 1e11 seconds, 1e14
     milli-, 1e17 microseconds, else nanoseconds), or ISO dates and times; without a zone they are UTC.
 
-    Raises `InputError`, one line with the path, the line (or row) and what to do, for anything else:
-    missing, empty, damaged or misnamed files, ragged rows, empty ids, and times or ratings that are none.
+    Raises `InputError`, one line with the path, the line (or row) and what to do, for anything else.
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
@@ -139,8 +132,8 @@ def _choose_columns(log: _Log, given: dict[str, str]) -> dict[str, str]:
         ranks = {_plain(name): rank for rank, name in enumerate(usual.split())}
         parameter = role.removesuffix("_id")
         if role in given:
-            found = [name for name in names if name.strip().lower() == given[role].strip().lower()]
-            found.sort(key=lambda name: name != given[role])
+            same = [name for name in names if name.strip().lower() == given[role].strip().lower()]
+            found = sorted(same, key=lambda name: name != given[role])
         elif log.header:
             found = [name for name in names if _plain(name) in ranks and name not in given.values()]
             found.sort(key=lambda name: (ranks[_plain(name)], name != role))
@@ -152,8 +145,7 @@ def _choose_columns(log: _Log, given: dict[str, str]) -> dict[str, str]:
             chosen[role] = found[0]
         elif role in given or role.endswith("_id"):
             what = f"column {given[role]!r}" if role in given else f"{parameter} column found"
-            advice = f"name it with {parameter}= (--{parameter})"
-            raise InputError(f"{log.name}: no {what}; {advice}; the columns are: {seen}")
+            raise InputError(f"{log.name}: no {what}; name it with {parameter}= (--{parameter}); columns: {seen}")
     return chosen
 
 
@@ -164,8 +156,8 @@ def _guess_by_position(frame: pl.DataFrame, given: dict[str, str]) -> dict[str, 
     guesses = {"user_id": "1", "item_id": "2"}
     if "timestamp" in given or "rating" in given or frame.width == 2:
         return guesses
-    numbers = frame[:, 2:].select(pl.all().str.strip_chars().cast(pl.Float64, strict=False).fill_nan(None))
-    small = numbers.select(pl.all().is_between(0, 10).fill_null(False).all()).row(0)
+    numbers = pl.all().str.strip_chars().cast(pl.Float64, strict=False).fill_nan(None)
+    small = frame[:, 2:].select(numbers.is_between(0, 10).fill_null(False).all()).row(0)
     if frame.width == 3:
         # Times of 0 to 10 exist only in tiny logs, where a user hardly does two things at once.
         is_rating = small[0] and bool(frame.select(pl.struct("1", "3").is_duplicated().any()).item())
@@ -183,11 +175,9 @@ def _canonical(log: _Log, chosen: dict[str, str]) -> pl.DataFrame:
             columns[role] = _numbers(log, log.frame[name], role)
         else:
             columns[role] = _ids(log, log.frame[name], role.removesuffix("_id"))
-    for name in log.frame.columns:
-        if name not in chosen.values():
-            # The caller may have chosen another column than the one that bears a canonical name.
-            free = f"{name}_other" if name in chosen else name
-            columns[free] = log.frame[name]
+    # The caller may have chosen another column than the one that bears a canonical name.
+    extra = [name for name in log.frame.columns if name not in chosen.values()]
+    columns |= {f"{name}_other" if name in chosen else name: log.frame[name] for name in extra}
     frame = pl.DataFrame(columns)
     if fine is not None and not fine.is_sorted():
         # Rounding makes ties of stamps that differed, and ties keep the log's order: make that the fine one.
@@ -215,15 +205,14 @@ def _ids(log: _Log, values: pl.Series, role: str) -> pl.Series:
         # Among integers, what other tools write for a missing value is one, and not a name.
         words = values.filter(numbers.is_null()).str.to_lowercase()
         if words.is_in(["nan", "na", "<na>", "null", "none"]).all():
-            missing = numbers.is_null()
-            log.check(~missing, lambda row: f"the {role} id is missing ({values[row]}); remove the row")
+            known = numbers.is_not_null()
+            log.check(known, lambda row: f"the {role} id is missing ({values[row]}); remove the row")
     if is_text or values.dtype.is_integer():
         # '0000143561' and '+1' are other ids than 143561 and 1.
         same = numbers.null_count() == 0 and (not is_text or bool((numbers.cast(pl.String) == values).all()))
         return numbers if same else values.cast(pl.String)
     whole = (numbers.cast(values.dtype, strict=False) == values).fill_null(False)
-    advice = "ids are integers or strings; store the column as one of these"
-    log.check(whole, lambda row: f"{role} id {values[row]} is not a whole number; {advice}")
+    log.check(whole, lambda row: f"{role} id {values[row]} is not whole; store ids as integers or strings")
     return numbers
 
 
@@ -235,7 +224,7 @@ def _numbers(log: _Log, values: pl.Series, role: str, kind: str = "a number") ->
     text = values.str.strip_chars() if values.dtype == pl.String else values
     numbers = text.cast(pl.Float64, strict=False)
     good = (numbers.abs() < 9e18).fill_null(False)  # neither NaN nor infinite, and what Int64 can hold
-    log.check(good, lambda row: f"{role} {_shown(values[row])} is not {kind}; {advice}")
+    log.check(good, lambda row: f"{role} {_short(values[row])} is not {kind}; {advice}")
     return numbers
 
 
@@ -244,8 +233,8 @@ def _seconds(log: _Log, values: pl.Series) -> tuple[pl.Series, pl.Series | None]
     kind = "a number or an ISO date"
     stamps = _from_text(values) if values.dtype == pl.String else values
     if isinstance(stamps.dtype, (pl.Date, pl.Datetime)):
-        advice = "correct or remove it, or name another column with timestamp= (--timestamp)"
-        log.check(stamps.is_not_null(), lambda row: f"timestamp {_shown(values[row])} is not {kind}; {advice}")
+        bad = f"is not {kind}; correct or remove it, or name another column with timestamp= (--timestamp)"
+        log.check(stamps.is_not_null(), lambda row: f"timestamp {_short(values[row])} {bad}")
         unit = stamps.dtype.time_unit if isinstance(stamps.dtype, pl.Datetime) else "ms"
         fine, per_second = stamps.dt.timestamp(unit), {"ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
     else:
@@ -268,30 +257,23 @@ def _from_text(text: pl.Series) -> pl.Series:
     first = plain.drop_nulls().head(1)
     if first.cast(pl.Float64, strict=False).null_count() == 0:
         return text
-
-    def parse(values: pl.Series, pattern: str) -> pl.Series:
-        return values.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False)
-
+    parsed = pl.repeat(None, len(text), dtype=pl.Datetime("us", "UTC"), eager=True)
     # The first value's format is likely that of all; the others are tried where it leaves gaps.
-    formats = sorted(DATE_FORMATS, key=lambda pattern: parse(first, pattern).null_count())
-    parsed = parse(plain, formats[0])
-    for pattern in formats[1:]:
+    for pattern in sorted(DATE_FORMATS, key=lambda form: first.str.to_datetime(form, strict=False).null_count()):
         if parsed.null_count() > plain.null_count():
-            parsed = parsed.zip_with(parsed.is_not_null(), parse(plain, pattern))
+            dates = plain.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False)
+            parsed = parsed.zip_with(parsed.is_not_null(), dates)
     return text if parsed.null_count() == len(parsed) else parsed
 
 
-def _shown(value: Any) -> str:
-    text = "(empty)" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _short(value: object) -> str:
+    """A value or an error on one line of a message."""
+    text = str(value) if isinstance(value, Exception) else "(empty)" if value is None else repr(value)
+    return text.strip().partition("\n")[0][:120]
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
 
 
 def _from_frame(source: Any) -> pl.DataFrame:
@@ -305,9 +287,8 @@ def _from_frame(source: Any) -> pl.DataFrame:
         elif "pyarrow" in libraries:
             source = pl.from_arrow(source)
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
-        # Among others: a column of mixed types, or two columns of one name.
         advice = "make each column one type with one name"
-        raise InputError(f"the {type(source).__name__} cannot be read ({_reason(error)}); {advice}") from None
+        raise InputError(f"the {type(source).__name__} cannot be read ({_short(error)}); {advice}") from None
     if not isinstance(source, pl.DataFrame):
         kinds = "a path, a polars or pandas DataFrame, or a pyarrow Table"
         raise InputError(f"cannot read a log from {type(source).__name__}; give {kinds}")
@@ -327,8 +308,7 @@ def _read_path(path: Path, format: str | None, given: dict[str, str]) -> _Log:
     zero = text.find(b"\0")
     if zero >= 0:
         line = text.count(b"\n", 0, zero) + 1
-        advice = "give UTF-8 text or Parquet, and unpack archives other than gzip"
-        raise InputError(f"{path}, line {line}: a zero byte, so this is binary or UTF-16; {advice}")
+        raise InputError(f"{path}, line {line}: zero byte, so binary or UTF-16; give UTF-8 text, Parquet or gzip")
     head = text[: text.rfind(b"\n", 0, SAMPLE_BYTES) + 1 or None] if len(text) > SAMPLE_BYTES else text
     lines = [line for line in head.decode(errors="replace").splitlines() if line.strip()][:SAMPLE_ROWS]
     format = format or _detect(extension, lines, given)
@@ -349,7 +329,7 @@ def _bytes(path: Path) -> bytes:
         elif raw and path.name.lower().endswith(".gz"):
             raise InputError(f"{path}: is named .gz but is not gzipped; rename it, or write it again")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: damaged or cut-off gzip file ({_reason(error)}); copy it again") from None
+        raise InputError(f"{path}: damaged or cut-off gzip file ({_short(error)}); copy it again") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; check the path and its permissions") from None
     raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -365,7 +345,7 @@ def _read_parquet(path: Path, sources: dict[Path, Any]) -> _Log:
         try:
             frame = pl.read_parquet(source)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{part}: no Parquet, or damaged ({_reason(error)}); write it again") from None
+            raise InputError(f"{part}: no Parquet, or damaged ({_short(error)}); write it again") from None
         differ = ", ".join(sorted(set(frame.columns) ^ set((frames or [frame])[0].columns)))
         if differ:
             raise InputError(f"{part}: has other columns than the first part ({differ}); make them alike")
@@ -373,7 +353,7 @@ def _read_parquet(path: Path, sources: dict[Path, Any]) -> _Log:
     try:
         return _Log(pl.concat(frames, how="vertical_relaxed"), str(path))
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: the parts differ in types ({_reason(error)}); make them alike") from None
+        raise InputError(f"{path}: the parts differ in types ({_short(error)}); make them alike") from None
 
 
 def _detect(extension: str | None, lines: list[str], given: dict[str, str]) -> str:
@@ -391,8 +371,7 @@ def _detect(extension: str | None, lines: list[str], given: dict[str, str]) -> s
         count = first.count(separator)
         alike = all(line.count(separator) == count for line in lines)
         blanks = any(re.search(r"\s", line.replace(separator, "")) for line in lines)
-        # Marks inside blank-separated fields hardly come in one number on all lines; a single tab a line
-        # may divide a user from a sequence of items.
+        # Marks inside blank-separated fields vary in number; one tab may divide a user from many items.
         certain = alike and (count > 1 or not blanks) if separator == "\t" else alike or not blanks
         if count and (certain or _is_header(first.split(separator), given)):
             return "tsv" if separator == "\t" else "csv"
@@ -421,13 +400,13 @@ def _read_jsonl(path: Path, text: bytes) -> _Log:
     except pl.exceptions.PolarsError as error:
         for line, (content,) in _records(text, "\n", False):
             try:
-                good = isinstance(json.loads(content), dict) and "\ufffd" not in content
+                bad = not isinstance(json.loads(content), dict) or "\ufffd" in content
             except ValueError:
-                good = False
-            if not good:
-                advice = "write one object a line, in UTF-8"
-                raise InputError(f"{path}, line {line}: is not a JSON object; {advice}") from None
-        raise InputError(f"{path}: is not JSON lines ({_reason(error)}); write one object a line") from None
+                bad = True
+            if bad:
+                what = "is not a JSON object; write one object a line, in UTF-8"
+                raise InputError(f"{path}, line {line}: {what}") from None
+        raise InputError(f"{path}: is not JSON lines ({_short(error)}); write one object a line") from None
     return _Log(frame, str(path), separator="\n")
 
 
@@ -437,8 +416,7 @@ def _read_blanks(path: Path, text: bytes, format: str, given: dict[str, str]) ->
     for twice, once in ((b"  ", b" "), (b" \n", b"\n"), (b"\n ", b"\n"), (b"\n\n", b"\n")):
         while twice in text:
             text = text.replace(twice, once)
-    text = text.strip()
-    lines = _parse(path, text, 1, "\x1f", False).to_series()
+    lines = _parse(path, text.strip(), 1, "\x1f", False).to_series()
     counts = lines.str.count_matches(" ", literal=True) + 1
     log = _Log(lines.to_frame(), str(path), False, " ")
     log.check(counts > 1, lambda row: "has 1 field; at least a user and an item are needed")
@@ -462,19 +440,17 @@ def _read_blanks(path: Path, text: bytes, format: str, given: dict[str, str]) ->
 def _read_delimited(path: Path, text: bytes, separator: str, quoted: bool, given: dict[str, str]) -> _Log:
     text = text.strip(b"\r\n ")
     quoted = quoted and b'"' in text
-    if not quoted and (b"\n\n" in text or b"\n\r\n" in text):
-        text = re.sub(rb"\n[\r\n]+", b"\n", text)
+    gaps = b"\n\n" in text or b"\n\r\n" in text
+    text = re.sub(rb"\n[\r\n]+", b"\n", text) if gaps and not quoted else text
     try:
         width = len(next(_records(text[:SAMPLE_BYTES], separator, quoted))[1])
         frame = _parse(path, text, width, separator, quoted)
-    except (InputError, csv.Error) as error:
+    except InputError:
         if not quoted or separator != "\t":
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: {error}; check its quotation marks and line ends") from None
+            raise
         # Tab-separated files often hold quotation marks that quote nothing.
         return _read_delimited(path, text, separator, False, given)
-    if quoted:
+    if quoted and gaps:
         frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
     first = [re.sub(r":(token|float)(_seq)?$", "", value or "").strip() for value in frame.row(0)]
     # Also a header: not one number, but words above a column of numbers.
@@ -489,21 +465,21 @@ def _read_delimited(path: Path, text: bytes, separator: str, quoted: bool, given
 
 def _parse(path: Path, text: bytes, width: int, separator: str, quoted: bool) -> pl.DataFrame:
     """Columns of text called "1", "2", …, or the error for the first record of another width."""
-    # polars separates by single bytes; this one is made for that and does not occur in text.
-    byte = separator if len(separator) == 1 else "\x1f"
+    byte = separator if len(separator) == 1 else "\x1f"  # polars needs one byte; this one is no text
     text = text if byte == separator else text.replace(separator.encode(), b"\x1f")
     frame, reason = None, ""
     try:
         schema = {str(number): pl.String for number in range(1, width + 1)}
-        mark = '"' if quoted else None
-        frame = pl.read_csv(text, has_header=False, schema=schema, separator=byte, quote_char=mark)
+        quote = '"' if quoted else None
+        frame = pl.read_csv(text, has_header=False, schema=schema, separator=byte, quote_char=quote)
+        if frame[:, -1].null_count() == 0:
+            return frame
         # polars fills short rows with nulls; there are none where the number of separators is right.
-        plain = re.sub(rb'"[^"]*"', b"", text) if quoted and frame[:, -1].null_count() else text
-        expected = frame.height * (width - 1)
-        if frame[:, -1].null_count() == 0 or plain.count(byte.encode()) == expected:
+        plain = re.sub(rb'"[^"]*"', b"", text) if quoted else text
+        if plain.count(byte.encode()) == frame.height * (width - 1):
             return frame
     except pl.exceptions.PolarsError as error:
-        reason = _reason(error)
+        reason = _short(error)
     whole = _bytes(path)
     try:
         whole.decode()
@@ -525,10 +501,13 @@ def _records(text: bytes, separator: str, quoted: bool) -> Iterator[tuple[int, l
     decoded, line = text.decode(errors="replace"), 1
     if quoted:
         reader = csv.reader(io.StringIO(decoded, newline=""), delimiter=separator)
-        for fields in reader:
-            if fields:
-                yield line, fields
-            line = reader.line_num + 1
+        try:
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+        except csv.Error:  # no end of the field in sight: the quotation mark at its start is never closed
+            yield line, []
         return
     for line, content in enumerate(decoded.split("\n"), 1):
         if content.strip(" \r" if separator == "\t" else None):

@@ -51,6 +51,7 @@ class Markov(Model):
     keys: Tensor
     times: Tensor
     starts: Tensor
+    outgoing: Tensor
 
     def __init__(self, config: MarkovConfig, num_items: int, num_users: int = 0) -> None:
         del num_users
@@ -60,8 +61,9 @@ class Markov(Model):
         self.register_buffer("counts", torch.zeros(num_items + 1, dtype=torch.int64))
         self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("times", torch.zeros(0, dtype=torch.int64))
-        # The transitions from item i are those of starts[i]:starts[i + 1].
+        # The transitions from item i are those of starts[i]:starts[i + 1]; outgoing[i] is c_i.
         self.register_buffer("starts", torch.zeros(num_items + 2, dtype=torch.int64))
+        self.register_buffer("outgoing", torch.zeros(num_items + 1, dtype=torch.int64))
 
     def count(self, histories: Histories) -> None:
         """Learn from the training histories."""
@@ -74,11 +76,13 @@ class Markov(Model):
             pairs.append(batch.items.numpy() * width + batch.targets.numpy())
         keys, times = np.unique(np.concatenate(pairs), return_counts=True)
         starts = np.searchsorted(keys, np.arange(width + 1) * width)
+        total = np.concatenate([[0], np.cumsum(times)])
         device = self.counts.device
         self.counts.copy_(torch.from_numpy(histories.item_counts()))
         self.keys = torch.from_numpy(keys).to(device)
         self.times = torch.from_numpy(times.astype(np.int64)).to(device)
         self.starts.copy_(torch.from_numpy(starts))
+        self.outgoing.copy_(torch.from_numpy(total[starts[1:]] - total[starts[:-1]]))
 
     def encode(self, batch: Batch) -> Tensor:
         """The item of each token itself, ``int64[T, 1]``."""
@@ -88,16 +92,9 @@ class Markov(Model):
         """``log P(item | last)`` in the shapes of the contract; -inf for the padding."""
         last = hidden[:, 0]
         prior = self._prior()
-        total = torch.cat([self.times.new_zeros(1), self.times.cumsum(0)])
-        outgoing = total[self.starts[1:]] - total[self.starts[:-1]]
-        norm = torch.log(outgoing[last].to(prior.dtype) + self.config.alpha)[:, None]
+        norm = torch.log(self.outgoing[last].to(prior.dtype) + self.config.alpha)[:, None]
         if items is not None and items.dim() == 2:
-            key = last[:, None] * (self.num_items + 1) + items
-            place = torch.searchsorted(self.keys, key)
-            padded_keys = torch.cat([self.keys, self.keys.new_full((1,), -1)])
-            padded_times = torch.cat([self.times, self.times.new_zeros(1)])
-            times = torch.where(padded_keys[place] == key, padded_times[place], 0)
-            return torch.log(times + prior[items]) - norm
+            return torch.log(self._times_of(last[:, None] * (self.num_items + 1) + items) + prior[items]) - norm
         # A row of the prior for everybody, and the few items that ever followed the last one over it.
         if items is None:
             unique, again = None, None
@@ -120,6 +117,13 @@ class Markov(Model):
         there = column[followers] >= 0
         logits[rows[there], column[followers[there]]] = values[there]
         return logits[:, again]
+
+    def _times_of(self, keys: Tensor) -> Tensor:
+        """How often each transition occurred, in the shape of ``keys``."""
+        if len(self.keys) == 0:
+            return torch.zeros_like(keys)
+        place = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
+        return torch.where(self.keys[place] == keys, self.times[place], 0)
 
     def _prior(self) -> Tensor:
         """``alpha p_j``, ``float32[I + 1]``; 0 for the padding."""

@@ -1,0 +1,196 @@
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqrec.data.prepare import Dataset, prepare
+from seqrec.data.split import Histories, all_histories, split_by_time, split_last_two
+from seqrec.errors import InputError
+
+ROWS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=60)
+
+
+def dataset_of(rows, has_timestamps=True) -> Dataset:
+    users, items, times = (list(column) for column in zip(*rows, strict=True))
+    columns = {"user_id": users, "item_id": items}
+    return prepare(pl.DataFrame(columns | ({"timestamp": times} if has_timestamps else {})))
+
+
+def lists(dataset: Dataset) -> list[list[tuple[int, int]]]:
+    """The (item, time) history of each user index."""
+    return [
+        [(int(dataset.items[n]), int(dataset.timestamps[n])) for n in range(*dataset.offsets[u : u + 2])]
+        for u in range(dataset.num_users)
+    ]
+
+
+def items_of(histories: Histories) -> list[tuple[int, list[int]]]:
+    return [
+        (int(user), histories.dataset.items[start:end].tolist())
+        for user, start, end in zip(histories.users, histories.starts, histories.ends, strict=True)
+    ]
+
+
+def pairs(targets) -> list[tuple[int, list[int], int]]:
+    assert len(targets) == len(targets.items) == len(targets.histories)
+    return [
+        (*row, int(item)) for row, item in zip(items_of(targets.histories), targets.items, strict=True)
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=ROWS)
+def test_last_two_is_the_naive_loop(rows):
+    dataset = dataset_of(rows)
+    train, valid, test = [], [], []
+    for user, history in enumerate(lists(dataset)):
+        items = [item for item, _ in history]
+        if len(items) < 3:
+            train.append((user, items))
+        else:
+            train.append((user, items[:-2]))
+            valid.append((user, items[:-2], items[-2]))
+            test.append((user, items[:-1], items[-1]))
+    split = split_last_two(dataset)
+    assert items_of(split.train) == train
+    assert pairs(split.valid) == valid
+    assert pairs(split.test) == test
+    assert split.train.lengths.tolist() == [len(items) for _, items in train]
+    assert split.targets("valid") is split.valid
+    assert split.targets("test") is split.test
+
+
+def test_users_of_one_two_and_three_items():
+    rows = [(1, 10, 0), (2, 10, 0), (2, 11, 1), (3, 10, 0), (3, 11, 1), (3, 12, 2)]
+    split = split_last_two(dataset_of(rows))
+    assert items_of(split.train) == [(0, [1]), (1, [1, 2]), (2, [1])]
+    assert pairs(split.valid) == [(2, [1], 2)]
+    assert pairs(split.test) == [(2, [1, 2], 3)]
+
+
+def test_nobody_to_test_and_an_unknown_name():
+    split = split_last_two(dataset_of([(1, 10, 0), (2, 10, 0)]))
+    assert (len(split.train), len(split.valid), len(split.test)) == (2, 0, 0)
+    with pytest.raises(InputError, match="unknown split 'train'; give valid or test"):
+        split.targets("train")
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=ROWS, cuts=st.tuples(st.integers(-1, 14), st.integers(-1, 14)), shift=st.sampled_from([0, 0.5]))
+def test_by_time_is_the_naive_loop(rows, cuts, shift):
+    dataset = dataset_of(rows)
+    valid_from, test_from = cuts[0] + shift, cuts[1] + shift
+    if valid_from >= test_from:
+        with pytest.raises(InputError, match="the first before the second"):
+            split_by_time(dataset, valid_from, test_from)
+        return
+    train, valid, test = [], [], []
+    for user, history in enumerate(lists(dataset)):
+        before_valid = [item for item, time in history if time < valid_from]
+        between = [item for item, time in history if valid_from <= time < test_from]
+        after = [item for item, time in history if time >= test_from]
+        train.append((user, before_valid))
+        if before_valid and between:
+            valid.append((user, before_valid, between[0]))
+        if (before_valid or between) and after:
+            test.append((user, before_valid + between, after[0]))
+    if not any(items for _, items in train):
+        with pytest.raises(InputError, match="no interaction lies before"):
+            split_by_time(dataset, valid_from, test_from)
+        return
+    split = split_by_time(dataset, valid_from, test_from)
+    assert items_of(split.train) == train
+    assert pairs(split.valid) == valid
+    assert pairs(split.test) == test
+
+
+def test_by_time_holds_nothing_of_the_future():
+    random = np.random.default_rng(0)
+    count = 20_000
+    dataset = dataset_of(
+        list(
+            zip(
+                random.integers(0, 900, count),
+                random.integers(0, 50, count),
+                random.integers(0, 4000, count),
+                strict=True,
+            )
+        )
+    )
+    split = split_by_time(dataset)
+    valid_from, test_from = np.sort(dataset.timestamps)[[int(np.ceil(0.8 * (count - 1))), 9 * count // 10]]
+    inputs = {"train": split.train, "valid": split.valid.histories, "test": split.test.histories}
+    for name, histories in inputs.items():
+        assert len(histories) > 500
+        for start, end in zip(histories.starts, histories.ends, strict=True):
+            assert (dataset.timestamps[start:end] < (test_from if name == "test" else valid_from)).all()
+    for targets, low, high in ((split.valid, valid_from, test_from), (split.test, test_from, np.inf)):
+        times = dataset.timestamps[targets.histories.ends]
+        assert ((times >= low) & (times < high)).all()
+        assert (targets.histories.lengths > 0).all()
+        assert (targets.histories.ends < dataset.offsets[targets.histories.users + 1]).all()
+
+
+def test_by_time_takes_one_default_and_one_cut():
+    dataset = dataset_of([(1, item, item) for item in range(100)])
+    split = split_by_time(dataset, valid_from=50)
+    assert split.train.lengths.tolist() == [50]
+    assert split.test.histories.lengths.tolist() == [90]
+    split = split_by_time(dataset, test_from=95)
+    assert split.valid.histories.lengths.tolist() == [80]
+    assert split.test.items.tolist() == [96]
+
+
+@pytest.mark.parametrize(
+    ("valid_from", "test_from", "message"),
+    [
+        (10, 5, "validates from 10 and tests from 5; give two moments, the first before the second"),
+        (5, 5, "the first before the second"),
+        (0, 5, "no interaction lies before 0; give a later start of validation"),
+        (-10, -5, "no interaction lies before -10"),
+        (float("nan"), 5, "no interaction lies before"),
+    ],
+)
+def test_bad_cuts(valid_from, test_from, message):
+    with pytest.raises(InputError, match=message):
+        split_by_time(dataset_of([(1, item, item) for item in range(10)]), valid_from, test_from)
+
+
+def test_by_time_needs_times():
+    with pytest.raises(InputError, match="no timestamps"):
+        split_by_time(dataset_of([(1, 2, 3), (1, 3, 4)], has_timestamps=False), 1, 2)
+
+
+def test_all_times_equal_is_an_error_not_an_empty_split():
+    with pytest.raises(InputError, match="two moments"):
+        split_by_time(dataset_of([(1, item, 7) for item in range(10)]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=ROWS, data=st.data())
+def test_take_and_item_counts(rows, data):
+    dataset = dataset_of(rows)
+    everything = all_histories(dataset)
+    assert items_of(everything) == [(u, [item for item, _ in h]) for u, h in enumerate(lists(dataset))]
+    np.testing.assert_array_equal(everything.item_counts(), dataset.item_counts)
+    split = split_last_two(dataset)
+    some = np.array(data.draw(st.permutations(range(len(split.train)))), dtype=np.int64)
+    some = some[: data.draw(st.integers(0, len(some)))]
+    taken = split.train.take(some)
+    assert items_of(taken) == [items_of(split.train)[row] for row in some]
+    expected = np.zeros(dataset.num_items + 1, dtype=np.int64)
+    for _, items in items_of(taken):
+        np.add.at(expected, items, 1)
+    np.testing.assert_array_equal(taken.item_counts(), expected)
+    rows = slice(1, 3)
+    assert pairs(split.test.take(rows)) == pairs(split.test)[rows]
+    mask = split.test.items > 2
+    assert pairs(split.test.take(mask)) == [pair for pair in pairs(split.test) if pair[2] > 2]
+
+
+def test_nothing_is_copied():
+    dataset = dataset_of([(user, item, item) for user in range(5) for item in range(5)])
+    for split in (split_last_two(dataset), split_by_time(dataset, 2, 4)):
+        for histories in (split.train, split.valid.histories, split.test.histories):
+            assert histories.dataset is dataset

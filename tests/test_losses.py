@@ -1,0 +1,171 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from seqrec.losses import binary_cross_entropy, sampled_softmax
+
+SHAPES = [(1, 1), (1, 7), (9, 1), (6, 4), (30, 50)]
+
+
+def logits(tokens: int, negatives: int, seed: int = 0, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    target = scale * torch.randn(tokens, generator=random, dtype=torch.float64)
+    negative = scale * torch.randn(tokens, negatives, generator=random, dtype=torch.float64)
+    return target.requires_grad_(), negative.requires_grad_()
+
+
+def gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, inputs))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_binary_cross_entropy_is_the_naive_loop(shape):
+    target, negative = logits(*shape)
+    expected = 0.0
+    for t, line in zip(target.tolist(), negative.tolist(), strict=True):
+        expected -= math.log(1 / (1 + math.exp(-t)))
+        for n in line:
+            expected -= math.log(1 - 1 / (1 + math.exp(-n)))
+    assert binary_cross_entropy(target, negative).item() == pytest.approx(expected / shape[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_binary_cross_entropy_is_that_of_torch(shape):
+    target, negative = logits(*shape, seed=1)
+    ours = binary_cross_entropy(target, negative)
+    both = torch.cat([target[:, None], negative], dim=1)
+    labels = torch.zeros_like(both)
+    labels[:, 0] = 1
+    theirs = F.binary_cross_entropy_with_logits(both, labels, reduction="sum") / shape[0]
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(gradients(ours, target, negative), gradients(theirs, target, negative), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sampled_softmax_is_the_naive_loop(shape):
+    target, negative = logits(*shape, seed=2)
+    target_q = -torch.rand(shape[0], dtype=torch.float64) * 5
+    negative_q = -torch.rand(shape[1], dtype=torch.float64) * 5
+    plain = corrected = 0.0
+    for t, line, q in zip(target.tolist(), negative.tolist(), target_q.tolist(), strict=True):
+        plain -= math.log(math.exp(t) / (math.exp(t) + sum(math.exp(n) for n in line)))
+        weighted = sum(math.exp(n) / math.exp(p) for n, p in zip(line, negative_q.tolist(), strict=True))
+        corrected -= math.log(math.exp(t) / math.exp(q) / (math.exp(t) / math.exp(q) + weighted))
+    assert sampled_softmax(target, negative).item() == pytest.approx(plain / shape[0], rel=1e-9)
+    ours = sampled_softmax(target, negative, target_q, negative_q)
+    assert ours.item() == pytest.approx(corrected / shape[0], rel=1e-9)
+
+
+def full_and_others(num_items: int, tokens: int, seed: int):
+    """Logits of a whole catalogue, the targets, and for each row all the other items."""
+    random = torch.Generator().manual_seed(seed)
+    full = 2 * torch.randn(tokens, num_items, generator=random, dtype=torch.float64)
+    targets = torch.randint(num_items, (tokens,), generator=random)
+    others = torch.stack([torch.tensor([i for i in range(num_items) if i != t]) for t in targets.tolist()])
+    return full.requires_grad_(), targets, others
+
+
+def test_sampled_softmax_against_all_others_is_cross_entropy():
+    full, targets, others = full_and_others(20, 8, seed=3)
+    expected = F.cross_entropy(full, targets)
+    ours = sampled_softmax(full.gather(1, targets[:, None])[:, 0], full.gather(1, others))
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradients(ours, full)[0], gradients(expected, full)[0])
+    # A uniform correction shifts all logits alike: it changes nothing.
+    uniform = torch.full((20,), -math.log(20), dtype=torch.float64)
+    shifted = sampled_softmax(
+        full.gather(1, targets[:, None])[:, 0], full.gather(1, others), uniform[targets], uniform[:19]
+    )
+    torch.testing.assert_close(shifted, expected)
+
+
+def test_gradcheck():
+    target, negative = logits(4, 5, seed=4, scale=1.0)
+    target_q = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    negative_q = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(binary_cross_entropy, (target, negative))
+    assert torch.autograd.gradcheck(sampled_softmax, (target, negative))
+    assert torch.autograd.gradcheck(sampled_softmax, (target, negative, target_q, negative_q))
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax])
+def test_minus_infinity_leaves_a_negative_out(loss):
+    target, negative = logits(3, 4, seed=5)
+    without = torch.cat([negative[:, :1], negative[:, 2:]], dim=1)
+    masked = negative.masked_fill(torch.tensor([False, True, False, False]), -torch.inf)
+    torch.testing.assert_close(loss(target, masked), loss(target, without))
+    ours, theirs = (gradients(loss(target, n), target, negative) for n in (masked, without))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.isfinite(a).all()
+        torch.testing.assert_close(a, b)
+    assert (ours[1][:, 1] == 0).all()
+
+
+def test_minus_infinity_with_log_probabilities():
+    target, negative = logits(3, 4, seed=6)
+    masked = negative.masked_fill(torch.eye(3, 4, dtype=torch.bool), -torch.inf)
+    loss = sampled_softmax(target, masked, torch.full((3,), -2.0), torch.tensor([-1.0, -2.0, -3.0, -4.0]))
+    expected = 0.0
+    for row in range(3):
+        terms = [
+            math.exp(float(negative[row, column]) + column + 1) for column in range(4) if column != row
+        ]
+        own = math.exp(float(target[row]) + 2)
+        expected -= math.log(own / (own + sum(terms)))
+    assert loss.item() == pytest.approx(expected / 3)
+    assert all(torch.isfinite(g).all() for g in gradients(loss, target, negative))
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax])
+def test_only_masked_negatives_and_no_negatives(loss):
+    target, negative = logits(3, 2, seed=7)
+    alone = loss(target, negative.masked_fill(torch.tensor(True), -torch.inf))
+    torch.testing.assert_close(alone, loss(target, negative[:, :0]))
+    expected = F.softplus(-target).mean() if loss is binary_cross_entropy else torch.zeros_like(alone)
+    torch.testing.assert_close(alone, expected)
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax])
+@pytest.mark.parametrize("size", [50.0, 1e4])
+def test_extreme_logits_stay_finite(loss, size):
+    target = torch.tensor([size, -size, size, -size], requires_grad=True)
+    negative = torch.tensor([[size], [size], [-size], [-size]], requires_grad=True)
+    value = loss(target, negative)
+    assert torch.isfinite(value)
+    assert all(torch.isfinite(g).all() for g in gradients(value, target, negative))
+
+
+@pytest.mark.parametrize("hits", ["kept", "masked"])
+def test_the_correction_makes_the_gradient_that_of_the_full_softmax(hits):
+    """Negatives of a skewed distribution q: the gradient's error falls with N, and only with the correction.
+
+    Where a negative that hits the target is kept, the target stands for one draw of it (log q); where it
+    is masked, the target stands for its own term in the full sum, which is worth N draws of weight 1 / q
+    (-log N).
+    """
+    random = torch.Generator().manual_seed(8)
+    num_items, target = 30, 4
+    full = torch.randn(1, num_items, generator=random, dtype=torch.float64).requires_grad_()
+    weights = torch.rand(num_items, generator=random, dtype=torch.float64) ** 3 + 0.01
+    log_q = (weights / weights.sum()).log()
+    exact = gradients(F.cross_entropy(full, torch.tensor([target])), full)[0]
+
+    def error(count: int, repetitions: int, correct: bool = True) -> float:
+        total = torch.zeros_like(exact)
+        for _ in range(repetitions):
+            drawn = torch.multinomial(weights, count, replacement=True, generator=random)
+            negative = full[:, drawn]
+            if hits == "masked":
+                negative = negative.masked_fill(drawn == target, -torch.inf)
+            own = log_q[target] if hits == "kept" else torch.tensor(-math.log(count))
+            corrections = (own[None], log_q[drawn]) if correct else ()
+            total += gradients(sampled_softmax(full[:, target], negative, *corrections), full)[0]
+        return ((total / repetitions - exact).norm() / exact.norm()).item()
+
+    few, more, many = error(10, 500), error(100, 200), error(5000, 40)
+    assert many < 0.02
+    assert few > more > many
+    assert error(5000, 40, correct=False) > 0.1
