@@ -37,7 +37,9 @@ bench-peers: install
 	$(BIN)/python benchmarks/peers.py
 
 pictures: install
-	$(BIN)/python benchmarks/pictures.py
+	$(BIN)/seqrec demo --out runs/pictures --overwrite
+	mkdir -p docs/images
+	cp runs/pictures/training.png runs/pictures/recommendations.png docs/images/
 
 clean:
 	rm -rf dist build .mypy_cache .ruff_cache

@@ -46,7 +46,7 @@ class TrainConfig:
         learning_rate: Adam's, of all but the embedding tables.
         table_learning_rate: Adam's for the embedding tables; the same without it.
         clip_norm: joint norm that gradients are scaled down to; no clipping without it.
-        evaluate_every: epochs between validations; 0 for none.
+        evaluate_every: epochs between validations; without it as many as make 100 steps; 0 for none.
         patience: validations without a better NDCG@10 before training stops; 0 for never.
         validation_users: users drawn for validation, at most.
         seed: of everything random.
@@ -57,13 +57,13 @@ class TrainConfig:
 
     loss: Literal["sampled-softmax", "bce"] = "sampled-softmax"
     negatives: int | None = None
-    epochs: int = 20
+    epochs: int = 200
     batch_size: int = 128
     learning_rate: float = 0.001
     table_learning_rate: float | None = None
     clip_norm: float | None = None
-    evaluate_every: int = 1
-    patience: int = 3
+    evaluate_every: int | None = None
+    patience: int = 5
     validation_users: int = 10_000
     seed: int = 0
     device: str = "auto"
@@ -73,12 +73,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.loss not in DEFAULT_NEGATIVES:
             raise InputError(f"unknown loss {self.loss!r}; give {' or '.join(DEFAULT_NEGATIVES)}")
-        for name, least in (("batch_size", 1), ("epochs", 1), ("evaluate_every", 0), ("patience", 0),
+        for name, least in (("batch_size", 1), ("epochs", 1), ("negatives", 1), ("evaluate_every", 0), ("patience", 0),
                             ("validation_users", 1), ("seed", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give {least} or more")
-        if self.negatives is not None and self.negatives < 1:
-            raise InputError(f"negatives is {self.negatives}; give 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}; give {least} or more")
         for name in ("learning_rate", "table_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -138,6 +137,7 @@ def train(
         loop.restore()
     tokens = int(np.minimum(trainable(split.train).lengths - 1, model.config.max_length).sum())
     steps = -(-len(trainable(split.train)) // config.batch_size)
+    every = -(-100 // steps) if config.evaluate_every is None else config.evaluate_every
 
     with _stop_signals() as stopped, _bar(progress, tokens) as bar:
         while loop.epoch < config.epochs and not loop.ended_early(config.patience):
@@ -169,11 +169,11 @@ def train(
             loop.seconds += time.perf_counter() - clock
             row = loop.end_of_epoch()
             last = loop.epoch == config.epochs
-            if config.evaluate_every and (loop.epoch % config.evaluate_every == 0 or last) and validation:
+            if every and validation and (loop.epoch % every == 0 or last):
                 optimizer.catch_up()
                 row |= _accuracy(model, validation)
                 loop.keep_if_better(row["ndcg@10"])
-            elif not config.evaluate_every or not validation:
+            elif not every or not validation:
                 optimizer.catch_up()
                 loop.keep_weights()
             loop.checkpoint()

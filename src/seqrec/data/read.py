@@ -8,10 +8,9 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -39,8 +38,7 @@ DATE_FORMATS = [day + clock for day in ("%Y-%m-%d", "%Y/%m/%d") for clock in CLO
 SAMPLE_BYTES, SAMPLE_ROWS = 1 << 16, 1000
 
 
-@dataclass(frozen=True)
-class _Log:
+class _Log(NamedTuple):
     """A frame as it was read, and what finds the line of a row again."""
 
     frame: pl.DataFrame
@@ -76,9 +74,9 @@ def read_log(
     `source` is a path, a polars DataFrame or LazyFrame, a pandas DataFrame or a pyarrow Table.
 
     **Result.** `user_id`, `item_id` (each Int64 or String), then `timestamp` (Int64, Unix seconds) and `rating`
-    (Float64) where the log has them, then the other columns (as text, from text files). Rows keep the order
-    of the log, which is that of time where there are no timestamps; but where stamps are finer than seconds
-    they are rounded down, and the rows are put in the order of the fine stamps, which would be lost.
+    (Float64) where the log has them, then the other columns (text, in text files). Rows keep the log's order,
+    that of time where there are no timestamps; but stamps finer than seconds are rounded down, and the rows
+    are then in the order of the fine stamps, which would be lost.
 
     **Formats**, found by extension and content; `format` overrides. Files may be gzipped.
 
@@ -89,17 +87,16 @@ def read_log(
     - `jsonl`: one JSON object a line; `parquet`: one file, or a folder of `*.parquet` parts, sorted by name.
 
     **Columns** are found by their usual names in any case (`USUAL_NAMES`, best first: `user_id`, `reviewerID`,
-    `item_id`, `asin`, `timestamp`, `rating`, …) or named by `user`, `item`, `timestamp` and `rating`. The first
-    line of a text file is a header where it holds such a name, or no number but a word above a column of
-    numbers. Else columns are called "1", "2", …: user, item; or user, item, timestamp (a rating instead, if
-    all are in 0 to 10 and a user has one twice); or user, item, rating, timestamp (the last two exchanged
-    where only the third can be a time).
+    `item_id`, `asin`, `timestamp`, `rating`, …) or named by the parameters. The first line of a text file is a
+    header where it holds such a name, or no number but a word above a column of numbers. Else columns are
+    called "1", "2", …: user, item; or user, item, timestamp (a rating instead, if all are in 0 to 10 and a user
+    has one twice); or user, item, rating, timestamp (exchanged where only the third can be a time).
 
     **Pairs or sequences?** Asked only of blank-separated lines without a header. A line of one field is an
     error. All lines with 2 fields: pairs. All with the same larger number: columns where a first field comes
-    twice or the last column looks like times (in sequences each user has one line), else sequences. Mixed
-    numbers: sequences; but where a first field comes twice and most lines have the same 2 to 4 fields, the
-    others are broken rows and the first of them is an error. `format` settles it.
+    twice (a user has one line in sequences) or the last looks like a time, else sequences. Mixed numbers:
+    sequences; but where a first field comes twice and most lines have the same 2 to 4 fields, the first line
+    with other fields is an error. `format` settles it.
 
     **Ids** are integers or strings. In text, a column becomes Int64 where every value is written as an
     integer is (no leading zero, no `+`) and fits; user and item are decided separately. Floats must be whole.
@@ -113,10 +110,8 @@ def read_log(
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     asked = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
     given = {role: name for role, name in asked.items() if name is not None}
-    if isinstance(source, (str, os.PathLike)):
-        log = _read_path(Path(source).expanduser(), format, given)
-    else:
-        log = _Log(_from_frame(source), f"the {type(source).__name__}")
+    is_path = isinstance(source, (str, os.PathLike))
+    log = _read_path(Path(source).expanduser(), format, given) if is_path else _from_frame(source)
     if log.frame.height == 0:
         raise InputError(f"{log.name}: has no rows (nothing below a header?); give a log with interactions")
     return _canonical(log, _choose_columns(log, given))
@@ -205,8 +200,7 @@ def _ids(log: _Log, values: pl.Series, role: str) -> pl.Series:
         # Among integers, what other tools write for a missing value is one, and not a name.
         words = values.filter(numbers.is_null()).str.to_lowercase()
         if words.is_in(["nan", "na", "<na>", "null", "none"]).all():
-            known = numbers.is_not_null()
-            log.check(known, lambda row: f"the {role} id is missing ({values[row]}); remove the row")
+            log.check(numbers.is_not_null(), lambda row: f"{role} id is missing ({values[row]}); remove the row")
     if is_text or values.dtype.is_integer():
         # '0000143561' and '+1' are other ids than 143561 and 1.
         same = numbers.null_count() == 0 and (not is_text or bool((numbers.cast(pl.String) == values).all()))
@@ -276,23 +270,22 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _from_frame(source: Any) -> pl.DataFrame:
+def _from_frame(source: Any) -> _Log:
+    kind = type(source).__name__
     # By name, so that a table's library is imported only by whoever made the table.
-    libraries = {kind.__module__.split(".")[0] for kind in type(source).__mro__}
+    libraries = {base.__module__.split(".")[0] for base in type(source).__mro__}
     try:
         if isinstance(source, pl.LazyFrame):
             source = source.collect()
-        elif "pandas" in libraries:
-            source = pl.from_pandas(source)
-        elif "pyarrow" in libraries:
-            source = pl.from_arrow(source)
+        elif libraries & {"pandas", "pyarrow"}:
+            source = pl.from_pandas(source) if "pandas" in libraries else pl.from_arrow(source)
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
         advice = "make each column one type with one name"
-        raise InputError(f"the {type(source).__name__} cannot be read ({_short(error)}); {advice}") from None
+        raise InputError(f"the {kind} cannot be read ({_short(error)}); {advice}") from None
     if not isinstance(source, pl.DataFrame):
-        kinds = "a path, a polars or pandas DataFrame, or a pyarrow Table"
-        raise InputError(f"cannot read a log from {type(source).__name__}; give {kinds}")
-    return source
+        good = "a path, a polars or pandas DataFrame, or a pyarrow Table"
+        raise InputError(f"cannot read a log from {kind}; give {good}")
+    return _Log(source, f"the {kind}")
 
 
 def _read_path(path: Path, format: str | None, given: dict[str, str]) -> _Log:
@@ -305,10 +298,8 @@ def _read_path(path: Path, format: str | None, given: dict[str, str]) -> _Log:
     extension = EXTENSIONS.get(path.name.lower().removesuffix(".gz").rpartition(".")[2])
     if format == "parquet" or (format is None and (extension == "parquet" or text[:4] == b"PAR1")):
         return _read_parquet(path, {path: io.BytesIO(text)})
-    zero = text.find(b"\0")
-    if zero >= 0:
-        line = text.count(b"\n", 0, zero) + 1
-        raise InputError(f"{path}, line {line}: zero byte, so binary or UTF-16; give UTF-8 text, Parquet or gzip")
+    if b"\0" in text:
+        raise InputError(f"{path}: is binary or UTF-16; give UTF-8 text or Parquet (gzipped, if you like)")
     head = text[: text.rfind(b"\n", 0, SAMPLE_BYTES) + 1 or None] if len(text) > SAMPLE_BYTES else text
     lines = [line for line in head.decode(errors="replace").splitlines() if line.strip()][:SAMPLE_ROWS]
     format = format or _detect(extension, lines, given)
@@ -328,10 +319,9 @@ def _bytes(path: Path) -> bytes:
             raw = gzip.decompress(raw)
         elif raw and path.name.lower().endswith(".gz"):
             raise InputError(f"{path}: is named .gz but is not gzipped; rename it, or write it again")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: damaged or cut-off gzip file ({_short(error)}); copy it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; check the path and its permissions") from None
+    except (EOFError, zlib.error, OSError) as error:
+        reason = getattr(error, "strerror", None) or f"damaged or cut-off gzip file ({_short(error)})"
+        raise InputError(f"{path}: {reason}; check the path and its permissions, or copy it again") from None
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
         raise InputError(f"{path}: is empty; give a log with interactions")
@@ -404,8 +394,7 @@ def _read_jsonl(path: Path, text: bytes) -> _Log:
             except ValueError:
                 bad = True
             if bad:
-                what = "is not a JSON object; write one object a line, in UTF-8"
-                raise InputError(f"{path}, line {line}: {what}") from None
+                raise InputError(f"{path}, line {line}: not a JSON object; write one a line, in UTF-8") from None
         raise InputError(f"{path}: is not JSON lines ({_short(error)}); write one object a line") from None
     return _Log(frame, str(path), separator="\n")
 
@@ -432,7 +421,7 @@ def _read_blanks(path: Path, text: bytes, format: str, given: dict[str, str]) ->
     if format == "sequences":
         users, items = lines.str.extract("^([^ ]+)"), lines.str.extract("^[^ ]+ (.*)").str.split(" ")
         return _Log(pl.DataFrame({"1": users, "2": items}).explode("2"), str(path), False, " ")
-    advice = "correct the line, or give format='sequences' if each line is a user's items"
+    advice = "correct it, or give format='sequences'"
     log.check(counts == width, lambda row: f"has {counts[row]} fields and not {width}; {advice}")
     return _read_delimited(path, text, " ", False, given)
 
@@ -489,8 +478,7 @@ def _parse(path: Path, text: bytes, width: int, separator: str, quoted: bool) ->
     for line, fields in _records(whole, separator, quoted):
         if len(fields) != width:
             few = f"too {'few' if len(fields) < width else 'many'} fields ({len(fields)}, not {width})"
-            advice = "correct the line" + (f", or quote fields that hold {separator!r}" if quoted else "")
-            raise InputError(f"{path}, line {line}: {few} separated by {separator!r}; {advice}")
+            raise InputError(f"{path}, line {line}: {few} separated by {separator!r}; correct it or its quotes")
     if frame is None:
         raise InputError(f"{path}: cannot be split into columns ({reason}); check its quotation marks")
     return frame
