@@ -34,7 +34,7 @@ wheel: install
 	$(BIN)/python -m build --wheel
 
 bench-peers: install
-	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/peers.py $(LOG)
 
 pictures: install
 	$(BIN)/seqrec demo --out runs/pictures --overwrite

@@ -161,9 +161,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for repeat in range(1, args.recommend_repeats + 1):
         pace.turn("recommend", repeat)
         recommend_clock = Clock()
-        recommended = model.recommend(
-            users, history_set, k=10, filter_viewed=True, on_unsupported_targets="ignore"
-        )
+        recommended = model.recommend(users, history_set, k=10, filter_viewed=True, on_unsupported_targets="ignore")
         recommends.append({"recommend": repeat, **recommend_clock.read()})
         say(**recommends[-1])
 

@@ -111,9 +111,9 @@ def test_minus_infinity_with_log_probabilities():
     expected = 0.0
     for row in range(3):
         terms = [
-            math.exp(float(negative[row, column]) + column + 1) for column in range(4) if column != row
+            math.exp(negative[row, column].item() + column + 1) for column in range(4) if column != row
         ]
-        own = math.exp(float(target[row]) + 2)
+        own = math.exp(target[row].item() + 2)
         expected -= math.log(own / (own + sum(terms)))
     assert loss.item() == pytest.approx(expected / 3)
     assert all(torch.isfinite(g).all() for g in gradients(loss, target, negative))

@@ -25,11 +25,21 @@ class Tables(nn.Module):
 
 
 class Both:
-    """The same model under RowAdam, and in float64 under torch's Adam with dense gradients."""
+    """The same model under RowAdam, and in float64 under torch's Adam with dense gradients.
 
-    def __init__(self, seed: int = 0, rate: float = 0.01, table_rate: float | None = None, **options) -> None:
+    With ours in float64 too, what differs is the method; float32 rounds gradients, which Adam magnifies.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        rate: float = 0.01,
+        table_rate: float | None = None,
+        dtype: torch.dtype = torch.float64,
+        **options,
+    ) -> None:
         torch.manual_seed(seed)
-        self.ours = Tables(sparse=True)
+        self.ours = Tables(sparse=True).to(dtype)
         self.start = copy.deepcopy(self.ours.state_dict())
         self.theirs = Tables(sparse=False).double()
         self.theirs.load_state_dict(self.ours.state_dict())
@@ -67,37 +77,58 @@ def rare_rows(random: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
     items = random.integers(1, 8, 6)
     if random.random() < 0.3:
         items[0] = random.integers(8, 30)
-    if step in (3, 350, 351, 590):
+    if step in (3, 300, 301, 390):
         items[1:3] = [30, 31]
     users = np.minimum(random.geometric(0.2, 6), 20)
     return torch.from_numpy(items), torch.from_numpy(users)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("table_rate", [None, 0.03, 0.001])
-def test_row_adam_is_dense_adam(seed, table_rate):
-    both = Both(seed, table_rate=table_rate)
-    random = np.random.default_rng(seed)
-    for step in range(600):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("table_rate", [None, 0.03])
+def test_row_adam_is_dense_adam(table_rate, dtype, tolerance):
+    both = Both(table_rate=table_rate, dtype=dtype)
+    random = np.random.default_rng(0)
+    for step in range(400):
         both.step(*rare_rows(random, step))
-        if step in (0, 1, 10, 100, 349):
+        if step in (0, 1, 10, 100, 299):
             # catch_up in between must change nothing.
-            assert both.difference() < 3e-5
-    assert both.difference() < 3e-5
+            assert both.difference() < tolerance
+    assert both.difference() < tolerance
     assert (both.ours.items.weight[32:] == both.start["items.weight"][32:]).all()  # never touched
     assert (both.ours.items.weight[0] == 0).all()  # the padding
 
 
-@pytest.mark.parametrize(
-    ("betas", "tolerance"),
-    [((0.9, 0.999), 3e-5), ((0.8, 0.99), 3e-5), ((0.0, 0.9), 3e-5), ((0.5, 0.9999), 3e-5), ((0.95, 0.98), 2e-4)],
-)
-def test_row_adam_with_other_betas(betas, tolerance):
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.99), (0.0, 0.9), (0.5, 0.9999), (0.95, 0.98)])
+def test_row_adam_with_other_betas(betas):
     both = Both(betas=betas)
     random = np.random.default_rng(7)
     for step in range(400):
         both.step(*rare_rows(random, step))
-    assert both.difference() < tolerance
+    assert both.difference() < 1e-5
+
+
+@pytest.mark.parametrize("betas", [(0.95, 0.9), (0.9, 1.0), (-0.1, 0.9)])
+def test_betas_without_a_closed_form(betas):
+    with pytest.raises(ValueError, match="betas are"):
+        RowAdam(Tables(sparse=True), betas=betas)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-6, 1e-8, 1e-10, 1e-18, 1e-22, 1e-30])
+def test_tiny_gradients(size):
+    """Where epsilon counts, and where the second moment underflows while the first does not."""
+    ours, theirs = nn.Embedding(4, 2, sparse=True), nn.Embedding(4, 2).double()
+    with torch.no_grad():
+        for table in (ours, theirs):
+            table.weight.zero_()  # so that small movements are not rounded away
+    row_adam, adam = RowAdam(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    for step in range(60):
+        rows = torch.tensor([0, 1] if step % 25 == 0 else [0])
+        for table, optimizer in ((ours, row_adam), (theirs, adam)):
+            optimizer.zero_grad()
+            (table(rows) * table.weight.new_tensor([size, -3 * size])).sum().backward()
+            optimizer.step()
+    row_adam.catch_up()
+    torch.testing.assert_close(ours.weight.double(), theirs.weight, rtol=2e-3, atol=1e-22)
 
 
 def test_a_row_that_is_missing_for_very_long():
@@ -105,7 +136,7 @@ def test_a_row_that_is_missing_for_very_long():
     common = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3])
     rare = torch.tensor([30, 30, 1]), torch.tensor([20, 20, 1])
     both.step(*rare)
-    for _ in range(2500):  # past the first table of drifts, and momentum long gone
+    for _ in range(1500):  # past the first table of drifts, and momentum long gone
         both.step(*common)
     both.step(*rare)
     both.step(*common)
@@ -126,7 +157,7 @@ def test_rows_are_up_to_date_when_they_are_read():
         items, users = rare_rows(random, step)
         both.step(items, users)
         asked = torch.tensor([[5, 9, 9], [30, 12, 0]])
-        torch.testing.assert_close(both.ours.items(asked), both.theirs.items(asked).float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(both.ours.items(asked), both.theirs.items(asked), rtol=0, atol=1e-7)
 
 
 def test_reading_in_eval_mode_changes_nothing():
@@ -160,18 +191,18 @@ def test_a_table_that_no_step_touches_and_gradients_of_zero():
             optimizer.step()
     both.row_adam.catch_up()
     assert torch.equal(both.ours.users.weight, both.start["users.weight"])
-    torch.testing.assert_close(both.ours.items.weight, both.theirs.items.weight.float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(both.ours.items.weight, both.theirs.items.weight, rtol=0, atol=1e-7)
 
 
 def test_sparse_adam_learns_much_less_from_rare_rows():
     """What RowAdam is for: torch's SparseAdam ends far from dense Adam on rows that are seldom touched."""
     both = Both()
-    sparse = Tables(sparse=True)
+    sparse = Tables(sparse=True).double()
     sparse.load_state_dict(both.start)
     sparse_adam = torch.optim.SparseAdam([sparse.items.weight, sparse.users.weight], lr=0.01)
     dense_adam = torch.optim.Adam(sparse.mix.parameters(), lr=0.01)
     random = np.random.default_rng(0)
-    for step in range(600):
+    for step in range(400):
         items, users = rare_rows(random, step)
         both.step(items, users)
         sparse_adam.zero_grad()
@@ -184,17 +215,16 @@ def test_sparse_adam_learns_much_less_from_rare_rows():
     reference, ours, other = (model.items.weight[rare] for model in (both.theirs, both.ours, sparse))
     start = both.start["items.weight"][rare]
     moved = (reference - start).norm()
-    assert (ours - reference).norm() < 1e-4 * moved
+    assert (ours - reference).norm() < 1e-5 * moved
     assert (other - reference).norm() > 0.5 * moved
     assert (other - start).norm() < 0.5 * moved
 
 
-@pytest.mark.parametrize("clip", [1e-3, 0.1, 1e6])
-def test_clipping_is_that_of_torch(clip):
-    torch.manual_seed(1)
+@pytest.mark.parametrize(("clip", "tolerance"), [(1e-3, 3e-4), (0.1, 1e-5), (1e6, 1e-5)])
+def test_clipping_is_that_of_torch(clip, tolerance):
     both = Both()
     random = np.random.default_rng(2)
-    for step in range(40):
+    for step in range(60):
         items, users = rare_rows(random, step)
         both.theirs.zero_grad()
         both.theirs(items, users).backward()
@@ -203,14 +233,15 @@ def test_clipping_is_that_of_torch(clip):
         both.ours(items, users).backward()
         clip_gradients(both.row_adam.gradients(), clip)
         clipped = torch.cat([gradient.reshape(-1) for gradient in both.row_adam.gradients()])
-        torch.testing.assert_close(clipped.norm().double(), norm.clamp(max=clip), rtol=1e-3, atol=1e-8)
+        torch.testing.assert_close(clipped.norm().double(), norm.clamp(max=clip), rtol=2e-3, atol=1e-8)
         both.step(items, users, clip)
     # Adam forgets the size of gradients but for its epsilon, so compare the moments too.
-    reference = both.adam.state[both.theirs.items.weight]["exp_avg"]
     both.row_adam.catch_up()
-    ours = both.row_adam.tables["items.weight"].first
-    assert (ours - reference).abs().max() < 1e-4 * reference.abs().max()
-    assert both.difference() < (1e-2 if clip == 1e-3 else 1e-4)  # epsilon is felt where gradients are tiny
+    for name in ("first", "second"):
+        reference = both.adam.state[both.theirs.items.weight]["exp_avg" if name == "first" else "exp_avg_sq"]
+        ours = getattr(both.row_adam.tables["items.weight"], name)
+        assert (ours - reference).abs().max() < 1e-3 * reference.abs().max()
+    assert both.difference() < tolerance  # epsilon is felt where gradients are tiny
 
 
 def test_clip_gradients_alone():

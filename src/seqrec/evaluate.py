@@ -278,9 +278,8 @@ def _rank_sampled(
     model: Model, states: Tensor, targets: Targets, drawn: np.ndarray, batch_size: int, into: _Ranking
 ) -> None:
     candidates = np.column_stack([targets.items.astype(np.int64), drawn])
-    # Each candidate of each user needs a vector of its own here.
-    rows = CELLS // (candidates.shape[1] * states.shape[1])
-    rows = max(1, min(batch_size, rows if model.FACTORED else rows // 16))
+    # Each candidate of each user needs a vector of its own here; few enough of them stay in the cache.
+    rows = max(1, min(batch_size, CELLS // 16 // (candidates.shape[1] * states.shape[1])))
     for start in range(0, len(targets), rows):
         chosen = slice(start, start + rows)
         items = torch.from_numpy(candidates[chosen]).to(states.device)

@@ -123,7 +123,7 @@ def bootstrap_intervals(values: np.ndarray, *, resamples: int = 1000, level: flo
 
 
 def coverage_interval(
-    lists: np.ndarray, num_items: int, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+    lists: np.ndarray, num_items: int, *, resamples: int = 100, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """Bootstrap interval of :func:`coverage` over users, for this number of users.
 

@@ -22,8 +22,9 @@ class RowAdam:
         lr * m / sqrt(v) * sum over j = s + 1 .. t of (beta1 / sqrt(beta2)) ** (j - s) * c_j,
         c_j = sqrt(1 - beta2 ** j) / (1 - beta1 ** j),
 
-    which is dense Adam's own sum but for its epsilon. So the result is dense Adam's, at the cost of the
-    rows touched. Call ``catch_up`` before the tables are read outside training.
+    where epsilon joins sqrt(v) as at the middle of the sum (it matters where gradients are tiny, and keeps
+    rows in place whose v has underflowed to 0). So the result is dense Adam's, at the cost of the rows
+    touched. Call ``catch_up`` before the tables are read outside training.
 
     Args:
         model: its ``nn.Embedding(..., sparse=True)`` tables are treated by row; the rest densely.
@@ -41,13 +42,15 @@ class RowAdam:
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
     ) -> None:
+        if not 0 <= betas[0] < betas[1] ** 0.5 < 1:
+            raise ValueError(f"betas are {betas}; the first must be below the root of the second, below 1")
         self.table_learning_rate = learning_rate if table_learning_rate is None else table_learning_rate
         self.betas = betas
         self.epsilon = epsilon
         self.steps = 0
         self._drift = np.zeros(0)
         embeddings = {
-            f"{name}.weight": module
+            f"{name}.weight".lstrip("."): module
             for name, module in model.named_modules()
             if isinstance(module, nn.Embedding) and module.sparse
         }
@@ -126,9 +129,12 @@ class RowAdam:
         beta1, beta2 = self.betas
         ratio = beta1 / beta2**0.5
         drift = self._drifts(step).to(rows.device)
-        factor = drift[last][:, None] - ratio**missed * drift[step]
-        # v = 0 means that m is 0 too: the row has only met zero gradients.
-        moved = first / second.sqrt().clamp_min_(1e-30) * (-self.table_learning_rate * factor)
+        weight = ratio**missed
+        factor = drift[last][:, None] - weight * drift[step]
+        # The missed steps, counted from 1 and weighted by ratio ** step, have their middle here.
+        middle = last[:, None] + 1 / (1 - ratio) - missed * weight / (1 - weight)
+        root = (1 - beta2**middle).sqrt_()
+        moved = first / second.sqrt().add_(self.epsilon * root) * (-self.table_learning_rate * factor)
         # Repeated rows are written with the same values.
         table.weight.index_copy_(0, rows, table.weight[rows] + moved)
         table.first.index_copy_(0, rows, first * beta1**missed)

@@ -186,62 +186,38 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows, width = scores.shape
     columns = torch.full((rows, k), -1, dtype=torch.int64, device=scores.device)
     values = torch.full((rows, k), -torch.inf, dtype=scores.dtype, device=scores.device)
-    if rows and width:
-        fill = _largest_by_row if scores.device.type == "cpu" else _largest_by_sort
-        fill(scores, columns, values)
-    return columns, values
-
-
-def _largest_by_row(scores: Tensor, columns: Tensor, values: Tensor) -> None:
-    """On a processor: find a value that at least k reach, and sort only those.
-
-    The value is the k-th largest of the maxima of stretches of the row. One pass takes the maxima and
-    one compares, which is half the time of ``torch.topk`` and settles ties on the way.
-    """
-    rows, width = scores.shape
-    k = columns.shape[1]
-    stretch = min(64, max(1, width // (16 * k)))
-    whole = width // stretch
-    maxima = scores[:, : whole * stretch].view(rows, stretch, whole).amax(dim=1) if stretch > 1 else scores
-    if width > whole * stretch:
-        maxima = torch.cat([maxima, scores[:, whole * stretch :].amax(dim=1, keepdim=True)], dim=1)
-    require_numbers(maxima)
-    tops = maxima.numpy()
-    if k < tops.shape[1]:
-        enough = np.partition(tops, tops.shape[1] - k, axis=1)[:, -k]
-    else:
-        enough = np.full(rows, -np.inf, dtype=tops.dtype)
-    all_scores, all_columns, all_values = scores.numpy(), columns.numpy(), values.numpy()
-    for row in range(rows):
-        mine = all_scores[row]
-        reach = np.flatnonzero(mine >= enough[row]) if enough[row] > -np.inf else np.flatnonzero(mine > -np.inf)
-        reach = reach[np.argsort(-mine[reach], kind="stable")[:k]]
-        all_columns[row, : len(reach)] = reach
-        all_values[row, : len(reach)] = mine[reach]
-
-
-def _largest_by_sort(scores: Tensor, columns: Tensor, values: Tensor) -> None:
-    """On an accelerator: ``torch.topk``, which takes any of equal values, and the ties set right."""
-    k = min(columns.shape[1], scores.shape[1])
-    top, place = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
+    if rows == 0 or width == 0:
+        return columns, values
+    k = min(k, width)
+    top, place = torch.topk(scores, min(k + 1, width), dim=1)
     require_numbers(top[:, 0])  # NaN sorts first
-    if top.shape[1] > k:
-        cut = top[:, k - 1]
-        tied = torch.nonzero((cut == top[:, k]) & (cut > -torch.inf))[:, 0]
-        if len(tied):
-            # Of the items that equal the k-th, those of the lowest columns fill what is left.
-            need = k - (top[tied, :k] > cut[tied, None]).sum(dim=1)
-            row, column = torch.nonzero(scores[tied] == cut[tied, None], as_tuple=True)
-            first = torch.searchsorted(row, torch.arange(len(tied), device=row.device))
-            number = torch.arange(len(row), device=row.device) - first[row]
-            use = number < need[row]
-            row, column, number = row[use], column[use], number[use]
-            place[tied[row], (k - need)[row] + number] = column
-        top, place = top[:, :k], place[:, :k]
+    if k < width:
+        place = _settle_ties(scores, top, place)
+        top = top[:, :k]
     place, order = place.sort(dim=1)
     top, order = top.gather(1, order).sort(dim=1, descending=True, stable=True)
     values[:, :k] = top
     columns[:, :k] = torch.where(top > -torch.inf, place.gather(1, order), -1)
+    return columns, values
+
+
+def _settle_ties(scores: Tensor, top: Tensor, place: Tensor) -> Tensor:
+    """The columns of the first k of k + 1 highest, the lowest of those that equal the k-th value.
+
+    ``torch.topk`` takes any of them. Rows where none is left outside need nothing.
+    """
+    k = top.shape[1] - 1
+    cut = top[:, k - 1]
+    tied = torch.nonzero((cut == top[:, k]) & (cut > -torch.inf))[:, 0].tolist()
+    place = place[:, :k]
+    if not tied:
+        return place
+    above = (top[:, :k] > cut[:, None]).sum(dim=1).tolist()
+    # A few rows as a rule. All of them for a model that scores by counts, where numpy is much faster.
+    all_scores, cuts, settled = scores.cpu().numpy(), cut.cpu().numpy(), place.cpu().numpy()
+    for row in tied:
+        settled[row, above[row] :] = np.flatnonzero(all_scores[row] == cuts[row])[: k - above[row]]
+    return torch.from_numpy(settled).to(place.device)
 
 
 def _best_of_catalogue(

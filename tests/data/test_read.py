@@ -263,7 +263,7 @@ def test_ids_in_frames(ids, expected):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([1.0, 2.5], "row 2: user id 2.5 is not a whole number"),
+        ([1.0, 2.5], "row 2: user id 2.5 is not whole; store ids as"),
         ([1.0, float("nan")], "row 2: the user id is empty"),
         ([1, None], "row 2: the user id is empty"),
         (["", "a"], "row 1: the user id is empty"),
@@ -367,7 +367,7 @@ def test_pandas_times_and_mixed_types():
 
 @pytest.mark.parametrize("source", [None, 3, [1, 2], {"user": [1]}])
 def test_other_objects(source):
-    with pytest.raises(InputError, match=r"cannot read a log from .*; give a path"):
+    with pytest.raises(InputError, match=r"cannot read .*; give a path"):
         read_log(source)
 
 

@@ -280,11 +280,9 @@ def _from_frame(source: Any) -> _Log:
         elif libraries & {"pandas", "pyarrow"}:
             source = pl.from_pandas(source) if "pandas" in libraries else pl.from_arrow(source)
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
-        advice = "make each column one type with one name"
-        raise InputError(f"the {kind} cannot be read ({_short(error)}); {advice}") from None
+        raise InputError(f"the {kind} cannot be read ({_short(error)}); give columns one type and name") from None
     if not isinstance(source, pl.DataFrame):
-        good = "a path, a polars or pandas DataFrame, or a pyarrow Table"
-        raise InputError(f"cannot read a log from {kind}; give {good}")
+        raise InputError(f"cannot read {kind}; give a path, a polars or pandas frame, or a pyarrow Table")
     return _Log(source, f"the {kind}")
 
 

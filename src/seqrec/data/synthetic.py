@@ -2,17 +2,20 @@
 
 The true distribution of the next item is a plain function of the items that came before
 (`_next_item_probabilities`), with no hidden state, so ranking by it is the Bayes-optimal ranking and its
-expected score is an upper bound for every model that sees the log. Users never repeat an item:
+expected score is an upper bound for every model that sees the log. An item has a genre and a theme, and its
+name shows both: "Quiet Harbour (mystery)" is a quiet mystery. Users never repeat an item:
 
-    p(j | history)  ∝  [j unseen] · ( m · Σ_a thread_a · follows(j | item of age a)
-                                    + (1 - m) · taste_genre(j) · popularity(j | genre) )
-    taste_g         ∝  prior_g + Σ_t decay^age(t) · affinity(genre of item t, g)
+    p(j | history)  ∝  [j unseen] · taste(genre of j) · follows(theme of j | theme of the last item)
+                       · popularity(j | genre)
+    taste(g)        ∝  prior(g) + Σ_t decay^age(t) · affinity(genre of item t, g)
 
-- `follows`: each item has three likely successors, two in its genre and one in the neighbouring genre. A
-  user takes up the thread of the last item or one of the two before it, so looking at the last item alone
-  is not enough.
 - `taste` drifts: every interaction strengthens its genre and, a little, the neighbouring one; old ones fade.
+  It needs the whole history.
+- `follows` is a Markov chain: each theme has three likely successors. It needs the last item alone.
 - `popularity` is Zipf inside a genre, and genres differ in popularity too.
+
+The factors multiply, so two embeddings added (one of genre, one of theme) explain an item, and a small model
+learns from some ten thousand interactions what a table of item-to-item counts is too sparse to hold.
 
 How long a history is and when its interactions happen is drawn independently of the items, so neither
 lengths nor time stamps say anything about the next item.
@@ -29,9 +32,7 @@ from seqrec.errors import InputError
 
 MIN_LENGTH = 5  # leave-last-two-out still leaves a history of three
 MAX_LENGTH = 100
-THIRD = 1.0
-SUCCESSOR_SHARES = np.array([0.60, 0.25, 0.15])  # of an item's three successors, likeliest first
-THREAD_SHARES = np.array([0.65, 0.25, 0.10])  # of the threads of the last item, the one before, and before that
+SUCCESSOR_SHARES = np.array([0.60, 0.25, 0.15])  # of a theme's three successors, likeliest first
 TASTE_PRIOR = 0.5  # weight of the general taste, in interactions
 TASTE_DECAY = 0.9  # what an interaction still counts after one more
 TASTE_DRIFT = 0.15  # share of an interaction's affinity that goes to the neighbouring genre
@@ -42,128 +43,21 @@ ITEM_SKEW = 1.1  # Zipf exponent inside a genre
 # seeds the draws, so changing it changes the log.
 _CHUNK = 1024
 
-_GENRES = [
-    "mystery",
-    "crime",
-    "thriller",
-    "horror",
-    "gothic",
-    "fantasy",
-    "fairytale",
-    "adventure",
-    "western",
-    "war",
-    "history",
-    "biography",
-    "travel",
-    "nature",
-    "science",
-    "cyberpunk",
-    "comedy",
-    "satire",
-    "romance",
-    "poetry",
-]
-_ADJECTIVES = [
-    "Quiet",
-    "Golden",
-    "Broken",
-    "Hidden",
-    "Silver",
-    "Distant",
-    "Burning",
-    "Frozen",
-    "Hollow",
-    "Crimson",
-    "Gentle",
-    "Restless",
-    "Ancient",
-    "Paper",
-    "Velvet",
-    "Electric",
-    "Wandering",
-    "Silent",
-    "Bitter",
-    "Painted",
-    "Secret",
-    "Lonely",
-    "Fading",
-    "Bright",
-    "Iron",
-    "Emerald",
-    "Midnight",
-    "Salted",
-    "Crooked",
-    "Borrowed",
-    "Forgotten",
-    "Northern",
-    "Amber",
-    "Drowned",
-    "Patient",
-    "Shining",
-    "Wooden",
-    "Scarlet",
-    "Final",
-    "Tender",
-    "Winter",
-    "Hungry",
-    "Marble",
-    "Stolen",
-    "Sleeping",
-    "Copper",
-    "Invisible",
-    "Endless",
-]
-_NOUNS = [
-    "Harbour",
-    "Garden",
-    "River",
-    "Lantern",
-    "Orchard",
-    "Station",
-    "Mirror",
-    "Island",
-    "Letter",
-    "Bridge",
-    "Winter",
-    "Forest",
-    "Clock",
-    "Meadow",
-    "Window",
-    "Tower",
-    "Voyage",
-    "Shadow",
-    "Kingdom",
-    "Station-Master",
-    "Lighthouse",
-    "Compass",
-    "Violin",
-    "Desert",
-    "Machine",
-    "Circus",
-    "Archive",
-    "Falcon",
-    "Cathedral",
-    "Market",
-    "Signal",
-    "Summer",
-    "Canyon",
-    "Library",
-    "Storm",
-    "Key",
-    "Map",
-    "Ferry",
-    "Chapel",
-    "Labyrinth",
-    "Horizon",
-    "Engine",
-    "Tide",
-    "Ballroom",
-    "Valley",
-    "Witness",
-    "Comet",
-    "Hour",
-]
+# Split where they are used: blocks of words stay readable, lists of quoted words would not.
+_GENRES = (
+    "mystery crime thriller horror gothic fantasy fairytale adventure western war history biography travel "
+    "nature science cyberpunk comedy satire romance poetry"
+)
+_THEMES = (
+    "Quiet Golden Broken Hidden Silver Distant Burning Frozen Hollow Crimson Gentle Restless Ancient Paper "
+    "Velvet Electric Wandering Bitter Painted Lonely Emerald Midnight Crooked Forgotten Northern"
+)
+_NOUNS = (
+    "Harbour Garden River Lantern Orchard Station Mirror Island Letter Bridge Winter Forest Clock Meadow "
+    "Window Tower Voyage Shadow Kingdom Lighthouse Compass Violin Desert Machine Circus Archive Falcon "
+    "Cathedral Market Signal Summer Canyon Library Storm Key Map Ferry Chapel Labyrinth Horizon Engine Tide "
+    "Ballroom Valley Witness Comet Hour Stranger"
+)
 
 
 @dataclass(frozen=True)
@@ -208,8 +102,8 @@ class _World:
     prior: np.ndarray  # [genres] general taste, sums to one
     neighbour: np.ndarray  # [genres] the genre that tastes drift to
     popularity: np.ndarray  # [genres, items per genre] rows sum to one
-    successors: np.ndarray  # [items, 3] likeliest first
-    markov_share: float
+    themes: np.ndarray  # [items] the theme of each
+    follows: np.ndarray  # [themes, themes] rows sum to one
 
 
 def synthetic_log(
@@ -231,7 +125,7 @@ def synthetic_log(
     _check(users, genres, items_per_genre, mean_length, markov_share)
     rng = np.random.default_rng(seed)
     world = _draw_world(rng, genres, items_per_genre, markov_share)
-    items = _draw_names(rng, genres, items_per_genre)
+    items = _draw_names(rng, genres, world.themes)
     lengths = _draw_lengths(rng, users, mean_length, longest=min(MAX_LENGTH, items.height // 2))
     timestamps = _draw_timestamps(rng, lengths)
     histories = _draw_histories(rng, world, lengths)
@@ -289,15 +183,15 @@ def _draw_world(rng: np.random.Generator, genres: int, items_per_genre: int, mar
     zipf = _zipf(items_per_genre, ITEM_SKEW)
     popularity = np.stack([zipf[rng.permutation(items_per_genre)] for _ in range(genres)])
 
-    # Each genre's items stand on a random circle; the first two successors are one step and a few steps on,
-    # the third stands at the same place in the neighbouring genre. So every item is the successor of three
-    # others, and items that are rare in their genre are still met often enough to be learnt.
-    circles = np.stack([g * items_per_genre + rng.permutation(items_per_genre) for g in range(genres)])
-    successors = np.empty((genres * items_per_genre, 3), dtype=np.int64)
-    successors[circles, 0] = np.roll(circles, -1, axis=1)
-    successors[circles, 1] = np.roll(circles, -2, axis=1)
-    successors[circles, 2] = circles[neighbour] if THIRD else np.roll(circles, -3, axis=1)
-    return _World(prior, neighbour, popularity, successors, markov_share)
+    count = min(len(_THEMES.split()), items_per_genre)
+    themes = np.tile(np.arange(items_per_genre) % count, genres)
+    # The themes stand on a random circle and are followed by the next three: every theme has as many
+    # predecessors as successors, so none drains the others.
+    circle = rng.permutation(count)
+    follows = np.full((count, count), (1 - markov_share) / count)
+    for step, share in enumerate(SUCCESSOR_SHARES, start=1):
+        follows[circle, np.roll(circle, -step)] += markov_share * share
+    return _World(prior, neighbour, popularity, themes, follows)
 
 
 def _zipf(count: int, exponent: float) -> np.ndarray:
@@ -305,18 +199,20 @@ def _zipf(count: int, exponent: float) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _draw_names(rng: np.random.Generator, genres: int, items_per_genre: int) -> pl.DataFrame:
-    titles = [f"{adjective} {noun}" for adjective in _ADJECTIVES for noun in _NOUNS]
-    shuffled = rng.permutation(len(titles))
+def _draw_names(rng: np.random.Generator, genres: int, themes: np.ndarray) -> pl.DataFrame:
+    """Names such as "Quiet Harbour (mystery)": theme, a noun drawn without repeats in the theme, genre."""
+    genre_words, theme_words, noun_words = _GENRES.split(), _THEMES.split(), _NOUNS.split()
+    nouns = [rng.permutation(len(noun_words)) for _ in theme_words]
+    used = [0] * len(theme_words)
     names, labels = [], []
-    for item in range(genres * items_per_genre):
-        round_, place = divmod(item, len(titles))
-        genre = item // items_per_genre
-        volume, which = divmod(genre, len(_GENRES))
-        label = _GENRES[which] + (f" {volume + 1}" if volume else "")
-        # A catalogue larger than the stock of titles goes on with sequels.
-        title = titles[shuffled[place]] + (f" {round_ + 1}" if round_ else "")
-        names.append(f"{title} ({label})")
+    for item, theme in enumerate(themes.tolist()):
+        volume, which = divmod(item * genres // len(themes), len(genre_words))
+        label = genre_words[which] + (f" {volume + 1}" if volume else "")
+        # A catalogue larger than the stock of nouns goes on with sequels.
+        sequel, place = divmod(used[theme], len(noun_words))
+        used[theme] += 1
+        noun = noun_words[nouns[theme][place]] + (f" {sequel + 1}" if sequel else "")
+        names.append(f"{theme_words[theme]} {noun} ({label})")
         labels.append(label)
     return pl.DataFrame({"item_id": names, "genre": labels})
 
@@ -375,22 +271,13 @@ def _next_item_probabilities(world: _World, histories: np.ndarray, lengths: np.n
         + _scatter(rows, world.neighbour[own], TASTE_DRIFT * fading, (users, genres))
     )
     taste /= taste.sum(axis=1, keepdims=True)
-    # A history shorter than the threads shares them among the items it has; an empty one has only taste.
-    reach = np.cumsum(THREAD_SHARES)[np.clip(lengths, 1, len(THREAD_SHARES)) - 1]
-    markov = np.where(lengths > 0, world.markov_share, 0.0)
-    weighted = ((1 - markov)[:, None] * taste)[:, :, None] * world.popularity
-    probabilities = weighted.reshape(users, -1)
-
-    recent = ages < len(THREAD_SHARES)
-    rows_recent, ages_recent = rows[recent], ages[recent]
-    share = markov[rows_recent] * THREAD_SHARES[ages_recent] / reach[rows_recent]
-    for place, successor_share in enumerate(SUCCESSOR_SHARES):
-        # Two threads may lead to the same item, hence the sum at equal places.
-        np.add.at(
-            probabilities,
-            (rows_recent, world.successors[items[recent], place]),
-            share * successor_share,
-        )
+    weighted = (taste[:, :, None] * world.popularity).reshape(users, -1)
+    # The first item of all has no last item before it: every theme is as likely.
+    started = lengths > 0
+    last = world.themes[histories[np.flatnonzero(started), lengths[started] - 1]]
+    follows = np.full((users, len(world.follows)), 1 / len(world.follows))
+    follows[started] = world.follows[last]
+    probabilities = weighted * follows[:, world.themes]
     probabilities[rows, items] = 0.0
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return probabilities
