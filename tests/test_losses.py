@@ -110,9 +110,7 @@ def test_minus_infinity_with_log_probabilities():
     loss = sampled_softmax(target, masked, torch.full((3,), -2.0), torch.tensor([-1.0, -2.0, -3.0, -4.0]))
     expected = 0.0
     for row in range(3):
-        terms = [
-            math.exp(negative[row, column].item() + column + 1) for column in range(4) if column != row
-        ]
+        terms = [math.exp(negative[row, column].item() + column + 1) for column in range(4) if column != row]
         own = math.exp(target[row].item() + 2)
         expected -= math.log(own / (own + sum(terms)))
     assert loss.item() == pytest.approx(expected / 3)

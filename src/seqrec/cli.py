@@ -1,5 +1,7 @@
 """The command line: parses, then calls one function a command."""
 
+import errno
+import io
 import json
 import os
 import sys
@@ -25,11 +27,26 @@ from seqrec.evaluate import table
 from seqrec.files import explain_os_error, replacing
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender, UnknownIdWarning
-from seqrec.run import SplitConfig
+from seqrec.run import SplitConfig, check_free
 from seqrec.train import TrainConfig
 
-Json = Annotated[str | None, Parameter(help="Also write the result as JSON to this file; - for standard output.")]
-Several = Parameter(consume_multiple=True)
+
+def _no_flag(kind: Any, value: Any) -> None:
+    """A file name; cyclopts lets a lone - through only with anything else that begins so."""
+    del kind
+    if value is not None and value.startswith("-") and value != "-":
+        raise ValueError("give a file, or - for standard output")
+
+
+Json = Annotated[
+    str | None,
+    Parameter(
+        help="Also write the result as JSON to this file; - for standard output.",
+        allow_leading_hyphen=True,
+        validator=_no_flag,
+    ),
+]
+Several = Parameter(consume_multiple=True, negative="")
 Flat = Parameter(name="*")
 
 
@@ -120,6 +137,8 @@ def fit_command(model: str) -> Any:
             read: the columns.
             filters: what is kept.
         """
+        if not resume:
+            check_free(out, overwrite)  # before the log is read, which may take a while
         frame = read_log(log, **asdict(read or ReadConfig()))
         chosen = filters or PrepareConfig()
         dataset = prepare(frame, chosen)
@@ -201,8 +220,12 @@ def recommend_command(
     """
     if sum(given is not None for given in (users, users_file, history)) > 1:
         raise InputError("give one of --users, --users-file and --history")
-    frame = Recommender.load(run).recommend(
-        users=_lines(users_file) if users_file else users,
+    if users == [] or history == []:
+        raise InputError("no id given; write one or more after --users or --history")
+    recommender = Recommender.load(run)
+    asked = _lines(users_file) if users_file else users
+    frame = recommender.recommend(
+        users=None if asked is None else _like(asked, recommender.dataset.user_ids),
         histories=None if history is None else [history],
         k=k,
         keep_seen=keep_seen,
@@ -210,7 +233,7 @@ def recommend_command(
         deny=None if deny is None else _lines(deny),
         strict=strict,
     )
-    if json != "-":
+    if json != "-" or out is not None:
         _write_frame(frame, format, out, "recommendations")
     _write_json(json, frame.to_dicts())
 
@@ -235,7 +258,7 @@ def similar_command(
     if not items:
         raise InputError("no item given; write its id after the run folder")
     frame = Recommender.load(run).similar(items, k, strict=True)
-    if json != "-":
+    if json != "-" or out is not None:
         _write_frame(frame, format, out, "similar items")
     _write_json(json, frame.to_dicts())
 
@@ -279,7 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UnknownIdWarning)
             warnings.showwarning = show
-            result = make_app(_model_named(arguments))(arguments, exit_on_error=False, print_error=False)
+            app = make_app(_model_named(arguments))
+            command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+            result = command(*bound.args, **bound.kwargs)
         sys.stdout.flush()
     except (InputError, MissingExtraError, CycloptsError) as error:
         message = " ".join(str(error).split())
@@ -294,6 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        errors.print(f"error: {explain_os_error(error, Path('standard output'))}", style="red", markup=False)
+        return 2
     return result if isinstance(result, int) else 0
 
 
@@ -342,13 +373,15 @@ def _write_frame(frame: pl.DataFrame, kind: str, out: Path | None, title: str) -
         return
     if kind == "parquet" and sys.stdout.isatty():
         raise InputError("Parquet is not for a terminal; give --out FILE")
-    try:
-        getattr(frame, writers[kind])(sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise explain_os_error(error, Path("standard output")) from error
+    if kind == "parquet":
+        memory = io.BytesIO()
+        frame.write_parquet(memory)
+        sys.stdout.buffer.write(memory.getbuffer())
+        return
+    # Not polars itself into the stream: it hides that the reader has gone.
+    for start in range(0, max(frame.height, 1), 65536):
+        part = frame.slice(start, 65536)
+        sys.stdout.write(part.write_ndjson() if kind == "jsonl" else part.write_csv(include_header=start == 0))
 
 
 def _grid(frame: pl.DataFrame, title: str, most: int = 200) -> Table:
@@ -384,6 +417,13 @@ def _statistics(dataset: Dataset) -> Table:
 
 def _tied(statistics: Statistics) -> str:
     return "no times" if statistics.tied_timestamps is None else f"{statistics.tied_timestamps:.1%}"
+
+
+def _like(ids: list[str], known: pl.Series) -> pl.Series:
+    """Ids of a command line in the type of the log's, so that results join with it."""
+    asked = pl.Series("user_id", ids, dtype=pl.String)
+    typed = asked.cast(known.dtype, strict=False)
+    return asked if typed.null_count() else typed
 
 
 def _lines(path: Path) -> list[str]:

@@ -26,13 +26,15 @@ def explain_os_error(error: OSError, path: Path) -> InputError:
 
 
 def _of_the_disk(error: OSError | pl.exceptions.ComputeError) -> OSError:
-    """The error of the disk, which polars wraps: 'underlying IO error: No space ... (os error 28)'."""
+    """The error of the disk, which polars and safetensors wrap: '... No space ... (os error 28)'."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
     if isinstance(error, OSError):
         return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    if number is None:
-        raise error
-    return OSError(int(number[1]), os.strerror(int(number[1])))
+    if "transport error" in str(error):  # polars forgets the number while it writes the end of a Parquet file
+        return OSError(errno.EIO, "the disk may be full")
+    raise error
 
 
 @contextmanager
@@ -45,6 +47,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
+        if path.is_relative_to("/dev") or (path.exists() and not (path.is_file() or path.is_dir())):
+            yield path  # a device or a pipe, which a file renamed over it would destroy
+            return
+        if path.is_symlink():
+            path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)

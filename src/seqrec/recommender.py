@@ -1,10 +1,12 @@
 """The public face: fit, recommend, evaluate, save, load."""
 
+import shutil
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run import CONFIG, Run, RunConfig, SplitConfig, build_model, check_free, fingerprint
 from seqrec.topk import best
-from seqrec.train import RESUMABLE, TrainConfig, train
+from seqrec.train import RESUMABLE, TrainConfig, check_trainable, train
 
 
 class UnknownIdWarning(UserWarning):
@@ -115,6 +117,13 @@ class Recommender:
         )
         torch.manual_seed(self.train_config.seed)
         model = build_model(self.model_name, config.model_config, dataset.num_items, dataset.num_users)
+        # All that can be found wrong is found before anything is written.
+        started = time.perf_counter()
+        if counted:
+            model.count(split.train)
+            seconds = max(time.perf_counter() - started, 1e-9)
+        else:
+            check_trainable(split, self.train_config)
         run: Run | None = None
         if out is not None:
             if resume:
@@ -122,18 +131,20 @@ class Recommender:
                 _check_same(run, config)
             else:
                 run = Run.create(out, config, dataset, overwrite)
-        started = time.perf_counter()
         best_epoch = 1
         if counted:
-            model.count(split.train)
-            seconds = time.perf_counter() - started
             tokens = int(split.train.lengths.sum())
             self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
             if run is not None:
                 run.save_weights(model.state_dict())
                 run.save_epochs(self.epochs)
         else:
-            trained = train(model, split, self.train_config, run=run, resume=resume, progress=progress)
+            try:
+                trained = train(model, split, self.train_config, run=run, resume=resume, progress=progress)
+            except InputError:
+                if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
+                    shutil.rmtree(run.folder, ignore_errors=True)
+                raise
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted = trained.ended == "interrupted"
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
@@ -229,7 +240,7 @@ class Recommender:
         if not (indices > 0).any():
             raise InputError(f"none of the items is in the catalogue: {_some(asked)}; check the ids")
         if (indices == 0).any():
-            _warn(f"unknown items left out: {_some(asked.filter(pl.Series(indices == 0)))}")
+            _warn(f"unknown items left out: {_some(asked.filter(pl.Series(indices == 0)))}", depth=3)
         indices = indices[indices > 0]
         with torch.inference_mode():
             vectors = F.normalize(model.item_vectors().float(), dim=1)
@@ -284,10 +295,15 @@ class Recommender:
         """Write a run folder; one that holds a run is refused without ``overwrite``."""
         model, dataset = self._ready()
         assert self._config is not None
-        run = Run.create(folder, self._config, dataset, overwrite)
-        run.save_weights(model.state_dict())
-        run.save_epochs(self.epochs)
-        run.save_metrics(self.metrics)
+        Run.create(
+            folder,
+            self._config,
+            dataset,
+            overwrite,
+            weights=model.state_dict(),
+            epochs=self.epochs,
+            metrics=self.metrics,
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
@@ -296,9 +312,13 @@ class Recommender:
         config = run.config
         options = {**config.model_config, **config.training, **asdict(config.prepare), **asdict(config.split)}
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        recommender = cls(config.model, **options)
+        model = run.model()
+        try:
+            recommender = cls(config.model, **options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{run.folder / CONFIG}: is damaged ({error}); train again") from error
         recommender._config = config
-        recommender._model = run.model()
+        recommender._model = model
         recommender._dataset = run.dataset
         recommender._split = run.split
         recommender.epochs = run.epochs().to_dicts()
@@ -326,6 +346,7 @@ class Recommender:
         if users is None:
             return all_histories(dataset), dataset.user_ids
         asked = _series(users)
+        asked = asked.cast(dataset.user_ids.dtype) if asked.dtype == pl.Null else asked
         indices = dataset.user_indices(asked)
         unknown = indices < 0
         if unknown.any():
@@ -343,24 +364,32 @@ class Recommender:
         _, dataset = self._ready()
         if isinstance(histories, Mapping):
             names, lists = _series(histories.keys()), list(histories.values())
-        elif isinstance(histories, Sequence) and not isinstance(histories, str):
-            names, lists = pl.Series(range(len(histories)), dtype=pl.Int64), list(histories)
-        else:
-            frame = read_log(histories)
-            given = prepare(frame)
+            names = names.cast(dataset.user_ids.dtype) if len(names) == 0 else names
+        elif isinstance(histories, str | PathLike) or hasattr(type(histories), "columns"):
+            given = prepare(read_log(histories))
             bounds = np.asarray(given.offsets)
             ids = given.item_ids.gather(np.asarray(given.items) - 1)
             names, lists = given.user_ids, [ids[int(a) : int(b)] for a, b in pairwise(bounds)]
-        if any(isinstance(items, str) for items in lists):
-            raise InputError("a history is a list of item ids, not a text; give [[...], [...]]")
-        flat = pl.concat([_series(items) for items in lists]) if lists else pl.Series([], dtype=pl.String)
+        elif isinstance(histories, Iterable):
+            lists = list(histories)
+            names = pl.Series(range(len(lists)), dtype=pl.Int64)
+        else:
+            raise InputError(f"histories are lists of item ids, not {histories!r}; give [[...], [...]]")
+        for items in lists:
+            if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+                raise InputError(f"a history is a list of item ids, not {items!r}; give [[...], [...]]")
+        parts_of = [_series(items) for items in lists]
+        filled = [part for part in parts_of if len(part)]
+        if len({part.dtype for part in filled}) > 1:  # such as the ids of one as numbers, of another as texts
+            filled = [part.cast(pl.String) for part in filled]
+        flat = pl.concat(filled) if filled else dataset.item_ids.clear()
         indices = dataset.item_indices(flat)
         if (indices == 0).any():
             some = _some(flat.filter(pl.Series(indices == 0)).unique(maintain_order=True))
             if strict:
                 raise InputError(f"unknown items in a history: {some}; check the ids")
             _warn(f"unknown items are left out of the histories: {some}")
-        cuts = np.cumsum([len(items) for items in lists])[:-1]
+        cuts = np.cumsum([len(part) for part in parts_of])[:-1]
         parts = [part[part > 0] for part in np.split(indices, cuts)] if lists else []
         if any(len(part) == 0 for part in parts):
             if strict:
@@ -387,6 +416,8 @@ def _popularity(dataset: Dataset) -> Model:
 
 
 def _check_k(k: int, most: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise InputError(f"k is {k!r}; give a whole number")
     if k < 1:
         raise InputError(f"k is {k}; give 1 or more")
     if k > most:
@@ -412,7 +443,7 @@ def _check_same(run: Run, config: RunConfig) -> None:
 def _series(ids: Iterable[Any] | pl.Series) -> pl.Series:
     if isinstance(ids, pl.Series):
         return ids.alias("user_id")
-    values = [ids] if isinstance(ids, str | int) else list(ids)
+    values = [ids] if isinstance(ids, str | int | np.integer) else list(ids)
     if any(isinstance(value, str) for value in values):
         values = [str(value) for value in values]
     return pl.Series("user_id", values, strict=False)
@@ -423,5 +454,5 @@ def _some(ids: pl.Series, most: int = 5) -> str:
     return ", ".join(str(value) for value in ids.head(most)) + more
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, UnknownIdWarning, stacklevel=3)
+def _warn(message: str, depth: int = 4) -> None:
+    warnings.warn(message, UnknownIdWarning, stacklevel=depth)  # names the line that called recommend

@@ -120,8 +120,21 @@ class Run:
             raise InputError(f"{self.folder}: not a run folder ({CONFIG} is missing); give one that seqrec fit wrote")
 
     @classmethod
-    def create(cls, folder: str | Path, config: RunConfig, dataset: Dataset, overwrite: bool = False) -> "Run":
-        """Make the folder with its configuration, ids and histories; refuse one that holds anything."""
+    def create(
+        cls,
+        folder: str | Path,
+        config: RunConfig,
+        dataset: Dataset,
+        overwrite: bool = False,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        epochs: Sequence[Mapping[str, Any]] = (),
+        metrics: Mapping[str, Any] | None = None,
+    ) -> "Run":
+        """Make the folder whole or not at all; refuse one that holds anything.
+
+        It has configuration, ids and histories; with ``weights`` it is a finished run.
+        """
         folder = Path(folder)
         check_free(folder, overwrite)
         with replacing_folder(folder) as new:
@@ -135,6 +148,10 @@ class Run:
                     "timestamps": _lists(dataset.timestamps, offsets, pl.Int64),
                 }
             ).write_parquet(new / USERS)
+            if weights is not None:
+                _save_tensors(new / WEIGHTS, weights, {})
+                _write_epochs(new / EPOCHS, epochs)
+                _write_json(new / METRICS, metrics or {})
         return cls(folder)
 
     @cached_property
@@ -150,9 +167,16 @@ class Run:
         try:
             values["prepare"] = PrepareConfig(**values["prepare"])
             values["split"] = SplitConfig(**values["split"])
-            return RunConfig(**values)
+            config = RunConfig(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: is damaged ({error}); train again") from error
+        kinds = {"model": str, "model_config": dict, "num_items": int, "num_users": int, "has_timestamps": bool,
+                 "fingerprint": str, "training": dict}  # fmt: skip
+        for name, kind in kinds.items():
+            value = getattr(config, name)
+            if type(value) is not kind:
+                raise InputError(f"{path}: is damaged ({name} is {value!r}); train again")
+        return config
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -188,16 +212,19 @@ class Run:
         return self.config.split.apply(self.dataset)
 
     @property
-    def finished_epoch(self) -> bool:
-        """Whether there are weights to use."""
-        return (self.folder / WEIGHTS).is_file()
+    def begun(self) -> bool:
+        """Whether there are weights to use or a checkpoint to go on from."""
+        return (self.folder / WEIGHTS).is_file() or (self.folder / STATE).is_file()
 
     def model(self) -> Model:
         """The model with its weights, in evaluation mode on the CPU."""
         path = self.folder / WEIGHTS
         if not path.is_file():
             raise InputError(f"{path}: is missing; no epoch was finished, go on with seqrec fit --resume")
-        model = self.config.build()
+        try:
+            model = self.config.build()
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"{self.folder / CONFIG}: is damaged ({_one_line(error)}); train again") from error
         tensors = _load_tensors(path)
         expected = model.state_dict()
         for name in sorted(set(expected) | set(tensors)):
@@ -240,13 +267,8 @@ class Run:
 
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace ``epochs.csv``; a column is there if any epoch has it."""
-        names: dict[str, None] = {}
-        for row in rows:
-            names |= dict.fromkeys(row)
-        with replacing(self.folder / EPOCHS) as new, new.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(names), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        with replacing(self.folder / EPOCHS) as new:
+            _write_epochs(new, rows)
 
     def epochs(self) -> pl.DataFrame:
         """``epochs.csv``."""
@@ -300,6 +322,16 @@ def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     flat = pl.DataFrame({"user": users, "value": pl.Series(np.asarray(values), dtype=dtype)})
     return flat.group_by("user", maintain_order=True).agg("value")["value"]
+
+
+def _write_epochs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = dict.fromkeys(("epoch", "loss", "seconds", "tokens_per_second"))  # before the first epoch ends, too
+    for row in rows:
+        names |= dict.fromkeys(row)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -120,8 +121,7 @@ def train(
         InputError: nothing to train on, or the loss is no longer a number.
     """
     config = config or TrainConfig()
-    if len(trainable(split.train)) == 0:
-        raise InputError("no user has two interactions to train on; give a longer log or a looser filter")
+    check_trainable(split, config)
     if len(split.train) != split.train.dataset.num_users:
         raise ValueError("split.train must hold every user of the dataset, each at its index")
     device = pick_device(config.device)
@@ -181,6 +181,13 @@ def train(
     loop.finish(interrupted=False)
     ended: Literal["epochs", "early"] = "early" if loop.epoch < config.epochs else "epochs"
     return Trained(loop.rows, loop.best_epoch, ended)
+
+
+def check_trainable(split: Split, config: TrainConfig) -> None:
+    """Raise an InputError for what makes training impossible from the start."""
+    if len(trainable(split.train)) == 0:
+        raise InputError("no user has two interactions to train on; give a longer log or a looser filter")
+    pick_device(config.device)
 
 
 def _step(
@@ -423,7 +430,6 @@ class _Bar:
 @contextmanager
 def _bar(show: bool, tokens: int) -> Iterator[_Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not show) as progress:
-        if not show:
-            progress.console.quiet = True
+    # A console of its own: to silence rich's shared one would silence whoever else prints with it.
+    with Progress(*columns, console=Console(quiet=not show), transient=True, disable=not show) as progress:
         yield _Bar(progress, tokens)

@@ -171,7 +171,7 @@ def test_users_who_own_all(which):
     # With popularity it is enough to own all that can be drawn: the rest has count 0.
     owned = np.arange(1, 21) if which == 0 else np.flatnonzero(np.arange(21) % 7)
     keys = own_keys(np.full(len(owned), 4), owned, 20)
-    with pytest.raises(ValueError, match="user 4 .*owns every item"):
+    with pytest.raises(ValueError, match=r"user 4 .*owns every item"):
         negatives_for(np.random.default_rng(8), sampler, np.array([3, 4]), 2, keys)
     assert negatives_for(np.random.default_rng(8), sampler, np.array([3, 5]), 2, keys).min() > 0
 

@@ -34,9 +34,7 @@ def items_of(histories: Histories) -> list[tuple[int, list[int]]]:
 
 def pairs(targets) -> list[tuple[int, list[int], int]]:
     assert len(targets) == len(targets.items) == len(targets.histories)
-    return [
-        (*row, int(item)) for row, item in zip(items_of(targets.histories), targets.items, strict=True)
-    ]
+    return [(*row, int(item)) for row, item in zip(items_of(targets.histories), targets.items, strict=True)]
 
 
 @settings(max_examples=100, deadline=None)

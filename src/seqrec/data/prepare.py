@@ -275,12 +275,24 @@ def _time_order(users: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
     if timestamps is None:
         if (users[1:] >= users[:-1]).all():
             return np.arange(len(users))
-        return np.argsort(users, kind="stable")
-    both = pl.DataFrame({"user": users, "time": timestamps})
+        return _stable_order(users)
     later = (users[1:] > users[:-1]) | ((users[1:] == users[:-1]) & (timestamps[1:] >= timestamps[:-1]))
     if later.all():
         return np.arange(len(users))
-    return both.select(pl.arg_sort_by("user", "time", maintain_order=True)).to_series().to_numpy()
+    if (timestamps[1:] >= timestamps[:-1]).all():
+        return _stable_order(users)
+    by_time = _stable_order(timestamps)
+    return by_time[_stable_order(users[by_time])]
+
+
+def _stable_order(keys: np.ndarray) -> np.ndarray:
+    """Stable argsort. Key and place in one word sort several times faster than with an index beside them."""
+    low = int(keys.min())
+    if int(keys.max()) - low < 2**31 and len(keys) < 2**32:
+        words = ((keys.astype(np.int64) - low) << 32) | np.arange(len(keys))
+        words.sort()
+        return words & 0xFFFFFFFF
+    return np.argsort(keys, kind="stable")
 
 
 def _duplicates(users: np.ndarray, items: np.ndarray, rule: Duplicates) -> np.ndarray | None:

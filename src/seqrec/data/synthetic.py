@@ -32,12 +32,12 @@ from seqrec.errors import InputError
 
 MIN_LENGTH = 5  # leave-last-two-out still leaves a history of three
 MAX_LENGTH = 100
-SUCCESSOR_SHARES = np.array([0.60, 0.25, 0.15])  # of a theme's three successors, likeliest first
-TASTE_PRIOR = 0.5  # weight of the general taste, in interactions
+SUCCESSOR_SHARES = np.array([0.80, 0.15, 0.05])  # of a theme's three successors, likeliest first
+TASTE_PRIOR = 0.3  # weight of the general taste, in interactions
 TASTE_DECAY = 0.9  # what an interaction still counts after one more
-TASTE_DRIFT = 0.15  # share of an interaction's affinity that goes to the neighbouring genre
+TASTE_DRIFT = 0.35  # share of an interaction's affinity that goes to the neighbouring genre
 GENRE_SKEW = 0.5  # Zipf exponent over genres
-ITEM_SKEW = 1.1  # Zipf exponent inside a genre
+ITEM_SKEW = 0.6  # Zipf exponent inside a genre
 
 # Users who are computed together: bounds the memory (about 8 bytes · items · this, a few times over) and
 # seeds the draws, so changing it changes the log.
@@ -50,7 +50,7 @@ _GENRES = (
 )
 _THEMES = (
     "Quiet Golden Broken Hidden Silver Distant Burning Frozen Hollow Crimson Gentle Restless Ancient Paper "
-    "Velvet Electric Wandering Bitter Painted Lonely Emerald Midnight Crooked Forgotten Northern"
+    "Velvet Electric Wandering Midnight Forgotten Northern"
 )
 _NOUNS = (
     "Harbour Garden River Lantern Orchard Station Mirror Island Letter Bridge Winter Forest Clock Meadow "
@@ -107,19 +107,20 @@ class _World:
 
 
 def synthetic_log(
-    users: int = 4000,
+    users: int = 6000,
     *,
     seed: int = 0,
     genres: int = 20,
-    items_per_genre: int = 50,
+    items_per_genre: int = 40,
     mean_length: float = 16.0,
-    markov_share: float = 0.55,
+    markov_share: float = 0.95,
 ) -> SyntheticLog:
     """Draw a log of `users` histories over `genres` · `items_per_genre` items; same seed, same bytes.
 
     Lengths are skewed (5 at least, median about 12, a few beyond 50 by default) with about `mean_length`
-    on average, and capped at 100 or half the catalogue. `markov_share` is the m of the module's equation:
-    the probability that the next item follows from one of the last three, before seen items are removed.
+    on average, and capped at 100 or half the catalogue. `markov_share` is the probability, before tastes and
+    seen items are considered, that the next theme is one of the three successors of the last; all themes
+    share the rest equally.
     Raises InputError for parameters that no log can have.
     """
     _check(users, genres, items_per_genre, mean_length, markov_share)
@@ -151,7 +152,8 @@ def best_reachable(probabilities: np.ndarray, k: int = 10) -> dict[str, float]:
     """Expected HR@k and NDCG@k of the Bayes-optimal ranking, mean over the rows.
 
     `probabilities` [users, items] is the true distribution of each user's target. No ranking does better
-    than sorting by it: with p_(r) the r-th largest, HR@k = Σ_{r≤k} p_(r), NDCG@k = Σ_{r≤k} p_(r) / log2(r + 1).
+    than sorting by it. With p_(r) the r-th largest, HR@k = Σ_{r≤k} p_(r) and
+    NDCG@k = Σ_{r≤k} p_(r) / log2(r + 1).
     """
     if k < 1:
         raise InputError(f"k must be at least 1, not {k}")
@@ -171,9 +173,10 @@ def _check(users: int, genres: int, items_per_genre: int, mean_length: float, ma
     if items_per_genre < 10:
         raise InputError(f"items_per_genre must be at least 10, not {items_per_genre}")
     if not MIN_LENGTH < mean_length <= MAX_LENGTH / 2:
-        raise InputError(f"mean_length must be above {MIN_LENGTH} and at most {MAX_LENGTH // 2}, not {mean_length}")
+        limits = f"above {MIN_LENGTH} and at most {MAX_LENGTH // 2}"
+        raise InputError(f"mean_length must be {limits}, not {mean_length}")
     if not 0 <= markov_share < 1:
-        # At 1 a user who has seen every successor would have no next item at all.
+        # At 1 a user who has seen every item of the three themes would have no next item at all.
         raise InputError(f"markov_share must be at least 0 and below 1, not {markov_share}")
 
 
@@ -284,6 +287,7 @@ def _next_item_probabilities(world: _World, histories: np.ndarray, lengths: np.n
 
 
 def _scatter(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Zeros of `shape` with the weights added at (rows, columns); equal places add up."""
     flat = np.bincount(rows * shape[1] + columns, weights=weights, minlength=shape[0] * shape[1])
     return flat.reshape(shape)
 
