@@ -173,6 +173,23 @@ def test_reading_in_eval_mode_changes_nothing():
     assert torch.equal(both.ours.items.weight, before)
 
 
+def test_steps_on_rows_that_were_read_in_eval_mode():
+    # Their values were stale when they were read, but the gradient does not ask for them here.
+    ours, theirs = nn.Embedding(9, 2, sparse=True).double().eval(), nn.Embedding(9, 2).double()
+    theirs.load_state_dict(ours.state_dict())
+    row_adam, adam = RowAdam(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        rows = torch.randint(9, (3,), generator=random)
+        weights = torch.randn(3, 2, generator=random, dtype=torch.float64)
+        for table, optimizer in ((ours, row_adam), (theirs, adam)):
+            optimizer.zero_grad()
+            (table(rows) * weights).sum().backward()
+            optimizer.step()
+    row_adam.catch_up()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=1e-6)
+
+
 def test_repeated_rows_in_a_batch_are_summed_once():
     both = Both()
     for _ in range(3):

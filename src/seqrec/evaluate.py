@@ -15,7 +15,7 @@ from seqrec.data.negatives import distinct_negatives_for
 from seqrec.data.split import Targets
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.topk import CELLS, USERS_AT_ONCE, Scorer, largest, last_states, mask, require_numbers, scoring, seen_pairs
+from seqrec.topk import CELLS, USERS_AT_ONCE, Scorer, largest, last_states, mask, require_numbers, scoring
 
 Protocol = Literal["full", "sampled"]
 
@@ -182,7 +182,11 @@ def ranks(
 
 
 def table(evaluation: Evaluation, name: str = "model") -> Table:
-    """The metrics of the model beside its baselines, each with its interval."""
+    """The main metrics of the model beside its baselines, with half the width of each interval.
+
+    Shown are the middle list length and what is not about lists; ``to_dict`` has everything. Recall is
+    left out: with one target a user it equals the hit rate.
+    """
     columns = {name: Scores(evaluation.metrics, evaluation.intervals), **evaluation.baselines}
     if evaluation.negatives is None:
         against = f"full catalogue, seen items {evaluation.seen}"
@@ -192,12 +196,21 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
     shown.add_column("metric")
     for column in columns:
         shown.add_column(column, justify="right")
+    lengths = sorted({int(metric.partition("@")[2]) for metric in evaluation.metrics if "@" in metric})
+    middle = lengths[len(lengths) // 2]
     for metric in evaluation.metrics:
+        name, _, length = metric.partition("@")
+        if name == "recall" or (length and int(length) != middle):
+            continue
         cells = []
         for scores in columns.values():
             low, high = scores.intervals[metric]
-            cells.append(f"{scores.metrics[metric]:.4f} [{low:.4f}, {high:.4f}]".replace("[", r"\["))
+            cells.append(f"{scores.metrics[metric]:.4f} ±{(high - low) / 2:.4f}")
         shown.add_row(metric, *cells)
+    notes = [f"{evaluation.cold:,} targets never occur in training"] if evaluation.cold else []
+    if evaluation.unreachable:
+        notes.append(f"{evaluation.unreachable:,} are in the history and count as misses; --keep-seen ranks them")
+    shown.caption = "; ".join(notes) or None
     return shown
 
 
@@ -309,7 +322,7 @@ def _rank_full(
         place = torch.from_numpy(items).to(scores.device)[:, None]
         target = scores.gather(1, place)
         if not keep_seen:
-            seen_rows, seen_items = seen_pairs(part.histories)
+            seen_rows, seen_items = part.histories.flat()
             mask(scores, seen_rows, seen_items)
             met = np.zeros(len(part), dtype=bool)
             met[seen_rows[seen_items == items[seen_rows]]] = True

@@ -65,7 +65,7 @@ def best(
             states = last_states(model, histories.take(rows), max_length=max_length, batch_size=batch_size)
             for first in range(0, len(rows), batch_size):
                 block = rows[first : first + batch_size]
-                seen = None if keep_seen else seen_pairs(histories.take(block))
+                seen = None if keep_seen else histories.take(block).flat()
                 found, values = _best_of_catalogue(
                     scorer, states[first : first + batch_size], k, candidates, denied, seen
                 )
@@ -122,14 +122,6 @@ def last_states(model: Model, histories: Histories, *, max_length: int | None = 
     states = torch.empty_like(in_order)
     states[torch.from_numpy(order).to(device)] = in_order
     return states
-
-
-def seen_pairs(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-    """``rows int64[S], items int64[S]``: all items of each history, repetitions too."""
-    if len(histories) == 0:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    batch = pack(histories, max(1, int(histories.lengths.max())))
-    return batch.rows.numpy(), batch.items.numpy()
 
 
 class Scorer:

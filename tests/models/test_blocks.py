@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,23 @@ def test_dropout_keeps_rate_expectation_and_variance(probability):
         assert abs(pairs.mean()) < 5 * probability * (1 - probability) / math.sqrt(count)
     for place in range(4):
         assert abs(kept[:, place].double().mean() - (1 - probability)) < 10 * spread + 1 / 65536
+
+
+class EveryWord:
+    """A bit generator that gives each 16-bit word once."""
+
+    def random_raw(self, count: int) -> np.ndarray:
+        return np.arange(65536, dtype=np.uint16).view(np.uint64)[:count]
+
+
+@pytest.mark.parametrize("probability", [1e-5, 1 / 65536, 0.2, 0.5, 0.999, 0.9999999])
+def test_dropout_drops_exactly_its_share_of_all_words(probability):
+    layer = Dropout(probability)
+    layer.random = SimpleNamespace(bit_generator=EveryWord())
+    mask = layer.mask(65536)
+    assert (mask == 0).sum() == min(round(probability * 65536), 65535)
+    assert mask.double().mean().item() == pytest.approx(1, rel=1e-6)
+    assert len(mask.unique()) == 2
 
 
 def test_dropout_is_the_identity_in_eval_and_at_zero():

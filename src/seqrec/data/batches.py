@@ -61,7 +61,7 @@ def pack(histories: Histories, max_length: int, with_targets: bool = False) -> B
     """
     ends = np.maximum(histories.ends - 1, histories.starts) if with_targets else histories.ends
     starts = np.maximum(histories.starts, ends - max_length)
-    lengths = ends - starts
+    lengths = np.maximum(ends - starts, 0)
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)

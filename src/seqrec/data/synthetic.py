@@ -248,9 +248,10 @@ def _draw_histories(rng: np.random.Generator, world: _World, lengths: np.ndarray
             steps = np.full(len(active), step)
             probabilities = _next_item_probabilities(world, chunk[active, : max(step, 1)], steps)
             cumulated = np.cumsum(probabilities, axis=1)
-            # Never on a seen item: its cumulated value equals the one before, and the draw lies strictly
+            # Never on a seen item: its cumulated value equals the one before, and the draw is held strictly
             # below the total, so the first value above the draw belongs to an item of positive probability.
-            draws = rng.random(len(active)) * cumulated[:, -1]
+            totals = cumulated[:, -1]
+            draws = np.minimum(rng.random(len(active)) * totals, np.nextafter(totals, 0.0))
             chunk[active, step] = (cumulated > draws[:, None]).argmax(axis=1)
     return histories
 

@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         """``float32[count]`` of 0 and 1 / (1 - p)."""
         assert self.random is not None
         words = torch.from_numpy(self.random.bit_generator.random_raw((count + 3) // 4).view(np.int16)[:count])
-        dropped = round(self.probability * 65536)
+        dropped = min(round(self.probability * 65536), 65535)
         return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
 
 

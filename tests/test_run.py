@@ -1,0 +1,392 @@
+"""The run folder: what goes in comes out, and what is damaged says so in one line."""
+
+import json
+import re
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seqrec import Dataset, InputError, PrepareConfig, Recommender, SplitConfig, prepare
+from seqrec.run import Run, RunConfig, check_free, fingerprint, pick_device
+
+SIZES = {"embedding_dim": 8, "num_blocks": 1, "max_length": 6, "feedforward_dims": (12, 8)}
+
+
+def log(users: int = 12, items: int = 9, shift: int = 0, text: bool = True) -> pl.DataFrame:
+    rows = [(user, (user + step + shift) % items, step) for user in range(users) for step in range(4 + user % 3)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    if text:
+        frame = frame.with_columns("u" + pl.col("user_id").cast(pl.String), "ï " + pl.col("item_id").cast(pl.String))
+    return frame
+
+
+def config_of(dataset: Dataset, **changes: Any) -> RunConfig:
+    values = {
+        "model": "sasrec", "model_config": dict(SIZES), "num_items": dataset.num_items, "num_users": dataset.num_users,
+        "has_timestamps": dataset.has_timestamps, "fingerprint": fingerprint(dataset),
+        "prepare": PrepareConfig(min_user_interactions=2), "split": SplitConfig("time", 2, 4), "training": {"seed": 3},
+    }  # fmt: skip
+    return RunConfig(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "trained"
+    Recommender("sasrec", epochs=2, batch_size=4, **SIZES).fit(log(), folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a trained run, to be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@contextmanager
+def disk_that_ends_at(size: int) -> Iterator[None]:
+    """Files can't grow beyond ``size`` bytes: the kernel answers EFBIG, as a full disk answers ENOSPC."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def message_of(action: Callable[[], Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_what_goes_in_comes_out(tmp_path: Path, text: bool) -> None:
+    dataset = prepare(log(text=text))
+    config = config_of(dataset)
+    run = Run.create(tmp_path / "deep" / "run", config, dataset)
+    assert not run.begun
+    opened = Run(str(run.folder))
+    assert opened.config == config.__class__(**asdict(config) | {"prepare": config.prepare, "split": config.split,
+           "model_config": dict(SIZES) | {"feedforward_dims": [12, 8]}})  # fmt: skip
+    back = opened.dataset
+    for name in ("items", "timestamps", "offsets"):
+        wanted = getattr(dataset, name)
+        assert getattr(back, name).dtype == wanted.dtype
+        assert np.array_equal(getattr(back, name), wanted)
+    for name in ("user_ids", "item_ids"):
+        assert getattr(back, name).dtype == (pl.String if text else pl.Int64)
+        assert getattr(back, name).equals(getattr(dataset, name))
+    assert fingerprint(back) == config.fingerprint
+    assert len(opened.split.test) == len(SplitConfig("time", 2, 4).apply(dataset).test)
+
+    weights = {name: torch.rand_like(value) for name, value in config.build().state_dict().items()}
+    opened.save_weights(weights)
+    assert opened.begun
+    loaded = opened.model()
+    assert not loaded.training
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+
+    assert opened.load_state() is None
+    state = {"a": torch.arange(5), "b": torch.tensor([0.1, float("inf")], dtype=torch.float64), "c": torch.tensor(7)}
+    facts = {"epoch": 3, "rows": [{"epoch": 1, "loss": 0.1 + 0.2}], "name": "ü"}
+    opened.save_state(state, facts)
+    tensors, known = opened.load_state() or ({}, {})
+    assert known == facts
+    assert all(
+        torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in state.items()
+    )
+
+    opened.save_epochs([])
+    assert opened.epochs().height == 0
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "seconds": 1.0, "tokens_per_second": 2.0}]
+    rows.append(rows[0] | {"epoch": 2, "ndcg@10": 0.25})
+    opened.save_epochs(rows)
+    assert opened.epochs().columns == ["epoch", "loss", "seconds", "tokens_per_second", "ndcg@10"]
+    assert opened.epochs().to_dicts() == [rows[0] | {"ndcg@10": None}, rows[1]]
+
+    assert opened.metrics() == {}
+    opened.save_metrics({"test": {"ndcg@10": 1 / 3}})
+    assert opened.metrics() == {"test": {"ndcg@10": 1 / 3}}
+    assert not list(run.folder.rglob(".*"))
+
+
+def test_a_run_has_the_files_of_the_design_and_no_pickle(trained: Path) -> None:
+    files = content(trained)
+    assert set(files) == {"config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json",
+                          "epochs.csv", "state/training.safetensors"}  # fmt: skip
+    assert json.loads(files["config.json"])["format_version"] == 1
+    assert files["epochs.csv"].decode().splitlines()[0].startswith("epoch,loss,seconds,tokens_per_second")
+
+
+def test_fingerprint_tells_logs_apart() -> None:
+    whole = log()
+    assert fingerprint(prepare(whole)) == fingerprint(prepare(whole.clone()))
+    others = [
+        log(text=False),
+        whole.head(whole.height - 1),
+        whole.with_columns(pl.col("timestamp") + 1),
+        whole.with_columns(pl.col("user_id").replace("u0", "u00")),
+        whole.with_columns(pl.col("item_id").replace("ï 0", "ï 00")),
+    ]
+    assert len({fingerprint(prepare(frame)) for frame in [whole, *others]}) == 6
+
+
+def test_only_a_run_is_overwritten_and_only_when_asked(run: Path, tmp_path: Path) -> None:
+    dataset = prepare(log())
+    config = config_of(dataset)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    for path in (file, folder):
+        for overwrite in (False, True):
+            assert str(path) in message_of(lambda path=path, o=overwrite: Run.create(path, config, dataset, o))
+    assert file.read_text() == (folder / "thesis.txt").read_text() == "mine"
+
+    before = content(run)
+    assert "--overwrite" in message_of(lambda: Run.create(run, config, dataset))
+    assert content(run) == before
+    Run.create(run, config, dataset, overwrite=True)
+    assert set(content(run)) == {"config.json", "items.parquet", "users.parquet"}
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    check_free(empty)
+    assert Run.create(empty, config, dataset).config.model == "sasrec"
+
+
+def test_overwriting_through_a_link_keeps_the_link(run: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    dataset = prepare(log())
+    Run.create(link, config_of(dataset), dataset, overwrite=True)
+    assert link.is_symlink()
+    assert set(content(run)) == {"config.json", "items.parquet", "users.parquet"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "items.parquet", "users.parquet", "epochs.csv"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage", "folder"])
+def test_damaged_files(run: Path, name: str, damage: str) -> None:
+    path = run / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "garbage": b"\x80\xff\x00" * 50}[damage])
+    if (name, damage) == ("epochs.csv", "cut"):
+        path.write_text("epoch,loss\n1,2,3,4,5\n")  # half of a CSV file is a CSV file
+    message = message_of(lambda: Recommender.load(run))
+    assert name in message
+    assert str(run) in message
+    assert re.search("train again|seqrec fit", message)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff"])
+def test_damaged_metrics(run: Path, damage: bytes) -> None:
+    (run / "metrics.json").write_bytes(damage)
+    assert str(run / "metrics.json") in message_of(lambda: Recommender.load(run))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 100, -1])
+def test_damaged_state(run: Path, keep: int) -> None:
+    path = run / "state/training.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert str(path) in message_of(Run(run).load_state)
+    recommender = Recommender("sasrec", epochs=3, batch_size=4, **SIZES)
+    before = content(run)
+    assert str(path) in message_of(lambda: recommender.fit(log(), run, resume=True))
+    assert content(run) == before
+
+
+def test_state_without_its_facts_or_of_another_model(run: Path) -> None:
+    path = run / "state/training.safetensors"
+    tensors, facts = Run(run).load_state() or ({}, {})
+    save_file(tensors, path)
+    assert str(path) in message_of(Run(run).load_state)
+    recommender = Recommender("sasrec", epochs=3, batch_size=4, **SIZES)
+    for name in ("model.item_embedding.weight", "optimizer.steps", "optimizer.item_embedding.weight.last"):
+        Run(run).save_state({key: value for key, value in tensors.items() if key != name}, facts)
+        assert str(run) in message_of(lambda: recommender.fit(log(), run, resume=True))
+    wrong = tensors | {"model.item_embedding.weight": torch.zeros(3, 8)}
+    Run(run).save_state(wrong, facts)
+    assert str(run) in message_of(lambda: recommender.fit(log(), run, resume=True))
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, hint in (("missing", "seqrec fit"), ("file", "seqrec fit"), (".", "config.json")):
+        assert hint in message_of(lambda name=name: Recommender.load(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"format_version": 2}, "update seqrec"),
+        ({"format_version": None}, "format_version"),
+        ({"format_version": "1"}, "format_version"),
+        ({"num_items": 10}, "train again"),
+        ({"num_items": "9"}, "num_items"),
+        ({"num_users": 11}, "train again"),
+        ({"num_users": True}, "num_users"),
+        ({"model": "sasrex"}, "sasrex"),
+        ({"model": None}, "model"),
+        ({"model": "popularity"}, "train again"),
+        ({"model_config": None}, "model_config"),
+        ({"model_config": {"embedding_dim": "8"}}, "train again"),
+        ({"model_config": {"embedding_dim": -8}}, "embedding_dim"),
+        ({"model_config": {"of_the_future": 1}}, "of_the_future"),
+        ({"training": None}, "training"),
+        ({"training": {"of_the_future": 1}}, "of_the_future"),
+        ({"training": {"epochs": "many"}}, "train again"),
+        ({"prepare": None}, "train again"),
+        ({"prepare": {"of_the_future": 1}}, "of_the_future"),
+        ({"split": {"split": "sideways"}}, "sideways"),
+        ({"has_timestamps": 1}, "has_timestamps"),
+        ({"of_the_future": 1}, "of_the_future"),
+    ],
+)
+def test_damaged_configuration(run: Path, change: dict[str, Any], hint: str) -> None:
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    message = message_of(lambda: Recommender.load(run))
+    assert hint in message
+    assert str(run) in message
+
+
+@pytest.mark.parametrize("name", ["model", "num_items", "prepare", "split", "fingerprint", "format_version"])
+def test_configuration_without_a_key(run: Path, name: str) -> None:
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    del values[name]
+    path.write_text(json.dumps(values))
+    assert name in message_of(lambda: Recommender.load(run))
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda w: w | {"item_embedding.weight": torch.zeros(5, 8)}, r"\[5, 8\].*\[10, 8\]"),
+        (lambda w: w | {"item_embedding.weight": torch.zeros(10, 8, dtype=torch.float64)}, "float64.*float32"),
+        (lambda w: w | {"position_embedding.weight": torch.zeros(6, 8, dtype=torch.int64)}, "int64.*float32"),
+        (lambda w: {name: value for name, value in w.items() if name != "final_norm.bias"}, "final_norm.bias.*missing"),
+        (lambda w: w | {"extra.weight": torch.zeros(1)}, "extra.weight.*unknown"),
+        (lambda w: {}, "missing"),
+    ],
+)
+def test_weights_of_another_model(run: Path, change: Callable[[dict], dict], hint: str) -> None:
+    path = run / "weights.safetensors"
+    save_file(change(load_file(path)), path)
+    message = message_of(Run(run).model)
+    assert re.search(hint, message)
+    assert str(path) in message
+    assert "train again" in message
+
+
+def test_weights_that_are_not_numbers(run: Path) -> None:
+    weights = load_file(run / "weights.safetensors")
+    Run(run).save_weights(weights | {"final_norm.weight": torch.full((8,), torch.nan)})
+    assert "not numbers" in message_of(lambda: Recommender.load(run).recommend(k=1))
+
+
+@pytest.mark.parametrize("model", ["popularity", "markov", "recent-popularity"])
+def test_counted_weights_of_another_catalogue(tmp_path: Path, model: str) -> None:
+    for name, items in (("a", 9), ("b", 7)):
+        Recommender(model).fit(log(items=items), tmp_path / name)
+    shutil.copy(tmp_path / "b/weights.safetensors", tmp_path / "a/weights.safetensors")
+    assert "weights.safetensors" in message_of(lambda: Recommender.load(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame: frame.head(5),
+        lambda frame: pl.concat([frame, frame.head(1)]),
+        lambda frame: frame.drop("timestamps"),
+        lambda frame: frame.drop("user_id"),
+        lambda frame: frame.with_columns(items=pl.lit(1)),
+        lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() + 1)),
+        lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() - 1)),
+        lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element().cast(pl.String) + "x")),
+        lambda frame: frame.with_columns(timestamps=pl.col("timestamps").list.head(1)),
+        lambda frame: frame.with_columns(timestamps=pl.lit(None, dtype=pl.List(pl.Int64))),
+        lambda frame: frame.with_columns(items=pl.lit(None, dtype=pl.List(pl.Int32))),
+        lambda frame: frame.with_columns(items=pl.lit([], dtype=pl.List(pl.Int32))),
+    ],
+)
+def test_mixed_up_users(run: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    path = run / "users.parquet"
+    change(pl.read_parquet(path)).write_parquet(path)
+    message = message_of(lambda: Recommender.load(run))
+    assert "users.parquet" in message
+    assert "train again" in message
+
+
+def test_items_of_another_run(run: Path, tmp_path: Path) -> None:
+    Recommender("popularity").fit(log(items=7), tmp_path / "other")
+    shutil.copy(tmp_path / "other/items.parquet", run / "items.parquet")
+    assert "items.parquet" in message_of(lambda: Recommender.load(run))
+
+
+def test_a_full_disk_leaves_the_old_run_whole(run: Path) -> None:
+    before = content(run)
+    opened = Run(run)
+    large = {name: torch.zeros(100_000) for name in ("a", "b")}
+    rows = [{"epoch": epoch, "loss": 0.5} for epoch in range(3000)]
+    actions: dict[str, Callable[[], Any]] = {
+        "weights.safetensors": lambda: opened.save_weights(large),
+        "state/training.safetensors": lambda: opened.save_state(large, {}),
+        "epochs.csv": lambda: opened.save_epochs(rows),
+        "metrics.json": lambda: opened.save_metrics({"rows": rows}),
+    }
+    for name, action in actions.items():
+        with disk_that_ends_at(4096):
+            message = message_of(action)
+        assert str(run / name) in message
+        assert "no space left" in message
+        assert content(run) == before
+
+
+@pytest.mark.parametrize("size", [0, 10, 300, 700, 1000, 1200, 2000, 3000])
+def test_a_full_disk_leaves_no_half_run(run: Path, tmp_path: Path, size: int) -> None:
+    before = content(run)
+    recommender = Recommender.load(run)
+    with disk_that_ends_at(size):
+        message = message_of(lambda: recommender.save(tmp_path / "new"))
+        again = message_of(lambda: recommender.save(run, overwrite=True))
+    assert str(tmp_path / "new") in message
+    assert str(run) in again
+    assert content(run) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("size", [0, 1500, 3000, 5000])
+def test_a_disk_full_from_the_start_leaves_no_run_of_a_fit(tmp_path: Path, size: int) -> None:
+    recommender = Recommender("sasrec", epochs=2, batch_size=4, **SIZES)
+    with disk_that_ends_at(size):
+        message = message_of(lambda: recommender.fit(log(), tmp_path / "new"))
+    assert "no space left" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu"
+    for name in ("tpu9", "", "cuda:99", "meta?"):
+        assert "give auto or cpu" in message_of(lambda name=name: pick_device(name))
