@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(BIN)/seqrec demo
+	$(BIN)/seqrec demo --overwrite
 
 test: install
 	$(BIN)/python -m pytest

@@ -270,7 +270,8 @@ def test_the_result_goes_into_json_and_a_table(dataset, split):
         console.print(table(found, "fixed"))
     text = capture.get()
     low, high = found.intervals["ndcg@10"]
-    assert f"{found.metrics['ndcg@10']:.4f} [{low:.4f}, {high:.4f}]" in text
+    assert f"{found.metrics['ndcg@10']:.4f} ±{(high - low) / 2:.4f}" in text
+    assert "recall" not in text
     assert "fixed" in text
     assert "seen items removed" in text
 

@@ -26,7 +26,9 @@ def log(users: int = 12, items: int = 9, shift: int = 0, text: bool = True) -> p
     rows = [(user, (user + step + shift) % items, step) for user in range(users) for step in range(4 + user % 3)]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     if text:
-        frame = frame.with_columns("u" + pl.col("user_id").cast(pl.String), "ï " + pl.col("item_id").cast(pl.String))
+        frame = frame.with_columns(
+            pl.format("u{}", "user_id").alias("user_id"), pl.format("ï {}", "item_id").alias("item_id")
+        )
     return frame
 
 

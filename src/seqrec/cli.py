@@ -21,7 +21,6 @@ import seqrec
 from seqrec.data.fetch import fetch
 from seqrec.data.prepare import Dataset, PrepareConfig, Statistics, prepare
 from seqrec.data.read import read_log
-from seqrec.demo import run_demo
 from seqrec.errors import InputError, MissingExtraError
 from seqrec.evaluate import table
 from seqrec.files import explain_os_error, replacing
@@ -114,8 +113,8 @@ def fit_command(model: str) -> Any:
         *,
         out: Path,
         model: Literal[tuple(MODELS)] = "sasrec",  # type: ignore[valid-type]
-        resume: Annotated[bool, Parameter(negative="")] = False,
-        overwrite: Annotated[bool, Parameter(negative="")] = False,
+        resume: bool = False,
+        overwrite: bool = False,
         sizes: Annotated[config | None, Flat] = None,  # type: ignore[valid-type]
         training: Annotated[TrainConfig | None, Flat] = None,
         split: Annotated[SplitConfig | None, Flat] = None,
@@ -153,6 +152,7 @@ def fit_command(model: str) -> Any:
             if recommender.interrupted:
                 console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
             else:
+                console.print(recommender.summary, highlight=False)
                 for evaluation in recommender.evaluations.values():
                     console.print(table(evaluation, model))
                 console.print(f"run written to {out}", soft_wrap=True)
@@ -168,7 +168,7 @@ def evaluate_command(
     protocol: Literal["full", "sampled"] = "full",
     negatives: int = 100,
     split: Literal["test", "valid"] = "test",
-    keep_seen: Annotated[bool, Parameter(negative="")] = False,
+    keep_seen: bool = False,
     seed: int = 0,
     json: Json = None,
 ) -> None:
@@ -182,9 +182,10 @@ def evaluate_command(
         keep_seen: let items of the history take places in a full ranking.
         seed: of the negatives and of the bootstrap.
     """
-    evaluation = Recommender.load(run).evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
+    recommender = Recommender.load(run)
+    evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
     with _output(json) as console:
-        console.print(table(evaluation))
+        console.print(table(evaluation, recommender.model_name))
     _write_json(json, evaluation.to_dict())
 
 
@@ -195,10 +196,10 @@ def recommend_command(
     users_file: Path | None = None,
     history: Annotated[list[str] | None, Several] = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
-    keep_seen: Annotated[bool, Parameter(negative="")] = False,
+    keep_seen: bool = False,
     allow: Path | None = None,
     deny: Path | None = None,
-    strict: Annotated[bool, Parameter(negative="")] = False,
+    strict: bool = False,
     format: Literal["table", "csv", "jsonl", "parquet"] = "table",
     out: Path | None = None,
     json: Json = None,
@@ -263,9 +264,7 @@ def similar_command(
     _write_json(json, frame.to_dicts())
 
 
-def demo_command(
-    *, out: Path = Path("runs/demo"), overwrite: Annotated[bool, Parameter(negative="")] = False, json: Json = None
-) -> None:
+def demo_command(*, out: Path = Path("runs/demo"), overwrite: bool = False, json: Json = None) -> None:
     """Train SASRec on the embedded data, beside the best score that anybody could reach.
 
     Args:
@@ -273,13 +272,20 @@ def demo_command(
         overwrite: replace the run in it.
     """
     with _output(json) as console:
+        from seqrec.demo import run_demo  # brings matplotlib, which no other command needs
+
         result = run_demo(out, console, overwrite=overwrite, progress=json != "-")
     _write_json(json, result)
 
 
 def make_app(model: str = "sasrec") -> App:
     """The command line; ``fit`` has the flags of one model."""
-    app = App(name="seqrec", help=seqrec.__doc__ or "", version=seqrec.__version__)
+    app = App(
+        name="seqrec",
+        help=seqrec.__doc__ or "",
+        version=seqrec.__version__,
+        default_parameter=Parameter(negative=""),
+    )
     app.command(inspect)
     app.command(fetch_command, name="fetch")
     app.command(fit_command(model), name="fit")
@@ -309,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, MissingExtraError, CycloptsError) as error:
         message = " ".join(str(error).split())
         if isinstance(error, CycloptsError):
-            message += " See seqrec --help."
+            message += " See seqrec COMMAND --help."
         errors.print(f"error: {message}", style="red", markup=False, highlight=False)
         return 2
     except KeyboardInterrupt:

@@ -48,7 +48,7 @@ def run_demo(
         console.print(f"stopped; {out} holds what was learnt so far")
         return result
     evaluation = recommender.evaluate()
-    console.print(table(evaluation))
+    console.print(table(evaluation, recommender.model_name))
     console.print(_beside_best(evaluation, log.best))
     rows = _in_words(recommender)
     grid = Table(title="recommendations", show_lines=True)

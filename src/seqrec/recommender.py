@@ -68,6 +68,7 @@ class Recommender:
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
         self.interrupted = False
+        self.summary = ""
 
     def fit(
         self,
@@ -135,6 +136,7 @@ class Recommender:
         if counted:
             tokens = int(split.train.lengths.sum())
             self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
+            self.summary = f"counted {tokens:,} interactions"
             if run is not None:
                 run.save_weights(model.state_dict())
                 run.save_epochs(self.epochs)
@@ -147,6 +149,8 @@ class Recommender:
                 raise
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted = trained.ended == "interrupted"
+            how = {"epochs": "", "early": ", stopped as validation got no better", "interrupted": ", interrupted"}
+            self.summary = f"{len(self.epochs)} epochs{how[trained.ended]}; the weights are those of epoch {best_epoch}"
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}

@@ -32,12 +32,12 @@ from seqrec.errors import InputError
 
 MIN_LENGTH = 5  # leave-last-two-out still leaves a history of three
 MAX_LENGTH = 100
-SUCCESSOR_SHARES = np.array([0.80, 0.15, 0.05])  # of a theme's three successors, likeliest first
-TASTE_PRIOR = 0.3  # weight of the general taste, in interactions
+SUCCESSOR_SHARES = np.array([0.85, 0.10, 0.05])  # of a theme's three successors, likeliest first
+TASTE_PRIOR = 0.2  # weight of the general taste, in interactions
 TASTE_DECAY = 0.9  # what an interaction still counts after one more
-TASTE_DRIFT = 0.35  # share of an interaction's affinity that goes to the neighbouring genre
+TASTE_DRIFT = 0.15  # share of an interaction's affinity that goes to the neighbouring genre
 GENRE_SKEW = 0.5  # Zipf exponent over genres
-ITEM_SKEW = 0.6  # Zipf exponent inside a genre
+ITEM_SKEW = 0.5  # Zipf exponent inside a genre
 
 # Users who are computed together: bounds the memory (about 8 bytes · items · this, a few times over) and
 # seeds the draws, so changing it changes the log.
