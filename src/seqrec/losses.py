@@ -24,7 +24,8 @@ def sampled_softmax(
 
     With the sampler's log-probabilities, each is taken off its logit, which makes the gradient that of
     the full softmax in expectation as N grows (Bengio & Senecal 2008; Jean et al. 2015, eq. 8 to 11).
-    A uniform sampler needs none.
+    A uniform sampler needs none. The log-probabilities presume that a negative may be the target; where
+    such hits are left out by -inf, the target's is ``-log(N)`` instead.
 
     Args:
         target_logits: ``[T]``.

@@ -9,7 +9,7 @@ process needs to go on). Each file is replaced whole, so a crash leaves the last
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -149,7 +149,7 @@ class Run:
                 }
             ).write_parquet(new / USERS)
             if weights is not None:
-                _save_tensors(new / WEIGHTS, weights, {})
+                _write_tensors(new / WEIGHTS, weights, {})
                 _write_epochs(new / EPOCHS, epochs)
                 _write_json(new / METRICS, metrics or {})
         return cls(folder)
@@ -181,8 +181,8 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """The interactions that the run was given, all of them."""
-        items = self._parquet(ITEMS, ["item_id"])
-        users = self._parquet(USERS, ["user_id", "items", "timestamps"])
+        items = self._read(ITEMS, pl.read_parquet, ["item_id"])
+        users = self._read(USERS, pl.read_parquet, ["user_id", "items", "timestamps"])
         try:
             lengths = users["items"].list.len().to_numpy().astype(np.int64)
             same = (users["timestamps"].list.len().to_numpy() == lengths).all()
@@ -209,7 +209,10 @@ class Run:
     @cached_property
     def split(self) -> Split:
         """The dataset, split as for training."""
-        return self.config.split.apply(self.dataset)
+        try:
+            return self.config.split.apply(self.dataset)
+        except InputError as error:
+            raise InputError(f"{self.folder / CONFIG}: does not fit the histories ({error}); train again") from error
 
     @property
     def begun(self) -> bool:
@@ -272,7 +275,7 @@ class Run:
 
     def epochs(self) -> pl.DataFrame:
         """``epochs.csv``."""
-        return self._read(EPOCHS, pl.read_csv)
+        return self._read(EPOCHS, pl.read_csv, ["epoch", "loss"])
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``."""
@@ -284,21 +287,18 @@ class Run:
         path = self.folder / METRICS
         return _read_json(path) if path.is_file() else {}
 
-    def _parquet(self, name: str, columns: list[str]) -> pl.DataFrame:
-        frame = self._read(name, pl.read_parquet)
-        missing = [column for column in columns if column not in frame.columns]
-        if missing:
-            raise InputError(f"{self.folder / name}: has no column {missing[0]}; it is damaged, train again")
-        return frame
-
-    def _read(self, name: str, reader: Any) -> pl.DataFrame:
+    def _read(self, name: str, reader: Callable[[Path], pl.DataFrame], columns: list[str]) -> pl.DataFrame:
         path = self.folder / name
         if not path.is_file():
             raise InputError(f"{path}: is missing; copy it back from where the run was made, or train again")
         try:
-            frame: pl.DataFrame = reader(path)
+            frame = reader(path)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
+        for column in columns:
+            # A counted model has no loss.
+            if column not in frame.columns or (frame[column].has_nulls() and column != "loss"):
+                raise InputError(f"{path}: is damaged (column {column}); copy it back or train again")
         return frame
 
 
@@ -349,12 +349,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as new:
-        try:
-            save_file(contiguous, new, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(None, str(error)) from error
+        _write_tensors(new, tensors, metadata)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(None, str(error)) from error
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

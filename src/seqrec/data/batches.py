@@ -11,7 +11,7 @@ from seqrec.data.prepare import Dataset
 from seqrec.data.split import Histories
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """A packed stream of T tokens of B users.
 

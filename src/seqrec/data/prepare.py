@@ -58,7 +58,7 @@ class Statistics:
     tied_timestamps: float | None  # share of interactions that share user and time; None: no times
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """The interactions as arrays, ordered by user and then time.
 

@@ -8,7 +8,7 @@ from seqrec.data.prepare import Dataset
 from seqrec.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Histories:
     """Histories of M users: ``dataset.items[starts[m]:ends[m]]`` is that of ``users[m]``.
 
@@ -52,7 +52,7 @@ class Histories:
         return np.cumsum(change[:-1]) > 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Targets:
     """What is to be predicted: ``items int32[M]``, each after the history at its row."""
 
@@ -67,7 +67,7 @@ class Targets:
         return Targets(self.histories.take(rows), self.items[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Training histories, and targets to validate and to test on."""
 

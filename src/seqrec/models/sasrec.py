@@ -125,6 +125,11 @@ class SASRec(Model):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, Attention):
+                # Keys and values are two matrices that are multiplied at once; each has its own spread.
+                for part in module.key_value.weight.detach().chunk(2):
+                    nn.init.xavier_uniform_(part)
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
         with torch.no_grad():
