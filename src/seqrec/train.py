@@ -31,6 +31,7 @@ from seqrec.models.blocks import seed_dropout
 from seqrec.optim import RowAdam, clip_gradients
 from seqrec.run import Run, pick_device
 
+BETA1 = 0.9
 DEFAULT_NEGATIVES = {"sampled-softmax": 2048, "bce": 1}
 
 
@@ -46,7 +47,10 @@ class TrainConfig:
         batch_size: users a step.
         learning_rate: Adam's, of all but the embedding tables.
         table_learning_rate: Adam's for the embedding tables; the same without it.
+        beta2: decay of Adam's second moment; 0.98 as in the SASRec authors' code.
         clip_norm: joint norm that gradients are scaled down to; no clipping without it.
+        average_decay: where above 0, validated and kept are not the weights themselves but their running
+            mean over the ends of epochs, of which each epoch keeps this share.
         evaluate_every: epochs between validations; without it as many as make 100 steps; 0 for none.
         patience: validations without a better NDCG@10 before training stops; 0 for never.
         validation_users: users drawn for validation, at most.
@@ -62,7 +66,9 @@ class TrainConfig:
     batch_size: int = 128
     learning_rate: float = 0.001
     table_learning_rate: float | None = None
+    beta2: float = 0.98
     clip_norm: float | None = None
+    average_decay: float = 0.0
     evaluate_every: int | None = None
     patience: int = 5
     validation_users: int = 10_000
@@ -79,6 +85,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}; give {least} or more")
+        for name in ("beta2", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least 0 and less than 1")
+        if self.beta2 <= BETA1**2:
+            raise InputError(f"beta2 is {self.beta2}; give more than {BETA1**2:g}")
         for name in ("learning_rate", "table_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -129,10 +140,10 @@ def train(
         if isinstance(module, nn.Embedding) and module.num_embeddings == model.num_items + 1:
             module.sparse = True  # both losses touch the rows of the batch alone
     model.to(device).train()
-    optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate)
+    optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
     encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
     validation = _validation(split.valid, config)
-    loop = _Loop(model, optimizer, run)
+    loop = _Loop(model, optimizer, run, config.average_decay)
     if resume and run is not None:
         loop.restore()
     tokens = int(np.minimum(trainable(split.train).lengths - 1, model.config.max_length).sum())
@@ -168,14 +179,12 @@ def train(
                     loop.checkpoint()
             loop.seconds += time.perf_counter() - clock
             row = loop.end_of_epoch()
-            last = loop.epoch == config.epochs
-            if every and validation and (loop.epoch % every == 0 or last):
-                optimizer.catch_up()
-                row |= _accuracy(model, validation)
-                loop.keep_if_better(row["ndcg@10"])
-            elif not every or not validation:
-                optimizer.catch_up()
-                loop.keep_weights()
+            with loop.averaged():
+                if not every or not validation:
+                    loop.keep_weights()
+                elif loop.epoch % every == 0 or loop.epoch == config.epochs:
+                    row |= _accuracy(model, validation)
+                    loop.keep_if_better(row["ndcg@10"])
             loop.checkpoint()
             bar.row(row)
     loop.finish(interrupted=False)
@@ -272,8 +281,9 @@ def _accuracy(model: Model, targets: Targets) -> dict[str, float]:
 class _Loop:
     """Where training stands, and how it is kept."""
 
-    def __init__(self, model: Model, optimizer: RowAdam, run: Run | None) -> None:
-        self.model, self.optimizer, self.run = model, optimizer, run
+    def __init__(self, model: Model, optimizer: RowAdam, run: Run | None, average_decay: float) -> None:
+        self.model, self.optimizer, self.run, self.average_decay = model, optimizer, run, average_decay
+        self.mean: dict[str, Tensor] | None = None
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
         self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
@@ -312,6 +322,24 @@ class _Loop:
         self._start_epoch()
         return row
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Bring the weights up to date, and while within, put their running mean in their place."""
+        self.optimizer.catch_up()
+        if not self.average_decay:
+            yield
+            return
+        now = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if self.mean is None:
+            self.mean = {name: value.clone() for name, value in now.items()}
+        for name, value in now.items():
+            self.mean[name].lerp_(value, 1 - self.average_decay)
+        self.model.load_state_dict(self.mean)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(now)
+
     def keep_if_better(self, value: float) -> None:
         if value > self.best_value:
             self.best_value, self.worse = value, 0
@@ -334,6 +362,7 @@ class _Loop:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
+        tensors |= {f"mean.{name}": value for name, value in (self.mean or {}).items()}
         facts = {
             "epoch": self.epoch, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "loss_sum": self.loss_sum.item(), "rows": self.rows, "worse": self.worse,
@@ -350,10 +379,13 @@ class _Loop:
             return
         tensors, facts = state
         try:
-            prefix = "model."
-            self.model.load_state_dict({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
-            prefix = "optimizer."
-            self.optimizer.load_state_dict({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
+            parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "mean": {}}
+            for name, tensor in tensors.items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = tensor
+            self.model.load_state_dict(parts["model"])
+            self.optimizer.load_state_dict(parts["optimizer"])
+            self.mean = {n: t.to(self.loss_sum.device) for n, t in parts["mean"].items()} or None
             for name in ("epoch", "step", "tokens", "seconds", "rows", "worse", "best_epoch", "best_value"):
                 setattr(self, name, facts[name])
             self.loss_sum.fill_(facts["loss_sum"])
