@@ -45,7 +45,6 @@ Json = Annotated[
         validator=_no_flag,
     ),
 ]
-Several = Parameter(consume_multiple=True, negative="")
 Flat = Parameter(name="*")
 
 
@@ -192,9 +191,9 @@ def evaluate_command(
 def recommend_command(
     run: Path,
     *,
-    users: Annotated[list[str] | None, Several] = None,
+    users: list[str] | None = None,
     users_file: Path | None = None,
-    history: Annotated[list[str] | None, Several] = None,
+    history: list[str] | None = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     keep_seen: bool = False,
     allow: Path | None = None,
@@ -284,7 +283,7 @@ def make_app(model: str = "sasrec") -> App:
         name="seqrec",
         help=seqrec.__doc__ or "",
         version=seqrec.__version__,
-        default_parameter=Parameter(negative=""),
+        default_parameter=Parameter(negative="", consume_multiple=True),
     )
     app.command(inspect)
     app.command(fetch_command, name="fetch")
@@ -345,10 +344,18 @@ def _model_named(arguments: Sequence[str]) -> str:
     return name if name in MODELS else "sasrec"
 
 
+class _Console(Console):
+    """A console that leaves a reader that has gone to ``main``, where rich would end the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on with the error that is being handled."""
+        raise BrokenPipeError
+
+
 @contextmanager
 def _output(json_to: str | None) -> Iterator[Console]:
     """Where words go: standard output, or standard error where JSON takes that."""
-    yield Console(stderr=json_to == "-")
+    yield _Console(stderr=json_to == "-")
 
 
 def _write_json(to: str | None, values: Any) -> None:
@@ -356,7 +363,7 @@ def _write_json(to: str | None, values: Any) -> None:
         return
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
     if to == "-":
-        sys.stdout.write(text + "\n")
+        _write_out((text + "\n").encode())
         return
     with replacing(to) as new:
         new.write_text(text + "\n", encoding="utf-8")
@@ -364,10 +371,9 @@ def _write_json(to: str | None, values: Any) -> None:
 
 def _write_frame(frame: pl.DataFrame, kind: str, out: Path | None, title: str) -> None:
     if kind == "table":
-        console = Console(width=None if out is None else 100)
         grid = _grid(frame, title)
         if out is None:
-            console.print(grid)
+            _Console().print(grid)
             return
         with replacing(out) as new, new.open("w", encoding="utf-8") as file:
             Console(file=file, width=100).print(grid)
@@ -382,12 +388,22 @@ def _write_frame(frame: pl.DataFrame, kind: str, out: Path | None, title: str) -
     if kind == "parquet":
         memory = io.BytesIO()
         frame.write_parquet(memory)
-        sys.stdout.buffer.write(memory.getbuffer())
+        _write_out(memory.getvalue())
         return
     # Not polars itself into the stream: it hides that the reader has gone.
     for start in range(0, max(frame.height, 1), 65536):
         part = frame.slice(start, 65536)
-        sys.stdout.write(part.write_ndjson() if kind == "jsonl" else part.write_csv(include_header=start == 0))
+        text = part.write_ndjson() if kind == "jsonl" else part.write_csv(include_header=start == 0)
+        _write_out(text.encode())
+
+
+def _write_out(content: bytes) -> None:
+    """All of it to standard output, which without a buffer (PYTHONUNBUFFERED) may take a part and say nothing."""
+    sys.stdout.flush()
+    rest = memoryview(content)
+    while rest:
+        rest = rest[sys.stdout.buffer.write(rest) or 0 :]
+    sys.stdout.buffer.flush()
 
 
 def _grid(frame: pl.DataFrame, title: str, most: int = 200) -> Table:

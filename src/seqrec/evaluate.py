@@ -195,7 +195,7 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
     shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}")
     shown.add_column("metric")
     for column in columns:
-        shown.add_column(column, justify="right")
+        shown.add_column(column, justify="right", overflow="fold")
     lengths = sorted({int(metric.partition("@")[2]) for metric in evaluation.metrics if "@" in metric})
     middle = lengths[len(lengths) // 2]
     for metric in evaluation.metrics:

@@ -110,6 +110,7 @@ class RowAdam:
                 self._catch_up_rows(table, rows, self.steps)
 
     def _before_reading(self, table: "_Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        @torch.compiler.disable
         def bring_up_to_date(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if module.training and self.steps:
                 with torch.no_grad():

@@ -130,6 +130,7 @@ class Recommender:
             if resume:
                 run = Run(out)
                 _check_same(run, config)
+                run.sweep()
             else:
                 run = Run.create(out, config, dataset, overwrite)
         best_epoch = 1
@@ -385,9 +386,11 @@ class Recommender:
         parts_of = [_series(items) for items in lists]
         filled = [part for part in parts_of if len(part)]
         if len({part.dtype for part in filled}) > 1:  # such as the ids of one as numbers, of another as texts
-            filled = [part.cast(pl.String) for part in filled]
-        flat = pl.concat(filled) if filled else dataset.item_ids.clear()
-        indices = dataset.item_indices(flat)
+            indices = np.concatenate([dataset.item_indices(part) for part in filled])
+            flat = pl.concat([part.cast(pl.String) for part in filled])
+        else:
+            flat = pl.concat(filled) if filled else dataset.item_ids.clear()
+            indices = dataset.item_indices(flat)
         if (indices == 0).any():
             some = _some(flat.filter(pl.Series(indices == 0)).unique(maintain_order=True))
             if strict:

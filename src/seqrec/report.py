@@ -25,7 +25,7 @@ def training_curve(epochs: pl.DataFrame, path: str | Path, best: float | None = 
     Raises:
         InputError: no epoch to draw, or the file can't be written.
     """
-    if epochs.height == 0:
+    if not epochs["loss"].dtype.is_numeric() or epochs["loss"].count() == 0:  # of a counted model, too
         raise InputError(f"{path}: there is no epoch to draw; train first")
     figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
     left = figure.subplots()
@@ -47,10 +47,10 @@ def training_curve(epochs: pl.DataFrame, path: str | Path, best: float | None = 
                 f"best reachable {best:.3f}",
                 (1, best),
                 xycoords=("axes fraction", "data"),
-                xytext=(-4, -4),
+                xytext=(-4, 3),
                 textcoords="offset points",
                 ha="right",
-                va="top",
+                va="bottom",
                 color=_GREY,
                 fontsize=8,
             )
@@ -87,6 +87,7 @@ def recommendations_picture(rows: list[dict[str, Any]], path: str | Path, title:
     grid.set_fontsize(8)
     unit = 1 / (sum(lines) + 1.4)
     for (row, _), cell in grid.get_celld().items():
+        cell.get_text().set_parse_math(False)  # a $ in a title is no formula
         cell.set_height(unit * (1.4 if row == 0 else lines[row - 1]))
         cell.set_edgecolor("#d1d5db")
         if row == 0:

@@ -105,7 +105,12 @@ def fingerprint(dataset: Dataset) -> str:
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     for ids in (dataset.user_ids, dataset.item_ids):
         digest.update(str(ids.dtype).encode())
-        digest.update(ids.hash(seed=0).to_numpy().tobytes())
+        if ids.dtype.is_integer():
+            digest.update(ids.to_numpy().astype(np.int64).tobytes())
+        else:
+            # The lengths tell "ab", "c" from "a", "bc".
+            digest.update(ids.str.len_bytes().to_numpy().astype(np.int64).tobytes())
+            digest.update("".join(ids.to_list()).encode())
     return digest.hexdigest()
 
 
@@ -204,6 +209,11 @@ class Run:
                 f"{self.folder}: {USERS} and {ITEMS} hold {sizes} users and items, {CONFIG} says {known}, or the "
                 "histories do not fit; the folder was mixed or damaged, train again"
             )
+        if fingerprint(dataset) != self.config.fingerprint:
+            raise InputError(
+                f"{self.folder}: {USERS} and {ITEMS} are not those that the run was made with; copy them back or "
+                "train again"
+            )
         return dataset
 
     @cached_property
@@ -246,6 +256,11 @@ class Run:
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path}: does not fit the model ({_one_line(error)}); train again") from error
         return model.eval()
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for path in self.folder.rglob(".*.partial"):
+            path.unlink(missing_ok=True)
 
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights."""

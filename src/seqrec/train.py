@@ -49,8 +49,8 @@ class TrainConfig:
         table_learning_rate: Adam's for the embedding tables; the same without it.
         beta2: decay of Adam's second moment; 0.98 as in the SASRec authors' code.
         clip_norm: joint norm that gradients are scaled down to; no clipping without it.
-        average_decay: where above 0, validated and kept are not the weights themselves but their running
-            mean over the ends of epochs, of which each epoch keeps this share.
+        average_decay: where above 0, what is validated and kept are not the weights themselves but their running
+            mean over the ends of epochs, of which each epoch keeps this share; 0 for none.
         evaluate_every: epochs between validations; without it as many as make 100 steps; 0 for none.
         patience: validations without a better NDCG@10 before training stops; 0 for never.
         validation_users: users drawn for validation, at most.
@@ -68,7 +68,7 @@ class TrainConfig:
     table_learning_rate: float | None = None
     beta2: float = 0.98
     clip_norm: float | None = None
-    average_decay: float = 0.0
+    average_decay: float = 0.6
     evaluate_every: int | None = None
     patience: int = 5
     validation_users: int = 10_000
@@ -307,9 +307,10 @@ class _Loop:
         """Close the epoch; the row of ``epochs.csv``."""
         loss = self.loss_sum.item() / self.tokens
         if not np.isfinite(loss):
+            kept = " (the last good weights are kept)" if self.best is not None else ""
             raise InputError(
                 f"the loss of epoch {self.epoch + 1} is {loss}: training diverged; lower the learning rate or give "
-                "a clip norm (the last good weights are kept)"
+                f"a clip norm{kept}"
             )
         self.epoch += 1
         row: dict[str, Any] = {
@@ -451,10 +452,10 @@ class _Bar:
         self.progress.update(self.task, completed=done, rate=f"{rate:,.0f} tokens/s" if rate else "")
 
     def row(self, row: dict[str, Any]) -> None:
-        metrics = "".join(f"  valid {name} {row[name]:.4f}" for name in ("ndcg@10", "hr@10") if name in row)
+        found = f"  valid ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
         self.progress.console.print(
             f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  {row['seconds']:.1f} s"
-            f"  {row['tokens_per_second']:,.0f} tokens/s{metrics}",
+            f"  {row['tokens_per_second']:,.0f} tokens/s{found}",
             highlight=False,
         )
 

@@ -24,6 +24,7 @@ class Dropout(nn.Module):
         self.probability = probability
         self.random: np.random.Generator | None = None
 
+    @torch.compiler.disable  # numpy's random numbers can't be traced
     def forward(self, x: Tensor) -> Tensor:
         """Zero a share of ``x`` and scale the rest, in training; the identity otherwise."""
         if not self.training or self.probability == 0.0:
@@ -87,6 +88,7 @@ class _Move(torch.autograd.Function):
         return gradients[0].index_select(0, back), None, None
 
 
+@torch.compiler.disable  # plain numpy, different for every batch
 def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
     """Fit the users of a batch into rows of equal width, longest first, each into the last open row.
 
