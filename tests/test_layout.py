@@ -13,7 +13,7 @@ SOURCE = Path(seqrec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 DATA = {f"data.{name}" for name in ("read", "fetch", "prepare", "split", "batches", "negatives", "synthetic")}
-BELOW_TRAIN = {*DATA, "models", "metrics", "losses", "optim", "topk", "evaluate", "run"}
+BELOW_TRAIN = {*DATA, "models", "metrics", "losses", "objective", "optim", "topk", "evaluate", "run"}
 BELOW_FACE = {*BELOW_TRAIN, "train"}
 
 # What each module may import of the package, besides ``errors`` and ``files``, which all may. A folder
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "topk": {*DATA, "models"},
     "run": {*DATA, "models"},
     "evaluate": {*DATA, "models", "topk", "metrics"},
+    "objective": {*DATA, "models", "losses"},
     "train": BELOW_TRAIN,
     "recommender": BELOW_FACE,
     "export": {*BELOW_FACE, "recommender"},

@@ -389,7 +389,7 @@ def test_compiled_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        ({"loss": "hinge"}, "sampled-softmax or bce"),
+        ({"loss": "hinge"}, "sampled-softmax, bce"),
         ({"epochs": 0}, "1 or more"),
         ({"batch_size": 0}, "1 or more"),
         ({"negatives": 0}, "1 or more"),

@@ -17,22 +17,21 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqrec import metrics
 from seqrec.data.batches import Batch, trainable, training_batches
-from seqrec.data.negatives import UniformSampler, collisions, negatives_for, own_keys
+from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories, Split, Targets
 from seqrec.errors import InputError
 from seqrec.evaluate import ranks
-from seqrec.losses import binary_cross_entropy, sampled_softmax
-from seqrec.models.base import Model
+from seqrec.models.base import Loss, Model
 from seqrec.models.blocks import seed_dropout
+from seqrec.objective import Objective, check_loss, mark_tables, training_loss
 from seqrec.optim import RowAdam, clip_gradients
 from seqrec.run import Run, pick_device
 
 BETA1 = 0.9
-DEFAULT_NEGATIVES = {"sampled-softmax": 2048, "bce": 1}
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,12 @@ class TrainConfig:
     """How a model is trained.
 
     Args:
-        loss: ``sampled-softmax`` with negatives that a batch shares, or ``bce`` with negatives of each
-            position, as in the SASRec paper.
-        negatives: negatives a batch (sampled-softmax, 2048 without it) or a position (bce, 1).
+        loss: ``sampled-softmax``, ``bpr-max`` or ``top1-max`` with negatives that a batch shares, ``bce`` with
+            negatives of each position as in the SASRec paper, or ``cross-entropy`` over the whole catalogue; what
+            the model's page recommends without it.
+        negatives: negatives a batch (2048 without it) or, for bce, a position (1).
+        popularity: power of an item's training count in the probability of being a negative; 0 for uniform.
+        bpr_penalty: weight of the score regularisation in bpr-max.
         epochs: passes over the training histories, at most.
         batch_size: users a step.
         learning_rate: Adam's, of all but the embedding tables.
@@ -60,8 +62,10 @@ class TrainConfig:
         checkpoint_minutes: minutes between checkpoints inside an epoch; each epoch ends with one.
     """
 
-    loss: Literal["sampled-softmax", "bce"] = "sampled-softmax"
+    loss: Loss | None = None
     negatives: int | None = None
+    popularity: float = 0.0
+    bpr_penalty: float = 1.0
     epochs: int = 200
     batch_size: int = 128
     learning_rate: float = 0.001
@@ -78,8 +82,10 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.loss not in DEFAULT_NEGATIVES:
-            raise InputError(f"unknown loss {self.loss!r}; give {' or '.join(DEFAULT_NEGATIVES)}")
+        check_loss(self.loss)
+        for name in ("popularity", "bpr_penalty"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
         for name, least in (("batch_size", 1), ("epochs", 1), ("negatives", 1), ("evaluate_every", 0), ("patience", 0),
                             ("validation_users", 1), ("seed", 0)):  # fmt: skip
             value = getattr(self, name)
@@ -136,9 +142,9 @@ def train(
     if len(split.train) != split.train.dataset.num_users:
         raise ValueError("split.train must hold every user of the dataset, each at its index")
     device = pick_device(config.device)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == model.num_items + 1:
-            module.sparse = True  # both losses touch the rows of the batch alone
+    objective = Objective(config.loss or model.LOSS, config.negatives, config.popularity, config.bpr_penalty)
+    sampler = objective.sampler(split.train)
+    mark_tables(model, objective.loss)
     model.to(device).train()
     optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
     encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
@@ -162,9 +168,14 @@ def train(
                 seed=config.seed,
                 epoch=loop.epoch,
                 first_step=loop.step,
+                random_start=model.random_start,
             )
             for batch in batches:
-                loss = _step(model, encode, optimizer, batch, split.train, config, loop, device)
+                where = [config.seed, loop.epoch, loop.step]
+                histories = split.train.take(batch.users.numpy())
+                loss = _step(
+                    model, encode, optimizer, batch, histories, config, objective, sampler, where, device
+                )  # fmt: skip
                 # Added up on the device: reading a number at every step would wait for it.
                 loop.loss_sum += loss.detach().double() * len(batch.items)
                 loop.tokens += len(batch.items)
@@ -204,59 +215,26 @@ def _step(
     encode: Callable[[Batch], Tensor],
     optimizer: RowAdam,
     batch: Batch,
-    train_histories: Histories,
+    histories: Histories,
     config: TrainConfig,
-    loop: "_Loop",
+    objective: Objective,
+    sampler: Sampler,
+    where: list[int],
     device: torch.device,
 ) -> Tensor:
-    """One optimizer step on one batch; the loss, a mean over its tokens."""
-    where = [config.seed, loop.epoch, loop.step]
+    """One optimizer step on one batch; the loss, a mean over its predictions."""
     random = np.random.default_rng([*where, 1])
     seed_dropout(model, [*where, 2])
     if device.type != "cpu":
         torch.manual_seed(int(random.integers(2**62)))  # of the device's own dropout
-    owner, owned = train_histories.take(batch.users.numpy()).flat()
-    count = config.negatives or DEFAULT_NEGATIVES[config.loss]
-    on_device = batch.to(device)
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        hidden = encode(on_device)
-        target_logits = model.score(hidden, on_device.targets[:, None])[:, 0]
-        if config.loss == "bce":
-            try:
-                own = own_keys(owner, owned, model.num_items)
-                drawn = negatives_for(random, UniformSampler(model.num_items), batch.rows.numpy(), count, own)
-            except ValueError as error:
-                raise InputError(f"{error}; use --loss sampled-softmax or leave such users out") from error
-            negative_logits = model.score(hidden, torch.from_numpy(drawn).to(device))
-            loss = binary_cross_entropy(target_logits.float(), negative_logits.float())
-        else:
-            shared = UniformSampler(model.num_items).draw_distinct(random, count)
-            negative_logits = model.score(hidden, torch.from_numpy(shared).to(device)).float()
-            token, negative = _own_negatives(batch, owner, owned, shared)
-            where_own = torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)
-            negative_logits.index_put_(where_own, negative_logits.new_tensor(-torch.inf))
-            loss = sampled_softmax(target_logits.float(), negative_logits)
-        penalty = model.penalty(on_device)
-        if penalty is not None:
-            loss = loss + penalty
+        loss = training_loss(model, encode, batch, histories, objective, sampler, random, device)
     optimizer.zero_grad()
     loss.backward()
     if config.clip_norm is not None:
         clip_gradients(optimizer.gradients(), config.clip_norm)
     optimizer.step()
     return loss
-
-
-def _own_negatives(
-    batch: Batch, owner: np.ndarray, owned: np.ndarray, shared: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (token, index into ``shared``) where a shared negative is an item of the token's user."""
-    which, negative = collisions(shared, owned)
-    rows = owner[which]
-    offsets = batch.offsets.numpy()
-    counts = np.diff(offsets)[rows]
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(offsets[rows], counts) + within, np.repeat(negative, counts)
 
 
 def _validation(targets: Targets, config: TrainConfig) -> Targets | None:

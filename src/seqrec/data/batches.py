@@ -85,15 +85,32 @@ def trainable(histories: Histories) -> Histories:
 
 
 def training_batches(
-    histories: Histories, *, batch_size: int, max_length: int, seed: int, epoch: int, first_step: int = 0
+    histories: Histories,
+    *,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    random_start: float = 0.0,
 ) -> Iterator[Batch]:
     """The batches of one epoch, users shuffled.
+
+    A history longer than ``max_length`` + 1 is cut to its end or, with the probability ``random_start``, to a
+    window that starts anywhere, drawn anew every epoch (SSE-PT++: Wu et al. 2020, section 3.3).
 
     The order is a function of ``seed`` and ``epoch`` alone, so training resumes at any ``first_step``
     without replaying what came before.
     """
     usable = trainable(histories)
-    order = np.random.default_rng([seed, epoch]).permutation(len(usable))
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(usable))
+    if random_start:
+        spare = np.maximum(usable.lengths - max_length - 1, 0)
+        moved = random.random(len(usable)) < random_start
+        starts = usable.starts + np.where(moved, (random.random(len(usable)) * (spare + 1)).astype(np.int64), 0)
+        ends = np.where(moved, np.minimum(starts + max_length + 1, usable.ends), usable.ends)
+        usable = Histories(usable.dataset, usable.users, starts, ends)
     for start in range(first_step * batch_size, len(usable), batch_size):
         yield pack(usable.take(order[start : start + batch_size]), max_length, with_targets=True)
 

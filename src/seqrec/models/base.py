@@ -1,12 +1,15 @@
 """The contract that every model keeps."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
 from seqrec.data.split import Histories
+
+Loss = Literal["sampled-softmax", "bce", "cross-entropy", "bpr-max", "top1-max"]
 
 
 class Model(nn.Module):
@@ -22,11 +25,16 @@ class Model(nn.Module):
 
     Config: ClassVar[type]
     FACTORED: ClassVar[bool] = True
+    #: The loss it is trained with where none is named.
+    LOSS: ClassVar[Loss] = "sampled-softmax"
+    #: Probability that training shows another window than the last of a history longer than ``max_length``.
+    random_start: float = 0.0
     #: Counted models learn from ``count`` in one pass and have nothing for an optimizer.
     COUNTED: ClassVar[bool] = False
 
     config: Any
     num_items: int
+    num_users: int = 0
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]``; that of a token depends only on tokens of its user up to it."""
@@ -58,6 +66,20 @@ class Model(nn.Module):
         if items.dim() == 1:
             return hidden @ self.vectors_of(items).T
         return torch.einsum("rd,rcd->rc", hidden, self.vectors_of(items))
+
+    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+        """What training sees instead of a batch (on the CPU), such as one with items masked."""
+        del random
+        return batch
+
+    def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """What a corrupted batch (on the CPU) is to predict, P predictions.
+
+        Returns:
+            ``int64[P]`` tokens in rising order whose hidden states predict, or None for every token once; and
+            ``int64[P]`` the items to predict, all from 1.
+        """
+        return None, batch.targets
 
     def penalty(self, batch: Batch) -> Tensor | None:
         """What the model adds to the loss of a training batch (regularisation), or None."""

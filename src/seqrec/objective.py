@@ -1,0 +1,149 @@
+"""From a batch to a loss: what is predicted, against which negatives, by which loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch
+from seqrec.data.negatives import PopularitySampler, Sampler, UniformSampler, collisions, negatives_for, own_keys
+from seqrec.data.split import Histories
+from seqrec.errors import InputError
+from seqrec.losses import binary_cross_entropy, bpr_max, cross_entropy, sampled_softmax, top1_max
+from seqrec.models.base import Loss, Model
+
+DEFAULT_NEGATIVES = {"bce": 1}  # a position; the others share theirs in a batch
+SHARED_NEGATIVES = 2048
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step of training minimises.
+
+    Args:
+        loss: a name of ``Loss``; that of the model's paper or default without it.
+        negatives: negatives a position (bce) or a batch (the others; cross-entropy has none).
+        popularity: power of an item's training count in the probability of being drawn as a negative; 0 for
+            uniform.
+        bpr_penalty: weight of the score regularisation in bpr-max.
+    """
+
+    loss: Loss
+    negatives: int | None
+    popularity: float
+    bpr_penalty: float
+
+    def sampler(self, histories: Histories) -> Sampler:
+        """Where negatives come from."""
+        if self.popularity == 0:
+            return UniformSampler(histories.dataset.num_items)
+        return PopularitySampler(histories.item_counts(), self.popularity)
+
+
+def check_loss(loss: str | None) -> None:
+    """Raise an InputError for an unknown name."""
+    if loss is not None and loss not in get_args(Loss):
+        raise InputError(f"unknown loss {loss!r}; give {', '.join(get_args(Loss))}")
+
+
+def mark_tables(model: Model, loss: Loss) -> None:
+    """Let the embedding tables of items and users have gradients by row, but where a loss reads all of them."""
+    sizes = (model.num_items + 1, model.num_users + 1)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings in sizes:
+            module.sparse = loss != "cross-entropy"
+
+
+def training_loss(
+    model: Model,
+    encode: Callable[[Batch], Tensor],
+    batch: Batch,
+    histories: Histories,
+    objective: Objective,
+    sampler: Sampler,
+    random: np.random.Generator,
+    device: torch.device,
+) -> Tensor:
+    """The loss of a batch, a mean over its predictions.
+
+    Args:
+        model: what is trained.
+        encode: its ``encode``, compiled or not.
+        batch: on the CPU.
+        histories: the whole training histories of the batch's users, in its order; no negative is one of a
+            user's own items.
+        objective: the loss and its negatives.
+        sampler: ``objective.sampler(...)``.
+        random: of corruption and negatives.
+        device: where the model is.
+    """
+    shown = model.corrupt(batch, random)
+    tokens, items = model.training_targets(shown)
+    if len(items) == 0:
+        return torch.zeros((), device=device, requires_grad=True)
+    on_device = shown.to(device)
+    targets = items.to(device)
+    hidden = encode(on_device)
+    if tokens is not None:
+        hidden = hidden[tokens.to(device)]
+    if objective.loss == "cross-entropy":
+        loss = cross_entropy(model.score(hidden).float(), targets)
+    else:
+        target_logits = model.score(hidden, targets[:, None])[:, 0].float()
+        owner, owned = histories.flat()
+        token_rows = shown.rows if tokens is None else shown.rows[tokens]
+        count = objective.negatives or DEFAULT_NEGATIVES.get(objective.loss, SHARED_NEGATIVES)
+        if objective.loss == "bce":
+            try:
+                own = own_keys(owner, owned, model.num_items)
+                drawn = negatives_for(random, sampler, token_rows.numpy(), count, own)
+            except ValueError as error:
+                raise InputError(f"{error}; use --loss sampled-softmax or leave such users out") from error
+            negative_logits = model.score(hidden, torch.from_numpy(drawn).to(device)).float()
+            loss = binary_cross_entropy(target_logits, negative_logits)
+        else:
+            shared = _shared(sampler, random, count)
+            negative_logits = model.score(hidden, torch.from_numpy(shared).to(device)).float()
+            token, negative = _own_negatives(token_rows.numpy(), owner, owned, shared)
+            where_own = torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)
+            negative_logits = negative_logits.index_put(where_own, negative_logits.new_tensor(-torch.inf))
+            loss = _shared_loss(objective, sampler, target_logits, negative_logits, shared)
+    penalty = model.penalty(on_device)
+    return loss if penalty is None else loss + penalty
+
+
+def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.ndarray:
+    return sampler.draw_distinct(random, count) if isinstance(sampler, UniformSampler) else sampler.draw(random, count)
+
+
+def _shared_loss(
+    objective: Objective, sampler: Sampler, target_logits: Tensor, negative_logits: Tensor, shared: np.ndarray
+) -> Tensor:
+    if objective.loss == "bpr-max":
+        return bpr_max(target_logits, negative_logits, objective.bpr_penalty)
+    if objective.loss == "top1-max":
+        return top1_max(target_logits, negative_logits)
+    if isinstance(sampler, UniformSampler):
+        return sampled_softmax(target_logits, negative_logits)
+    # Against the uniform probability, so that a power near 0 is nearly the uniform sampler's loss.
+    log_probability = sampler.log_probability(shared) + np.log(sampler.num_items)
+    correction = torch.from_numpy(log_probability).to(negative_logits)
+    return sampled_softmax(target_logits, negative_logits, None, correction)
+
+
+def _own_negatives(
+    token_rows: np.ndarray, owner: np.ndarray, owned: np.ndarray, shared: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (prediction, index into ``shared``) where a shared negative is an item of its user.
+
+    ``token_rows`` is sorted: the predictions of a user stand together.
+    """
+    which, negative = collisions(shared, owned)
+    rows = owner[which]
+    first = np.searchsorted(token_rows, rows, side="left")
+    counts = np.searchsorted(token_rows, rows, side="right") - first
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(first, counts) + within, np.repeat(negative, counts)
