@@ -1,6 +1,7 @@
 """Training: it learns, one seed gives the same bytes, and a killed run ends as one that was not."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -187,7 +188,8 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
                "--evaluate-every", "1"]  # fmt: skip
     command = [sys.executable, "-m", "seqrec.cli", "fit", str(log), "--out", str(tmp_path / "run"), *options]
     command += ["--checkpoint-minutes", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums round by their order
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread)
     state = tmp_path / "run/state/training.safetensors"
     while not state.exists() and process.poll() is None:
         time.sleep(0.005)

@@ -56,7 +56,7 @@ class TrainConfig:
         evaluate_every: epochs between validations; without it as many as make 100 steps; 0 for none.
         patience: validations without a better NDCG@10 before training stops; 0 for never.
         validation_users: users drawn for validation, at most.
-        seed: of everything random.
+        seed: of everything random; with the same number of threads, the same seed gives the same bytes.
         device: ``auto`` (CUDA, MPS or CPU, in this order), or a torch device.
         compile: whether the encoder goes through ``torch.compile``.
         checkpoint_minutes: minutes between checkpoints inside an epoch; each epoch ends with one.
