@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec.losses import binary_cross_entropy, sampled_softmax
+from seqrec.losses import binary_cross_entropy, blocked_sampled_softmax, sampled_softmax
 
 SHAPES = [(1, 1), (1, 7), (9, 1), (6, 4), (30, 50)]
 
@@ -167,3 +167,26 @@ def test_the_correction_makes_the_gradient_that_of_the_full_softmax(hits):
     assert many < 0.02
     assert few > more > many
     assert error(5000, 40, correct=False) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "negatives", "dim", "block"), [(37, 11, 5, 8), (300, 50, 16, 256), (1, 3, 4, 2), (16, 4, 4, 8)]
+)
+@pytest.mark.parametrize("corrected", [False, True])
+def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, block, corrected):
+    generator = torch.Generator().manual_seed(tokens)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    hidden, vectors, target = draw(tokens, dim), draw(negatives, dim), draw(tokens)
+    left_out = torch.rand(tokens, negatives, generator=generator) < 0.2
+    left_out[0] = True  # a token without any negative
+    log_probability = draw(negatives).detach() if corrected else None
+    logits = (hidden @ vectors.T).masked_fill(left_out, -torch.inf)
+    plain = sampled_softmax(target, logits, None, log_probability)
+    blocked = blocked_sampled_softmax(hidden, vectors, target, left_out.nonzero(as_tuple=True), log_probability, block)
+    torch.testing.assert_close(blocked, plain)
+    expected = torch.autograd.grad(plain, (hidden, vectors, target))
+    for mine, theirs in zip(torch.autograd.grad(3 * blocked, (hidden, vectors, target)), expected, strict=True):
+        torch.testing.assert_close(mine, 3 * theirs.nan_to_num())

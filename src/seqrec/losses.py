@@ -1,5 +1,8 @@
 """Training losses: plain functions of logits. T tokens, N negatives."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -81,3 +84,77 @@ def top1_max(target_logits: Tensor, negative_logits: Tensor) -> Tensor:
     share = negative_logits.softmax(dim=1)
     scores = negative_logits.masked_fill(~negative_logits.isfinite(), 0.0)
     return (share * ((scores - target_logits[:, None]).sigmoid() + scores.square().sigmoid())).sum(dim=1).mean()
+
+
+def blocked_sampled_softmax(
+    hidden: Tensor,
+    vectors: Tensor,
+    target_logits: Tensor,
+    left_out: tuple[Tensor, Tensor],
+    negative_log_probability: Tensor | None = None,
+    block: int = 256,
+) -> Tensor:
+    """:func:`sampled_softmax` from hidden states and the negatives' vectors, without holding all logits.
+
+    A block of tokens at a time goes forward and at once backward: the loss is a mean, so the gradient of
+    a logit is known as soon as its row is. The logits of a block stay in the cache, which is most of what
+    makes it faster, and memory does not grow with T * N.
+
+    Args:
+        hidden: ``[T, D]``.
+        vectors: ``[N, D]``, of the negatives.
+        target_logits: ``[T]``.
+        left_out: pairs (token, negative), two ``int64``, tokens in rising order, that don't count.
+        negative_log_probability: ``[N]``, taken off the logits.
+        block: tokens at a time.
+    """
+    loss: Tensor = _BlockedSampledSoftmax.apply(
+        hidden, vectors, target_logits, *left_out, negative_log_probability, block
+    )
+    return loss
+
+
+class _BlockedSampledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        vectors: Tensor,
+        target_logits: Tensor,
+        tokens: Tensor,
+        negatives: Tensor,
+        log_probability: Tensor | None,
+        block: int,
+    ) -> Tensor:
+        count = len(hidden)
+        by_hidden, by_vectors = torch.empty_like(hidden), torch.zeros_like(vectors)
+        by_target = torch.empty_like(target_logits)
+        total = torch.zeros((), dtype=torch.float64)
+        memory = hidden.new_empty(min(block, count), len(vectors))
+        cuts = torch.searchsorted(tokens, torch.arange(0, count + block, block)).tolist()
+        for number, start in enumerate(range(0, count, block)):
+            rows = slice(start, min(start + block, count))
+            logits = torch.mm(hidden[rows], vectors.T, out=memory[: rows.stop - start])
+            if log_probability is not None:
+                logits -= log_probability
+            mine = slice(cuts[number], cuts[number + 1])
+            logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_tensor(-torch.inf))
+            # A row whose negatives are all left out has the maximum -inf; 0 in its place gives a sum of 0.
+            highest = logits.amax(dim=1).nan_to_num_(neginf=0.0)
+            exponents = logits.sub_(highest[:, None]).exp_()
+            sums = exponents.sum(dim=1)
+            excess = sums.log() + highest - target_logits[rows]
+            total += F.softplus(excess).sum(dtype=torch.float64)
+            share = excess.sigmoid() / count
+            by_target[rows] = -share
+            gradient = exponents.mul_((share / sums.clamp_min(1e-30))[:, None])
+            torch.mm(gradient, vectors, out=by_hidden[rows])
+            by_vectors.addmm_(gradient.T, hidden[rows])
+        ctx.save_for_backward(by_hidden, by_vectors, by_target)
+        return (total / count).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        by_hidden, by_vectors, by_target = ctx.saved_tensors
+        scale = gradients[0]
+        return by_hidden * scale, by_vectors * scale, by_target * scale, None, None, None, None

@@ -12,7 +12,14 @@ from seqrec.data.batches import Batch
 from seqrec.data.negatives import PopularitySampler, Sampler, UniformSampler, collisions, negatives_for, own_keys
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
-from seqrec.losses import binary_cross_entropy, bpr_max, cross_entropy, sampled_softmax, top1_max
+from seqrec.losses import (
+    binary_cross_entropy,
+    blocked_sampled_softmax,
+    bpr_max,
+    cross_entropy,
+    sampled_softmax,
+    top1_max,
+)
 from seqrec.models.base import Loss, Model
 
 DEFAULT_NEGATIVES = {"bce": 1}  # a position; the others share theirs in a batch
@@ -106,11 +113,23 @@ def training_loss(
             loss = binary_cross_entropy(target_logits, negative_logits)
         else:
             shared = _shared(sampler, random, count)
-            negative_logits = model.score(hidden, torch.from_numpy(shared).to(device)).float()
+            candidates = torch.from_numpy(shared).to(device)
             token, negative = _own_negatives(token_rows.numpy(), owner, owned, shared)
             where_own = torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)
-            negative_logits = negative_logits.index_put(where_own, negative_logits.new_tensor(-torch.inf))
-            loss = _shared_loss(objective, sampler, target_logits, negative_logits, shared)
+            correction = _correction(sampler, shared, target_logits)
+            if objective.loss == "sampled-softmax" and model.FACTORED and device.type == "cpu":
+                loss = blocked_sampled_softmax(
+                    hidden, model.vectors_of(candidates), target_logits, where_own, correction
+                )
+            else:
+                negative_logits = model.score(hidden, candidates).float()
+                negative_logits = negative_logits.index_put(where_own, negative_logits.new_tensor(-torch.inf))
+                if objective.loss == "bpr-max":
+                    loss = bpr_max(target_logits, negative_logits, objective.bpr_penalty)
+                elif objective.loss == "top1-max":
+                    loss = top1_max(target_logits, negative_logits)
+                else:
+                    loss = sampled_softmax(target_logits, negative_logits, None, correction)
     penalty = model.penalty(on_device)
     return loss if penalty is None else loss + penalty
 
@@ -119,19 +138,12 @@ def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.nda
     return sampler.draw_distinct(random, count) if isinstance(sampler, UniformSampler) else sampler.draw(random, count)
 
 
-def _shared_loss(
-    objective: Objective, sampler: Sampler, target_logits: Tensor, negative_logits: Tensor, shared: np.ndarray
-) -> Tensor:
-    if objective.loss == "bpr-max":
-        return bpr_max(target_logits, negative_logits, objective.bpr_penalty)
-    if objective.loss == "top1-max":
-        return top1_max(target_logits, negative_logits)
+def _correction(sampler: Sampler, shared: np.ndarray, like: Tensor) -> Tensor | None:
+    """What sampled softmax takes off the negatives' logits: log of their probability against the uniform one,
+    so that a power near 0 is nearly the uniform sampler's loss."""  # fmt: skip
     if isinstance(sampler, UniformSampler):
-        return sampled_softmax(target_logits, negative_logits)
-    # Against the uniform probability, so that a power near 0 is nearly the uniform sampler's loss.
-    log_probability = sampler.log_probability(shared) + np.log(sampler.num_items)
-    correction = torch.from_numpy(log_probability).to(negative_logits)
-    return sampled_softmax(target_logits, negative_logits, None, correction)
+        return None
+    return torch.from_numpy(sampler.log_probability(shared) + np.log(sampler.num_items)).to(like)
 
 
 def _own_negatives(
