@@ -149,13 +149,18 @@ def _correction(sampler: Sampler, shared: np.ndarray, like: Tensor) -> Tensor | 
 def _own_negatives(
     token_rows: np.ndarray, owner: np.ndarray, owned: np.ndarray, shared: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (prediction, index into ``shared``) where a shared negative is an item of its user.
+    """Pairs (prediction, index into ``shared``) where a shared negative is an item of its user, in rising order of
+    the prediction.
 
-    ``token_rows`` is sorted: the predictions of a user stand together.
+    Args:
+        token_rows: ``int64[P]``, the row in the batch of each prediction.
+        owner: rows of the users' own items, rising.
+        owned: the items.
+        shared: the negatives.
     """
     which, negative = collisions(shared, owned)
-    rows = owner[which]
-    first = np.searchsorted(token_rows, rows, side="left")
-    counts = np.searchsorted(token_rows, rows, side="right") - first
+    rows = owner[which]  # rising, as owner is
+    first = np.searchsorted(rows, token_rows, side="left")
+    counts = np.searchsorted(rows, token_rows, side="right") - first
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(first, counts) + within, np.repeat(negative, counts)
+    return np.repeat(np.arange(len(token_rows)), counts), negative[np.repeat(first, counts) + within]
