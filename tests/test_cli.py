@@ -25,7 +25,7 @@ from seqrec.demo import run_demo
 from seqrec.models import MODELS
 
 SMALL = ["--embedding-dim=8", "--num-blocks=1", "--max-length=5", "--batch-size=16", "--epochs=3", "--evaluate-every=1"]
-COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "demo"]
+COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "compare", "demo"]
 
 
 def ring(numbers: bool = False) -> pl.DataFrame:
@@ -246,6 +246,21 @@ def test_similar(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no item given" in fails(capsys, place, "similar", "run")
 
 
+def test_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = [flag for flag in SMALL if "blocks" not in flag]
+    arguments = ["compare", "log.csv", "--models", "sasrec,markov", "popularity", *shared, "--test-negatives", "4"]
+    out = run(capsys, *arguments, "--out", "deep/compared")
+    assert all(name in out for name in ("sasrec", "markov", "popularity", "±", "Holm"))
+    assert {path.name for path in (place / "deep/compared").iterdir()} == {
+        f"compare.{e}" for e in ("csv", "json", "png")
+    }
+    found = strict_json(json_of(capsys, *arguments))
+    assert [entry["model"] for entry in found["models"]] == ["sasrec", "markov", "popularity"]
+    assert (found["test_negatives"], found["models"][0]["config"]["embedding_dim"]) == (4, 8)
+    written = strict_json((place / "deep/compared/compare.json").read_text())
+    assert [entry["results"] for entry in written["models"]] == [entry["results"] for entry in found["models"]]
+
+
 def test_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = synthetic_log(120, genres=2, items_per_genre=10, mean_length=6)
     monkeypatch.setattr("seqrec.demo.synthetic_log", lambda: small)
@@ -363,6 +378,12 @@ BAD_ARGUMENTS = {
     "similar run i1 -k 12": "give at most 11",
     "similar counted i1": "no item embeddings",
     "fetch nothing": "nothing.*ml-100k",
+    "compare log.csv": "--models",
+    "compare log.csv --models": "no model given",
+    "compare log.csv --models sasrec,gru": "unknown model 'gru'; there are sasrec",
+    "compare log.csv --models markov --minutes 0": "minutes is 0.0",
+    "compare log.csv --models markov --out log.csv": "log.csv: is a file",
+    "compare log.csv --models markov --embedding-dim 8": "none of markov has an option 'embedding_dim'",
     "demo --out run": "already holds a run",
     "dance": "dance",
 }

@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "recommender": BELOW_FACE,
     "export": {*BELOW_FACE, "recommender"},
     "report": {*BELOW_FACE, "recommender"},
+    "compare": {*BELOW_FACE, "recommender", "report"},
     "demo": {*BELOW_FACE, "recommender", "report"},
     "serve": {*BELOW_FACE, "recommender", "export", "report", "serve"},
     "cluster": {*BELOW_FACE, "recommender", "export", "report", "cluster"},

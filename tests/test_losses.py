@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec.losses import binary_cross_entropy, blocked_sampled_softmax, sampled_softmax
+from seqrec.losses import (
+    binary_cross_entropy,
+    blocked_sampled_softmax,
+    bpr_max,
+    cross_entropy,
+    sampled_softmax,
+    top1_max,
+)
 
 SHAPES = [(1, 1), (1, 7), (9, 1), (6, 4), (30, 50)]
 
@@ -91,7 +98,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(sampled_softmax, (target, negative, target_q, negative_q))
 
 
-@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax])
+@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax, bpr_max, top1_max])
 def test_minus_infinity_leaves_a_negative_out(loss):
     target, negative = logits(3, 4, seed=5)
     without = torch.cat([negative[:, :1], negative[:, 2:]], dim=1)
@@ -117,16 +124,17 @@ def test_minus_infinity_with_log_probabilities():
     assert all(torch.isfinite(g).all() for g in gradients(loss, target, negative))
 
 
-@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax])
+@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax, bpr_max, top1_max])
 def test_only_masked_negatives_and_no_negatives(loss):
     target, negative = logits(3, 2, seed=7)
     alone = loss(target, negative.masked_fill(torch.tensor(True), -torch.inf))
+    assert all(torch.isfinite(g).all() for g in gradients(alone, target, negative))
     torch.testing.assert_close(alone, loss(target, negative[:, :0]))
     expected = F.softplus(-target).mean() if loss is binary_cross_entropy else torch.zeros_like(alone)
     torch.testing.assert_close(alone, expected)
 
 
-@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax])
+@pytest.mark.parametrize("loss", [binary_cross_entropy, sampled_softmax, bpr_max, top1_max])
 @pytest.mark.parametrize("size", [50.0, 1e4])
 def test_extreme_logits_stay_finite(loss, size):
     target = torch.tensor([size, -size, size, -size], requires_grad=True)
@@ -190,3 +198,77 @@ def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, bloc
     expected = torch.autograd.grad(plain, (hidden, vectors, target))
     for mine, theirs in zip(torch.autograd.grad(3 * blocked, (hidden, vectors, target)), expected, strict=True):
         torch.testing.assert_close(mine, 3 * theirs.nan_to_num())
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def naive_shares(line: list[float]) -> list[float]:
+    total = sum(math.exp(r) for r in line)
+    return [math.exp(r) / total for r in line]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 1.95])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bpr_max_is_the_naive_loop(shape, penalty):
+    target, negative = logits(*shape, seed=9)
+    expected = 0.0
+    for r_i, line in zip(target.tolist(), negative.tolist(), strict=True):
+        s = naive_shares(line)
+        expected -= math.log(sum(s_j * sigma(r_i - r_j) for s_j, r_j in zip(s, line, strict=True)))
+        expected += penalty * sum(s_j * r_j**2 for s_j, r_j in zip(s, line, strict=True))
+    assert bpr_max(target, negative, penalty).item() == pytest.approx(expected / shape[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_top1_max_is_the_naive_loop(shape):
+    target, negative = logits(*shape, seed=10)
+    expected = 0.0
+    for r_i, line in zip(target.tolist(), negative.tolist(), strict=True):
+        pairs = zip(naive_shares(line), line, strict=True)
+        expected += sum(s_j * (sigma(r_j - r_i) + sigma(r_j**2)) for s_j, r_j in pairs)
+    assert top1_max(target, negative).item() == pytest.approx(expected / shape[0], rel=1e-9)
+
+
+def test_gradients_of_the_ranking_losses_are_those_of_the_paper():
+    """Hidasi & Karatzoglou 2018, section 3.3: equations 10, 13 and 14 of the preprint."""
+    target, negative = logits(6, 7, seed=11)
+    s = negative.softmax(dim=1)
+    above, below = (target[:, None] - negative).sigmoid(), (negative - target[:, None]).sigmoid()
+    (by_target,) = gradients(6 * top1_max(target, negative), target)
+    torch.testing.assert_close(by_target, -(s * below * (1 - below)).sum(dim=1))
+    by_target, by_negative = gradients(6 * bpr_max(target, negative, 0.0), target, negative)
+    ranked = (s * above).sum(dim=1)
+    torch.testing.assert_close(by_target, -(s * above * (1 - above)).sum(dim=1) / ranked)
+    torch.testing.assert_close(by_negative, s - s * above**2 / ranked[:, None])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cross_entropy_is_the_naive_loop(shape):
+    _, full = logits(*shape, seed=12)
+    targets = torch.randint(1, shape[1] + 1, (shape[0],), generator=torch.Generator().manual_seed(1))
+    expected = -sum(
+        math.log(naive_shares(line)[t - 1]) for line, t in zip(full.tolist(), targets.tolist(), strict=True)
+    )
+    for padding in (-torch.inf, 0.0, 50.0):  # whatever column 0 holds
+        both = torch.cat([torch.full((shape[0], 1), padding), full], dim=1)
+        assert cross_entropy(both, targets).item() == pytest.approx(expected / shape[0], rel=1e-9)
+
+
+def test_gradcheck_of_the_ranking_losses():
+    target, negative = logits(4, 5, seed=13, scale=1.0)
+    left_out = torch.zeros(4, 5, dtype=torch.bool)
+    left_out[0, 1:3] = left_out[2] = True
+    for loss in (bpr_max, top1_max):
+        assert torch.autograd.gradcheck(loss, (target, negative))
+        masked = lambda t, n, loss=loss: loss(t, n.masked_fill(left_out, -torch.inf))  # noqa: E731
+        assert torch.autograd.gradcheck(masked, (target, negative))
+    assert torch.autograd.gradcheck(lambda x: cross_entropy(x, torch.tensor([1, 4, 2, 2])), (negative,))
+
+
+@pytest.mark.parametrize("loss", [bpr_max, top1_max])
+def test_numbers_that_are_none_are_not_hidden(loss):
+    target, negative = torch.zeros(2), torch.zeros(2, 3)
+    negative[1, 1] = torch.nan
+    assert loss(target, negative).isnan()

@@ -48,7 +48,7 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         # The real ones train until it no longer helps, which is not what is tested here.
         short = ["--epochs", "2"] if arguments[0] == "fit" and "--epochs" not in arguments else []
         assert main([*arguments, *short]) == 0, f"{shlex.join(arguments)}: {capsys.readouterr().err}"
-    assert {arguments[0] for arguments in ran} == {"inspect", "fit", "evaluate", "recommend", "similar"}
+    assert {arguments[0] for arguments in ran} == {"inspect", "fit", "evaluate", "recommend", "similar", "compare"}
     assert (folder / "sampled.json").is_file()
     assert (folder / "recommendations.csv").is_file()
     held = {path.name for path in (folder / "runs" / "first").iterdir()}
@@ -82,7 +82,7 @@ def test_make_targets_exist(page: str) -> None:
 
 
 def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("inspect", "fetch", "evaluate", "recommend", "similar", "demo"):
+    for command in ("inspect", "fetch", "evaluate", "recommend", "similar", "compare", "demo"):
         assert main([command, "--help"]) == 0
     for model in MODELS:
         assert main(["fit", "--model", model, "--help"]) == 0

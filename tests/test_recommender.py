@@ -409,3 +409,14 @@ def test_a_model_that_cannot_count_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="device"):
         Recommender(**OPTIONS, device="tpu9").fit(log(), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bias_says_nothing_of_likeness() -> None:
+    recommender = Recommender("ssept", epochs=1, embedding_dim=4, user_dim=4).fit(
+        pl.DataFrame({"user_id": [1, 1, 1, 1, 2, 2, 2, 2], "item_id": [1, 2, 3, 4, 2, 3, 4, 1]})
+    )
+    table = recommender.model.item_embedding.weight.detach().double().numpy()[1:]  # type: ignore[union-attr]
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    found = recommender.similar([1], k=3)
+    expected = np.sort((unit @ unit[0])[1:])[::-1]
+    assert found["score"].to_numpy() == pytest.approx(expected, abs=1e-5)

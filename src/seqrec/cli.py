@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import seqrec
+from seqrec.compare import CompareConfig, compare
 from seqrec.data.fetch import fetch
 from seqrec.data.prepare import Dataset, PrepareConfig, Statistics, prepare
 from seqrec.data.read import read_log
@@ -263,6 +264,40 @@ def similar_command(
     _write_json(json, frame.to_dicts())
 
 
+def compare_command(
+    log: Path,
+    *,
+    models: list[str],
+    out: Path | None = None,
+    terms: Annotated[CompareConfig | None, Flat] = None,
+    training: Annotated[TrainConfig | None, Flat] = None,
+    split: Annotated[SplitConfig | None, Flat] = None,
+    read: Annotated[ReadConfig | None, Flat] = None,
+    filters: Annotated[PrepareConfig | None, Flat] = None,
+    json: Json = None,
+) -> int:
+    """Train several models under one budget, rank the same candidates with all, and tell chance from better.
+
+    Args:
+        log: the log file, or a folder of Parquet parts.
+        models: names, between commas or blanks; the others are tested against the first.
+        out: folder for compare.csv, compare.json and compare.png, replaced if they are there.
+        terms: beside the training, the same for all.
+        training: the same for all.
+        split: what trains, validates and tests.
+        read: the columns.
+        filters: what is kept.
+    """
+    names = [name.strip() for given in models for name in given.split(",") if name.strip()]
+    options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
+    dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)
+    with _output(json) as console:
+        found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
+        console.print(found.table())
+    _write_json(json, found.to_dict())
+    return 130 if found.interrupted else 0
+
+
 def demo_command(*, out: Path = Path("runs/demo"), overwrite: bool = False, json: Json = None) -> None:
     """Train SASRec on the embedded data, beside the best score that anybody could reach.
 
@@ -291,6 +326,7 @@ def make_app(model: str = "sasrec") -> App:
     app.command(evaluate_command, name="evaluate")
     app.command(recommend_command, name="recommend")
     app.command(similar_command, name="similar")
+    app.command(compare_command, name="compare")
     app.command(demo_command, name="demo")
     return app
 

@@ -55,35 +55,44 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def bpr_max(target_logits: Tensor, negative_logits: Tensor, penalty: float = 1.0) -> Tensor:
-    """BPR-max with score regularisation (Hidasi & Karatzoglou 2018, eq. 10), a mean over T.
+    """BPR-max with score regularisation (Hidasi & Karatzoglou 2018, section 3.3; preprint's eq. 16), a mean over T.
 
         -log sum_j s_j sigma(r_i - r_j) + penalty * sum_j s_j r_j ** 2,    s = softmax of the negatives' scores
 
     Args:
         target_logits: ``[T]``, r_i.
-        negative_logits: ``[T, N]``, r_j; -inf leaves a negative out.
+        negative_logits: ``[T, N]``, r_j; -inf leaves a negative out. A token without any costs nothing.
         penalty: weight of the regularisation.
     """
-    log_share = negative_logits.log_softmax(dim=1)
-    kept = negative_logits.isfinite()
-    scores = negative_logits.masked_fill(~kept, 0.0)
+    scores, log_share, some = _shares(negative_logits)
     log_ranked = F.logsigmoid(target_logits[:, None] - scores)
     ranked = -(log_share + log_ranked).logsumexp(dim=1)
-    return (ranked + penalty * (log_share.exp() * scores.square()).sum(dim=1)).mean()
+    loss = ranked + penalty * (log_share.exp() * scores.square()).sum(dim=1)
+    return loss.where(some, 0.0).mean()
 
 
 def top1_max(target_logits: Tensor, negative_logits: Tensor) -> Tensor:
-    """TOP1-max (Hidasi & Karatzoglou 2018, eq. 8), a mean over T.
+    """TOP1-max (Hidasi & Karatzoglou 2018, section 3.3; preprint's eq. 9), a mean over T.
 
         sum_j s_j (sigma(r_j - r_i) + sigma(r_j ** 2)),    s = softmax of the negatives' scores
 
     Args:
         target_logits: ``[T]``, r_i.
-        negative_logits: ``[T, N]``, r_j; -inf leaves a negative out.
+        negative_logits: ``[T, N]``, r_j; -inf leaves a negative out. A token without any costs nothing.
     """
-    share = negative_logits.softmax(dim=1)
-    scores = negative_logits.masked_fill(~negative_logits.isfinite(), 0.0)
-    return (share * ((scores - target_logits[:, None]).sigmoid() + scores.square().sigmoid())).sum(dim=1).mean()
+    scores, log_share, some = _shares(negative_logits)
+    ranked = (scores - target_logits[:, None]).sigmoid() + scores.square().sigmoid()
+    return (log_share.exp() * ranked).sum(dim=1).where(some, 0.0).mean()
+
+
+def _shares(negative_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores with 0 for those left out, the log of their softmax, and whether a row has any."""
+    left_out = negative_logits == -torch.inf
+    scores = negative_logits.masked_fill(left_out, 0.0)
+    some = ~left_out.all(dim=1)
+    # A row without any gets even shares, which are finite; its loss is not used.
+    shares = negative_logits.masked_fill(~some[:, None], 0.0).log_softmax(dim=1)
+    return scores, shares, some
 
 
 def blocked_sampled_softmax(

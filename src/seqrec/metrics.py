@@ -14,6 +14,8 @@ presence of tied scores").
 Metrics of recommended lists take ``lists int[U, k]``, item indices from 1, best first, 0 at empty places.
 """
 
+import math
+
 import numpy as np
 
 _CHUNK = 4_000_000  # counts held at once, 32 MB
@@ -144,6 +146,33 @@ def coverage_interval(
     return float(low), float(high)
 
 
+def paired_t_test(differences: np.ndarray) -> np.ndarray:
+    """Two-sided p-values of the paired t-test (Student 1908), ``float64[n]``, a column a comparison.
+
+    Args:
+        differences: ``float64[U, n]``, the metric of one model minus that of another, a row a user. The test
+            asks for the mean of so many users to be about normal, not for the differences themselves; of the
+            tests in use for rankings it errs least (Urbano et al. 2019; Smucker et al. 2007).
+
+    Returns:
+        1 where nothing speaks against equality: no difference at all, or fewer than two users.
+    """
+    users, width = differences.shape
+    if users < 2:
+        return np.ones(width)
+    centre = differences.mean(axis=0)
+    error = differences.std(axis=0, ddof=1) / np.sqrt(users)
+    return np.array([_t_tails(m, e, users - 1) for m, e in zip(centre.tolist(), error.tolist(), strict=True)])
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values adjusted for being n, ``float64[n]``: Holm 1979, which bounds the chance of any false finding."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return adjusted
+
+
 def mean(values: np.ndarray) -> np.ndarray:
     """Mean of each column over the rows that are not NaN, ``float64[n]``; 0 where there are none."""
     known = ~np.isnan(values)
@@ -166,6 +195,42 @@ def _mean_over_list(value_of_item: np.ndarray, lists: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         means: np.ndarray = total / filled.sum(axis=1)
     return means
+
+
+def _t_tails(mean: float, error: float, freedom: int) -> float:
+    """Both tails of Student's t beyond ``mean / error``: the incomplete beta function I_x(freedom / 2, 1 / 2)."""
+    if mean == 0.0:
+        return 1.0
+    if error == 0.0:
+        return 0.0
+    square = (mean / error) ** 2
+    if math.isinf(square):
+        return 0.0
+    x, rest = freedom / (freedom + square), square / (freedom + square)
+    a, b = freedom / 2, 0.5
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    front = math.exp(log_front - a * math.log1p(square / freedom) + b * math.log(rest))
+    if x < (a + 1) / (a + b + 2):
+        return front * _beta_fraction(a, b, x) / a
+    return 1.0 - front * _beta_fraction(b, a, rest) / b
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """The continued fraction of the incomplete beta function (Abramowitz & Stegun 26.5.8), by Lentz's method."""
+    tiny = 1e-300
+    ratio, value = 1.0, 0.0
+    inverse = 1 - (a + b) * x / (a + 1)
+    inverse = value = 1 / (inverse or tiny)
+    for m in range(1, 100_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            inverse = 1 / (1 + term * inverse or tiny)
+            ratio = 1 + term / ratio or tiny
+            value *= inverse * ratio
+        if abs(inverse * ratio - 1) < 1e-14:
+            break
+    return value
 
 
 def _draw(random: np.random.Generator, users: int) -> np.ndarray:

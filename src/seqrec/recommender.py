@@ -3,7 +3,7 @@
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from itertools import pairwise
 from os import PathLike
@@ -78,6 +78,7 @@ class Recommender:
         resume: bool = False,
         overwrite: bool = False,
         progress: bool = False,
+        stop: Callable[[], bool] | None = None,
     ) -> "Recommender":
         """Prepare a log, split it and train.
 
@@ -89,6 +90,7 @@ class Recommender:
             resume: go on with the run in ``out``, which must be of this log and these options.
             overwrite: replace a run that ``out`` holds.
             progress: show a bar.
+            stop: asked after every step of training, which ends where it says True; see :func:`train`.
 
         Raises:
             InputError: bad input or options, or an ``out`` that may not be written to.
@@ -143,15 +145,18 @@ class Recommender:
                 run.save_epochs(self.epochs)
         else:
             try:
-                trained = train(model, split, self.train_config, run=run, resume=resume, progress=progress)
+                trained = train(model, split, self.train_config, run=run, resume=resume, progress=progress, stop=stop)
             except InputError:
                 if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
                     shutil.rmtree(run.folder, ignore_errors=True)
                 raise
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted = trained.ended == "interrupted"
-            how = {"epochs": "", "early": ", stopped as validation got no better", "interrupted": ", interrupted"}
-            self.summary = f"{len(self.epochs)} epochs{how[trained.ended]}; the weights are those of epoch {best_epoch}"
+            how = {"epochs": "", "early": ", stopped as validation got no better", "interrupted": ", interrupted",
+                   "stopped": ", stopped where its budget ended"}  # fmt: skip
+            self.summary = (
+                f"epochs: {len(self.epochs)}{how[trained.ended]}; the weights are those of epoch {best_epoch}"
+            )
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
@@ -248,7 +253,8 @@ class Recommender:
             _warn(f"unknown items left out: {_some(asked.filter(pl.Series(indices == 0)))}", depth=3)
         indices = indices[indices > 0]
         with torch.inference_mode():
-            vectors = F.normalize(model.item_vectors().float(), dim=1)
+            vectors = model.item_vectors().float()
+            vectors = F.normalize(vectors[:, :-1] if model.BIAS_COLUMN else vectors, dim=1)
             scores = vectors[torch.from_numpy(indices)] @ vectors.T
             scores[:, 0] = -torch.inf
             scores[torch.arange(len(indices)), torch.from_numpy(indices)] = -torch.inf

@@ -1,5 +1,6 @@
-"""Pictures of a run."""
+"""Pictures of a run and of a comparison."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,38 @@ def recommendations_picture(rows: list[dict[str, Any]], path: str | Path, title:
         if row == 0:
             cell.set_facecolor("#eef2f7")
             cell.get_text().set_fontweight("bold")
+    _save(figure, path)
+
+
+def comparison_picture(
+    panels: Mapping[str, Sequence[tuple[str, float, float, float]]], path: str | Path, metric: str = "NDCG@10"
+) -> None:
+    """Draw one metric of several models with its intervals as a PNG.
+
+    Args:
+        panels: models by the title of their panel, such as a protocol, each ``(name, value, low, high)``; a line
+            marks the value of the first.
+        path: the PNG.
+        metric: below each panel.
+    """
+    most = max((len(rows) for rows in panels.values()), default=0)
+    if not most:
+        raise InputError(f"{path}: there is no model to draw; compare at least one that can be trained")
+    figure = Figure(figsize=(3.9 * len(panels) + 1, 0.34 * most + 1.2), dpi=150, layout="constrained")
+    for number, (title, rows) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for place, (_, value, low, high) in enumerate(rows):
+            color = _ORANGE if place == 0 else _BLUE
+            # A bootstrapped interval need not hold its mean: of ends beyond it no whisker is drawn.
+            reach = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
+            axes.errorbar([value], [place], xerr=reach, fmt="o", color=color, markersize=4, capsize=3)
+        axes.axvline(rows[0][1], color=_GREY, linestyle="--", linewidth=1, zorder=0)
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(left=min(0.0, *(low for _, _, low, _ in rows)))
+        axes.set_xlabel(metric)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -112,7 +112,7 @@ class Trained:
 
     epochs: list[dict[str, Any]]
     best_epoch: int
-    ended: Literal["epochs", "early", "interrupted"]
+    ended: Literal["epochs", "early", "interrupted", "stopped"]
 
 
 def train(
@@ -123,6 +123,7 @@ def train(
     run: Run | None = None,
     resume: bool = False,
     progress: bool = False,
+    stop: Callable[[], bool] | None = None,
 ) -> Trained:
     """Train a model; afterwards it holds the weights of the best validated epoch, on the CPU.
 
@@ -133,6 +134,8 @@ def train(
         run: where weights, epochs and checkpoints go; nothing is written without it.
         resume: go on from the run's last checkpoint.
         progress: show a bar.
+        stop: asked after every step; once it says True, the epoch ends there, is validated, and is the last. A run
+            that a clock ended so can not be repeated to the byte.
 
     Raises:
         InputError: nothing to train on, or the loss is no longer a number.
@@ -156,8 +159,9 @@ def train(
     steps = -(-len(trainable(split.train)) // config.batch_size)
     every = -(-100 // steps) if config.evaluate_every is None else config.evaluate_every
 
+    cut = False
     with _stop_signals() as stopped, _bar(progress, tokens) as bar:
-        while loop.epoch < config.epochs and not loop.ended_early(config.patience):
+        while not cut and loop.epoch < config.epochs and not loop.ended_early(config.patience):
             bar.start(loop.epoch + 1, config.epochs)
             model.train()
             clock = time.perf_counter()
@@ -186,6 +190,9 @@ def train(
                     loop.checkpoint()
                     loop.finish(interrupted=True)
                     return Trained(loop.rows, loop.best_epoch, "interrupted")
+                cut = stop is not None and stop()
+                if cut:
+                    break
                 if run is not None and loop.step < steps and loop.due(config.checkpoint_minutes):
                     loop.checkpoint()
             loop.seconds += time.perf_counter() - clock
@@ -193,14 +200,14 @@ def train(
             with loop.averaged():
                 if not every or not validation:
                     loop.keep_weights()
-                elif loop.epoch % every == 0 or loop.epoch == config.epochs:
+                elif cut or loop.epoch % every == 0 or loop.epoch == config.epochs:
                     row |= _accuracy(model, validation)
                     loop.keep_if_better(row["ndcg@10"])
             loop.checkpoint()
             bar.row(row)
     loop.finish(interrupted=False)
-    ended: Literal["epochs", "early"] = "early" if loop.epoch < config.epochs else "epochs"
-    return Trained(loop.rows, loop.best_epoch, ended)
+    ended: Literal["epochs", "early", "stopped"] = "early" if loop.epoch < config.epochs else "epochs"
+    return Trained(loop.rows, loop.best_epoch, "stopped" if cut else ended)
 
 
 def check_trainable(split: Split, config: TrainConfig) -> None:

@@ -24,13 +24,18 @@ class Model(nn.Module):
     """
 
     Config: ClassVar[type]
-    FACTORED: ClassVar[bool] = True
+    FACTORED: bool = True
+    #: Whether the last column of ``item_vectors`` is a bias or a constant, which says nothing of likeness.
+    BIAS_COLUMN: ClassVar[bool] = False
     #: The loss it is trained with where none is named.
     LOSS: ClassVar[Loss] = "sampled-softmax"
     #: Probability that training shows another window than the last of a history longer than ``max_length``.
     random_start: float = 0.0
     #: Counted models learn from ``count`` in one pass and have nothing for an optimizer.
     COUNTED: ClassVar[bool] = False
+    #: Whether every token's hidden state predicts what follows it. Without it, that of each user's last token alone
+    #: does (in evaluation), and the others depend on later tokens too.
+    CAUSAL: ClassVar[bool] = True
 
     config: Any
     num_items: int

@@ -1,0 +1,250 @@
+"""BERT4Rec: sequential recommendation with bidirectional encoder representations (Sun et al., CIKM 2019)."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch
+from seqrec.errors import InputError
+from seqrec.models.base import Loss, Model
+from seqrec.models.blocks import Attention, Dropout, Grouping, group
+
+
+@dataclass(frozen=True)
+class BERT4RecConfig:
+    """Sizes, masking and regularisation of BERT4Rec.
+
+    Args:
+        max_length: items of a history that the model sees, the last ones; the mask comes after them, so this is
+            N - 1 of the paper.
+        embedding_dim: width of the item embeddings and hidden states (d).
+        num_blocks: transformer layers (L).
+        num_heads: heads of each attention (h); the embedding's width is divided among them.
+        feedforward_dim: hidden width of the point-wise network; four times the embedding's without it.
+        dropout: probability, on the embedded input, after each attention and after each point-wise network.
+        attention_dropout: probability, on the attention weights; that of ``dropout`` without it.
+        mask_probability: share of a history that training masks (rho), at least one item.
+        last_probability: probability that training masks the last item of a history alone instead.
+        random_start: probability that training shows a window of a long history that starts anywhere, not its end.
+    """
+
+    max_length: int = 50
+    embedding_dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 2
+    feedforward_dim: int | None = None
+    dropout: float = 0.2
+    attention_dropout: float | None = None
+    mask_probability: float = 0.2
+    last_probability: float = 0.1
+    random_start: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "embedding_dim", "num_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.num_blocks < 0:
+            raise InputError(f"num_blocks is {self.num_blocks}; give 0 or more")
+        if self.feedforward_dim is not None and self.feedforward_dim < 1:
+            raise InputError(f"feedforward_dim is {self.feedforward_dim}; give 1 or more, or none")
+        if self.embedding_dim % self.num_heads:
+            raise InputError(
+                f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
+            )
+        for name in ("dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; give at least 0 and less than 1")
+        if not 0 < self.mask_probability <= 1:
+            raise InputError(f"mask_probability is {self.mask_probability}; give more than 0 and at most 1")
+        for name in ("last_probability", "random_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 0 to 1")
+
+
+class BERT4RecBlock(nn.Module):
+    """Multi-head attention over the whole history and a point-wise network, each with residual, then norm."""
+
+    def __init__(self, config: BERT4RecConfig) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        width = config.feedforward_dim or 4 * dim
+        probability = config.dropout if config.attention_dropout is None else config.attention_dropout
+        self.attention = Attention(dim, dim, config.num_heads, probability)
+        self.attention_output = nn.Linear(dim, dim)
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.inner = nn.Linear(dim, width)
+        self.outer = nn.Linear(width, dim)
+        self.feedforward_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, grouping: Grouping) -> Tensor:
+        """Packed ``[T, D]`` to ``[T, D]``."""
+        mixed = self.attention_output(self.attention(x, x, grouping))
+        x = self.attention_norm(x + self.dropout(mixed))
+        wide = self.outer(F.gelu(self.inner(x)))
+        out: Tensor = self.feedforward_norm(x + self.dropout(wide))
+        return out
+
+
+class BERT4Rec(Model):
+    """The model of the paper.
+
+    - Embedding (section 3.4): item and learned position, ``h_0 = v + p``; layer norm and dropout after it as in the
+      authors' code, which has them from BERT (the code's segment embedding, one vector for all, is left out).
+    - Transformer layers (section 3.3): multi-head attention without a causal mask, ``A = LN(H + Dropout(MH(H)))``;
+      then ``LN(A + Dropout(FFN(A)))`` with ``FFN(x) = GELU(x W1 + b1) W2 + b2`` of width 4 d.
+    - Output (section 3.5): ``softmax(GELU(h W_P + b_P) E' + b_O)`` with the item embeddings shared; layer norm after
+      the GELU as in the code. The bias is the last column of the one table.
+    - Training (section 3.6): a share rho of the items of each history is masked, and the model predicts those. As
+      in the code, the number is exact, ``max(1, round(n rho))``, and every chosen item becomes the mask. The
+      paper and the code add samples in which the last item alone is masked (1 of 11 in the code): here each
+      history is shown so with ``last_probability`` instead, drawn anew every epoch. The code's sliding windows over
+      long histories are ``random_start``.
+    - Prediction (section 3.6): a mask after the history.
+
+    Departures: positions count from the end of the window (from its start in the code), so the mask of a
+    prediction always has the same one, whatever the length of the history. The loss of the paper is the softmax over
+    the whole catalogue (``loss="cross-entropy"``), whose cost grows with it; the default here, as for the
+    other models, is sampled softmax, its estimate from negatives that a batch shares. Adam is as for
+    the other models, without the code's warm-up, decay of the learning rate and weight decay.
+
+    The mask has a vector of its own, and item 0 in a batch stands for it.
+    """
+
+    Config = BERT4RecConfig
+    BIAS_COLUMN = True
+    LOSS: ClassVar[Loss] = "sampled-softmax"
+    CAUSAL: ClassVar[bool] = False
+    config: BERT4RecConfig
+
+    def __init__(self, config: BERT4RecConfig, num_items: int, num_users: int = 0) -> None:
+        del num_users  # the model knows users by their history alone
+        super().__init__()
+        self.config = config
+        self.num_items = num_items
+        self.random_start = config.random_start
+        dim = config.embedding_dim
+        # The last column is the output's bias.
+        self.item_embedding = nn.Embedding(num_items + 1, dim + 1, padding_idx=0)
+        self.mask_embedding = nn.Parameter(torch.empty(dim))
+        self.position_embedding = nn.Embedding(config.max_length + 1, dim)
+        self.embedding_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(BERT4RecBlock(config) for _ in range(config.num_blocks))
+        self.transform = nn.Linear(dim, dim)
+        self.transform_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw the weights anew: Glorot's rule for matrices, a narrow normal distribution for the tables.
+
+        The authors' code has a normal distribution of 0.02, cut at two of it, for the matrices too, which for a
+        width of 768 is not far from Glorot's; at one of 32 or 64 it learns more slowly.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, Attention):
+                # Keys and values are two matrices that are multiplied at once; each has its own spread.
+                for part in module.key_value.weight.detach().chunk(2):
+                    nn.init.xavier_uniform_(part)
+        for weight in (self.item_embedding.weight, self.position_embedding.weight, self.mask_embedding):
+            nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
+        with torch.no_grad():
+            self.item_embedding.weight[0] = 0
+            self.item_embedding.weight[:, -1] = 0
+
+    def encode(self, batch: Batch) -> Tensor:
+        """``[state, 1]``, ``[T, embedding_dim + 1]``.
+
+        In training the state of each token, of which those of masked ones (item 0) predict. Otherwise a
+        mask is set after each history, and the last row of each user holds the state of that mask, which
+        predicts what follows; the other rows hold the states of their tokens, which predict nothing.
+        """
+        if self.training:
+            return self._output(self._states(batch))
+        rows = batch.rows
+        is_last = batch.positions + 1 == batch.lengths[rows]
+        states = self._states(_with_one_more(batch, torch.zeros_like(batch.users)))
+        return self._output(states[torch.arange(len(rows), device=rows.device) + rows + is_last])
+
+    def _states(self, batch: Batch) -> Tensor:
+        """Of the last layer, ``[T, D]``."""
+        x = self.item_embedding(batch.items)[:, :-1]
+        x = torch.where((batch.items == 0)[:, None], self.mask_embedding.to(x.dtype), x)
+        left = batch.lengths[batch.rows] - batch.positions
+        x = x + self.position_embedding(self.config.max_length + 1 - left)
+        x = self.dropout(self.embedding_norm(x))
+        grouping = group(batch, causal=False)
+        for block in self.blocks:
+            x = block(x, grouping)
+        return x
+
+    def _output(self, states: Tensor) -> Tensor:
+        hidden = self.transform_norm(F.gelu(self.transform(states)))
+        return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
+
+    def item_vectors(self) -> Tensor:
+        """The item embeddings, shared by input and output, with the bias as last column, ``[I + 1, D + 1]``."""
+        return self.item_embedding.weight
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Embeddings and biases ``[..., D + 1]`` of some items."""
+        return self.item_embedding(items)
+
+    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+        """The histories with their last target, masked: item 0, whose target is the item that was there.
+
+        Other tokens have the target 0.
+        """
+        whole = _with_one_more(batch, batch.targets[batch.last])  # no history in training is empty
+        lengths = whole.lengths.numpy()
+        rows = whole.rows.numpy()
+        count = np.maximum(1, np.rint(lengths * self.config.mask_probability)).astype(np.int64)
+        # The first tokens of each history in a random order of its own are masked.
+        order = np.lexsort((random.random(len(rows)), rows))
+        masked = np.empty(len(rows), dtype=bool)
+        masked[order] = whole.positions.numpy() < count[rows]
+        only_last = random.random(len(lengths)) < self.config.last_probability
+        masked = np.where(only_last[rows], whole.positions.numpy() + 1 == lengths[rows], masked)
+        hidden = torch.from_numpy(masked)
+        return replace(whole, items=torch.where(hidden, 0, whole.items), targets=torch.where(hidden, whole.items, 0))
+
+    def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """The masked tokens and the items that they hide."""
+        tokens = torch.nonzero((batch.items == 0) & (batch.targets > 0))[:, 0]
+        return tokens, batch.targets[tokens]
+
+
+def _with_one_more(batch: Batch, items: Tensor) -> Batch:
+    """A batch with one more token after each history, ``items int64[B]``, whose target and time are 0."""
+    lengths = batch.lengths
+    device = lengths.device
+    one = torch.arange(len(batch) + 1, device=device)
+    new = batch.offsets[1:] + one[:-1]
+    old = torch.arange(len(batch.items), device=device) + batch.rows
+    zeros = torch.zeros_like(items)
+
+    def joined(values: Tensor, added: Tensor) -> Tensor:
+        result = values.new_empty(len(old) + len(new))
+        result[old] = values
+        result[new] = added
+        return result
+
+    return replace(
+        batch,
+        items=joined(batch.items, items),
+        targets=joined(batch.targets, zeros),
+        positions=joined(batch.positions, lengths),
+        offsets=batch.offsets + one,
+        timestamps=joined(batch.timestamps, zeros),
+    )

@@ -1,0 +1,218 @@
+"""SSE-PT: sequential recommendation via personalized transformer (Wu, Li, Hsieh & Sharpnack, RecSys 2020)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.models.blocks import Attention, Dropout, group
+from seqrec.models.sasrec import SASRecBlock, SASRecConfig
+
+
+@dataclass(frozen=True)
+class SSEPTConfig:
+    """Sizes and regularisation of SSE-PT; hidden states are ``embedding_dim + user_dim`` wide.
+
+    Args:
+        max_length: items of a history that the model sees, the last ones (T in the paper).
+        embedding_dim: width of the item embeddings (d_i).
+        user_dim: width of the user embeddings (d_u).
+        attention_dim: width of queries, keys and values; that of the hidden states without it.
+        num_blocks: self-attention blocks (B).
+        num_heads: heads of each attention; the attention's width is divided among them.
+        feedforward_dims: hidden widths of the point-wise network; one of the hidden states' without it.
+        dropout: probability, on the embedded input, the attention weights and the point-wise network.
+        sse_user: probability that training shows a history as another user's (p_u).
+        sse_item: probability that training shows another item, for each one of the history (p_i).
+        sse_target: probability that training asks for another item, for each target (p_y); ``sse_item``
+            without it.
+        random_start: probability that training shows another window than the last of a history longer than
+            ``max_length`` (p_s); with more than 0 the model is the paper's SSE-PT++.
+        l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens for items
+            and over histories for users.
+        norm: where layer norm sits: paper, pre or post, as in SASRec.
+    """
+
+    max_length: int = 50
+    embedding_dim: int = 64
+    user_dim: int = 64
+    attention_dim: int | None = None
+    num_blocks: int = 2
+    num_heads: int = 1
+    feedforward_dims: tuple[int, ...] | None = None
+    dropout: float = 0.2
+    sse_user: float = 0.1
+    sse_item: float = 0.0
+    sse_target: float | None = None
+    random_start: float = 0.0
+    l2: float = 0.0
+    norm: Literal["paper", "pre", "post"] = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "user_dim"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("sse_user", "sse_item", "sse_target", "random_start"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}; give 0 to 1")
+        self.blocks()  # which checks the rest
+
+    def blocks(self) -> SASRecConfig:
+        """What the self-attention blocks are made of."""
+        return SASRecConfig(
+            max_length=self.max_length,
+            embedding_dim=self.embedding_dim + self.user_dim,
+            attention_dim=self.attention_dim,
+            num_blocks=self.num_blocks,
+            num_heads=self.num_heads,
+            feedforward_dims=self.feedforward_dims,
+            dropout=self.dropout,
+            l2=self.l2,
+            norm=self.norm,
+        )
+
+
+class SSEPT(Model):
+    """SASRec with the user's embedding u_i joined to that of every item v_j, at both ends.
+
+    - Input (eq. 2): ``[v_j; u_i] + p`` at every position, with position embeddings of the joint width. The
+      authors' code scales both tables by the root of their width, as SASRec does, and so do we.
+    - Blocks: SASRec's, at the joint width, with a final layer norm as in the authors' code.
+    - Score (eq. 3, 4): ``r = F_t . [v_l; u_i]``. The user's part is the same for all items l, so the hidden
+      state that ``encode`` gives is ``[F_t's item part; F_t's user part . u_i]`` and an item's vector ``[v_l; 1]``,
+      which is the same score by a plain dot product. u_i is scaled here as in the input, v_l is not: so the
+      authors' code; the paper has no scales.
+    - Loss: binary cross-entropy with one uniform negative in the paper (eq. 5), which ``--loss bce`` gives. As for
+      SASRec the default is sampled softmax, which needs far fewer epochs to tell the users apart. The user's
+      part sets the level of a user's scores: it matters to binary cross-entropy, and cancels in the
+      ranking and in losses that compare items, so with those the user speaks through the input alone.
+    - Stochastic shared embeddings (section 3.2): in training the user gives way to another, at input and
+      output together, with the probability ``sse_user``; each input item with ``sse_item``; each target with
+      ``sse_target``; all others are as likely (SSE-SE: Wu et al., NeurIPS 2019). We follow the paper: three
+      independent draws, and never what was there. The authors' code (sampler.py) has one probability
+      for items, at which both the input item and its target become random; the random input is then also
+      the target of the item before. So with its ``threshold_item`` of 0.9 an input changes with
+      probability 0.1 and a target with 0.19. It draws among all, so nothing may change. Its thresholds are the
+      probabilities of keeping.
+    - SSE-PT++ (section 3.3): ``random_start``.
+
+    Positions count from the end of the window, as in SASRec.
+
+    Somebody who was not there in training (-1 in ``batch.users``) gets the mean of all user embeddings.
+    """
+
+    Config = SSEPTConfig
+    BIAS_COLUMN = True
+    config: SSEPTConfig
+
+    def __init__(self, config: SSEPTConfig, num_items: int, num_users: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.num_items = num_items
+        self.num_users = num_users
+        self.random_start = config.random_start
+        blocks = config.blocks()
+        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim, padding_idx=0)
+        self.user_embedding = nn.Embedding(num_users + 1, config.user_dim, padding_idx=num_users)
+        self.position_embedding = nn.Embedding(config.max_length, blocks.embedding_dim)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(SASRecBlock(blocks) for _ in range(config.num_blocks))
+        self.final_norm = nn.LayerNorm(blocks.embedding_dim, eps=1e-8)
+        self._mean: tuple[tuple[int, int], Tensor] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw the weights anew: Glorot for matrices, narrow for the tables (see SASRec)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, Attention):
+                for part in module.key_value.weight.detach().chunk(2):
+                    nn.init.xavier_uniform_(part)
+        for table in (self.item_embedding, self.user_embedding, self.position_embedding):
+            nn.init.normal_(table.weight, std=0.01)
+        with torch.no_grad():
+            self.item_embedding.weight[0] = 0
+            self.user_embedding.weight[self.num_users] = 0
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Hidden states ``[T, embedding_dim + 1]`` of the tokens; the last column is the user's part of the score."""
+        config = self.config
+        lengths, rows = batch.lengths, batch.rows
+        positions = batch.positions + (config.max_length - lengths)[rows]
+        items = self.item_embedding(batch.items) * config.embedding_dim**0.5
+        users = (self._users(batch.users) * config.user_dim**0.5).index_select(0, rows)
+        x = self.dropout(torch.cat([items, users], dim=1) + self.position_embedding(positions))
+        grouping = group(batch)
+        for block in self.blocks:
+            x = block(x, grouping)
+        item_part, user_part = self.final_norm(x).split([config.embedding_dim, config.user_dim], dim=1)
+        return torch.cat([item_part, (user_part * users).sum(dim=1, keepdim=True)], dim=1)
+
+    def item_vectors(self) -> Tensor:
+        """The item embeddings and a column of ones, ``[I + 1, embedding_dim + 1]``."""
+        return F.pad(self.item_embedding.weight, (0, 1), value=1.0)
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Output vectors ``[..., embedding_dim + 1]`` of some items."""
+        return F.pad(self.item_embedding(items), (0, 1), value=1.0)
+
+    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+        """The batch with users, items and targets exchanged for others (stochastic shared embeddings)."""
+        config = self.config
+        sse_target = config.sse_item if config.sse_target is None else config.sse_target
+        return replace(
+            batch,
+            users=_exchanged(batch.users, config.sse_user, 0, self.num_users, random),
+            items=_exchanged(batch.items, config.sse_item, 1, self.num_items, random),
+            targets=_exchanged(batch.targets, sse_target, 1, self.num_items, random),
+        )
+
+    def penalty(self, batch: Batch) -> Tensor | None:
+        """``l2`` times the mean squared norms of the embeddings of the batch's items and targets, and its users."""
+        if self.config.l2 == 0.0:
+            return None
+        items = self.item_embedding(torch.cat([batch.items, batch.targets]))
+        users = self._users(batch.users)
+        return self.config.l2 * (items.square().sum(dim=1).mean() + users.square().sum(dim=1).mean())
+
+    def _users(self, users: Tensor) -> Tensor:
+        """Embeddings ``[B, user_dim]``; in training, where nobody is unknown, zeros for -1."""
+        known = users >= 0
+        vectors: Tensor = self.user_embedding(torch.where(known, users, self.num_users))
+        return vectors if self.training else torch.where(known[:, None], vectors, self._mean_user())
+
+    @torch.no_grad()
+    def _mean_user(self) -> Tensor:
+        """The mean of all user embeddings, ``[user_dim]``; zeros where there are no users.
+
+        Kept until the table changes: with millions of users it costs more than the rest of a small batch.
+        """
+        table = self.user_embedding.weight
+        state = table.data_ptr(), table._version  # an address alone may be used again
+        if self._mean is None or self._mean[0] != state:
+            with torch.inference_mode(False):  # so that it may be kept for use outside
+                self._mean = state, table[: max(self.num_users, 1)].mean(dim=0)
+        return self._mean[1]
+
+
+def _exchanged(values: Tensor, probability: float, first: int, count: int, random: np.random.Generator) -> Tensor:
+    """Each of ``first .. first + count - 1``, with the probability, for another of them; all others as they are."""
+    if probability == 0 or count < 2:
+        return values
+    old = values.numpy()
+    places = np.flatnonzero((random.random(len(old)) < probability) & (old >= first))
+    new = old.copy()
+    new[places] = first + (old[places] - first + random.integers(1, count, len(places))) % count
+    return torch.from_numpy(new)

@@ -1,0 +1,273 @@
+"""TiSASRec: time interval aware self-attention (Li, Wang & McAuley, WSDM 2020)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.models.blocks import Dropout, FeedForward, Grouping, group
+
+# Longer than any interval, and small enough that millions of users of a batch fit above it in 64 bits.
+_NO_INTERVAL = 2**42
+
+
+@dataclass(frozen=True)
+class TiSASRecConfig:
+    """Sizes and regularisation of TiSASRec.
+
+    Args:
+        max_length: items of a history that the model sees, the last ones (n in the paper).
+        embedding_dim: width of the item embeddings and hidden states (d).
+        num_blocks: self-attention blocks.
+        num_heads: heads of each attention; the embedding's width is divided among them.
+        time_span: intervals, in multiples of the user's shortest one, are clipped here (k in the paper).
+        dropout: probability, on the embedded input, the tables of positions and intervals, the attention weights
+            and the point-wise network.
+        l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens.
+    """
+
+    max_length: int = 50
+    embedding_dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 1
+    time_span: int = 256
+    dropout: float = 0.2
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "embedding_dim", "num_heads", "time_span"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.num_blocks < 0:
+            raise InputError(f"num_blocks is {self.num_blocks}; give 0 or more")
+        if not self.l2 >= 0:
+            raise InputError(f"l2 is {self.l2}; give 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}; give at least 0 and less than 1")
+        if self.embedding_dim % self.num_heads:
+            raise InputError(
+                f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
+            )
+
+
+def scaled_intervals(batch: Batch, queries: Tensor, keys: Tensor, time_span: int) -> Tensor:
+    """Intervals ``r_ij int64[P]`` between pairs of tokens (section 3.2 of the paper), from 0 to ``time_span``.
+
+        r_ij = min(time_span, floor(|t_i - t_j| / r_min)),    r_min: the user's shortest interval that is not 0
+
+    r_min is taken over the tokens up to the query i alone. A query before any interval has r_ij = 0.
+
+    Args:
+        batch: whose timestamps are compared.
+        queries: ``int64[P]`` tokens i.
+        keys: ``int64[P]`` tokens j of the same users.
+        time_span: the longest interval that is told from longer ones.
+    """
+    times = batch.timestamps
+    gaps = torch.zeros_like(times)
+    gaps[1:] = (times[1:] - times[:-1]).abs()
+    gaps = torch.where((batch.positions > 0) & (gaps > 0), gaps, _NO_INTERVAL).clamp_(max=_NO_INTERVAL)
+    # A running minimum that starts anew with each user: every user's values lie above those of all before.
+    floor = batch.rows * (_NO_INTERVAL + 1)
+    shortest = floor - (floor - gaps).cummax(dim=0).values
+    intervals = (times[queries] - times[keys]).abs_()
+    return intervals.div_(shortest[queries], rounding_mode="floor").clamp_(max=time_span)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The P pairs of a query and a key that attention looks at, in all H heads: ``int64[H * P]`` each.
+
+    ``cells`` are the places of pairs among the scores ``[H * G, C, C]``; ``buckets`` the places of (query,
+    interval) in ``[H, T, R]``.
+    """
+
+    grouping: Grouping
+    mask: Tensor
+    cells: Tensor
+    buckets: Tensor
+
+
+def pairs_of(batch: Batch, num_heads: int, time_span: int) -> Pairs:
+    """All pairs of a token and one of its user up to it."""
+    grouping = group(batch)
+    total, width = len(batch.items), grouping.width
+    counts = batch.positions + 1
+    queries = torch.repeat_interleave(torch.arange(total, device=counts.device), counts)
+    first = counts.cumsum(0) - counts
+    keys = torch.arange(len(queries), device=counts.device) + (queries - batch.positions[queries] - first[queries])
+    cells = grouping.tokens[queries] * width + grouping.tokens[keys] % width
+    buckets = queries * (time_span + 1) + scaled_intervals(batch, queries, keys, time_span)
+    mask = grouping.mask
+    if num_heads > 1:
+        head = torch.arange(num_heads, device=counts.device)[:, None]
+        cells = (head * mask.numel() + cells).flatten()
+        buckets = (head * total * (time_span + 1) + buckets).flatten()
+        mask = mask.repeat(num_heads, 1, 1)
+    return Pairs(grouping, mask, cells, buckets)
+
+
+class TimeAttention(nn.Module):
+    """Time interval aware self-attention (section 3.4 of the paper).
+
+        z_i = sum_j a_ij (x_j W_V + r^V_ij + p^V_j),    a_ij = softmax_j(e_ij),
+        e_ij = x_i W_Q (x_j W_K + r^K_ij + p^K_j) / sqrt(d)
+
+    No vector of a pair is ever made: a query is multiplied with all R vectors of intervals at once, of which each
+    pair picks its product; and the weights of a query are summed by interval before they meet the values.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, queries: Tensor, keys: Tensor, positions: Tensor, intervals: Tensor, pairs: Pairs) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: packed ``[T, D]``.
+            keys: packed ``[T, D]``.
+            positions: ``[T, 2 * D]``, p^K and p^V of the tokens.
+            intervals: ``[R, 2 * D]``, r^K and r^V of all intervals.
+            pairs: who looks at whom.
+
+        Returns:
+            ``[T, D]``.
+        """
+        heads, grouping = self.num_heads, pairs.grouping
+        total, dim = queries.shape
+        query = self.query(queries) * self.head_dim**-0.5
+        key_value = self.key_value(keys) + positions
+        of_interval = self._heads(intervals, 2)  # [2 * H, R, d]
+        by_interval = torch.matmul(self._heads(query, 1), of_interval[:heads].transpose(1, 2))  # [H, T, R]
+        biases = by_interval.view(-1).index_select(0, pairs.buckets)
+        bias = pairs.mask.to(biases.dtype).view(-1).index_copy(0, pairs.cells, biases).view_as(pairs.mask)
+        grouped = self._grouped(grouping.spread(torch.cat([query, key_value.to(query.dtype)], dim=1)), 3)
+        query_G, key_G, value_G = grouped.chunk(3, dim=0)
+        weights = self.dropout(torch.baddbmm(bias, query_G, key_G.transpose(1, 2)).softmax(dim=-1))
+        mixed = torch.bmm(weights.to(value_G.dtype), value_G)
+        if heads > 1:
+            mixed = mixed.view(heads, grouping.rows, grouping.width, self.head_dim).permute(1, 2, 0, 3).flatten(2)
+        spent = weights.reshape(-1).index_select(0, pairs.cells)
+        summed = spent.new_zeros(by_interval.numel()).index_add(0, pairs.buckets, spent).view_as(by_interval)
+        timed = torch.matmul(summed, of_interval[heads:].to(summed.dtype))  # [H, T, d]
+        return grouping.collect(mixed) + timed.transpose(0, 1).reshape(total, dim)
+
+    def _heads(self, x: Tensor, parts: int) -> Tensor:
+        """``[T, parts * D]`` to ``[parts * H, T, d]``."""
+        return x.view(len(x), parts * self.num_heads, self.head_dim).transpose(0, 1)
+
+    def _grouped(self, x: Tensor, parts: int) -> Tensor:
+        """``[G, C, parts * D]`` to ``[parts * H * G, C, d]``."""
+        rows, width, _ = x.shape
+        return x.view(rows, width, parts * self.num_heads, self.head_dim).permute(2, 0, 1, 3).flatten(0, 1)
+
+
+class TiSASRecBlock(nn.Module):
+    """Attention and a point-wise network with residuals and norms, as SASRec's ``paper`` block has them."""
+
+    def __init__(self, config: TiSASRecConfig) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-8)
+        self.attention = TimeAttention(dim, config.num_heads, config.dropout)
+        self.feedforward_norm = nn.LayerNorm(dim, eps=1e-8)
+        self.feedforward = FeedForward(dim, (dim,), config.dropout)
+
+    def forward(self, x: Tensor, positions: Tensor, intervals: Tensor, pairs: Pairs) -> Tensor:
+        """Packed ``[T, D]`` to ``[T, D]``."""
+        queries = self.attention_norm(x)
+        x = self.feedforward_norm(queries + self.attention(queries, x, positions, intervals, pairs))
+        return x + self.feedforward(x)
+
+
+class TiSASRec(Model):
+    """SASRec whose attention knows positions and time intervals, by vectors added to keys and to values.
+
+    Parts of the paper: personalised intervals, section 3.2 (:func:`scaled_intervals`); embeddings of items,
+    positions and intervals, the latter two with one table for keys and one for values, section 3.3, shared by
+    all blocks as in the authors' code; attention and point-wise network, section 3.4; dot product with the
+    items, section 3.5. Positions count from the end of the window, as in left-padded sequences.
+
+    Where the paper and the authors' code differ, this follows the code: item embeddings are multiplied by
+    sqrt(d); the residuals go past the norms as in SASRec's code; r_min leaves out intervals of 0. Departures
+    from both:
+
+    - r_min is the shortest interval up to the query instead of the whole sequence's, in which a later interaction
+      would reach back to earlier predictions.
+    - Times that lie apart are not rounded to whole multiples of r_min before they are subtracted.
+    - Dropout on the vectors of intervals draws once a batch for all pairs, whose vectors are never made.
+
+    Without times in the log, timestamps are the places of the lines, so intervals say how many lines lie between.
+    """
+
+    Config = TiSASRecConfig
+    config: TiSASRecConfig
+
+    def __init__(self, config: TiSASRecConfig, num_items: int, num_users: int = 0) -> None:
+        del num_users  # the model knows users by their history alone
+        super().__init__()
+        self.config = config
+        self.num_items = num_items
+        dim = config.embedding_dim
+        self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        # Keys' vectors beside values'. The intervals' table is read whole, so it is none to look rows up in.
+        self.position_embedding = nn.Embedding(config.max_length, 2 * dim)
+        self.interval_vectors = nn.Parameter(torch.empty(config.time_span + 1, 2 * dim))
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(TiSASRecBlock(config) for _ in range(config.num_blocks))
+        self.final_norm = nn.LayerNorm(dim, eps=1e-8)
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw the weights anew: Glorot for matrices, narrow for the tables (see :meth:`SASRec.reset`)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, TimeAttention):
+                # Keys and values are two matrices that are multiplied at once; each has its own spread.
+                for part in module.key_value.weight.detach().chunk(2):
+                    nn.init.xavier_uniform_(part)
+        for table in (self.item_embedding.weight, self.position_embedding.weight, self.interval_vectors):
+            nn.init.normal_(table, std=0.01)
+        with torch.no_grad():
+            self.item_embedding.weight[0] = 0
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Hidden states ``[T, D]`` of the tokens."""
+        config = self.config
+        lengths = batch.lengths
+        places = batch.positions + (config.max_length - torch.repeat_interleave(lengths, lengths))
+        x = self.dropout(self.item_embedding(batch.items) * config.embedding_dim**0.5)
+        if len(self.blocks):
+            positions = self.dropout(self.position_embedding(places))
+            intervals = self.dropout(self.interval_vectors)
+            pairs = pairs_of(batch, config.num_heads, config.time_span)
+            for block in self.blocks:
+                x = block(x, positions, intervals, pairs)
+        return self.final_norm(x)
+
+    def item_vectors(self) -> Tensor:
+        """The item embeddings ``[I + 1, D]``, shared by input and output."""
+        return self.item_embedding.weight
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Embeddings ``[..., D]`` of some items."""
+        return self.item_embedding(items)
+
+    def penalty(self, batch: Batch) -> Tensor | None:
+        """``l2`` times the mean squared norm of the embeddings of the batch's items and targets."""
+        if self.config.l2 == 0.0:
+            return None
+        looked_up = self.item_embedding(torch.cat([batch.items, batch.targets]))
+        return self.config.l2 * looked_up.square().sum(dim=1).mean()
