@@ -21,7 +21,7 @@ from seqrec.metrics import hit_rate
 from seqrec.models.base import Loss, Model
 from seqrec.models.gru4rec import GRU4Rec, GRU4RecConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.objective import Objective, check_loss, mark_tables, training_loss
+from seqrec.objective import Objective, _own_negatives, check_loss, default_popularity, mark_tables, training_loss
 
 NUM_ITEMS = 30
 SHARED = [loss for loss in get_args(Loss) if loss not in ("bce", "cross-entropy")]
@@ -312,3 +312,29 @@ def test_unknown_losses_are_refused():
         check_loss(loss)
     with pytest.raises(InputError, match="unknown loss 'hinge'; give sampled-softmax, bce"):
         check_loss("hinge")
+
+
+def test_the_popularity_of_negatives_where_none_is_named():
+    assert default_popularity("sampled-softmax", None, 3000) == 0.25
+    assert default_popularity("sampled-softmax", None, 2048) == 0.0
+    assert default_popularity("sampled-softmax", 100, 101) == 0.25
+    assert default_popularity("bce", None, 3000) == default_popularity("bpr-max", 10, 3000) == 0.0
+
+
+def test_own_negatives_are_the_naive_loop():
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        users = int(random.integers(1, 6))
+        token_rows = np.sort(random.integers(0, users, random.integers(1, 30)))
+        owner = np.sort(random.integers(0, users, random.integers(0, 20)))
+        owned = random.integers(1, 15, len(owner))
+        shared = random.integers(1, 15, random.integers(1, 12))
+        tokens, negatives = _own_negatives(token_rows, owner, owned, shared)
+        assert (np.diff(tokens) >= 0).all()
+        naive = {
+            (token, place)
+            for token, row in enumerate(token_rows)
+            for place, item in enumerate(shared)
+            if item in owned[owner == row]
+        }
+        assert set(zip(tokens.tolist(), negatives.tolist(), strict=True)) == naive

@@ -50,6 +50,16 @@ class Objective:
         return PopularitySampler(histories.item_counts(), self.popularity)
 
 
+def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> float:
+    """The ``popularity`` where none is named.
+
+    Sampled softmax does better with negatives a little nearer to what is popular: items that training hardly
+    knows are not pushed down at every chance (games.txt: benchmarks/RESULTS.md). Where all items are negatives
+    there is nothing to choose, and the other losses' papers draw uniformly.
+    """
+    return 0.25 if loss == "sampled-softmax" and (negatives or SHARED_NEGATIVES) < num_items else 0.0
+
+
 def check_loss(loss: str | None) -> None:
     """Raise an InputError for an unknown name."""
     if loss is not None and loss not in get_args(Loss):

@@ -27,7 +27,7 @@ from seqrec.errors import InputError
 from seqrec.evaluate import ranks
 from seqrec.models.base import Loss, Model
 from seqrec.models.blocks import seed_dropout
-from seqrec.objective import Objective, check_loss, mark_tables, training_loss
+from seqrec.objective import Objective, check_loss, default_popularity, mark_tables, training_loss
 from seqrec.optim import RowAdam, clip_gradients
 from seqrec.run import Run, pick_device
 
@@ -43,7 +43,8 @@ class TrainConfig:
             negatives of each position as in the SASRec paper, or ``cross-entropy`` over the whole catalogue; what
             the model's page recommends without it.
         negatives: negatives a batch (2048 without it) or, for bce, a position (1).
-        popularity: power of an item's training count in the probability of being a negative; 0 for uniform.
+        popularity: power of an item's training count in the probability of being a negative; 0 for uniform. Without
+            it 0.25 for sampled-softmax, unless the negatives are the whole catalogue, and 0 for the others.
         bpr_penalty: weight of the score regularisation in bpr-max.
         epochs: passes over the training histories, at most.
         batch_size: users a step.
@@ -64,7 +65,7 @@ class TrainConfig:
 
     loss: Loss | None = None
     negatives: int | None = None
-    popularity: float = 0.0
+    popularity: float | None = None
     bpr_penalty: float = 1.0
     epochs: int = 200
     batch_size: int = 128
@@ -84,7 +85,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_loss(self.loss)
         for name in ("popularity", "bpr_penalty"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
         for name, least in (("batch_size", 1), ("epochs", 1), ("negatives", 1), ("evaluate_every", 0), ("patience", 0),
                             ("validation_users", 1), ("seed", 0)):  # fmt: skip
@@ -145,7 +146,11 @@ def train(
     if len(split.train) != split.train.dataset.num_users:
         raise ValueError("split.train must hold every user of the dataset, each at its index")
     device = pick_device(config.device)
-    objective = Objective(config.loss or model.LOSS, config.negatives, config.popularity, config.bpr_penalty)
+    loss_name = config.loss or model.LOSS
+    popularity = config.popularity
+    if popularity is None:
+        popularity = default_popularity(loss_name, config.negatives, model.num_items)
+    objective = Objective(loss_name, config.negatives, popularity, config.bpr_penalty)
     sampler = objective.sampler(split.train)
     mark_tables(model, objective.loss)
     model.to(device).train()
