@@ -302,3 +302,12 @@ def test_the_training_flag_is_restored(split, sasrec):
     sasrec.train()
     ranks(sasrec, split.test)
     assert sasrec.training
+
+
+def test_fewer_negatives_than_asked_are_told():
+    frame = pl.DataFrame({"user_id": [1, 1, 1, 1, 2, 2, 2], "item_id": [1, 2, 3, 1, 3, 4, 5]})
+    few = split_last_two(prepare(frame))
+    found = evaluate(tied(few.train.dataset), few.test, protocol="sampled", train_counts=few.train.item_counts())
+    assert found.fewest_negatives == 2
+    assert found.negatives == 5
+    assert "some users left only 2 items unseen" in str(table(found).caption)

@@ -420,3 +420,24 @@ def test_a_bias_says_nothing_of_likeness() -> None:
     found = recommender.similar([1], k=3)
     expected = np.sort((unit @ unit[0])[1:])[::-1]
     assert found["score"].to_numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_replacement_that_fails_leaves_the_old_run(tmp_path: Path) -> None:
+    log = pl.DataFrame({"user_id": [1, 1, 1, 1, 2, 2, 2, 2], "item_id": [1, 2, 3, 4, 2, 3, 4, 1]})
+    Recommender(epochs=1, embedding_dim=4).fit(log, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="training diverged"):
+        Recommender(epochs=1, embedding_dim=4, learning_rate=float("inf")).fit(log, tmp_path / "run", overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "run/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other files too \(notes\.txt\)"):
+        Recommender(epochs=1, embedding_dim=4).fit(log, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+
+
+def test_brackets_in_a_folder_name_are_a_name(tmp_path: Path) -> None:
+    log = pl.DataFrame({"user_id": [1, 1, 1, 1, 2, 2, 2, 2], "item_id": [1, 2, 3, 4, 2, 3, 4, 1]})
+    recommender = Recommender("markov").fit(log, tmp_path / "run[1]*?")
+    again = Recommender.load(tmp_path / "run[1]*?")
+    assert again.recommend(k=2, keep_seen=True).equals(recommender.recommend(k=2, keep_seen=True))

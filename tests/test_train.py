@@ -230,7 +230,10 @@ def test_more_epochs_equal_one_long_run(tmp_path: Path, evaluate_every: int) -> 
 def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> None:
     Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     assert same_run(whole, tmp_path / "run")
-    (tmp_path / "run/state/training.safetensors").unlink()  # killed before the first checkpoint
+    (tmp_path / "run/state/training.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no state/training\.safetensors to go on from"):
+        Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    (tmp_path / "run/metrics.json").unlink()  # killed before the first checkpoint
     Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     assert same_run(whole, tmp_path / "run")
 

@@ -20,9 +20,9 @@ from rich.table import Table
 import seqrec
 from seqrec.compare import CompareConfig, compare
 from seqrec.data.fetch import fetch
-from seqrec.data.prepare import Dataset, PrepareConfig, Statistics, prepare
+from seqrec.data.prepare import PrepareConfig, prepare, statistics_table
 from seqrec.data.read import read_log
-from seqrec.errors import InputError, MissingExtraError
+from seqrec.errors import InputError
 from seqrec.evaluate import table
 from seqrec.files import explain_os_error, replacing
 from seqrec.models import MODELS
@@ -86,7 +86,7 @@ def inspect(
     dataset = prepare(frame, filters)
     with _output(json) as console:
         console.print(f"{log}: columns {', '.join(frame.columns)}", highlight=False)
-        console.print(_statistics(dataset))
+        console.print(statistics_table(dataset))
     before = asdict(dataset.before) if dataset.before else None
     _write_json(json, {"columns": frame.columns, "before": before, "after": asdict(dataset.statistics)})
 
@@ -126,7 +126,7 @@ def fit_command(model: str) -> Any:
 
         Args:
             log: the log file, or a folder of Parquet parts.
-            out: the run folder; must not exist yet.
+            out: the run folder; must be new or empty without resume or overwrite.
             model: what to train; --help shows the flags of the model named before it.
             resume: go on with the run in the folder, exactly where its last checkpoint left off.
             overwrite: replace the run in the folder.
@@ -147,7 +147,7 @@ def fit_command(model: str) -> Any:
             options |= {name: getattr(part, name) for name in vars(part)}
         recommender = Recommender(model, **options)
         with _output(json) as console:
-            console.print(_statistics(dataset))
+            console.print(statistics_table(dataset))
             recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
             if recommender.interrupted:
                 console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
@@ -334,7 +334,7 @@ def make_app(model: str = "sasrec") -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 went well, 2 is input that a person can correct, 130 a stop by Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    errors = Console(stderr=True, soft_wrap=True)
+    errors = _Console(stderr=True, soft_wrap=True)
 
     def show(message: Warning | str, *rest: Any, **more: Any) -> None:
         errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
@@ -347,10 +347,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
             result = command(*bound.args, **bound.kwargs)
         sys.stdout.flush()
-    except (InputError, MissingExtraError, CycloptsError) as error:
+    except (InputError, CycloptsError) as error:
         message = " ".join(str(error).split())
         if isinstance(error, CycloptsError):
-            message += " See seqrec COMMAND --help."
+            message += ". See seqrec COMMAND --help."
         errors.print(f"error: {message}", style="red", markup=False, highlight=False)
         return 2
     except KeyboardInterrupt:
@@ -381,7 +381,13 @@ def _model_named(arguments: Sequence[str]) -> str:
 
 
 class _Console(Console):
-    """A console that leaves a reader that has gone to ``main``, where rich would end the process with 1."""
+    """Prints ids, names and paths as they are, and leaves a reader that has gone to ``main``.
+
+    Rich would read ``[/b]`` in an id as markup and ``:smile:`` as a picture, and end the process with 1.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Go on with the error that is being handled."""
@@ -412,7 +418,7 @@ def _write_frame(frame: pl.DataFrame, kind: str, out: Path | None, title: str) -
             _Console().print(grid)
             return
         with replacing(out) as new, new.open("w", encoding="utf-8") as file:
-            Console(file=file, width=100).print(grid)
+            _Console(file=file, width=100).print(grid)
         return
     writers = {"csv": "write_csv", "jsonl": "write_ndjson", "parquet": "write_parquet"}
     if out is not None:
@@ -445,7 +451,7 @@ def _write_out(content: bytes) -> None:
 def _grid(frame: pl.DataFrame, title: str, most: int = 200) -> Table:
     grid = Table(title=title)
     for name in frame.columns:
-        grid.add_column(name, justify="right" if frame[name].dtype.is_numeric() else "left")
+        grid.add_column(name, justify="right" if frame[name].dtype.is_numeric() else "left", overflow="fold")
     for row in frame.head(most).iter_rows():
         grid.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
     if frame.height > most:
@@ -453,35 +459,11 @@ def _grid(frame: pl.DataFrame, title: str, most: int = 200) -> Table:
     return grid
 
 
-def _statistics(dataset: Dataset) -> Table:
-    grid = Table(title="the log")
-    for name in ("", "read", "kept"):
-        grid.add_column(name, justify="left" if not name else "right")
-    before = dataset.before or dataset.statistics
-
-    def both(title: str, show: Any) -> None:
-        grid.add_row(title, show(before), show(dataset.statistics))
-
-    both("users", lambda s: f"{s.users:,}")
-    both("items", lambda s: f"{s.items:,}")
-    both("interactions", lambda s: f"{s.interactions:,}")
-    both("density", lambda s: f"{s.density:.4%}")
-    both("history, median", lambda s: f"{s.median_length:g}")
-    both("history, p90", lambda s: f"{s.p90_length:g}")
-    both("history, longest", lambda s: f"{s.max_length:,}")
-    both("tied timestamps", _tied)
-    return grid
-
-
-def _tied(statistics: Statistics) -> str:
-    return "no times" if statistics.tied_timestamps is None else f"{statistics.tied_timestamps:.1%}"
-
-
 def _like(ids: list[str], known: pl.Series) -> pl.Series:
     """Ids of a command line in the type of the log's, so that results join with it."""
     asked = pl.Series("user_id", ids, dtype=pl.String)
     typed = asked.cast(known.dtype, strict=False)
-    return asked if typed.null_count() else typed
+    return typed if (typed.cast(pl.String) == asked).fill_null(False).all() else asked
 
 
 def _lines(path: Path) -> list[str]:

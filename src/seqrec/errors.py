@@ -7,7 +7,3 @@ class InputError(ValueError):
     The command line prints the line and exits with status 2. Anything else that is raised is a
     fault of this package and shows its traceback.
     """
-
-
-class MissingExtraError(ImportError):
-    """An optional package is missing; the message is the line that installs it."""

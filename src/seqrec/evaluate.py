@@ -46,6 +46,7 @@ class Evaluation(Scores):
             list can hold them, and each counts as a miss. 0 in the sampled protocol, whose target is
             always a candidate.
         cold: targets that never occur in training.
+        fewest_negatives: the least that a user really had, where some left fewer unseen; None for full.
         seconds: time that all of it took, baselines too.
         baselines: the same for other models on the same targets and negatives.
     """
@@ -58,6 +59,7 @@ class Evaluation(Scores):
     seed: int
     unreachable: int
     cold: int
+    fewest_negatives: int | None
     seconds: float
     baselines: dict[str, Scores] = field(default_factory=dict)
 
@@ -118,7 +120,8 @@ def evaluate(
     cutoffs = sorted(set(k))
     if not cutoffs or cutoffs[0] < 1:
         raise InputError(f"the lengths of the lists are {tuple(k)}; give 1 or more for each")
-    _check(targets, protocol, negatives)
+    _check(targets, protocol, negatives, seed)
+    negatives = min(negatives, model.num_items)  # more than the catalogue has change nothing
     others = dict(baselines or {})
     full = protocol == "full"
     rankings = _rank(
@@ -155,6 +158,7 @@ def evaluate(
         seed=seed,
         unreachable=rankings[0].unreachable,
         cold=int(np.count_nonzero(train_counts[targets.items] == 0)),
+        fewest_negatives=None if full else _fewest(targets, negatives),
         seconds=time.perf_counter() - begin,
         baselines=dict(zip(others, scores[1:], strict=True)),
     )
@@ -175,7 +179,7 @@ def ranks(
     The arguments are those of :func:`evaluate`. Rows of two models with the same arguments belong
     together, for a paired test.
     """
-    _check(targets, protocol, negatives)
+    _check(targets, protocol, negatives, seed)
     drawn = negatives if protocol == "sampled" else None
     (ranking,) = _rank([model], targets, negatives=drawn, seed=seed, keep_seen=keep_seen, top=0, batch_size=batch_size)
     return ranking.greater, ranking.ties
@@ -210,6 +214,8 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
     notes = [f"{evaluation.cold:,} targets never occur in training"] if evaluation.cold else []
     if evaluation.unreachable:
         notes.append(f"{evaluation.unreachable:,} are in the history and count as misses; --keep-seen ranks them")
+    if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
+        notes.append(f"some users left only {evaluation.fewest_negatives} items unseen to be negatives")
     shown.caption = "; ".join(notes) or None
     return shown
 
@@ -224,7 +230,16 @@ class _Ranking:
     unreachable: int = 0
 
 
-def _check(targets: Targets, protocol: str, negatives: int) -> None:
+def _fewest(targets: Targets, negatives: int) -> int:
+    """The least number of negatives that a target met: users may have left fewer items unseen."""
+    data = targets.histories.dataset
+    met = np.bincount(np.unique(data.seen_keys) // (data.num_items + 1), minlength=data.num_users)
+    return int(min(negatives, data.num_items - met[targets.histories.users].max()))
+
+
+def _check(targets: Targets, protocol: str, negatives: int, seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
     if protocol not in ("full", "sampled"):
         raise InputError(f"unknown protocol {protocol!r}; give full or sampled")
     if len(targets) == 0:

@@ -113,6 +113,24 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def kept_aside(path: str | Path) -> Iterator[None]:
+    """Move a folder aside while another is made in its place; put it back where that fails and leaves nothing."""
+    path = Path(path)
+    if not path.exists():
+        yield
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    path.replace(old)
+    try:
+        yield
+    finally:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.replace(path)
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk, so that a power cut after the rename finds the content."""
     descriptor = os.open(path, os.O_RDONLY)

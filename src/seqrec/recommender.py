@@ -4,6 +4,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from itertools import pairwise
 from os import PathLike
@@ -21,6 +22,7 @@ from seqrec.data.read import read_log
 from seqrec.data.split import Histories, Split, all_histories
 from seqrec.errors import InputError
 from seqrec.evaluate import Evaluation, evaluate
+from seqrec.files import kept_aside
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run import CONFIG, Run, RunConfig, SplitConfig, build_model, check_free, fingerprint
@@ -119,7 +121,11 @@ class Recommender:
             training={} if counted else asdict(self.train_config),
         )
         torch.manual_seed(self.train_config.seed)
-        model = build_model(self.model_name, config.model_config, dataset.num_items, dataset.num_users)
+        try:
+            model = build_model(self.model_name, config.model_config, dataset.num_items, dataset.num_users)
+        except (RuntimeError, MemoryError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.model_name} of these sizes can't be made ({reason}); give smaller ones") from error
         # All that can be found wrong is found before anything is written.
         started = time.perf_counter()
         if counted:
@@ -128,35 +134,39 @@ class Recommender:
         else:
             check_trainable(split, self.train_config)
         run: Run | None = None
-        if out is not None:
-            if resume:
-                run = Run(out)
-                _check_same(run, config)
-                run.sweep()
+        with kept_aside(out) if out is not None and overwrite else nullcontext():
+            if out is not None:
+                if resume:
+                    run = Run(out)
+                    _check_same(run, config)
+                    run.check_resumable()
+                    run.sweep()
+                else:
+                    run = Run.create(out, config, dataset, overwrite)
+            best_epoch = 1
+            if counted:
+                tokens = int(split.train.lengths.sum())
+                self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
+                self.summary = f"counted {tokens:,} interactions"
+                if run is not None:
+                    run.save_weights(model.state_dict())
+                    run.save_epochs(self.epochs)
             else:
-                run = Run.create(out, config, dataset, overwrite)
-        best_epoch = 1
-        if counted:
-            tokens = int(split.train.lengths.sum())
-            self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
-            self.summary = f"counted {tokens:,} interactions"
-            if run is not None:
-                run.save_weights(model.state_dict())
-                run.save_epochs(self.epochs)
-        else:
-            try:
-                trained = train(model, split, self.train_config, run=run, resume=resume, progress=progress, stop=stop)
-            except InputError:
-                if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
-                    shutil.rmtree(run.folder, ignore_errors=True)
-                raise
-            self.epochs, best_epoch = trained.epochs, trained.best_epoch
-            self.interrupted = trained.ended == "interrupted"
-            how = {"epochs": "", "early": ", stopped as validation got no better", "interrupted": ", interrupted",
-                   "stopped": ", stopped where its budget ended"}  # fmt: skip
-            self.summary = (
-                f"epochs: {len(self.epochs)}{how[trained.ended]}; the weights are those of epoch {best_epoch}"
-            )
+                try:
+                    trained = train(
+                        model, split, self.train_config, run=run, resume=resume, progress=progress, stop=stop
+                    )
+                except InputError:
+                    if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
+                        shutil.rmtree(run.folder, ignore_errors=True)
+                    raise
+                self.epochs, best_epoch = trained.epochs, trained.best_epoch
+                self.interrupted = trained.ended == "interrupted"
+                how = {"epochs": "", "early": ", stopped as validation got no better", "interrupted": ", interrupted",
+                       "stopped": ", stopped where its budget ended"}  # fmt: skip
+                self.summary = (
+                    f"epochs: {len(self.epochs)}{how[trained.ended]}; the weights are those of epoch {best_epoch}"
+                )
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
@@ -223,6 +233,11 @@ class Recommender:
             items[unknown], scores[unknown] = best(popular, one, k, **filters)
         place = items > 0
         row, rank = np.nonzero(place)
+        nothing = int((~place.any(axis=1)).sum())
+        if nothing:
+            _warn(
+                f"nothing is left to recommend to {nothing:,} of {len(people):,}; keep_seen (--keep-seen) leaves more"
+            )
         return pl.DataFrame(
             {
                 "user_id": asked.gather(row),
@@ -434,7 +449,7 @@ def _check_k(k: int, most: int) -> None:
     if k < 1:
         raise InputError(f"k is {k}; give 1 or more")
     if k > most:
-        raise InputError(f"k is {k}, more than the catalogue has ({most}); give at most {most}")
+        raise InputError(f"k is {k}, more than there are items to choose from ({most}); give at most {most}")
 
 
 def _check_same(run: Run, config: RunConfig) -> None:

@@ -38,6 +38,7 @@ USERS = "users.parquet"
 METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
+_OWN = {CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS, "state", "training.png", "recommendations.png"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class SplitConfig:
         if self.split != "last-two":
             raise InputError(f"unknown split {self.split!r}; give last-two or time")
         if self.valid_from is not None or self.test_from is not None:
-            raise InputError("valid_from and test_from belong to the split by time; give it too")
+            raise InputError("valid_from and test_from belong to the split by time; give --split time too")
         return split_last_two(dataset)
 
 
@@ -233,7 +234,9 @@ class Run:
         """The model with its weights, in evaluation mode on the CPU."""
         path = self.folder / WEIGHTS
         if not path.is_file():
-            raise InputError(f"{path}: is missing; no epoch was finished, go on with seqrec fit --resume")
+            raise InputError(
+                f"{path}: is missing; copy it back, or go on with seqrec fit --resume where no epoch was finished"
+            )
         try:
             model = self.config.build()
         except (ValueError, TypeError, RuntimeError) as error:
@@ -261,6 +264,14 @@ class Run:
         """Remove what a killed process left half written."""
         for path in self.folder.rglob(".*.partial"):
             path.unlink(missing_ok=True)
+
+    def check_resumable(self) -> None:
+        """Refuse a run that ended or was saved without the state that training would go on from.
+
+        Weights alone are no sign: a kill between the first weights and the first state leaves them too.
+        """
+        if self.config.training and not (self.folder / STATE).is_file() and self.metrics():
+            raise InputError(f"{self.folder}: has no {STATE} to go on from; train anew with --overwrite")
 
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights."""
@@ -302,12 +313,12 @@ class Run:
         path = self.folder / METRICS
         return _read_json(path) if path.is_file() else {}
 
-    def _read(self, name: str, reader: Callable[[Path], pl.DataFrame], columns: list[str]) -> pl.DataFrame:
+    def _read(self, name: str, reader: Callable[..., pl.DataFrame], columns: list[str]) -> pl.DataFrame:
         path = self.folder / name
         if not path.is_file():
             raise InputError(f"{path}: is missing; copy it back from where the run was made, or train again")
         try:
-            frame = reader(path)
+            frame = reader(path, glob=False)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
         for column in columns:
@@ -328,6 +339,10 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
         return
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: holds something that is not a run; choose another folder")
+    # A damaged run may be overwritten, so its content is not read: only what else would be lost counts.
+    foreign = sorted(e.name for e in folder.iterdir() if e.name not in _OWN and not e.name.endswith(".partial"))
+    if overwrite and foreign:
+        raise InputError(f"{folder}: holds other files too ({foreign[0]}), which would be lost; choose another folder")
     if not overwrite:
         raise InputError(f"{folder}: already holds a run; go on with --resume, replace it with --overwrite")
 

@@ -41,7 +41,7 @@ class TrainConfig:
     Args:
         loss: ``sampled-softmax``, ``bpr-max`` or ``top1-max`` with negatives that a batch shares, ``bce`` with
             negatives of each position as in the SASRec paper, or ``cross-entropy`` over the whole catalogue; what
-            the model's page recommends without it.
+            the model's own default is (sasrec: sampled-softmax) without it.
         negatives: negatives a batch (2048 without it) or, for bce, a position (1).
         popularity: power of an item's training count in the probability of being a negative; 0 for uniform. Without
             it 0.25 for sampled-softmax, unless the negatives are the whole catalogue, and 0 for the others.
@@ -90,8 +90,8 @@ class TrainConfig:
         for name, least in (("batch_size", 1), ("epochs", 1), ("negatives", 1), ("evaluate_every", 0), ("patience", 0),
                             ("validation_users", 1), ("seed", 0)):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}; give {least} or more")
+            if value is not None and not least <= value < 2**63:
+                raise InputError(f"{name} is {value}; give {least} or more, and less than 2 ** 63")
         for name in ("beta2", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 0 and less than 1")
@@ -207,7 +207,7 @@ def train(
                     loop.keep_weights()
                 elif cut or loop.epoch % every == 0 or loop.epoch == config.epochs:
                     row |= _accuracy(model, validation)
-                    loop.keep_if_better(row["ndcg@10"])
+                    loop.keep_if_better(row["ndcg@10"], counts=loop.epoch % every == 0)
             loop.checkpoint()
             bar.row(row)
     loop.finish(interrupted=False)
@@ -331,11 +331,12 @@ class _Loop:
         finally:
             self.model.load_state_dict(now)
 
-    def keep_if_better(self, value: float) -> None:
+    def keep_if_better(self, value: float, counts: bool) -> None:
+        """Keep the weights of a better validation; one out of turn, at the end, says nothing about patience."""
         if value > self.best_value:
             self.best_value, self.worse = value, 0
             self.keep_weights()
-        else:
+        elif counts:
             self.worse += 1
 
     def keep_weights(self) -> None:

@@ -143,7 +143,7 @@ def test_by_time_takes_one_default_and_one_cut():
 @pytest.mark.parametrize(
     ("valid_from", "test_from", "message"),
     [
-        (10, 5, "validates from 10 and tests from 5; give two moments, the first before the second"),
+        (10, 5, "validates from 10 and tests from 5; give two moments in unix seconds, the first before the second"),
         (5, 5, "the first before the second"),
         (0, 5, "no interaction lies before 0; give a later start of validation"),
         (-10, -5, "no interaction lies before -10"),

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
+from rich.table import Table
 
 from seqrec.errors import InputError
 from seqrec.files import replacing_folder
@@ -153,8 +154,8 @@ class Dataset:
                 raise InputError(f"{folder}: dataset format {facts['format_version']} is newer; update seqrec")
             # open_memmap knows no pickles, which np.load would advise to trust.
             arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in _ARRAYS}
-            user_ids = pl.read_parquet(folder / "users.parquet").to_series()
-            item_ids = pl.read_parquet(folder / "items.parquet").to_series()
+            user_ids = pl.read_parquet(folder / "users.parquet", glob=False).to_series()
+            item_ids = pl.read_parquet(folder / "items.parquet", glob=False).to_series()
             before = Statistics(**facts["before"]) if facts["before"] else None
             dataset = cls(**arrays, user_ids=user_ids, item_ids=item_ids,
                           has_timestamps=facts["has_timestamps"], before=before)  # fmt: skip
@@ -227,6 +228,31 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         has_timestamps=has_timestamps,
         before=before,
     )
+
+
+def statistics_table(dataset: Dataset) -> Table:
+    """Size and shape of the log as read and as kept, for people."""
+    grid = Table(title="the log")
+    for name in ("", "read", "kept"):
+        grid.add_column(name, justify="left" if not name else "right")
+    before = dataset.before or dataset.statistics
+
+    def both(title: str, show: Any) -> None:
+        grid.add_row(title, show(before), show(dataset.statistics))
+
+    both("users", lambda s: f"{s.users:,}")
+    both("items", lambda s: f"{s.items:,}")
+    both("interactions", lambda s: f"{s.interactions:,}")
+    both("density", lambda s: f"{s.density:.4%}")
+    both("history, median", lambda s: f"{s.median_length:g}")
+    both("history, p90", lambda s: f"{s.p90_length:g}")
+    both("history, longest", lambda s: f"{s.max_length:,}")
+    both("tied timestamps", _tied)
+    return grid
+
+
+def _tied(statistics: Statistics) -> str:
+    return "no times" if statistics.tied_timestamps is None else f"{statistics.tied_timestamps:.1%}"
 
 
 def tied_share(users: np.ndarray, timestamps: np.ndarray) -> float:
@@ -373,9 +399,11 @@ def _lookup(table: pl.Series, ids: Iterable[Any] | pl.Series, missing: int) -> n
         # A column of ids with gaps comes as floats; 7.0 is the id 7, and 7.5 is none.
         whole = asked.cast(pl.Int64, strict=False)
         asked = whole.set(whole.cast(asked.dtype) != asked, None)
-    # '7' from a command line and 7 from a program name the same id, whichever the log holds.
+    # '7' from a command line and 7 from a program name the same id, whichever the log holds; '007' is another.
     try:
-        asked = asked.cast(table.dtype, strict=False).alias("id")
+        text, asked = asked, asked.cast(table.dtype, strict=False).alias("id")
+        if text.dtype == pl.String and asked.dtype.is_integer():
+            asked = asked.set(asked.cast(pl.String) != text, None)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"ids are integers or strings; these are {asked.dtype}") from error
     frame = pl.DataFrame({"id": table, "index": np.arange(len(table), dtype=np.int64)})

@@ -72,39 +72,33 @@ def read_log(
     """Read an interaction log into a polars frame with canonical columns.
 
     `source` is a path, a polars DataFrame or LazyFrame, a pandas DataFrame or a pyarrow Table.
-
     **Result.** `user_id`, `item_id` (each Int64 or String), then `timestamp` (Int64, Unix seconds) and `rating`
     (Float64) where the log has them, then the other columns (text, in text files). Rows keep the log's order,
     that of time where there are no timestamps; but stamps finer than seconds are rounded down, and the rows
     are then in the order of the fine stamps, which would be lost.
 
     **Formats**, found by extension and content; `format` overrides. Files may be gzipped.
-
     - `csv`: separated by `,` (or `;`, `|`, tab), fields may be quoted; `tsv`: separated by tabs.
     - `whitespace`: separated by runs of blanks or tabs; every line has as many fields as the first.
     - `sequences`: one line a user, `user item item item …`, in the order of time.
     - `movielens`: separated by `::`; `inter`: RecBole's tab-separated files with `name:type` headers.
     - `jsonl`: one JSON object a line; `parquet`: one file, or a folder of `*.parquet` parts, sorted by name.
-
     **Columns** are found by their usual names in any case (`USUAL_NAMES`, best first: `user_id`, `reviewerID`,
     `item_id`, `asin`, `timestamp`, `rating`, …) or named by the parameters. The first line of a text file is a
     header where it holds such a name, or no number but a word above a column of numbers. Else columns are
     called "1", "2", …: user, item; or user, item, timestamp (a rating instead, if all are in 0 to 10 and a user
     has one twice); or user, item, rating, timestamp (exchanged where only the third can be a time).
-
     **Pairs or sequences?** Asked only of blank-separated lines without a header. A line of one field is an
     error. All lines with 2 fields: pairs. All with the same larger number: columns where a first field comes
     twice (a user has one line in sequences) or the last looks like a time, else sequences. Mixed numbers:
     sequences; but where a first field comes twice and most lines have the same 2 to 4 fields, the first line
     with other fields is an error. `format` settles it.
-
     **Ids** are integers or strings. In text, a column becomes Int64 where every value is written as an
     integer is (no leading zero, no `+`) and fits; user and item are decided separately. Floats must be whole.
+    **Timestamps** are numbers since 1970, whose median tells the unit (below 1e11 seconds, 1e14 milli-, 1e17
+    microseconds, else nanoseconds), or ISO dates and times; without a zone they are UTC.
 
-    **Timestamps** are numbers since 1970, where the median's size tells the unit (below 1e11 seconds, 1e14
-    milli-, 1e17 microseconds, else nanoseconds), or ISO dates and times; without a zone they are UTC.
-
-    Raises `InputError`, one line with the path, the line (or row) and what to do, for anything else.
+    Raises `InputError`, one line with path, line (or row) and advice, for anything else.
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
@@ -188,7 +182,7 @@ def _ids(log: _Log, values: pl.Series, role: str) -> pl.Series:
         stripped = values.str.strip_chars()
         # Blanks around separators ('1, 2') are no part of an id, unless only some values have them.
         values = stripped if (stripped != values).all() else values
-    missing = values.is_null() | (values == "" if is_text else values.is_nan() if is_float else False)
+    missing = values.is_null() | (values.str.strip_chars() == "" if is_text else values.is_nan() if is_float else False)
     log.check(~missing, lambda row: f"the {role} id is empty; give the row an id, or remove it")
     numbers = values.cast(pl.Int64, strict=False) if is_text or values.dtype.is_numeric() else None
     if numbers is None:
@@ -235,6 +229,8 @@ def _seconds(log: _Log, values: pl.Series) -> tuple[pl.Series, pl.Series | None]
         floats = _numbers(log, stamps, "timestamp", kind)
         size = floats.abs().to_frame().select(pl.first().median()).item()
         per_second = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+        same = (floats.abs() / per_second < 1e11).fill_null(False)
+        log.check(same, lambda row: f"timestamp {_short(values[row])} is in another unit than most; use one for all")
         # Nanoseconds do not fit the 53 bits of a float, so integers stay integers.
         fine = stamps.cast(pl.Int64) if stamps.dtype.is_integer() else floats
     seconds = (fine // per_second).cast(pl.Int64)
@@ -331,7 +327,7 @@ def _read_parquet(path: Path, sources: dict[Path, Any]) -> _Log:
     frames: list[pl.DataFrame] = []
     for part, source in sources.items():
         try:
-            frame = pl.read_parquet(source)
+            frame = pl.read_parquet(source, glob=False)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"{part}: no Parquet, or damaged ({_short(error)}); write it again") from None
         differ = ", ".join(sorted(set(frame.columns) ^ set((frames or [frame])[0].columns)))
@@ -382,13 +378,17 @@ def _separator(lines: list[str], given: dict[str, str]) -> str:
     return max(order, key=lambda mark: order[mark], default=",")
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # Python reads and writes NaN and Infinity
+
+
 def _read_jsonl(path: Path, text: bytes) -> _Log:
     try:
         frame = pl.read_ndjson(io.BytesIO(text), infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
         for line, (content,) in _records(text, "\n", False):
             try:
-                bad = not isinstance(json.loads(content), dict) or "\ufffd" in content
+                bad = not isinstance(json.loads(content, parse_constant=_no_number), dict) or "\ufffd" in content
             except ValueError:
                 bad = True
             if bad:

@@ -132,7 +132,7 @@ def split_by_time(
     if valid_from >= test_from:
         raise InputError(
             f"the split by time validates from {valid_from} and tests from {test_from}; "
-            "give two moments, the first before the second"
+            "give two moments in unix seconds, the first before the second"
         )
     users = np.arange(dataset.num_users)
     starts = np.asarray(dataset.offsets[:-1])
