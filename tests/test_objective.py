@@ -111,7 +111,7 @@ def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 
     shown = model.corrupt(batch, random)
     tokens, items = model.training_targets(shown)
     tokens = torch.arange(len(items)) if tokens is None else tokens
-    count = objective.negatives or 2048
+    count = objective.negatives or 1024
     drawn = []
     if objective.loss != "cross-entropy":
         uniform = isinstance(sampler, UniformSampler)
@@ -186,7 +186,7 @@ def test_bce_takes_negatives_of_each_prediction(dataset, kind):
 def test_how_many_negatives_without_a_number(dataset):
     histories = split_last_two(dataset).train
     for loss, expected in (("bce", (1,)), ("bpr-max", ()), ("sampled-softmax", ())):
-        for popularity, shared in ((0.0, dataset.num_items), (0.5, 2048)):
+        for popularity, shared in ((0.0, dataset.num_items), (0.5, 1024)):
             model = model_of(Plain, dataset, factored=False)
             loss_of(model, histories, objective_of(loss, None, popularity))
             assert model.asked[1].shape[1:] == expected
@@ -316,7 +316,7 @@ def test_unknown_losses_are_refused():
 
 def test_the_popularity_of_negatives_where_none_is_named():
     assert default_popularity("sampled-softmax", None, 3000) == 0.25
-    assert default_popularity("sampled-softmax", None, 2048) == 0.0
+    assert default_popularity("sampled-softmax", None, 1024) == 0.0
     assert default_popularity("sampled-softmax", 100, 101) == 0.25
     assert default_popularity("bce", None, 3000) == default_popularity("bpr-max", 10, 3000) == 0.0
 

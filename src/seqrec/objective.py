@@ -23,7 +23,7 @@ from seqrec.losses import (
 from seqrec.models.base import Loss, Model
 
 DEFAULT_NEGATIVES = {"bce": 1}  # a position; the others share theirs in a batch
-SHARED_NEGATIVES = 2048
+SHARED_NEGATIVES = 1024
 
 
 @dataclass(frozen=True)

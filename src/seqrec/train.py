@@ -42,7 +42,7 @@ class TrainConfig:
         loss: ``sampled-softmax``, ``bpr-max`` or ``top1-max`` with negatives that a batch shares, ``bce`` with
             negatives of each position as in the SASRec paper, or ``cross-entropy`` over the whole catalogue; what
             the model's own default is (sasrec: sampled-softmax) without it.
-        negatives: negatives a batch (2048 without it) or, for bce, a position (1).
+        negatives: negatives a batch (1024 without it) or, for bce, a position (1).
         popularity: power of an item's training count in the probability of being a negative; 0 for uniform. Without
             it 0.25 for sampled-softmax, unless the negatives are the whole catalogue, and 0 for the others.
         bpr_penalty: weight of the score regularisation in bpr-max.
