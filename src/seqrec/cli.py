@@ -22,7 +22,7 @@ from seqrec.compare import CompareConfig, compare
 from seqrec.data.fetch import fetch
 from seqrec.data.prepare import PrepareConfig, prepare, statistics_table
 from seqrec.data.read import read_log
-from seqrec.errors import InputError
+from seqrec.errors import InputError, one_line
 from seqrec.evaluate import table
 from seqrec.files import explain_os_error, replacing
 from seqrec.models import MODELS
@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = command(*bound.args, **bound.kwargs)
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         if isinstance(error, CycloptsError):
             message += ". See seqrec COMMAND --help."
         errors.print(f"error: {message}", style="red", markup=False, highlight=False)

@@ -7,3 +7,8 @@ class InputError(ValueError):
     The command line prints the line and exits with status 2. Anything else that is raised is a
     fault of this package and shows its traceback.
     """
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -87,24 +87,10 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 sync(file)
-        old = None
-        if path.exists():
-            if not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            try:
-                path.replace(old)
-            except BaseException:
-                old.rmdir()
-                raise
-        try:
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
+        with kept_aside(path):
             temporary.replace(path)
-        except BaseException:
-            if old is not None:
-                old.replace(path)
-            raise
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
         sync(path.parent)
     except (OSError, pl.exceptions.ComputeError) as error:
         raise explain_os_error(_of_the_disk(error), path) from error
@@ -121,7 +107,11 @@ def kept_aside(path: str | Path) -> Iterator[None]:
         yield
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    path.replace(old)
+    try:
+        path.replace(old)
+    except BaseException:
+        old.rmdir()
+        raise
     try:
         yield
     finally:

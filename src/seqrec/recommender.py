@@ -20,7 +20,7 @@ from seqrec.data.batches import histories_of
 from seqrec.data.prepare import Dataset, PrepareConfig, prepare
 from seqrec.data.read import read_log
 from seqrec.data.split import Histories, Split, all_histories
-from seqrec.errors import InputError
+from seqrec.errors import InputError, one_line
 from seqrec.evaluate import Evaluation, evaluate
 from seqrec.files import kept_aside
 from seqrec.models import MODELS
@@ -124,7 +124,7 @@ class Recommender:
         try:
             model = build_model(self.model_name, config.model_config, dataset.num_items, dataset.num_users)
         except (RuntimeError, MemoryError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"{self.model_name} of these sizes can't be made ({reason}); give smaller ones") from error
         # All that can be found wrong is found before anything is written.
         started = time.perf_counter()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from seqrec.data.prepare import Dataset, PrepareConfig
 from seqrec.data.split import Split, split_by_time, split_last_two
-from seqrec.errors import InputError
+from seqrec.errors import InputError, one_line
 from seqrec.files import replacing, replacing_folder
 from seqrec.models import MODELS
 from seqrec.models.base import Model
@@ -201,7 +201,7 @@ class Run:
                 has_timestamps=self.config.has_timestamps,
             )
         except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{self.folder / USERS}: is damaged ({_one_line(error)}); train again") from error
+            raise InputError(f"{self.folder / USERS}: is damaged ({one_line(error)}); train again") from error
         sizes = (dataset.num_users, dataset.num_items)
         known = (self.config.num_users, self.config.num_items)
         bounds = dataset.num_interactions == 0 or (dataset.items.min() >= 1 and dataset.items.max() <= known[1])
@@ -240,7 +240,7 @@ class Run:
         try:
             model = self.config.build()
         except (ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"{self.folder / CONFIG}: is damaged ({_one_line(error)}); train again") from error
+            raise InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error
         tensors = _load_tensors(path)
         expected = model.state_dict()
         for name in sorted(set(expected) | set(tensors)):
@@ -257,7 +257,7 @@ class Run:
         try:
             model.load_state_dict(tensors)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: does not fit the model ({_one_line(error)}); train again") from error
+            raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
         return model.eval()
 
     def sweep(self) -> None:
@@ -320,7 +320,7 @@ class Run:
         try:
             frame = reader(path, glob=False)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
+            raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
         for column in columns:
             # A counted model has no loss.
             if column not in frame.columns or (frame[column].has_nulls() and column != "loss"):
@@ -372,7 +372,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
+        raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: is not a JSON object; copy it back or train again")
     return values
@@ -395,11 +395,7 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({_one_line(error)}); copy it back or train again") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -412,5 +408,5 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not to be had here ({_one_line(error)}); give auto or cpu") from error
+        raise InputError(f"device {name!r} is not to be had here ({one_line(error)}); give auto or cpu") from error
     return device

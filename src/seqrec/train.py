@@ -23,7 +23,7 @@ from seqrec import metrics
 from seqrec.data.batches import Batch, trainable, training_batches
 from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories, Split, Targets
-from seqrec.errors import InputError
+from seqrec.errors import InputError, one_line
 from seqrec.evaluate import ranks
 from seqrec.models.base import Loss, Model
 from seqrec.models.blocks import seed_dropout
@@ -383,7 +383,7 @@ class _Loop:
             self.loss_sum.fill_(facts["loss_sum"])
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(
-                f"{self.run.folder}: the training state does not fit the run ({' '.join(str(error).split())}); "
+                f"{self.run.folder}: the training state does not fit the run ({one_line(error)}); "
                 "train again with --overwrite"
             ) from error
         self.best = self.run.model().state_dict() if self.best_epoch else None

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from seqrec.errors import InputError
+from seqrec.errors import InputError, one_line
 from seqrec.files import replacing_folder
 
 FORMAT_VERSION = 1
@@ -163,7 +163,7 @@ class Dataset:
         except InputError:
             raise
         except (OSError, ValueError, LookupError, TypeError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{folder}: not a whole saved dataset ({_one_line(error)}); prepare it again") from error
+            raise InputError(f"{folder}: not a whole saved dataset ({one_line(error)}); prepare it again") from error
         if not whole:
             raise InputError(f"{folder}: the saved dataset is damaged (its parts differ); prepare it again")
         return dataset
@@ -409,7 +409,3 @@ def _lookup(table: pl.Series, ids: Iterable[Any] | pl.Series, missing: int) -> n
     frame = pl.DataFrame({"id": table, "index": np.arange(len(table), dtype=np.int64)})
     found = asked.to_frame().join(frame, on="id", how="left", maintain_order="left")["index"]
     return found.fill_null(missing).to_numpy()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
-from seqrec.models.blocks import Attention, Dropout, Grouping, group
+from seqrec.models.blocks import Attention, Dropout, Grouping, group, reset_layers
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,7 @@ class BERT4Rec(Model):
         The authors' code has a normal distribution of 0.02, cut at two of it, for the matrices too, which for a
         width of 768 is not far from Glorot's; at one of 32 or 64 it learns more slowly.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, Attention):
-                # Keys and values are two matrices that are multiplied at once; each has its own spread.
-                for part in module.key_value.weight.detach().chunk(2):
-                    nn.init.xavier_uniform_(part)
+        reset_layers(self)
         for weight in (self.item_embedding.weight, self.position_embedding.weight, self.mask_embedding):
             nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
         with torch.no_grad():

@@ -181,6 +181,22 @@ class Attention(nn.Module):
         return split.permute(2, 0, 1, 3).flatten(0, 1)
 
 
+def reset_layers(model: nn.Module) -> None:
+    """Draw the weights of all linear layers anew, by Glorot's rule with biases of 0, and reset the layer norms."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    for module in model.modules():
+        key_value = getattr(module, "key_value", None)
+        if isinstance(key_value, nn.Linear):
+            # Keys and values are two matrices that are multiplied at once; each has its own spread.
+            for part in key_value.weight.detach().chunk(2):
+                nn.init.xavier_uniform_(part)
+
+
 class FeedForward(nn.Module):
     """Point-wise feed-forward network with ReLU (SASRec eq. 6), through the given hidden widths."""
 

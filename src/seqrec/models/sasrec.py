@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, group
+from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, group, reset_layers
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,7 @@ class SASRec(Model):
         with a standard deviation of 0.01, as Glorot's rule gives for some ten thousand items, the
         ranking of games.txt after 5 epochs is at 0.38 NDCG@10 (sampled), with 1 / sqrt(d) at 0.28.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, Attention):
-                # Keys and values are two matrices that are multiplied at once; each has its own spread.
-                for part in module.key_value.weight.detach().chunk(2):
-                    nn.init.xavier_uniform_(part)
+        reset_layers(self)
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Attention, Dropout, group
+from seqrec.models.blocks import Dropout, group, reset_layers
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig
 
 
@@ -130,16 +130,7 @@ class SSEPT(Model):
 
     def reset(self) -> None:
         """Draw the weights anew: Glorot for matrices, narrow for the tables (see SASRec)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, Attention):
-                for part in module.key_value.weight.detach().chunk(2):
-                    nn.init.xavier_uniform_(part)
+        reset_layers(self)
         for table in (self.item_embedding, self.user_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
         with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, FeedForward, Grouping, group
+from seqrec.models.blocks import Dropout, FeedForward, Grouping, group, reset_layers
 
 # Longer than any interval, and small enough that millions of users of a batch fit above it in 64 bits.
 _NO_INTERVAL = 2**42
@@ -227,17 +227,7 @@ class TiSASRec(Model):
 
     def reset(self) -> None:
         """Draw the weights anew: Glorot for matrices, narrow for the tables (see :meth:`SASRec.reset`)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, TimeAttention):
-                # Keys and values are two matrices that are multiplied at once; each has its own spread.
-                for part in module.key_value.weight.detach().chunk(2):
-                    nn.init.xavier_uniform_(part)
+        reset_layers(self)
         for table in (self.item_embedding.weight, self.position_embedding.weight, self.interval_vectors):
             nn.init.normal_(table, std=0.01)
         with torch.no_grad():
