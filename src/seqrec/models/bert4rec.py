@@ -144,7 +144,7 @@ class BERT4Rec(Model):
         """Draw the weights anew: Glorot's rule for matrices, a narrow normal distribution for the tables.
 
         The authors' code has a normal distribution of 0.02, cut at two of it, for the matrices too, which for a
-        width of 768 is not far from Glorot's; at one of 32 or 64 it learns more slowly.
+        width of 768 is within a factor of two of Glorot's; at one of 32 or 64 it learns more slowly.
         """
         reset_layers(self)
         for weight in (self.item_embedding.weight, self.position_embedding.weight, self.mask_embedding):

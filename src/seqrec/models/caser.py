@@ -76,10 +76,10 @@ class Caser(Model):
     we; the code adds a bias to the filters, which we follow for the horizontal ones (a filter needs a threshold
     to see that two items came together) but not for the vertical ones (it would add a second bias to z's);
     the code's loss is the mean over targets plus the mean over negatives, we sum the negatives of a target as
-    the paper. Both train on positions that have ``window`` items before and ``num_targets`` after them, and on
-    one padded position of a shorter history; here every position counts, with as many targets as there are,
-    since logs of short histories would leave next to nothing otherwise. The code's weight decay moves all
-    parameters at every step; ``l2`` is on those that a batch reads.
+    the paper. Both train on positions that have ``window`` items before and ``num_targets`` after them, the
+    code also on one padded position of a shorter history; here every position counts, with as many targets as
+    there are, since logs of short histories would leave next to nothing otherwise. The code's weight decay
+    moves all parameters at every step; ``l2`` is on those that a batch reads.
 
     Somebody unknown in training has the mean user's embedding.
     """

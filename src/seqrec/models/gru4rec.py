@@ -27,7 +27,8 @@ class GRU4RecConfig:
         embedding_dropout: probability, on the embedded input.
         hidden_dropout: probability, on the states of every layer.
         separate_output: output vectors of their own; otherwise the item embeddings serve at both ends.
-        elu: alpha of an ELU on the scores, which bpr-max may like (0.5 in the authors' code); 0 for none.
+        elu: alpha of an ELU on the scores, which bpr-max may like (0.5 or 1 in the authors' parameter files); 0 for
+            none.
     """
 
     max_length: int = 50
@@ -78,7 +79,7 @@ class GRU4Rec(Model):
       cross-entropy in the stable form (2018, section 3), in :mod:`seqrec.losses`. Their cross-entropy with sampled
       negatives is ``sampled-softmax`` here, their ``logq = 1`` its correction where negatives are drawn by
       popularity.
-    - Activation of the scores (their ``final_act``): ``elu``, in their code 0.5 with bpr-max and none with
+    - Activation of the scores (their ``final_act``): ``elu``, in their files 0.5 or 1 with bpr-max and none with
       cross-entropy; the tanh of 2016 is left out. With it the score is no dot product and top-k takes longer.
     - Negatives shared by a batch and drawn by popularity to the power alpha (2018, section 2): ``--negatives``
       and ``--popularity`` of training. Theirs come besides the targets of the other sequences of the batch;
@@ -86,7 +87,7 @@ class GRU4Rec(Model):
     - Every interaction of every user is trained on, those of the last batch too.
 
     Both embeddings count sqrt(width) times, as SASRec's at the input. Adam moves a weight by about its learning
-    rate a step, where the authors' Adagrad begins with steps of 0.05 to 0.1; so plain narrow tables would stand
+    rate a step, where the authors' Adagrad begins with steps of 0.05 to 0.2; so plain narrow tables would stand
     nearly still: on a synthetic log of 1,200 items the ranking is at 0.09 NDCG@10 after 24 epochs, with this at 0.41.
 
     Training differs: a batch holds whole users and gradients go back through all their steps, where the
@@ -119,7 +120,7 @@ class GRU4Rec(Model):
     def reset(self) -> None:
         """Draw the weights anew: narrow tables, biases of 0, Glorot for each gate's matrices as in the authors' code.
 
-        Their tables are uniform by Glorot's rule, which gives the same width for some ten thousand items.
+        Their tables are uniform by Glorot's rule, which gives the same width for some twenty thousand items.
         """
         for table in (self.item_embedding, self.output_embedding):
             if table is not None:

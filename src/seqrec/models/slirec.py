@@ -160,9 +160,9 @@ class SLiRec(Model):
     history; the short-term states come from an LSTM with a time-aware controller (:class:`TimeLSTM`); the
     content-aware controller is the attention of the candidate over these states; adaptive fusion weighs both
     preferences by ``alpha``, which sees the candidate, both preferences and the time; a network over the fused
-    preference and the candidate predicts. Widths and the candidate's attention are those of the authors' code
-    (activations sigmoid, the candidate through a layer with PReLU); the network that predicts is that of
-    Microsoft's Recommenders, where the authors published the model again.
+    preference and the candidate predicts. The hidden widths (80, 40) and the candidate's attention are those of
+    the authors' code (activations sigmoid, the candidate through a layer with PReLU); the network that predicts is
+    that of Microsoft's Recommenders, where the authors published the model again.
 
     What a candidate meets depends on the candidate, so this model has no vector of an item to multiply with.
     ``encode`` gives what scoring needs, side by side: the long-term preference, the interval before the token, and
@@ -173,13 +173,13 @@ class SLiRec(Model):
     - "Now" is the time of the token itself. The authors' is the time of the target, which is unknown when one
       recommends. They compute the states of each prefix of a history anew, with its own "now"; here one pass gives
       the states of all prefixes, so no state can know its distance to the prediction. Instead, the second gate
-      reads the time since the window's first action (as in Recommenders), the age of each state enters the
-      candidate's attention, and alpha sees the interval before the token.
+      reads the time since the window's first action (which Recommenders gives to the other gate), the age of each
+      state enters the candidate's attention, and alpha sees the interval before the token.
     - Intervals are log(1 + seconds). The authors cut off below half a day, where most intervals of some
       logs lie.
     - A candidate looks at the last ``attention_length`` states, not all, to bound the cost.
     - The attention's input leaves out the difference of candidate and state, which its first layer
-      makes of the two if it wants to. No batch normalisation, which mixes users; no L2.
+      makes of the two if it wants to. No batch normalisation, which mixes users.
     - Embeddings are multiplied by sqrt(d), so that narrow tables learn fast.
 
     Trained by the log loss of a target and one negative a position; that of the authors' code is one of sampled

@@ -82,6 +82,8 @@ class SSEPTConfig:
 class SSEPT(Model):
     """SASRec with the user's embedding u_i joined to that of every item v_j, at both ends.
 
+    Numbers of equations and sections are those of the RecSys paper.
+
     - Input (eq. 2): ``[v_j; u_i] + p`` at every position, with position embeddings of the joint width. The
       authors' code scales both tables by the root of their width, as SASRec does, and so do we.
     - Blocks: SASRec's, at the joint width, with a final layer norm as in the authors' code.
@@ -89,13 +91,13 @@ class SSEPT(Model):
       state that ``encode`` gives is ``[F_t's item part; F_t's user part . u_i]`` and an item's vector ``[v_l; 1]``,
       which is the same score by a plain dot product. u_i is scaled here as in the input, v_l is not: so the
       authors' code; the paper has no scales.
-    - Loss: binary cross-entropy with one uniform negative in the paper (eq. 5), which ``--loss bce`` gives. As for
-      SASRec the default is sampled softmax, which needs far fewer epochs to tell the users apart. The user's
-      part sets the level of a user's scores: it matters to binary cross-entropy, and cancels in the
+    - Loss: binary cross-entropy (eq. 5), with one uniform negative in the authors' code, which ``--loss bce``
+      gives. As for SASRec the default is sampled softmax, which needs far fewer epochs to tell the users apart. The
+      user's part sets the level of a user's scores: it matters to binary cross-entropy, and cancels in the
       ranking and in losses that compare items, so with those the user speaks through the input alone.
     - Stochastic shared embeddings (section 3.2): in training the user gives way to another, at input and
       output together, with the probability ``sse_user``; each input item with ``sse_item``; each target with
-      ``sse_target``; all others are as likely (SSE-SE: Wu et al., NeurIPS 2019). We follow the paper: three
+      ``sse_target``; all others are as likely (SSE: Wu et al., NeurIPS 2019). We follow the paper: three
       independent draws, and never what was there. The authors' code (sampler.py) has one probability
       for items, at which both the input item and its target become random; the random input is then also
       the target of the item before. So with its ``threshold_item`` of 0.9 an input changes with

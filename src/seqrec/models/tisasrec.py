@@ -196,12 +196,12 @@ class TiSASRec(Model):
     items, section 3.5. Positions count from the end of the window, as in left-padded sequences.
 
     Where the paper and the authors' code differ, this follows the code: item embeddings are multiplied by
-    sqrt(d); the residuals go past the norms as in SASRec's code; r_min leaves out intervals of 0. Departures
-    from both:
+    sqrt(d); the residuals go past the norms as in SASRec's code. r_min leaves out intervals of 0, as in the
+    code; as in the paper, times are not rounded to whole multiples of r_min before they are subtracted.
+    Departures from both:
 
     - r_min is the shortest interval up to the query instead of the whole sequence's, in which a later interaction
       would reach back to earlier predictions.
-    - Times that lie apart are not rounded to whole multiples of r_min before they are subtracted.
     - Dropout on the vectors of intervals draws once a batch for all pairs, whose vectors are never made.
 
     Without times in the log, timestamps are the places of the lines, so intervals say how many lines lie between.
