@@ -112,7 +112,7 @@ def test_tree_is_the_tree() -> None:
     assert not missing, "in the README, not in the checkout"
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py")}
     package -= {"src/seqrec/data/__init__.py"}  # empty
-    assert {path for path in told if path.endswith(".py")} == package
+    assert {path for path in told if path.endswith(".py")} == package | {"hatch_build.py"}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

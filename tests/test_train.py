@@ -373,7 +373,7 @@ def steps_of(clip_norm: float | None, table_learning_rate: float | None = None) 
 
 def test_clipping_and_the_tables_own_rate() -> None:
     free, tiny, loose = steps_of(None), steps_of(1e-10), steps_of(1e10)
-    assert torch.equal(free, loose)
+    assert torch.allclose(free, loose, rtol=1e-5, atol=1e-7)  # the sum of a row's gradients may be in another order
     assert free.max() == pytest.approx(0.01, rel=0.01)  # Adam's first step is its rate
     assert tiny.max() < 0.5 * free.max()  # but where gradients are below its epsilon
     assert steps_of(None, 0.002).max() == pytest.approx(0.002, rel=0.01)

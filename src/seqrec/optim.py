@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqrec import kernels
+
 # After so many missed steps what is left of a row's momentum (0.9 ** 400) is below float32's resolution.
 _HORIZON = 400
 
@@ -89,6 +91,14 @@ class RowAdam:
         for table in self.tables.values():
             if table.weight.grad is None:
                 continue
+            if kernels.usable(table.weight):
+                rows, gradient = table.parts()
+                kernels.adam_step(
+                    rows, gradient, self.steps, self.betas, self.table_learning_rate, self.epsilon,
+                    self._drifts(self.steps), table.weight, table.first, table.second, table.last, table.slots,
+                )  # fmt: skip
+                table.summed = None
+                continue
             rows, gradient = table.gradient()
             self._catch_up_rows(table, rows, self.steps - 1)
             first = table.first[rows].lerp_(gradient, 1 - beta1)
@@ -120,6 +130,12 @@ class RowAdam:
 
     def _catch_up_rows(self, table: "_Table", rows: Tensor, step: int) -> None:
         """Bring rows (repetitions allowed) to the state that dense Adam has after ``step``."""
+        if kernels.usable(table.weight):
+            kernels.adam_catch_up(
+                rows, step, self.betas, self.table_learning_rate, self.epsilon, self._drifts(step), table.weight,
+                table.first, table.second, table.last,
+            )  # fmt: skip
+            return
         last = table.last[rows]
         behind = ((last < step) & (last > 0)).nonzero()[:, 0]
         if len(behind) == 0:
@@ -196,6 +212,21 @@ class _Table:
         self.second = torch.zeros_like(weight.data)
         self.last = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
         self.summed: tuple[Tensor, Tensor] | None = None
+        self._slots: Tensor | None = None
+
+    @property
+    def slots(self) -> Tensor:
+        """Memory that ``kernels.adam_step`` uses again and again."""
+        if self._slots is None:
+            self._slots = torch.full((len(self.weight),), -1, dtype=torch.int32)
+        return self._slots
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Rows, with repetitions, and the gradient of each."""
+        if self.summed is not None:
+            return self.summed
+        assert self.weight.grad is not None
+        return self.weight.grad._indices()[0], self.weight.grad._values()
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """Rows without repetition, and the sum of the gradients of each."""

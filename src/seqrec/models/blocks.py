@@ -1,14 +1,15 @@
 """Layers that models share. All work on packed tokens ``[T, ...]``."""
 
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqrec import kernels
 from seqrec.data.batches import Batch
 
 
@@ -27,17 +28,29 @@ class Dropout(nn.Module):
     @torch.compiler.disable  # numpy's random numbers can't be traced
     def forward(self, x: Tensor) -> Tensor:
         """Zero a share of ``x`` and scale the rest, in training; the identity otherwise."""
-        if not self.training or self.probability == 0.0:
+        if not self.active:
             return x
         if self.random is None or x.device.type != "cpu":
             return F.dropout(x, self.probability)
         return x * self.mask(x.numel()).view(x.shape)
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is dropped: in training alone."""
+        return self.training and self.probability > 0.0
+
+    def words(self, count: int) -> Tensor:
+        """``int16[count]`` random words."""
+        assert self.random is not None
+        return torch.from_numpy(self.random.bit_generator.random_raw((count + 3) // 4).view(np.int16)[:count])
+
     def mask(self, count: int) -> Tensor:
         """``float32[count]`` of 0 and 1 / (1 - p)."""
-        assert self.random is not None
-        words = torch.from_numpy(self.random.bit_generator.random_raw((count + 3) // 4).view(np.int16)[:count])
-        dropped = min(round(self.probability * 65536), 65535)
+        return self.kept(self.words(count))
+
+    def kept(self, words: Tensor) -> Tensor:
+        """What each random word makes of that which it stands for: 0, or 1 / (1 - p) as ``float32``."""
+        dropped = kernels.dropped_words(self.probability)
         return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
 
 
@@ -49,20 +62,91 @@ def seed_dropout(model: nn.Module, seed: list[int]) -> None:
             module.random = random
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """Packed tokens regrouped into G rows of C places, several short users to a row.
-
-    ``places int64[G * C]`` names the token at each place (token 0 where the place is empty), ``tokens
-    int64[T]`` the place of each token, ``mask float32[G, C, C]`` is 0 where the query (second axis) may
-    see the key (third): the same user and not later; and -inf elsewhere.
-    """
-
+class _Layout(NamedTuple):
     places: Tensor
     tokens: Tensor
     mask: Tensor
     rows: int
-    width: int
+
+
+class Grouping:
+    """Packed tokens regrouped into G rows of C places, several short users to a row; made where it is asked for.
+
+    ``places int64[G * C]`` names the token at each place (token 0 where the place is empty), ``tokens
+    int64[T]`` the place of each token, ``mask float32[G, C, C]`` is 0 where the query (second axis) may
+    see the key (third): the same user and not later where ``causal``; and -inf elsewhere.
+
+    Users go into rows longest first, each into the last open row. Attention costs the square of the row's width, so
+    the width is the longest history where that is more than ``width``: with histories of a few items a row
+    holds many of them, and little is empty.
+    """
+
+    def __init__(self, offsets: Tensor, width: int = 64, causal: bool = True) -> None:
+        self.offsets = offsets
+        self.causal = causal
+        self._ends = offsets.cpu().numpy()
+        self._lengths = np.diff(self._ends)
+        self.width = max(min(width, int(self._ends[-1])), int(self._lengths.max(initial=1)))
+        # All pairs of a query and a key.
+        per_user = self._lengths * (self._lengths + 1) // 2 if causal else self._lengths**2
+        self.pairs = int(per_user.sum())
+
+    @cached_property
+    def _layout(self) -> _Layout:
+        lengths, width = self._lengths, self.width
+        starts, rows = _fit(lengths, width)
+        total = int(self._ends[-1])
+        user_of_token = np.repeat(np.arange(len(lengths)), lengths)
+        tokens = np.arange(total) - self._ends[:-1][user_of_token] + starts[user_of_token]
+        places = np.zeros(rows * width, dtype=np.int64)
+        places[tokens] = np.arange(total)
+        owner = np.full(rows * width, -1, dtype=np.int64)
+        owner[tokens] = user_of_token
+        by_row = owner.reshape(rows, width)
+        allowed = by_row[:, :, None] == by_row[:, None, :]
+        if self.causal:
+            allowed &= np.tri(width, dtype=bool)
+        mask = np.where(allowed, np.float32(0), np.float32(-np.inf))
+        device = self.offsets.device
+        return _Layout(
+            torch.from_numpy(places).to(device), torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device),
+            rows,
+        )  # fmt: skip
+
+    @property
+    def places(self) -> Tensor:
+        """The token at each place, ``int64[G * C]``."""
+        return self._made().places
+
+    @property
+    def tokens(self) -> Tensor:
+        """The place of each token, ``int64[T]``."""
+        return self._made().tokens
+
+    @property
+    def mask(self) -> Tensor:
+        """Who sees whom, ``float32[G, C, C]``."""
+        return self._made().mask
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, G."""
+        return self._made().rows
+
+    @torch.compiler.disable  # plain numpy, different for every batch
+    def _made(self) -> _Layout:
+        return self._layout
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """Where each pair stands in ``[G, C, C]``, ``int64[P]``: by user, then query, then key."""
+        starts = self._ends[:-1].repeat(self._lengths)
+        token = np.arange(len(starts))
+        counts = token - starts + 1 if self.causal else self._lengths.repeat(self._lengths)
+        query = token.repeat(counts)
+        key = np.arange(len(query)) - (np.cumsum(counts) - counts).repeat(counts) + starts.repeat(counts)
+        place = self.tokens.cpu().numpy()
+        return torch.from_numpy(place[query] * self.width + place[key] % self.width).to(self.offsets.device)
 
     def spread(self, x: Tensor) -> Tensor:
         """``[T, D]`` to ``[G, C, D]``; what stands at empty places has no meaning."""
@@ -88,37 +172,10 @@ class _Move(torch.autograd.Function):
         return gradients[0].index_select(0, back), None, None
 
 
-@torch.compiler.disable  # plain numpy, different for every batch
+@torch.compiler.disable
 def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
-    """Fit the users of a batch into rows of equal width, longest first, each into the last open row.
-
-    Attention costs the square of the row's width, so the width is the longest history where that is
-    more than ``width``: with histories of a few items a row holds many of them, and little is empty.
-    """
-    lengths = batch.lengths.cpu().numpy()
-    offsets = batch.offsets.cpu().numpy()
-    width = max(min(width, int(lengths.sum())), int(lengths.max(initial=1)))
-    starts, rows = _fit(lengths, width)
-    total = int(offsets[-1])
-    user_of_token = np.repeat(np.arange(len(lengths)), lengths)
-    tokens = np.arange(total) - offsets[:-1][user_of_token] + starts[user_of_token]
-    places = np.zeros(rows * width, dtype=np.int64)
-    places[tokens] = np.arange(total)
-    owner = np.full(rows * width, -1, dtype=np.int64)
-    owner[tokens] = user_of_token
-    by_row = owner.reshape(rows, width)
-    allowed = by_row[:, :, None] == by_row[:, None, :]
-    if causal:
-        allowed &= np.tri(width, dtype=bool)
-    mask = np.where(allowed, np.float32(0), np.float32(-np.inf))
-    device = batch.items.device
-    return Grouping(
-        places=torch.from_numpy(places).to(device),
-        tokens=torch.from_numpy(tokens).to(device),
-        mask=torch.from_numpy(mask).to(device),
-        rows=rows,
-        width=width,
-    )
+    """The grouping of a batch's tokens, for all layers."""
+    return Grouping(batch.offsets, width, causal)
 
 
 def _fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
@@ -157,20 +214,41 @@ class Attention(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, grouping: Grouping) -> Tensor:
         """Packed queries and keys ``[T, D]`` to ``[T, D]``."""
-        query = self._heads(grouping.spread(self.query(queries)), 1)
-        key, value = self._heads(grouping.spread(self.key_value(keys)), 2).chunk(2, dim=0)
+        query, key_value = self.query(queries), self.key_value(keys)
+        words = None
+        if self.dropout.active and self.dropout.random is not None and query.device.type == "cpu":
+            words = self.dropout.words(self.num_heads * grouping.pairs)
+        seeded = words is not None or not self.dropout.active
+        if seeded and kernels.usable(query, key_value):
+            probability = self.dropout.probability
+            mixed = kernels.attention(
+                query, key_value, grouping.offsets, self.num_heads, grouping.causal, words, probability
+            )
+        else:
+            mixed = self._grouped(query, key_value, grouping, words)
+        return mixed if self.output is None else self.output(mixed)
+
+    def _grouped(self, query: Tensor, key_value: Tensor, grouping: Grouping, words: Tensor | None) -> Tensor:
+        """What ``kernels.attention`` does, in torch."""
+        query = self._heads(grouping.spread(query), 1)
+        key, value = self._heads(grouping.spread(key_value), 2).chunk(2, dim=0)
         # The scale goes to the smaller tensor; the mask is added inside the matrix product.
         mask = grouping.mask.to(query.dtype)
         if self.num_heads > 1:
             mask = mask.repeat(self.num_heads, 1, 1)
         scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-        weights = self.dropout(scores.softmax(dim=-1))
+        weights = scores.softmax(dim=-1)
+        if words is None:
+            weights = self.dropout(weights)
+        else:
+            by_head = weights.new_zeros(self.num_heads, mask.numel() // self.num_heads)
+            kept = self.dropout.kept(words).to(weights.dtype).view(self.num_heads, -1)
+            weights = weights * by_head.index_copy_(1, grouping.cells, kept).view_as(weights)
         mixed = torch.bmm(weights, value)
         if self.num_heads > 1:
             heads = mixed.view(self.num_heads, grouping.rows, grouping.width, mixed.shape[-1])
             mixed = heads.permute(1, 2, 0, 3).flatten(2)
-        packed = grouping.collect(mixed)
-        return packed if self.output is None else self.output(packed)
+        return grouping.collect(mixed)
 
     def _heads(self, x: Tensor, parts: int) -> Tensor:
         """``[G, C, parts * heads * d]`` to ``[parts * heads * G, C, d]``."""

@@ -1,0 +1,342 @@
+// Inner loops that no kept library has for packed histories: see kernels.py, which loads this and says what each
+// function computes. Plain C interface, so that it is built without torch and works with every release of it.
+//
+// Results don't depend on the number of threads: a thread owns whole users or whole rows of a table.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+// The same loops for several generations of processors; the loader picks one.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+namespace {
+
+// e to the power of x <= 0, within 2 units of float32's last place; written out so that compilers do many at once.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    const int32_t power = int32_t(x * 1.44269504f - 0.5f);  // the nearest whole number: conversion cuts towards 0
+    const float whole = float(power);
+    const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    const int32_t bits = (power + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return y * scale;
+}
+
+// out[0 .. count) = x . rows[n], n from 0, rows `stride` apart.
+inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+    int64_t n = 0;
+    for (; n + 4 <= count; n += 4) {
+        const float *a = rows + n * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        for (int64_t k = 0; k < dim; ++k) {
+            s0 += x[k] * a[k];
+            s1 += x[k] * b[k];
+            s2 += x[k] * c[k];
+            s3 += x[k] * d[k];
+        }
+        out[n] = s0, out[n + 1] = s1, out[n + 2] = s2, out[n + 3] = s3;
+    }
+    for (; n < count; ++n) {
+        const float* a = rows + n * stride;
+        float s = 0;
+        for (int64_t k = 0; k < dim; ++k) s += x[k] * a[k];
+        out[n] = s;
+    }
+}
+
+// out += sum over n of weights[n * step] * rows[n].
+inline void mix(
+    const float* weights, int64_t step, const float* rows, int64_t stride, int64_t count, int64_t dim, float* out
+) {
+    int64_t n = 0;
+    for (; n + 4 <= count; n += 4) {
+        const float *a = rows + n * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+        const float w0 = weights[n * step], w1 = weights[(n + 1) * step];
+        const float w2 = weights[(n + 2) * step], w3 = weights[(n + 3) * step];
+        for (int64_t k = 0; k < dim; ++k) out[k] += w0 * a[k] + w1 * b[k] + w2 * c[k] + w3 * d[k];
+    }
+    for (; n < count; ++n) {
+        const float* a = rows + n * stride;
+        const float w = weights[n * step];
+        for (int64_t k = 0; k < dim; ++k) out[k] += w * a[k];
+    }
+}
+
+struct Attention {
+    const float *query, *key, *value;  // first token of the first user, of the first head
+    int64_t query_stride, key_stride;  // between tokens
+    int64_t dim;                       // of a head
+    float scale;
+    bool causal;
+    int32_t threshold;  // a weight stays where its word is at least this
+    float kept;         // and is multiplied by this
+};
+
+inline int64_t width_of(const Attention& a, int64_t length, int64_t row) { return a.causal ? row + 1 : length; }
+
+// One user and head. `weights` holds the softmax, row after row, if there is room for it.
+FOR_EACH_PROCESSOR
+void forward_one(
+    const Attention& a, int64_t first, int64_t length, const int16_t* words, float* weights, float* out,
+    int64_t out_stride, float* memory
+) {
+    for (int64_t i = 0; i < length; ++i) {
+        const int64_t width = width_of(a, length, i);
+        float* row = weights ? weights : memory;
+        dots(a.query + (first + i) * a.query_stride, a.key + first * a.key_stride, a.key_stride, width, a.dim, row);
+        float highest = row[0];
+        for (int64_t j = 1; j < width; ++j) highest = row[j] > highest ? row[j] : highest;
+        float sum = 0;
+        for (int64_t j = 0; j < width; ++j) {
+            row[j] = exponential(a.scale * (row[j] - highest));
+            sum += row[j];
+        }
+        const float share = 1 / sum;
+        for (int64_t j = 0; j < width; ++j) row[j] *= share;
+        const float* used = row;
+        if (words) {
+            for (int64_t j = 0; j < width; ++j) memory[j] = words[j] >= a.threshold ? row[j] * a.kept : 0.0f;
+            used = memory;
+            words += width;
+        }
+        float* result = out + (first + i) * out_stride;
+        std::memset(result, 0, a.dim * sizeof(float));
+        mix(used, 1, a.value + first * a.key_stride, a.key_stride, width, a.dim, result);
+        if (weights) weights += width;
+    }
+}
+
+// Gradients of one user and head. `memory` has room for two matrices of length * length.
+FOR_EACH_PROCESSOR
+void backward_one(
+    const Attention& a, int64_t first, int64_t length, const int16_t* words, const float* weights, const float* by_out,
+    int64_t out_stride, float* by_query, float* by_key, float* by_value, float* memory
+) {
+    float *by_scores = memory, *used = memory + length * length;
+    for (int64_t i = 0; i < length; ++i) {
+        const int64_t width = width_of(a, length, i);
+        float *row = by_scores + i * length, *mixed = used + i * length;
+        dots(by_out + (first + i) * out_stride, a.value + first * a.key_stride, a.key_stride, width, a.dim, row);
+        float sum = 0;
+        for (int64_t j = 0; j < width; ++j) {
+            const float keep = !words || words[j] >= a.threshold ? a.kept : 0.0f;
+            mixed[j] = weights[j] * keep;
+            row[j] *= keep;
+            sum += weights[j] * row[j];
+        }
+        for (int64_t j = 0; j < width; ++j) row[j] = a.scale * weights[j] * (row[j] - sum);
+        float* result = by_query + (first + i) * a.query_stride;
+        std::memset(result, 0, a.dim * sizeof(float));
+        mix(row, 1, a.key + first * a.key_stride, a.key_stride, width, a.dim, result);
+        weights += width;
+        if (words) words += width;
+    }
+    for (int64_t j = 0; j < length; ++j) {
+        const int64_t from = a.causal ? j : 0;
+        float *key = by_key + (first + j) * a.key_stride, *value = by_value + (first + j) * a.key_stride;
+        std::memset(key, 0, a.dim * sizeof(float));
+        std::memset(value, 0, a.dim * sizeof(float));
+        const int64_t cell = from * length + j;
+        mix(by_scores + cell, length, a.query + (first + from) * a.query_stride, a.query_stride, length - from, a.dim,
+            key);
+        mix(used + cell, length, by_out + (first + from) * out_stride, out_stride, length - from, a.dim, value);
+    }
+}
+
+int64_t longest_of(const int64_t* offsets, int64_t users) {
+    int64_t longest = 0;
+    for (int64_t u = 0; u < users; ++u) longest = std::max(longest, offsets[u + 1] - offsets[u]);
+    return longest;
+}
+
+std::vector<int64_t> pair_starts(const int64_t* offsets, int64_t users, bool causal) {
+    std::vector<int64_t> starts(users + 1, 0);
+    for (int64_t u = 0; u < users; ++u) {
+        const int64_t n = offsets[u + 1] - offsets[u];
+        starts[u + 1] = starts[u] + (causal ? n * (n + 1) / 2 : n * n);
+    }
+    return starts;
+}
+
+struct Adam {
+    float beta1, beta2, rate, epsilon;  // of a step, the rate with its correction of the first moment
+    float root;                         // of the correction of the second moment
+};
+
+// Moments and weights of one row with the gradient g.
+FOR_EACH_PROCESSOR
+void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* first, float* second) {
+    const float b1 = 1 - a.beta1, b2 = 1 - a.beta2, over = 1 / a.root;
+    for (int64_t k = 0; k < dim; ++k) {
+        const float m = first[k] + b1 * (g[k] - first[k]);
+        const float v = a.beta2 * second[k] + b2 * g[k] * g[k];
+        first[k] = m;
+        second[k] = v;
+        weight[k] -= a.rate * m / (std::sqrt(v) * over + a.epsilon);
+    }
+}
+
+// What a row has missed: weight -= size * m / (sqrt(v) + epsilon), and the moments decay.
+FOR_EACH_PROCESSOR
+void drift_row(
+    int64_t dim, float size, float epsilon, float decay1, float decay2, float* weight, float* first, float* second
+) {
+    for (int64_t k = 0; k < dim; ++k) {
+        weight[k] -= size * first[k] / (std::sqrt(second[k]) + epsilon);
+        first[k] *= decay1;
+        second[k] *= decay2;
+    }
+}
+
+FOR_EACH_PROCESSOR
+void add_row(int64_t dim, const float* x, float* out) {
+    for (int64_t k = 0; k < dim; ++k) out[k] += x[k];
+}
+
+struct Drift {
+    double beta1, beta2, rate, epsilon;
+    const float* drifts;
+};
+
+inline void bring_up_to_date(
+    const Drift& d, int64_t dim, int64_t step, int64_t row, float* weight, float* first, float* second, int64_t* last
+) {
+    const int64_t from = last[row];
+    if (from >= step || from <= 0) return;
+    const double missed = double(step - from), ratio = d.beta1 / std::sqrt(d.beta2);
+    const double share = std::pow(ratio, missed);
+    const double factor = d.drifts[from] - share * d.drifts[step];
+    const double middle = from + 1 / (1 - ratio) - missed * share / (1 - share);
+    const double root = std::sqrt(1 - std::pow(d.beta2, middle));
+    const int64_t at = row * dim;
+    drift_row(dim, float(d.rate * factor), float(d.epsilon * root), float(std::pow(d.beta1, missed)),
+              float(std::pow(d.beta2, missed)), weight + at, first + at, second + at);
+    last[row] = step;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Changes with every change of a signature.
+int32_t seqrec_kernels_version() { return 1; }
+
+void seqrec_attention_forward(
+    const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
+    const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, int32_t causal,
+    const int16_t* words, int32_t threshold, float kept, float* weights, float* out, int32_t threads
+) {
+    const auto starts = pair_starts(offsets, users, causal);
+    const int64_t longest = longest_of(offsets, users), pairs = starts[users], out_stride = heads * dim;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> memory(longest);
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t task = 0; task < users * heads; ++task) {
+            const int64_t head = task % heads, user = task / heads, cell = head * pairs + starts[user];
+            const Attention a{query + head * dim, key + head * dim, value + head * dim, query_stride, key_stride,
+                              dim, scale, causal != 0, threshold, kept};
+            forward_one(a, offsets[user], offsets[user + 1] - offsets[user], words ? words + cell : nullptr,
+                        weights ? weights + cell : nullptr, out + head * dim, out_stride, memory.data());
+        }
+    }
+}
+
+void seqrec_attention_backward(
+    const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
+    const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, int32_t causal,
+    const int16_t* words, int32_t threshold, float kept, const float* weights, const float* by_out, float* by_query,
+    float* by_key, float* by_value, int32_t threads
+) {
+    const auto starts = pair_starts(offsets, users, causal);
+    const int64_t longest = longest_of(offsets, users), pairs = starts[users], out_stride = heads * dim;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> memory(2 * longest * longest);
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t task = 0; task < users * heads; ++task) {
+            const int64_t head = task % heads, user = task / heads, cell = head * pairs + starts[user];
+            const Attention a{query + head * dim, key + head * dim, value + head * dim, query_stride, key_stride,
+                              dim, scale, causal != 0, threshold, kept};
+            backward_one(a, offsets[user], offsets[user + 1] - offsets[user], words ? words + cell : nullptr,
+                         weights + cell, by_out + head * dim, out_stride, by_query + head * dim, by_key + head * dim,
+                         by_value + head * dim, memory.data());
+        }
+    }
+}
+
+void seqrec_adam_catch_up(
+    const int64_t* rows, int64_t count, int64_t step, int64_t dim, double beta1, double beta2, double rate,
+    double epsilon, const float* drifts, float* weight, float* first, float* second, int64_t* last, int32_t threads
+) {
+    const Drift d{beta1, beta2, rate, epsilon, drifts};
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t mine = 0, all = 1;
+#ifdef _OPENMP
+        mine = omp_get_thread_num(), all = omp_get_num_threads();
+#endif
+        for (int64_t n = 0; n < count; ++n)
+            if (rows[n] % all == mine) bring_up_to_date(d, dim, step, rows[n], weight, first, second, last);
+    }
+}
+
+// `slots[rows of the table]` is -1 everywhere before and after; `summed` has room for count * dim.
+void seqrec_adam_step(
+    const int64_t* rows, const float* gradients, int64_t count, int64_t step, int64_t dim, double beta1, double beta2,
+    double rate, double epsilon, const float* drifts, float* weight, float* first, float* second, int64_t* last,
+    int32_t* slots, float* summed, int32_t threads
+) {
+    const Drift d{beta1, beta2, rate, epsilon, drifts};
+    const Adam a{float(beta1), float(beta2), float(rate / (1 - std::pow(beta1, double(step)))), float(epsilon),
+                 float(std::sqrt(1 - std::pow(beta2, double(step))))};
+    std::vector<int64_t> touched;
+    touched.reserve(count);
+    for (int64_t n = 0; n < count; ++n) {
+        if (slots[rows[n]] < 0) {
+            slots[rows[n]] = int32_t(touched.size());
+            touched.push_back(rows[n]);
+        }
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t mine = 0, all = 1;
+#ifdef _OPENMP
+        mine = omp_get_thread_num(), all = omp_get_num_threads();
+#endif
+        const int64_t unique = int64_t(touched.size()), low = unique * mine / all, high = unique * (mine + 1) / all;
+        std::memset(summed + low * dim, 0, (high - low) * dim * sizeof(float));
+        for (int64_t n = 0; n < count; ++n) {
+            const int64_t slot = slots[rows[n]];
+            if (slot >= low && slot < high) add_row(dim, gradients + n * dim, summed + slot * dim);
+        }
+        for (int64_t slot = low; slot < high; ++slot) {
+            const int64_t row = touched[slot], at = row * dim;
+            bring_up_to_date(d, dim, step - 1, row, weight, first, second, last);
+            adam_row(a, dim, summed + slot * dim, weight + at, first + at, second + at);
+            last[row] = step;
+        }
+    }
+    for (const int64_t row : touched) slots[row] = -1;
+}
+
+}  // extern "C"

@@ -1,0 +1,184 @@
+"""Compiled inner loops on the CPU, each with a form in torch that computes the same.
+
+``kernels.cpp`` is built when the package is installed, where there is a C++ compiler; without one, on another device
+and for other types than float32, torch does the same work in more and longer steps. ``SEQREC_KERNELS=0`` in the
+environment turns them off. What they save is in benchmarks/RESULTS.md.
+"""
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_VERSION = 1
+NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None where they were not built, are another version's or are turned off.
+
+    torch is loaded first, so both share one pool of OpenMP threads.
+    """
+    if os.environ.get("SEQREC_KERNELS") == "0":
+        return None
+    try:
+        found = ctypes.CDLL(str(Path(__file__).with_name(NAME)))
+        found.seqrec_kernels_version.restype = ctypes.c_int32
+        return found if found.seqrec_kernels_version() == _VERSION else None
+    except (OSError, AttributeError):
+        return None
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether the compiled functions take these: plain float32 on the CPU, outside of a trace."""
+    if torch.compiler.is_compiling() or library() is None:
+        return False
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+
+
+def _at(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def _whole(*numbers: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(number) for number in numbers]
+
+
+def _threads() -> ctypes.c_int32:
+    return ctypes.c_int32(torch.get_num_threads())
+
+
+def attention(
+    query: Tensor,
+    key_value: Tensor,
+    offsets: Tensor,
+    num_heads: int,
+    causal: bool,
+    words: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention within each user of a packed batch, ``softmax(q k / sqrt(d)) v``; ``[T, A]``.
+
+    Args:
+        query: ``float32[T, A]``; each head has its own ``d = A / num_heads`` columns.
+        key_value: ``float32[T, 2 * A]``, keys beside values.
+        offsets: ``int64[B + 1]``, first token of each user.
+        num_heads: heads.
+        causal: whether a token sees the tokens up to it alone.
+        words: ``int16[num_heads * P]`` random words, for each head those of all P pairs in the order of queries, of
+            which each keeps its weight if it is at least ``65536 * dropout - 32768``; no dropout without them.
+        dropout: probability.
+    """
+    result: Tensor = _Attention.apply(query, key_value, offsets, num_heads, causal, words, dropout)
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key_value: Tensor,
+        offsets: Tensor,
+        num_heads: int,
+        causal: bool,
+        words: Tensor | None,
+        dropout: float,
+    ) -> Tensor:
+        query, key_value = query.contiguous(), key_value.contiguous()
+        keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        lengths = offsets[1:] - offsets[:-1]
+        pairs = int((lengths * (lengths + 1) // 2 if causal else lengths * lengths).sum())
+        weights = query.new_empty(num_heads * pairs) if keep else None
+        out = torch.empty_like(query)
+        ctx.arguments = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
+        compiled = library()
+        assert compiled is not None
+        compiled.seqrec_attention_forward(*ctx.arguments, _at(weights), _at(out), _threads())
+        if keep:
+            ctx.save_for_backward(query, key_value, offsets, words, weights)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key_value, _, _, weights = ctx.saved_tensors
+        by_out = gradients[0].contiguous()
+        by_query, by_key_value = torch.empty_like(query), torch.empty_like(key_value)
+        by_value = ctypes.c_void_p(by_key_value.data_ptr() + 4 * query.shape[1])
+        compiled = library()
+        assert compiled is not None
+        compiled.seqrec_attention_backward(
+            *ctx.arguments, _at(weights), _at(by_out), _at(by_query), _at(by_key_value), by_value, _threads()
+        )
+        return by_query, by_key_value, None, None, None, None, None
+
+
+def _arguments(
+    query: Tensor,
+    key_value: Tensor,
+    offsets: Tensor,
+    num_heads: int,
+    causal: bool,
+    words: Tensor | None,
+    dropout: float,
+) -> list[Any]:
+    """What forward and backward take alike. The pointers live as long as the tensors that are saved."""
+    width = query.shape[1]
+    dim = width // num_heads
+    dropped = dropped_words(dropout) if words is not None else 0
+    return [
+        _at(query),
+        _at(key_value),
+        ctypes.c_void_p(key_value.data_ptr() + 4 * width),
+        *_whole(width, 2 * width),
+        _at(offsets),
+        *_whole(len(offsets) - 1, num_heads, dim),
+        ctypes.c_float(dim**-0.5),
+        ctypes.c_int32(causal),
+        _at(words),
+        ctypes.c_int32(dropped - 32768),
+        ctypes.c_float(65536 / (65536 - dropped)),
+    ]
+
+
+def dropped_words(probability: float) -> int:
+    """Of the 65,536 values of a random word, how many drop what they stand for."""
+    return min(round(probability * 65536), 65535)
+
+
+def adam_catch_up(
+    rows: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float, drifts: Tensor,
+    weight: Tensor, first: Tensor, second: Tensor, last: Tensor,
+) -> None:  # fmt: skip
+    """Bring rows of a table to ``step``; see :class:`seqrec.optim.RowAdam`."""
+    compiled = library()
+    assert compiled is not None
+    rows = rows.contiguous()
+    compiled.seqrec_adam_catch_up(
+        _at(rows), *_whole(len(rows), step, weight.shape[1]), *map(ctypes.c_double, (*betas, rate, epsilon)),
+        *map(_at, (drifts, weight, first, second, last)), _threads(),
+    )  # fmt: skip
+
+
+def adam_step(
+    rows: Tensor, gradients: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float,
+    drifts: Tensor, weight: Tensor, first: Tensor, second: Tensor, last: Tensor, slots: Tensor,
+) -> None:  # fmt: skip
+    """Bring rows to the step before and take ``step`` with the sum of each row's gradients.
+
+    ``slots int32[rows of the table]`` is -1 everywhere, before and after.
+    """
+    compiled = library()
+    assert compiled is not None
+    rows, gradients = rows.contiguous(), gradients.contiguous()
+    summed = torch.empty_like(gradients)
+    compiled.seqrec_adam_step(
+        _at(rows), _at(gradients), *_whole(len(rows), step, weight.shape[1]),
+        *map(ctypes.c_double, (*betas, rate, epsilon)),
+        *map(_at, (drifts, weight, first, second, last, slots, summed)), _threads(),
+    )  # fmt: skip

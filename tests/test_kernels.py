@@ -1,0 +1,216 @@
+"""The compiled loops against the same in torch, against float64, and without them."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from seqrec import kernels
+from seqrec.data.batches import Batch
+from seqrec.models.blocks import Attention, group, seed_dropout
+from seqrec.optim import RowAdam
+
+ROOT = Path(__file__).parents[1]
+
+
+def offsets_of(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int64)
+
+
+def batch_of(lengths: list[int]) -> Batch:
+    offsets = offsets_of(lengths)
+    zeros = torch.zeros(int(offsets[-1]), dtype=torch.int64)
+    return Batch(zeros + 1, zeros, zeros, offsets, torch.arange(len(lengths)), zeros)
+
+
+def naive(query: Tensor, key_value: Tensor, lengths: list[int], heads: int, causal: bool,
+          words: Tensor | None, dropout: float) -> Tensor:  # fmt: skip
+    """Pair by pair, as the docstring says it."""
+    width = query.shape[1]
+    dim = width // heads
+    out, place, start = torch.zeros_like(query), 0, 0
+    keys, values = key_value.split(width, dim=1)
+    dropped = round(dropout * 65536)
+    rows: list[Tensor] = [query.new_zeros(0)] * (sum(lengths) * heads)
+    for head in range(heads):
+        columns = slice(head * dim, (head + 1) * dim)
+        start = 0
+        for length in lengths:
+            for i in range(length):
+                count = i + 1 if causal else length
+                scores = torch.stack(
+                    [(query[start + i, columns] * keys[start + j, columns]).sum() for j in range(count)]
+                )
+                weights = (scores / dim**0.5).softmax(0)
+                if words is not None:
+                    kept = (words[place : place + count].int() >= dropped - 32768).to(query.dtype)
+                    weights = weights * kept * 65536 / (65536 - dropped)
+                    place += count
+                rows[(start + i) * heads + head] = weights @ values[start : start + count, columns]
+            start += length
+    return torch.stack(rows).view(-1, width) if rows else out
+
+
+def test_they_are_built_here():
+    # So that the other tests, and users with a compiler, meet them.
+    assert kernels.library() is not None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    heads=st.sampled_from([1, 2, 3]),
+    dim=st.sampled_from([1, 3, 8, 17]),
+    causal=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 100),
+)
+def test_attention_is_the_naive_one(lengths, heads, dim, causal, dropout, seed):
+    torch.manual_seed(seed)
+    tokens, width = sum(lengths), heads * dim
+    query = (3 * torch.randn(tokens, width)).requires_grad_()
+    key_value = torch.randn(tokens, 2 * width, requires_grad=True)
+    pairs = sum(n * (n + 1) // 2 if causal else n * n for n in lengths)
+    words = torch.randint(-32768, 32768, (heads * pairs,), dtype=torch.int16) if dropout else None
+    out = kernels.attention(query, key_value, offsets_of(lengths), heads, causal, words, dropout)
+    exact = [x.detach().double().requires_grad_() for x in (query, key_value)]
+    expected = naive(*exact, lengths, heads, causal, words, dropout)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    if tokens:
+        by_out = torch.randn(tokens, width)
+        out.backward(by_out)
+        expected.backward(by_out.double())
+        for mine, its in zip((query, key_value), exact, strict=True):
+            torch.testing.assert_close(mine.grad.double(), its.grad, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():  # where nothing is kept for the way back
+        again = kernels.attention(query, key_value, offsets_of(lengths), heads, causal, words, dropout)
+    assert torch.equal(again, out)
+
+
+def test_attention_of_scores_far_apart_and_of_no_numbers():
+    query = torch.tensor([[300.0], [300.0], [1.0]])
+    key_value = torch.tensor([[300.0, 1.0], [-300.0, 5.0], [float("nan"), 2.0]])
+    out = kernels.attention(query, key_value, torch.tensor([0, 2, 3]), 1, True)
+    assert out[:2, 0].tolist() == [1.0, 1.0]
+    assert out[2].isnan().all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_layer_does_the_same_without_them(causal, heads, dropout, monkeypatch):
+    torch.manual_seed(0)
+    lengths = [1, 7, 70, 3, 0, 12]
+    layer = Attention(12, 24, heads, dropout)
+    x = torch.randn(sum(lengths), 12)
+    found = []
+    for there in (True, False):
+        if not there:
+            monkeypatch.setattr(kernels, "library", lambda: None)
+        seed_dropout(layer, [1])
+        layer.zero_grad()
+        states = x.clone().requires_grad_()
+        out = layer(states, states, group(batch_of(lengths), causal=causal))
+        out.square().sum().backward()
+        found.append([out, states.grad, *(parameter.grad for parameter in layer.parameters())])
+        # Both have drawn as many random numbers.
+        found[-1].append(torch.from_numpy(layer.dropout.random.random(3)))
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
+
+
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(40, 5, sparse=True)
+
+
+def trained(steps: int, threads: int = 1) -> list[Tensor]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = Tables().train()
+        optimizer = RowAdam(model, 0.1, betas=(0.9, 0.98))
+        random = np.random.default_rng(0)
+        for step in range(steps):
+            # Few rows a step with repetitions, so that rows wait for long.
+            rows = torch.from_numpy(random.integers(0, 40, size=1 + step % 7).repeat(2))
+            target = torch.from_numpy(random.normal(size=(len(rows), 5)).astype(np.float32))
+            optimizer.zero_grad()
+            more = model.table(rows[:1]).square().sum()
+            ((model.table(rows) - target).square().sum() + more).backward()
+            optimizer.step()
+        optimizer.catch_up()
+        return [model.table.weight.detach(), *(optimizer.tables["table.weight"].__dict__[n] for n in
+                ("first", "second", "last"))]  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_adam_by_rows_does_the_same_without_them(monkeypatch):
+    compiled = trained(150)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    for mine, plain in zip(compiled, trained(150), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_number_of_threads_changes_no_byte_of_theirs():
+    for one, two in zip(trained(60, 1), trained(60, 2), strict=True):
+        assert torch.equal(one, two)
+    torch.manual_seed(0)
+    lengths = [3, 50, 1, 20, 8] * 9
+    query, key_value = torch.randn(sum(lengths), 16), torch.randn(sum(lengths), 32)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        mine = [query.clone().requires_grad_(), key_value.clone().requires_grad_()]
+        out = kernels.attention(*mine, offsets_of(lengths), 2, True)
+        out.square().sum().backward()
+        found.append([out, mine[0].grad, mine[1].grad])
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_other_types_go_to_torch():
+    assert kernels.usable(torch.zeros(1))
+    assert not kernels.usable(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
+    assert not kernels.usable(torch.zeros(1, dtype=torch.bfloat16))
+    assert not kernels.usable(torch.zeros(1, device="meta"))
+
+
+def test_the_environment_turns_them_off():
+    script = "from seqrec import kernels; print(kernels.library())"
+    for value, expected in (("0", True), ("1", False)):
+        environment = os.environ | {"SEQREC_KERNELS": value}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert (done.stdout == "None\n") == expected
+
+
+def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    source, target = ROOT / "src" / "seqrec" / "kernels.cpp", tmp_path / "made.so"
+    monkeypatch.setenv("CXX", "false")
+    assert hook.compile_kernels(source, target) == "false failed"
+    monkeypatch.delenv("CXX")
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("int f( {")
+    assert "error" in hook.compile_kernels(broken, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.cpp"]
+    assert hook.compile_kernels(source, target) == ""
+    assert target.stat().st_size > 0
+    monkeypatch.setenv("PATH", "")
+    assert hook.compile_kernels(source, target).startswith("there is no C++ compiler")
