@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "kernels": set(),
-    "losses": set(),
+    "losses": {"kernels"},
     "metrics": set(),
     "optim": {"kernels"},
     "data": set(),

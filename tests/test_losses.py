@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from seqrec.losses import (
     binary_cross_entropy,
+    blocked_cross_entropy,
     blocked_sampled_softmax,
     bpr_max,
     cross_entropy,
@@ -181,11 +182,12 @@ def test_the_correction_makes_the_gradient_that_of_the_full_softmax(hits):
     ("tokens", "negatives", "dim", "block"), [(37, 11, 5, 8), (300, 50, 16, 256), (1, 3, 4, 2), (16, 4, 4, 8)]
 )
 @pytest.mark.parametrize("corrected", [False, True])
-def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, block, corrected):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # in torch, and compiled
+def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, block, corrected, dtype):
     generator = torch.Generator().manual_seed(tokens)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+        return torch.randn(*shape, dtype=dtype, generator=generator).requires_grad_()
 
     hidden, vectors, target = draw(tokens, dim), draw(negatives, dim), draw(tokens)
     left_out = torch.rand(tokens, negatives, generator=generator) < 0.2
@@ -198,6 +200,33 @@ def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, bloc
     expected = torch.autograd.grad(plain, (hidden, vectors, target))
     for mine, theirs in zip(torch.autograd.grad(3 * blocked, (hidden, vectors, target)), expected, strict=True):
         torch.testing.assert_close(mine, 3 * theirs.nan_to_num())
+
+
+@pytest.mark.parametrize(("tokens", "items", "dim"), [(37, 11, 5), (300, 50, 16), (1, 1, 4), (40, 300_000, 2)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_blocked_cross_entropy_is_cross_entropy(tokens, items, dim, dtype):
+    generator = torch.Generator().manual_seed(items)
+    hidden = (3 * torch.randn(tokens, dim, generator=generator)).to(dtype).requires_grad_()
+    vectors = torch.randn(items + 1, dim, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(1, items + 1, (tokens,), generator=generator)
+    plain = cross_entropy((hidden @ vectors.T).double(), targets)
+    blocked = blocked_cross_entropy(hidden, vectors, targets, (hidden * vectors[targets]).sum(dim=1))
+    torch.testing.assert_close(blocked.double(), plain, rtol=1e-5, atol=1e-6)
+    expected = torch.autograd.grad(plain, (hidden, vectors))
+    for mine, theirs in zip(torch.autograd.grad(blocked, (hidden, vectors)), expected, strict=True):
+        close = {} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}  # sums over 300,000 items
+        torch.testing.assert_close(mine, theirs, **close)
+
+
+def test_a_loss_of_no_number_stays_one():
+    hidden = torch.tensor([[1.0], [float("nan")]], requires_grad=True)
+    vectors = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)
+    targets = torch.tensor([1, 2])
+    loss = blocked_cross_entropy(hidden, vectors, targets, (hidden * vectors[targets]).sum(dim=1))
+    assert loss.isnan()
+    loss.backward()
+    assert hidden.grad[0].isfinite().all()
+    assert hidden.grad[1].isnan().all()
 
 
 def sigma(x: float) -> float:

@@ -22,9 +22,10 @@
 
 namespace {
 
-// e to the power of x <= 0, within 2 units of float32's last place; written out so that compilers do many at once.
-inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
+// e to the power of x <= 0, within 2 units of float32's last place, and 0 where that is below all normal numbers;
+// written out so that compilers do many at once.
+inline float exponential(float given) {
+    const float x = given < -87.0f ? -87.0f : given;
     const int32_t power = int32_t(x * 1.44269504f - 0.5f);  // the nearest whole number: conversion cuts towards 0
     const float whole = float(power);
     const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -38,7 +39,7 @@ inline float exponential(float x) {
     const int32_t bits = (power + 127) << 23;
     float scale;
     std::memcpy(&scale, &bits, sizeof scale);
-    return y * scale;
+    return given < -87.0f ? 0.0f : y * scale;
 }
 
 // out[0 .. count) = x . rows[n], n from 0, rows `stride` apart.
@@ -177,6 +178,35 @@ std::vector<int64_t> pair_starts(const int64_t* offsets, int64_t users, bool cau
     return starts;
 }
 
+// One row of negatives' logits: the loss against the target, and the logits become their gradients.
+FOR_EACH_PROCESSOR
+double softmax_row(
+    float* row, int64_t count, const float* log_probability, float target, float scale, float* by_target
+) {
+    if (log_probability)
+        for (int64_t k = 0; k < count; ++k) row[k] -= log_probability[k];
+    float highest = -INFINITY;
+    for (int64_t k = 0; k < count; ++k) highest = row[k] > highest ? row[k] : highest;
+    if (highest == -INFINITY) highest = 0;  // where all are left out, the sum is 0
+    double sum = 0;
+    for (int64_t low = 0; low < count; low += 1024) {  // a million float32 added one after another lose digits
+        float part = 0;
+        for (int64_t k = low; k < std::min(low + 1024, count); ++k) {
+            row[k] = exponential(row[k] - highest);
+            part += row[k];
+        }
+        sum += part;
+    }
+    // softplus(excess) and its derivative.
+    const double excess = std::log(sum) + highest - target;
+    const double loss = excess > 0 ? excess + std::log1p(std::exp(-excess)) : std::log1p(std::exp(excess));
+    const double share = scale / (1 + std::exp(-excess));
+    *by_target = float(-share);
+    const float factor = float(sum > 0 ? share / sum : sum);  // what is no number stays so
+    for (int64_t k = 0; k < count; ++k) row[k] *= factor;
+    return loss;
+}
+
 struct Adam {
     float beta1, beta2, rate, epsilon;  // of a step, the rate with its correction of the first moment
     float root;                         // of the correction of the second moment
@@ -238,7 +268,7 @@ inline void bring_up_to_date(
 extern "C" {
 
 // Changes with every change of a signature.
-int32_t seqrec_kernels_version() { return 1; }
+int32_t seqrec_kernels_version() { return 2; }
 
 void seqrec_attention_forward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
@@ -282,6 +312,16 @@ void seqrec_attention_backward(
                          by_value + head * dim, memory.data());
         }
     }
+}
+
+// Rows without a gap; a logit of -inf is left out. `losses` are those of the rows, which are not scaled.
+void seqrec_softmax_rows(
+    float* logits, int64_t rows, int64_t count, const float* log_probability, const float* targets, float scale,
+    float* by_targets, double* losses, int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; ++n)
+        losses[n] = softmax_row(logits + n * count, count, log_probability, targets[n], scale, by_targets + n);
 }
 
 void seqrec_adam_catch_up(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_VERSION = 1
+_VERSION = 2
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -149,6 +149,32 @@ def _arguments(
 def dropped_words(probability: float) -> int:
     """Of the 65,536 values of a random word, how many drop what they stand for."""
     return min(round(probability * 65536), 65535)
+
+
+def softmax_rows(
+    logits: Tensor, log_probability: Tensor | None, targets: Tensor, scale: float, by_targets: Tensor
+) -> Tensor:
+    """Softmax loss of each row's target against its negatives, ``softplus(logsumexp(logits) - target)``.
+
+    Args:
+        logits: ``float32[R, N]`` of negatives, -inf for those that don't count; afterwards ``scale`` times the
+            gradients of the loss.
+        log_probability: ``float32[N]``, taken off all rows first.
+        targets: ``float32[R]``, the targets' logits.
+        scale: see above.
+        by_targets: ``float32[R]``, filled with ``scale`` times the gradients of the targets' logits.
+
+    Returns:
+        ``float64[R]``.
+    """
+    losses = torch.empty(len(logits), dtype=torch.float64)
+    compiled = library()
+    assert compiled is not None
+    compiled.seqrec_softmax_rows(
+        _at(logits), *_whole(*logits.shape), _at(log_probability), _at(targets), ctypes.c_float(scale),
+        _at(by_targets), _at(losses), _threads(),
+    )  # fmt: skip
+    return losses
 
 
 def adam_catch_up(

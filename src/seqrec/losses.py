@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqrec import kernels
+
+_CELLS = 2**22  # logits held at once: 16 MiB
+
 
 def binary_cross_entropy(target_logits: Tensor, negative_logits: Tensor) -> Tensor:
     """Binary cross-entropy of the target against its negatives (SASRec, section III-E), a mean over T.
@@ -101,7 +105,7 @@ def blocked_sampled_softmax(
     target_logits: Tensor,
     left_out: tuple[Tensor, Tensor],
     negative_log_probability: Tensor | None = None,
-    block: int = 256,
+    block: int | None = None,
 ) -> Tensor:
     """:func:`sampled_softmax` from hidden states and the negatives' vectors, without holding all logits.
 
@@ -115,12 +119,28 @@ def blocked_sampled_softmax(
         target_logits: ``[T]``.
         left_out: pairs (token, negative), two ``int64``, tokens in rising order, that don't count.
         negative_log_probability: ``[N]``, taken off the logits.
-        block: tokens at a time.
+        block: tokens at a time; by the number of negatives without it.
     """
+    block = block or min(max(_CELLS // max(len(vectors), 1), 16), 256)
     loss: Tensor = _BlockedSampledSoftmax.apply(
         hidden, vectors, target_logits, *left_out, negative_log_probability, block
     )
     return loss
+
+
+def blocked_cross_entropy(hidden: Tensor, vectors: Tensor, targets: Tensor, target_logits: Tensor) -> Tensor:
+    """:func:`cross_entropy` from hidden states and all items' vectors, without holding all logits.
+
+    It is the softmax against all items but the target as negatives, so :func:`blocked_sampled_softmax` does it.
+
+    Args:
+        hidden: ``[T, D]``.
+        vectors: ``[I + 1, D]``; row 0, the padding, is left out.
+        targets: ``int64[T]``, items from 1.
+        target_logits: ``[T]``.
+    """
+    tokens = torch.arange(len(targets), device=targets.device)
+    return blocked_sampled_softmax(hidden, vectors[1:], target_logits, (tokens, targets - 1))
 
 
 class _BlockedSampledSoftmax(torch.autograd.Function):
@@ -140,25 +160,16 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
         by_target = torch.empty_like(target_logits)
         total = torch.zeros((), dtype=torch.float64)
         memory = hidden.new_empty(min(block, count), len(vectors))
+        softmax_rows = kernels.softmax_rows if kernels.usable(hidden, vectors, target_logits) else _softmax_rows
         cuts = torch.searchsorted(tokens, torch.arange(0, count + block, block)).tolist()
         for number, start in enumerate(range(0, count, block)):
             rows = slice(start, min(start + block, count))
             logits = torch.mm(hidden[rows], vectors.T, out=memory[: rows.stop - start])
-            if log_probability is not None:
-                logits -= log_probability
             mine = slice(cuts[number], cuts[number + 1])
             logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_tensor(-torch.inf))
-            # A row whose negatives are all left out has the maximum -inf; 0 in its place gives a sum of 0.
-            highest = logits.amax(dim=1).nan_to_num_(neginf=0.0)
-            exponents = logits.sub_(highest[:, None]).exp_()
-            sums = exponents.sum(dim=1)
-            excess = sums.log() + highest - target_logits[rows]
-            total += F.softplus(excess).sum(dtype=torch.float64)
-            share = excess.sigmoid() / count
-            by_target[rows] = -share
-            gradient = exponents.mul_((share / sums.clamp_min(1e-30))[:, None])
-            torch.mm(gradient, vectors, out=by_hidden[rows])
-            by_vectors.addmm_(gradient.T, hidden[rows])
+            total += softmax_rows(logits, log_probability, target_logits[rows], 1 / count, by_target[rows]).sum()
+            torch.mm(logits, vectors, out=by_hidden[rows])
+            by_vectors.addmm_(logits.T, hidden[rows])
         ctx.save_for_backward(by_hidden, by_vectors, by_target)
         return (total / count).to(hidden.dtype)
 
@@ -167,3 +178,20 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
         by_hidden, by_vectors, by_target = ctx.saved_tensors
         scale = gradients[0]
         return by_hidden * scale, by_vectors * scale, by_target * scale, None, None, None, None
+
+
+def _softmax_rows(
+    logits: Tensor, log_probability: Tensor | None, targets: Tensor, scale: float, by_targets: Tensor
+) -> Tensor:
+    """What ``kernels.softmax_rows`` does, in torch."""
+    if log_probability is not None:
+        logits -= log_probability
+    # A row whose negatives are all left out has the maximum -inf; 0 in its place gives a sum of 0.
+    highest = logits.amax(dim=1).nan_to_num_(neginf=0.0)
+    exponents = logits.sub_(highest[:, None]).exp_()
+    sums = exponents.sum(dim=1)
+    excess = sums.log() + highest - targets
+    share = excess.sigmoid() * scale
+    by_targets.copy_(-share)
+    exponents.mul_((share / sums.clamp_min(1e-30))[:, None])
+    return F.softplus(excess).double()

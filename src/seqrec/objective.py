@@ -14,6 +14,7 @@ from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.losses import (
     binary_cross_entropy,
+    blocked_cross_entropy,
     blocked_sampled_softmax,
     bpr_max,
     cross_entropy,
@@ -106,8 +107,12 @@ def training_loss(
     hidden = encode(on_device)
     if tokens is not None:
         hidden = hidden[tokens.to(device)]
-    if objective.loss == "cross-entropy":
+    blocked = model.FACTORED and device.type == "cpu"
+    if objective.loss == "cross-entropy" and not blocked:
         loss = cross_entropy(model.score(hidden).float(), targets)
+    elif objective.loss == "cross-entropy":
+        vectors = model.item_vectors()
+        loss = blocked_cross_entropy(hidden, vectors, targets, (hidden * vectors[targets]).sum(dim=1))
     else:
         target_logits = model.score(hidden, targets[:, None])[:, 0].float()
         owner, owned = histories.flat()
@@ -127,7 +132,7 @@ def training_loss(
             token, negative = _own_negatives(token_rows.numpy(), owner, owned, shared)
             where_own = torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)
             correction = _correction(sampler, shared, target_logits)
-            if objective.loss == "sampled-softmax" and model.FACTORED and device.type == "cpu":
+            if objective.loss == "sampled-softmax" and blocked:
                 loss = blocked_sampled_softmax(
                     hidden, model.vectors_of(candidates), target_logits, where_own, correction
                 )
