@@ -171,6 +171,13 @@ def test_a_factored_score_is_the_product_with_the_vectors(name, dataset):
         assert torch.equal(model.vectors_of(some), vectors[some])
 
 
+def test_the_last_tokens_alone_are_those_of_all(name, dataset):
+    model = model_of(name, dataset)
+    batch = batch_of(model, all_histories(dataset))
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_last(batch), model.encode(batch)[batch.last])
+
+
 @pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 500])
 def test_short_and_long_histories(name, dataset, length):
     model = model_of(name, dataset)

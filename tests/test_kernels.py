@@ -127,6 +127,23 @@ def test_the_layer_does_the_same_without_them(causal, heads, dropout, monkeypatc
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("there", [True, False])
+def test_the_last_tokens_alone_are_those_of_all(heads, there, monkeypatch):
+    if not there:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    torch.manual_seed(0)
+    lengths = [1, 7, 70, 3, 12]
+    layer = Attention(12, 24, heads, 0.5).eval()
+    x = torch.randn(sum(lengths), 12)
+    batch = batch_of(lengths)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            some = layer(x[batch.last], x, group(batch), batch.last)
+            torch.testing.assert_close(some, layer(x, x, group(batch))[batch.last])
+            assert some.requires_grad == enabled
+
+
 class Tables(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -126,6 +126,25 @@ void forward_one(
     }
 }
 
+// The user's last token alone looks at all.
+FOR_EACH_PROCESSOR
+void last_one(
+    const float* query, const float* key, const float* value, int64_t stride, int64_t length, int64_t dim, float scale,
+    float* out, float* memory
+) {
+    dots(query, key, stride, length, dim, memory);
+    float highest = memory[0], sum = 0;
+    for (int64_t j = 1; j < length; ++j) highest = memory[j] > highest ? memory[j] : highest;
+    for (int64_t j = 0; j < length; ++j) {
+        memory[j] = exponential(scale * (memory[j] - highest));
+        sum += memory[j];
+    }
+    const float share = 1 / sum;
+    for (int64_t j = 0; j < length; ++j) memory[j] *= share;
+    std::memset(out, 0, dim * sizeof(float));
+    mix(memory, 1, value, stride, length, dim, out);
+}
+
 // Gradients of one user and head. `memory` has room for two matrices of length * length.
 FOR_EACH_PROCESSOR
 void backward_one(
@@ -268,7 +287,7 @@ inline void bring_up_to_date(
 extern "C" {
 
 // Changes with every change of a signature.
-int32_t seqrec_kernels_version() { return 2; }
+int32_t seqrec_kernels_version() { return 3; }
 
 void seqrec_attention_forward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
@@ -287,6 +306,25 @@ void seqrec_attention_forward(
                               dim, scale, causal != 0, threshold, kept};
             forward_one(a, offsets[user], offsets[user + 1] - offsets[user], words ? words + cell : nullptr,
                         weights ? weights + cell : nullptr, out + head * dim, out_stride, memory.data());
+        }
+    }
+}
+
+// One query a user, in the order of users.
+void seqrec_attention_last(
+    const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
+    const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, float* out, int32_t threads
+) {
+    const int64_t longest = longest_of(offsets, users), out_stride = heads * dim;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> memory(longest + 1);
+#pragma omp for schedule(dynamic, 8)
+        for (int64_t task = 0; task < users * heads; ++task) {
+            const int64_t head = task % heads, user = task / heads, first = offsets[user] * key_stride + head * dim;
+            last_one(query + user * query_stride + head * dim, key + first, value + first, key_stride,
+                     offsets[user + 1] - offsets[user], dim, scale, out + user * out_stride + head * dim,
+                     memory.data());
         }
     }
 }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_VERSION = 2
+_VERSION = 3
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -61,6 +61,7 @@ def attention(
     causal: bool,
     words: Tensor | None = None,
     dropout: float = 0.0,
+    last_only: bool = False,
 ) -> Tensor:
     """Softmax attention within each user of a packed batch, ``softmax(q k / sqrt(d)) v``; ``[T, A]``.
 
@@ -73,7 +74,10 @@ def attention(
         words: ``int16[num_heads * P]`` random words, for each head those of all P pairs in the order of queries, of
             which each keeps its weight if it is at least ``65536 * dropout - 32768``; no dropout without them.
         dropout: probability.
+        last_only: whether there is one query a user, ``[B, A]``, that sees all keys of the user; without gradients.
     """
+    if last_only:
+        return _last_attention(query, key_value, offsets, num_heads)
     result: Tensor = _Attention.apply(query, key_value, offsets, num_heads, causal, words, dropout)
     return result
 
@@ -116,6 +120,16 @@ class _Attention(torch.autograd.Function):
             *ctx.arguments, _at(weights), _at(by_out), _at(by_query), _at(by_key_value), by_value, _threads()
         )
         return by_query, by_key_value, None, None, None, None, None
+
+
+def _last_attention(query: Tensor, key_value: Tensor, offsets: Tensor, num_heads: int) -> Tensor:
+    query, key_value = query.contiguous(), key_value.contiguous()
+    out = torch.empty_like(query)
+    compiled = library()
+    assert compiled is not None
+    arguments = _arguments(query, key_value, offsets, num_heads, False, None, 0.0)
+    compiled.seqrec_attention_last(*arguments[:10], _at(out), _threads())
+    return out
 
 
 def _arguments(

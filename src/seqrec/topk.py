@@ -114,7 +114,7 @@ def last_states(model: Model, histories: Histories, *, max_length: int | None = 
         longest = int(lengths[order[start]])
         rows = order[start : start + max(1, min(batch_size, _ATTENTION_CELLS // longest**2))]
         batch = pack(histories.take(rows), max_length).to(device)
-        parts.append(model.encode(batch)[batch.last])
+        parts.append(model.encode_last(batch))
         start += len(rows)
     if not parts:
         return torch.empty(0, 0, device=device)

@@ -257,3 +257,18 @@ def test_bad_configs(values, message):
 def test_odd_but_good_configs():
     config = SASRecConfig(embedding_dim=9, attention_dim=12, num_heads=4, dropout=0.0, feedforward_dims=(1,))
     assert SASRec(config, 5).encode(batch_of([[1, 2]], 50)).shape == (2, 9)
+
+
+@pytest.mark.parametrize("norm", ["paper", "pre", "post"])
+@pytest.mark.parametrize("num_blocks", [0, 1, 3])
+def test_the_last_states_alone(norm, num_blocks):
+    torch.manual_seed(0)
+    config = SASRecConfig(max_length=6, embedding_dim=8, num_blocks=num_blocks, num_heads=2, norm=norm)
+    model = SASRec(config, 30).eval()
+    lengths = torch.tensor([1, 6, 3, 6, 2])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    items = torch.randint(1, 31, (int(offsets[-1]),))
+    positions = torch.cat([torch.arange(int(length)) for length in lengths])
+    batch = Batch(items, items, positions, offsets, torch.arange(5), items)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_last(batch), model.encode(batch)[batch.last])

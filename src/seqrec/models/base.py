@@ -45,6 +45,10 @@ class Model(nn.Module):
         """Hidden states ``[T, D]``; that of a token depends only on tokens of its user up to it."""
         raise NotImplementedError
 
+    def encode_last(self, batch: Batch) -> Tensor:
+        """Hidden states ``[B, D]`` of each user's last token, for which a model may have less to compute."""
+        return self.encode(batch)[batch.last]
+
     def count(self, histories: Histories) -> None:
         """Learn from the training histories in one pass; of counted models only."""
         raise NotImplementedError

@@ -212,20 +212,40 @@ class Attention(nn.Module):
         self.output = nn.Linear(attention_dim, embedding_dim) if attention_dim != embedding_dim else None
         self.dropout = Dropout(dropout)
 
-    def forward(self, queries: Tensor, keys: Tensor, grouping: Grouping) -> Tensor:
-        """Packed queries and keys ``[T, D]`` to ``[T, D]``."""
+    def forward(self, queries: Tensor, keys: Tensor, grouping: Grouping, last: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: packed ``[T, D]``; with ``last``, ``[B, D]`` of these tokens alone.
+            keys: packed ``[T, D]``.
+            grouping: who sees whom.
+            last: ``int64[B]``, the users' last tokens; dropout has no place then.
+
+        Returns:
+            As many rows as queries.
+        """
         query, key_value = self.query(queries), self.key_value(keys)
         words = None
-        if self.dropout.active and self.dropout.random is not None and query.device.type == "cpu":
+        if last is None and self.dropout.active and self.dropout.random is not None and query.device.type == "cpu":
             words = self.dropout.words(self.num_heads * grouping.pairs)
         seeded = words is not None or not self.dropout.active
-        if seeded and kernels.usable(query, key_value):
+        if seeded and (last is None or not torch.is_grad_enabled()) and kernels.usable(query, key_value):
             probability = self.dropout.probability
             mixed = kernels.attention(
-                query, key_value, grouping.offsets, self.num_heads, grouping.causal, words, probability
+                query,
+                key_value,
+                grouping.offsets,
+                self.num_heads,
+                grouping.causal,
+                words,
+                probability,
+                last is not None,
             )
-        else:
+        elif last is None:
             mixed = self._grouped(query, key_value, grouping, words)
+        else:
+            every = query.new_zeros(len(key_value), query.shape[1]).index_copy(0, last, query)
+            mixed = self._grouped(every, key_value, grouping, None).index_select(0, last)
         return mixed if self.output is None else self.output(mixed)
 
     def _grouped(self, query: Tensor, key_value: Tensor, grouping: Grouping, words: Tensor | None) -> Tensor:

@@ -76,18 +76,35 @@ class SASRecBlock(nn.Module):
         self.feedforward_norm = nn.LayerNorm(dim, eps=1e-8)
         self.feedforward = FeedForward(dim, config.feedforward_dims or (dim,), config.dropout)
 
-    def forward(self, x: Tensor, grouping: Grouping) -> Tensor:
-        """Packed ``[T, D]`` to ``[T, D]``."""
+    def forward(self, x: Tensor, grouping: Grouping, last: Tensor | None = None) -> Tensor:
+        """Packed ``[T, D]`` to ``[T, D]``, or to ``[B, D]`` of the users' last tokens ``last int64[B]`` alone."""
         if self.norm == "paper":
-            queries = self.attention_norm(x)
-            x = self.feedforward_norm(queries + self.attention(queries, x, grouping))
+            queries = self.attention_norm(_chosen(x, last))
+            x = self.feedforward_norm(queries + self.attention(queries, x, grouping, last))
             return x + self.feedforward(x)
         if self.norm == "pre":
             normed = self.attention_norm(x)
-            x = x + self.attention(normed, normed, grouping)
+            x = _chosen(x, last) + self.attention(_chosen(normed, last), normed, grouping, last)
             return x + self.feedforward(self.feedforward_norm(x))
-        x = self.attention_norm(x + self.attention(x, x, grouping))
+        queries = _chosen(x, last)
+        x = self.attention_norm(queries + self.attention(queries, x, grouping, last))
         return self.feedforward_norm(x + self.feedforward(x))
+
+
+def _chosen(x: Tensor, tokens: Tensor | None) -> Tensor:
+    return x if tokens is None else x.index_select(0, tokens)
+
+
+def through_blocks(blocks: nn.ModuleList, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
+    """Packed ``[T, D]`` through all blocks; to ``[B, D]`` where only the users' last tokens are wanted.
+
+    The last block then has no other queries to compute.
+    """
+    grouping = group(batch)
+    last = batch.last if last_only else None
+    for number, block in enumerate(blocks, start=1):
+        x = block(x, grouping, last if number == len(blocks) else None)
+    return x if len(blocks) else _chosen(x, last)
 
 
 class SASRec(Model):
@@ -128,15 +145,18 @@ class SASRec(Model):
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
+        return self.final_norm(through_blocks(self.blocks, self._embedded(batch), batch, last_only=False))
+
+    def encode_last(self, batch: Batch) -> Tensor:
+        """Hidden states ``[B, D]`` of each user's last token."""
+        return self.final_norm(through_blocks(self.blocks, self._embedded(batch), batch, last_only=True))
+
+    def _embedded(self, batch: Batch) -> Tensor:
         lengths = batch.lengths
         rows = torch.repeat_interleave(lengths, lengths)
         positions = batch.positions + (self.config.max_length - rows)
         x = self.item_embedding(batch.items) * self.config.embedding_dim**0.5
-        x = self.dropout(x + self.position_embedding(positions))
-        grouping = group(batch)
-        for block in self.blocks:
-            x = block(x, grouping)
-        return self.final_norm(x)
+        return self.dropout(x + self.position_embedding(positions))
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, group, reset_layers
-from seqrec.models.sasrec import SASRecBlock, SASRecConfig
+from seqrec.models.blocks import Dropout, reset_layers
+from seqrec.models.sasrec import SASRecBlock, SASRecConfig, through_blocks
 
 
 @dataclass(frozen=True)
@@ -141,17 +141,29 @@ class SSEPT(Model):
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, embedding_dim + 1]`` of the tokens; the last column is the user's part of the score."""
+        users = self._scaled_users(batch)
+        return self._states(batch, users, last_only=False, of_states=users.index_select(0, batch.rows))
+
+    def encode_last(self, batch: Batch) -> Tensor:
+        """Hidden states ``[B, embedding_dim + 1]`` of each user's last token."""
+        users = self._scaled_users(batch)
+        return self._states(batch, users, last_only=True, of_states=users)
+
+    def _scaled_users(self, batch: Batch) -> Tensor:
+        scaled: Tensor = self._users(batch.users) * self.config.user_dim**0.5
+        return scaled
+
+    def _states(self, batch: Batch, users: Tensor, last_only: bool, of_states: Tensor) -> Tensor:
+        """From users' vectors ``[B, user_dim]``, and those of the users whose states are wanted, one a state."""
         config = self.config
-        lengths, rows = batch.lengths, batch.rows
-        positions = batch.positions + (config.max_length - lengths)[rows]
+        rows = batch.rows
+        positions = batch.positions + (config.max_length - batch.lengths)[rows]
         items = self.item_embedding(batch.items) * config.embedding_dim**0.5
-        users = (self._users(batch.users) * config.user_dim**0.5).index_select(0, rows)
-        x = self.dropout(torch.cat([items, users], dim=1) + self.position_embedding(positions))
-        grouping = group(batch)
-        for block in self.blocks:
-            x = block(x, grouping)
-        item_part, user_part = self.final_norm(x).split([config.embedding_dim, config.user_dim], dim=1)
-        return torch.cat([item_part, (user_part * users).sum(dim=1, keepdim=True)], dim=1)
+        joined = torch.cat([items, users.index_select(0, rows)], dim=1)
+        x = self.dropout(joined + self.position_embedding(positions))
+        x = self.final_norm(through_blocks(self.blocks, x, batch, last_only))
+        item_part, user_part = x.split([config.embedding_dim, config.user_dim], dim=1)
+        return torch.cat([item_part, (user_part * of_states).sum(dim=1, keepdim=True)], dim=1)
 
     def item_vectors(self) -> Tensor:
         """The item embeddings and a column of ones, ``[I + 1, embedding_dim + 1]``."""
