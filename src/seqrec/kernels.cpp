@@ -197,6 +197,33 @@ std::vector<int64_t> pair_starts(const int64_t* offsets, int64_t users, bool cau
     return starts;
 }
 
+// out = residual + dropout(relu(x)), with what is asked for of it; x may be out.
+FOR_EACH_PROCESSOR
+void drop_some(
+    const float* x, const float* residual, const int16_t* words, int64_t count, int32_t threshold, float kept,
+    bool relu, float* out
+) {
+    if (relu) {
+        for (int64_t k = 0; k < count; ++k) out[k] = x[k] > 0 ? x[k] : (x[k] == x[k] ? 0.0f : x[k]);
+        x = out;
+    }
+    if (words) {
+        for (int64_t k = 0; k < count; ++k) out[k] = words[k] >= threshold ? x[k] * kept : 0.0f;
+        x = out;
+    }
+    if (residual) {
+        for (int64_t k = 0; k < count; ++k) out[k] = x[k] + residual[k];
+    } else if (x != out) {
+        std::memcpy(out, x, count * sizeof(float));
+    }
+}
+
+// The gradient where dropout(relu(x)) is above 0, times `kept`.
+FOR_EACH_PROCESSOR
+void where_positive(const float* y, int64_t count, float kept, float* gradient) {
+    for (int64_t k = 0; k < count; ++k) gradient[k] = y[k] > 0 ? gradient[k] * kept : 0.0f;
+}
+
 // One row of negatives' logits: the loss against the target, and the logits become their gradients.
 FOR_EACH_PROCESSOR
 double softmax_row(
@@ -287,7 +314,7 @@ inline void bring_up_to_date(
 extern "C" {
 
 // Changes with every change of a signature.
-int32_t seqrec_kernels_version() { return 3; }
+int32_t seqrec_kernels_version() { return 4; }
 
 void seqrec_attention_forward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
@@ -350,6 +377,22 @@ void seqrec_attention_backward(
                          by_value + head * dim, memory.data());
         }
     }
+}
+
+void seqrec_dropout(
+    const float* x, const float* residual, const int16_t* words, int64_t count, int32_t threshold, float kept,
+    int32_t relu, float* out, int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t low = 0; low < count; low += 2048)  // so that a part stays in the cache between its passes
+        drop_some(x + low, residual ? residual + low : nullptr, words ? words + low : nullptr,
+                  std::min<int64_t>(2048, count - low), threshold, kept, relu != 0, out + low);
+}
+
+void seqrec_where_positive(const float* y, int64_t count, float kept, float* gradient, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t low = 0; low < count; low += 2048)
+        where_positive(y + low, std::min<int64_t>(2048, count - low), kept, gradient + low);
 }
 
 // Rows without a gap; a logit of -inf is left out. `losses` are those of the rows, which are not scaled.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_VERSION = 3
+_VERSION = 4
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -144,7 +144,6 @@ def _arguments(
     """What forward and backward take alike. The pointers live as long as the tensors that are saved."""
     width = query.shape[1]
     dim = width // num_heads
-    dropped = dropped_words(dropout) if words is not None else 0
     return [
         _at(query),
         _at(key_value),
@@ -155,14 +154,113 @@ def _arguments(
         ctypes.c_float(dim**-0.5),
         ctypes.c_int32(causal),
         _at(words),
-        ctypes.c_int32(dropped - 32768),
-        ctypes.c_float(65536 / (65536 - dropped)),
+        *_dropping(words, dropout),
     ]
+
+
+def _dropping(words: Tensor | None, dropout: float) -> tuple[ctypes.c_int32, ctypes.c_float]:
+    """From which word on something is kept, and what it is then multiplied by."""
+    dropped = dropped_words(dropout) if words is not None else 0
+    return ctypes.c_int32(dropped - 32768), ctypes.c_float(65536 / (65536 - dropped))
 
 
 def dropped_words(probability: float) -> int:
     """Of the 65,536 values of a random word, how many drop what they stand for."""
     return min(round(probability * 65536), 65535)
+
+
+def dropout(x: Tensor, words: Tensor, probability: float) -> Tensor:
+    """``x float32[...]`` where ``words``, ``int16`` of as many, keep it, scaled; 0 elsewhere."""
+    result: Tensor = _Dropout.apply(x, words, probability)
+    return result
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, words: Tensor, probability: float) -> Tensor:
+        ctx.words, ctx.probability = words, probability
+        return _drop(x.contiguous(), words, probability)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _drop(gradients[0].contiguous(), ctx.words, ctx.probability), None, None
+
+
+def _drop(
+    x: Tensor,
+    words: Tensor | None,
+    probability: float,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``residual + dropout(relu(x))``, of which each part may be left out."""
+    out = torch.empty_like(x) if out is None else out
+    compiled = library()
+    assert compiled is not None
+    compiled.seqrec_dropout(
+        _at(x), _at(residual), _at(words), *_whole(x.numel()), *_dropping(words, probability), ctypes.c_int32(relu),
+        _at(out), _threads(),
+    )  # fmt: skip
+    return out
+
+
+def feedforward(
+    x: Tensor, residual: Tensor, layers: list[tuple[Tensor, Tensor]], words: list[Tensor] | None, dropout: float
+) -> Tensor:
+    """``residual + network(x)``: linear layers with dropout after each, and ReLU before it but in the last one.
+
+    Args:
+        x: ``float32[T, D]``.
+        residual: ``float32[T, E]``.
+        layers: weights ``[out, in]`` and biases ``[out]``.
+        words: ``int16[T * out]`` random words of each layer, or no dropout.
+        dropout: its probability.
+    """
+    parameters = [parameter for layer in layers for parameter in layer]
+    result: Tensor = _FeedForward.apply(x, residual, words, dropout, *parameters)
+    return result
+
+
+class _FeedForward(torch.autograd.Function):
+    """By hand: a third of the steps that autograd takes, and no masks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor, words: list[Tensor] | None, dropout: float, *parameters: Tensor
+    ) -> Tensor:
+        states = [x.contiguous()]
+        last = len(parameters) // 2 - 1
+        for number in range(last + 1):
+            y = torch.addmm(parameters[2 * number + 1], states[-1], parameters[2 * number].T)
+            own = None if words is None else words[number]
+            if number == last:
+                _drop(y, own, dropout, residual=residual.contiguous(), out=y)
+            else:
+                _drop(y, own, dropout, relu=True, out=y)
+            states.append(y)
+        ctx.words, ctx.dropout = words, dropout
+        ctx.save_for_backward(*states[:-1], *parameters)
+        return states[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved, words = ctx.saved_tensors, ctx.words
+        count = len(saved) // 3
+        states, parameters = saved[:count], saved[count:]
+        by_residual = gradients[0].contiguous()
+        by = by_residual if words is None else _drop(by_residual, words[-1], ctx.dropout)
+        found: list[Tensor] = []
+        for number in reversed(range(count)):
+            found[:0] = [by.T @ states[number], by.sum(dim=0)]
+            by = by @ parameters[2 * number]
+            if number:
+                _, kept = _dropping(None if words is None else words[number - 1], ctx.dropout)
+                compiled = library()
+                assert compiled is not None
+                compiled.seqrec_where_positive(_at(states[number]), *_whole(by.numel()), kept, _at(by), _threads())
+        return by, by_residual, None, None, *found
 
 
 def softmax_rows(

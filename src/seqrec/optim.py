@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from seqrec import kernels
 
@@ -58,19 +59,15 @@ class RowAdam:
         }
         self.tables = {name: _Table(module.weight) for name, module in embeddings.items()}
         self.dense = {name: p for name, p in model.named_parameters() if name not in embeddings}
-        self._adam = torch.optim.Adam(
-            [{"params": list(self.dense.values())}],  # a group, since it may be empty
-            lr=learning_rate,
-            betas=betas,
-            eps=epsilon,
-            fused=True,
-        )
+        self.learning_rate = learning_rate
+        self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, and how many steps
         for name, module in embeddings.items():
             module.register_forward_pre_hook(self._before_reading(self.tables[name]))
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self._adam.zero_grad()
+        for parameter in self.dense.values():
+            parameter.grad = None
         for table in self.tables.values():
             table.weight.grad = None
             table.summed = None
@@ -84,7 +81,7 @@ class RowAdam:
     def step(self) -> None:
         """Move the dense parameters and the touched rows."""
         self.steps += 1
-        self._adam.step()
+        self._step_dense()
         beta1, beta2 = self.betas
         size = self.table_learning_rate / (1 - beta1**self.steps)
         root = (1 - beta2**self.steps) ** 0.5
@@ -109,6 +106,33 @@ class RowAdam:
             table.weight.index_add_(0, rows, change)
             table.last.index_fill_(0, rows, self.steps)
             table.summed = None
+
+    def _step_dense(self) -> None:
+        """What ``torch.optim.Adam.step`` does, without its bookkeeping, which takes longer than the arithmetic."""
+        moved = {name: parameter for name, parameter in self.dense.items() if parameter.grad is not None}
+        for name, parameter in moved.items():
+            if name not in self._moments:
+                steps = torch.zeros((), device=parameter.device)
+                self._moments[name] = torch.zeros_like(parameter.data), torch.zeros_like(parameter.data), steps
+        if not moved:
+            return
+        moments = [self._moments[name] for name in moved]
+        adam(
+            list(moved.values()),
+            [parameter.grad for parameter in moved.values() if parameter.grad is not None],
+            [first for first, _, _ in moments],
+            [second for _, second, _ in moments],
+            [],
+            [steps for _, _, steps in moments],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=self.epsilon,
+            maximize=False,
+        )
 
     @torch.no_grad()
     def catch_up(self) -> None:
@@ -181,11 +205,8 @@ class RowAdam:
         state = {"steps": torch.tensor(self.steps)}
         for name, table in self.tables.items():
             state |= {f"{name}.first": table.first, f"{name}.second": table.second, f"{name}.last": table.last}
-        for name, parameter in self.dense.items():
-            kept = self._adam.state.get(parameter)
-            if kept:
-                state |= {f"{name}.first": kept["exp_avg"], f"{name}.second": kept["exp_avg_sq"]}
-                state |= {f"{name}.step": kept["step"]}
+        for name, (first, second, steps) in self._moments.items():
+            state |= {f"{name}.first": first, f"{name}.second": second, f"{name}.step": steps}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -196,11 +217,10 @@ class RowAdam:
                 getattr(table, part).copy_(state[f"{name}.{part}"])
         for name, parameter in self.dense.items():
             if f"{name}.first" in state:
-                self._adam.state[parameter] = {
-                    "step": state[f"{name}.step"].clone(),
-                    "exp_avg": state[f"{name}.first"].to(parameter.device).clone(),
-                    "exp_avg_sq": state[f"{name}.second"].to(parameter.device).clone(),
-                }
+                first, second, steps = (
+                    state[f"{name}.{part}"].to(parameter.device).clone() for part in ("first", "second", "step")
+                )
+                self._moments[name] = first, second, steps
 
 
 class _Table:

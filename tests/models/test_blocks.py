@@ -303,4 +303,5 @@ def test_feed_forward(hidden):
             expected = expected.clamp(min=0)
             widths.append(linear.out_features)
     assert tuple(widths) == hidden
-    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-5)
+    residual = torch.randn(len(x), 6)
+    torch.testing.assert_close(layer(x, residual).double(), residual + expected, rtol=1e-4, atol=1e-5)

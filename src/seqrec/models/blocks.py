@@ -32,6 +32,8 @@ class Dropout(nn.Module):
             return x
         if self.random is None or x.device.type != "cpu":
             return F.dropout(x, self.probability)
+        if kernels.usable(x):
+            return kernels.dropout(x, self.words(x.numel()), self.probability)
         return x * self.mask(x.numel()).view(x.shape)
 
     @property
@@ -296,7 +298,7 @@ def reset_layers(model: nn.Module) -> None:
 
 
 class FeedForward(nn.Module):
-    """Point-wise feed-forward network with ReLU (SASRec eq. 6), through the given hidden widths."""
+    """Point-wise feed-forward network with ReLU (SASRec eq. 6), through the given hidden widths, and its residual."""
 
     def __init__(self, embedding_dim: int, hidden_dims: tuple[int, ...], dropout: float) -> None:
         super().__init__()
@@ -304,8 +306,13 @@ class FeedForward(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, D]`` to ``[T, D]``."""
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``residual + network(x)``, ``[T, D]``."""
+        active = self.dropout.active
+        if (not active or self.dropout.random is not None) and kernels.usable(x, residual):
+            layers: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in self.layers]  # type: ignore[misc]
+            words = [self.dropout.words(len(x) * len(bias)) for _, bias in layers] if active else None
+            return kernels.feedforward(x, residual, layers, words, self.dropout.probability)
         for layer in self.layers[:-1]:
             x = self.dropout(F.relu(layer(x)))
-        return self.dropout(self.layers[-1](x))
+        return residual + self.dropout(self.layers[-1](x))

@@ -81,14 +81,14 @@ class SASRecBlock(nn.Module):
         if self.norm == "paper":
             queries = self.attention_norm(_chosen(x, last))
             x = self.feedforward_norm(queries + self.attention(queries, x, grouping, last))
-            return x + self.feedforward(x)
+            return self.feedforward(x, x)
         if self.norm == "pre":
             normed = self.attention_norm(x)
             x = _chosen(x, last) + self.attention(_chosen(normed, last), normed, grouping, last)
-            return x + self.feedforward(self.feedforward_norm(x))
+            return self.feedforward(self.feedforward_norm(x), x)
         queries = _chosen(x, last)
         x = self.attention_norm(queries + self.attention(queries, x, grouping, last))
-        return self.feedforward_norm(x + self.feedforward(x))
+        return self.feedforward_norm(self.feedforward(x, x))
 
 
 def _chosen(x: Tensor, tokens: Tensor | None) -> Tensor:

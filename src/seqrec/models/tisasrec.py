@@ -184,7 +184,7 @@ class TiSASRecBlock(nn.Module):
         """Packed ``[T, D]`` to ``[T, D]``."""
         queries = self.attention_norm(x)
         x = self.feedforward_norm(queries + self.attention(queries, x, positions, intervals, pairs))
-        return x + self.feedforward(x)
+        return self.feedforward(x, x)
 
 
 class TiSASRec(Model):
