@@ -20,7 +20,7 @@ from seqrec.data.batches import training_batches
 from seqrec.data.negatives import UniformSampler
 from seqrec.evaluate import ranks
 from seqrec.losses import sampled_softmax
-from seqrec.models.blocks import seed_dropout
+from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.optim import RowAdam
 
 
@@ -68,7 +68,7 @@ def main() -> None:
             model.train()
             batches = training_batches(split.train, batch_size=128, max_length=50, seed=0, epoch=epoch)
             for step, batch in enumerate(batches):
-                seed_dropout(model, [0, epoch, step])
+                seed_dropout(dropouts_of(model), [0, epoch, step])
                 drawn = sampler.draw_distinct(np.random.default_rng([0, epoch, step]), options.negatives)
                 hidden = model.encode(batch)
                 target = model.score(hidden, batch.targets[:, None])[:, 0]

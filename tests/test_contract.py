@@ -13,7 +13,7 @@ from seqrec.data.prepare import Dataset, prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.models.blocks import seed_dropout
+from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.topk import best
 
 # Of a model's configuration, what makes it small enough to test; a model takes what it has.
@@ -192,13 +192,13 @@ def test_short_and_long_histories(name, dataset, length):
 
 def test_the_same_again_in_eval_mode(name, dataset):
     model = model_of(name, dataset)
-    seed_dropout(model, [1])
+    seed_dropout(dropouts_of(model), [1])
     batch = batch_of(model, all_histories(dataset))
     before = {key: value.clone() for key, value in vars(batch).items()}
     state = {key: value.clone() for key, value in model.state_dict().items()}
     first = scores_of(model, batch)
     torch.manual_seed(123)
-    seed_dropout(model, [2])
+    seed_dropout(dropouts_of(model), [2])
     assert torch.equal(scores_of(model, batch), first)
     for key, value in before.items():
         assert torch.equal(value, getattr(batch, key)), f"the batch's {key} changed"
@@ -222,7 +222,7 @@ def test_gradients_reach_every_parameter(name, dataset):
         model.count(split_last_two(dataset).train)
         assert torch.equal(scores_of(model, batch), before)
         return
-    seed_dropout(model, [0])
+    seed_dropout(dropouts_of(model), [0])
     histories = all_histories(dataset)
     batch = batch_of(model, histories.take(histories.lengths >= 2), with_targets=True)
     batch = model.corrupt(batch, np.random.default_rng(0))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
-from seqrec.models.blocks import Attention, group, seed_dropout
+from seqrec.models.blocks import Attention, Dropout, FeedForward, dropouts_of, group, seed_dropout
 from seqrec.optim import RowAdam
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +115,7 @@ def test_the_layer_does_the_same_without_them(causal, heads, dropout, monkeypatc
     for there in (True, False):
         if not there:
             monkeypatch.setattr(kernels, "library", lambda: None)
-        seed_dropout(layer, [1])
+        seed_dropout(dropouts_of(layer), [1])
         layer.zero_grad()
         states = x.clone().requires_grad_()
         out = layer(states, states, group(batch_of(lengths), causal=causal))
@@ -142,6 +142,56 @@ def test_the_last_tokens_alone_are_those_of_all(heads, there, monkeypatch):
             some = layer(x[batch.last], x, group(batch), batch.last)
             torch.testing.assert_close(some, layer(x, x, group(batch))[batch.last])
             assert some.requires_grad == enabled
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (7, 1, 5), (30, 101, 64), (5, 6, 1)])
+def test_score_is_the_product_with_each_rows_own(shape):
+    torch.manual_seed(0)
+    rows, _, dim = shape
+    hidden = torch.randn(rows, dim, requires_grad=True)
+    vectors = torch.randn(shape, requires_grad=True)
+    out = kernels.score(hidden, vectors)
+    exact = torch.einsum("rd,rcd->rc", hidden.double(), vectors.double())
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+    by_out = torch.randn(out.shape)
+    expected = torch.autograd.grad(exact, (hidden, vectors), by_out.double())
+    for mine, its in zip(torch.autograd.grad(out, (hidden, vectors), by_out), expected, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden_dims", [(5,), (7, 3)])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_network_does_the_same_without_them(hidden_dims, dropout, monkeypatch):
+    torch.manual_seed(0)
+    layer = FeedForward(6, hidden_dims, dropout)
+    x, residual = torch.randn(700, 6), torch.randn(700, 6)
+    found = []
+    for there in (True, False):
+        if not there:
+            monkeypatch.setattr(kernels, "library", lambda: None)
+        seed_dropout(dropouts_of(layer), [1])
+        layer.zero_grad()
+        mine = [x.clone().requires_grad_(), residual.clone().requires_grad_()]
+        out = layer(*mine)
+        out.square().sum().backward()
+        found.append([out, *(tensor.grad for tensor in mine), *(parameter.grad for parameter in layer.parameters())])
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-3)
+
+
+def test_dropout_does_the_same_without_them(monkeypatch):
+    layer = Dropout(0.3)
+    x = torch.randn(50, 101)
+    found = []
+    for there in (True, False):
+        if not there:
+            monkeypatch.setattr(kernels, "library", lambda: None)
+        seed_dropout([layer], [1])
+        mine = x.clone().requires_grad_()
+        out = layer(mine)
+        out.square().sum().backward()
+        found.append([out, mine.grad])
+    assert all(torch.equal(compiled, plain) for compiled, plain in zip(*found, strict=True))
 
 
 class Tables(nn.Module):

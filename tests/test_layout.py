@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.split": {"data.prepare"},
     "data.batches": {"data.prepare", "data.split"},
     "models.blocks": {"data.batches", "kernels"},
-    "models.base": {"data.batches", "data.split"},
+    "models.base": {"data.batches", "data.split", "kernels"},
     "models": {"models"},
     "topk": {*DATA, "models"},
     "run": {*DATA, "models"},

@@ -21,7 +21,15 @@ from seqrec.metrics import hit_rate
 from seqrec.models.base import Loss, Model
 from seqrec.models.gru4rec import GRU4Rec, GRU4RecConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.objective import Objective, _own_negatives, check_loss, default_popularity, mark_tables, training_loss
+from seqrec.objective import (
+    Objective,
+    _own_negatives,
+    check_loss,
+    default_popularity,
+    draw_task,
+    mark_tables,
+    training_loss,
+)
 
 NUM_ITEMS = 30
 SHARED = [loss for loss in get_args(Loss) if loss not in ("bce", "cross-entropy")]
@@ -100,7 +108,8 @@ def loss_of(
     sampler = objective.sampler(histories)
     random = np.random.default_rng(seed)
     cpu = torch.device("cpu")
-    return training_loss(model, model.encode, batch, histories, objective, sampler, random, cpu), batch
+    task = draw_task(model, batch, histories, objective, sampler, random)
+    return training_loss(model, model.encode, task, objective, cpu), batch
 
 
 def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 0, max_length: int = 5) -> float:
@@ -171,7 +180,8 @@ def test_bce_takes_negatives_of_each_prediction(dataset, kind):
     loss, batch = loss_of(model, histories, objective_of("bce", 3))
     shown = model.corrupt(batch, np.random.default_rng(0))
     tokens, items = model.training_targets(shown)
-    asked, drawn = model.asked
+    (both,) = model.asked  # the target and its negatives at once
+    asked, drawn = both[:, :1], both[:, 1:]
     assert torch.equal(asked, items[:, None])
     assert drawn.shape == (len(items), 3)
     rows = (batch.rows if tokens is None else batch.rows[tokens]).tolist()
@@ -185,12 +195,12 @@ def test_bce_takes_negatives_of_each_prediction(dataset, kind):
 
 def test_how_many_negatives_without_a_number(dataset):
     histories = split_last_two(dataset).train
-    for loss, expected in (("bce", (1,)), ("bpr-max", ()), ("sampled-softmax", ())):
+    for loss, expected in (("bce", (2,)), ("bpr-max", ()), ("sampled-softmax", ())):  # bce's with the target
         for popularity, shared in ((0.0, dataset.num_items), (0.5, 1024)):
             model = model_of(Plain, dataset, factored=False)
             loss_of(model, histories, objective_of(loss, None, popularity))
-            assert model.asked[1].shape[1:] == expected
-            assert expected or len(model.asked[1]) == shared  # uniform ones are all different
+            assert model.asked[-1].shape[1:] == expected
+            assert expected or len(model.asked[-1]) == shared  # uniform ones are all different
 
 
 @pytest.mark.parametrize("loss", SHARED)
@@ -206,8 +216,8 @@ def test_a_shared_negative_never_counts_against_its_own_user(dataset, loss, popu
         model = model_of(Plain, dataset)
         sampler = objective.sampler(histories)
         batch = pack(one, 2, with_targets=True)
-        args = (batch, one, objective, sampler)
-        value = training_loss(model, model.encode, *args, np.random.default_rng(1), torch.device("cpu"))
+        task = draw_task(model, batch, one, objective, sampler, np.random.default_rng(1))
+        value = training_loss(model, model.encode, task, objective, torch.device("cpu"))
         (gradient,) = torch.autograd.grad(value, model.item_embedding.weight)
         used = {*batch.items.tolist(), *batch.targets.tolist()}
         for item in set(own) - used:

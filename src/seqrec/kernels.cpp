@@ -253,6 +253,23 @@ double softmax_row(
     return loss;
 }
 
+// The products of one row with its candidates, and their gradients.
+FOR_EACH_PROCESSOR
+void score_row(const float* hidden, const float* vectors, int64_t count, int64_t dim, float* out) {
+    dots(hidden, vectors, dim, count, dim, out);
+}
+
+FOR_EACH_PROCESSOR
+void score_row_backward(
+    const float* hidden, const float* vectors, const float* by_out, int64_t count, int64_t dim, float* by_hidden,
+    float* by_vectors
+) {
+    std::memset(by_hidden, 0, dim * sizeof(float));
+    mix(by_out, 1, vectors, dim, count, dim, by_hidden);
+    for (int64_t c = 0; c < count; ++c)
+        for (int64_t k = 0; k < dim; ++k) by_vectors[c * dim + k] = by_out[c] * hidden[k];
+}
+
 struct Adam {
     float beta1, beta2, rate, epsilon;  // of a step, the rate with its correction of the first moment
     float root;                         // of the correction of the second moment
@@ -314,7 +331,7 @@ inline void bring_up_to_date(
 extern "C" {
 
 // Changes with every change of a signature.
-int32_t seqrec_kernels_version() { return 4; }
+int32_t seqrec_kernels_version() { return 5; }
 
 void seqrec_attention_forward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
@@ -393,6 +410,24 @@ void seqrec_where_positive(const float* y, int64_t count, float kept, float* gra
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t low = 0; low < count; low += 2048)
         where_positive(y + low, std::min<int64_t>(2048, count - low), kept, gradient + low);
+}
+
+void seqrec_score(
+    const float* hidden, const float* vectors, int64_t rows, int64_t count, int64_t dim, float* out, int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; ++n)
+        score_row(hidden + n * dim, vectors + n * count * dim, count, dim, out + n * count);
+}
+
+void seqrec_score_backward(
+    const float* hidden, const float* vectors, const float* by_out, int64_t rows, int64_t count, int64_t dim,
+    float* by_hidden, float* by_vectors, int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; ++n)
+        score_row_backward(hidden + n * dim, vectors + n * count * dim, by_out + n * count, count, dim,
+                           by_hidden + n * dim, by_vectors + n * count * dim);
 }
 
 // Rows without a gap; a logit of -inf is left out. `losses` are those of the rows, which are not scaled.

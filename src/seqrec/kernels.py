@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_VERSION = 4
+_VERSION = 5
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -261,6 +261,36 @@ class _FeedForward(torch.autograd.Function):
                 assert compiled is not None
                 compiled.seqrec_where_positive(_at(states[number]), *_whole(by.numel()), kept, _at(by), _threads())
         return by, by_residual, None, None, *found
+
+
+def score(hidden: Tensor, vectors: Tensor) -> Tensor:
+    """The product of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``: ``[R, C]``."""
+    result: Tensor = _Score.apply(hidden, vectors)
+    return result
+
+
+class _Score(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, vectors: Tensor) -> Tensor:
+        hidden, vectors = hidden.contiguous(), vectors.contiguous()
+        out = hidden.new_empty(vectors.shape[:2])
+        compiled = library()
+        assert compiled is not None
+        compiled.seqrec_score(_at(hidden), _at(vectors), *_whole(*vectors.shape), _at(out), _threads())
+        ctx.save_for_backward(hidden, vectors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, vectors = ctx.saved_tensors
+        by_out = gradients[0].contiguous()
+        by_hidden, by_vectors = torch.empty_like(hidden), torch.empty_like(vectors)
+        compiled = library()
+        assert compiled is not None
+        compiled.seqrec_score_backward(
+            _at(hidden), _at(vectors), _at(by_out), *_whole(*vectors.shape), _at(by_hidden), _at(by_vectors), _threads()
+        )
+        return by_hidden, by_vectors
 
 
 def softmax_rows(

@@ -75,90 +75,140 @@ def mark_tables(model: Model, loss: Loss) -> None:
             module.sparse = loss != "cross-entropy"
 
 
-def training_loss(
+@dataclass(frozen=True)
+class Task:
+    """What a step is to predict, on the CPU or where the model is.
+
+    Args:
+        batch: what the model is shown.
+        tokens: ``int64[P]`` tokens that predict, in rising order; None for every token once.
+        items: the items to predict: ``int64[P]``; for bce ``int64[P, 1 + N]``, the negatives of each beside it.
+        shared: ``int64[N]`` negatives of all, for the losses that share them.
+        left_out: pairs (prediction, index into ``shared``) that don't count: two ``int64``.
+        correction: ``float32[N]``, what sampled softmax takes off the logits of ``shared``.
+    """
+
+    batch: Batch
+    tokens: Tensor | None
+    items: Tensor
+    shared: Tensor | None = None
+    left_out: tuple[Tensor, Tensor] | None = None
+    correction: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Task":
+        """The same on another device."""
+        if self.items.device == device:
+            return self
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        pairs = self.left_out
+        return Task(
+            self.batch.to(device), moved(self.tokens), self.items.to(device, non_blocking=True), moved(self.shared),
+            None if pairs is None else (pairs[0].to(device), pairs[1].to(device)), moved(self.correction),
+        )  # fmt: skip
+
+
+def draw_task(
     model: Model,
-    encode: Callable[[Batch], Tensor],
     batch: Batch,
     histories: Histories,
     objective: Objective,
     sampler: Sampler,
     random: np.random.Generator,
-    device: torch.device,
-) -> Tensor:
-    """The loss of a batch, a mean over its predictions.
+) -> Task:
+    """What a batch is to predict, against which negatives. Nothing here reads the model's weights.
 
     Args:
         model: what is trained.
-        encode: its ``encode``, compiled or not.
         batch: on the CPU.
         histories: the whole training histories of the batch's users, in its order; no negative is one of a
             user's own items.
         objective: the loss and its negatives.
         sampler: ``objective.sampler(...)``.
         random: of corruption and negatives.
-        device: where the model is.
     """
     shown = model.corrupt(batch, random)
     tokens, items = model.training_targets(shown)
-    if len(items) == 0:
+    if len(items) == 0 or objective.loss == "cross-entropy":
+        return Task(shown, tokens, items)
+    owner, owned = histories.flat()
+    token_rows = (shown.rows if tokens is None else shown.rows[tokens]).numpy()
+    count = objective.negatives or DEFAULT_NEGATIVES.get(objective.loss, SHARED_NEGATIVES)
+    if objective.loss == "bce":
+        try:
+            own = own_keys(owner, owned, model.num_items)
+            drawn = negatives_for(random, sampler, token_rows, count, own)
+        except ValueError as error:
+            raise InputError(f"{error}; use --loss sampled-softmax or leave such users out") from error
+        return Task(shown, tokens, torch.from_numpy(np.column_stack([items.numpy(), drawn])))
+    shared = _shared(sampler, random, count)
+    token, negative = _own_negatives(token_rows, owner, owned, shared)
+    pairs = torch.from_numpy(token), torch.from_numpy(negative)
+    return Task(shown, tokens, items, torch.from_numpy(shared), pairs, _correction(sampler, shared))
+
+
+def training_loss(
+    model: Model, encode: Callable[[Batch], Tensor], task: Task, objective: Objective, device: torch.device
+) -> Tensor:
+    """The loss of a step, a mean over its predictions.
+
+    Args:
+        model: what is trained.
+        encode: its ``encode``, compiled or not.
+        task: what it is to predict.
+        objective: the loss.
+        device: where the model is.
+    """
+    if len(task.items) == 0:
         return torch.zeros((), device=device, requires_grad=True)
-    on_device = shown.to(device)
-    targets = items.to(device)
-    hidden = encode(on_device)
-    if tokens is not None:
-        hidden = hidden[tokens.to(device)]
-    blocked = model.FACTORED and device.type == "cpu"
-    if objective.loss == "cross-entropy" and not blocked:
-        loss = cross_entropy(model.score(hidden).float(), targets)
-    elif objective.loss == "cross-entropy":
-        vectors = model.item_vectors()
-        loss = blocked_cross_entropy(hidden, vectors, targets, (hidden * vectors[targets]).sum(dim=1))
-    else:
-        target_logits = model.score(hidden, targets[:, None])[:, 0].float()
-        owner, owned = histories.flat()
-        token_rows = shown.rows if tokens is None else shown.rows[tokens]
-        count = objective.negatives or DEFAULT_NEGATIVES.get(objective.loss, SHARED_NEGATIVES)
-        if objective.loss == "bce":
-            try:
-                own = own_keys(owner, owned, model.num_items)
-                drawn = negatives_for(random, sampler, token_rows.numpy(), count, own)
-            except ValueError as error:
-                raise InputError(f"{error}; use --loss sampled-softmax or leave such users out") from error
-            negative_logits = model.score(hidden, torch.from_numpy(drawn).to(device)).float()
-            loss = binary_cross_entropy(target_logits, negative_logits)
-        else:
-            shared = _shared(sampler, random, count)
-            candidates = torch.from_numpy(shared).to(device)
-            token, negative = _own_negatives(token_rows.numpy(), owner, owned, shared)
-            where_own = torch.from_numpy(token).to(device), torch.from_numpy(negative).to(device)
-            correction = _correction(sampler, shared, target_logits)
-            if objective.loss == "sampled-softmax" and blocked:
-                loss = blocked_sampled_softmax(
-                    hidden, model.vectors_of(candidates), target_logits, where_own, correction
-                )
-            else:
-                negative_logits = model.score(hidden, candidates).float()
-                negative_logits = negative_logits.index_put(where_own, negative_logits.new_tensor(-torch.inf))
-                if objective.loss == "bpr-max":
-                    loss = bpr_max(target_logits, negative_logits, objective.bpr_penalty)
-                elif objective.loss == "top1-max":
-                    loss = top1_max(target_logits, negative_logits)
-                else:
-                    loss = sampled_softmax(target_logits, negative_logits, None, correction)
-    penalty = model.penalty(on_device)
+    task = task.to(device)
+    hidden = encode(task.batch)
+    if task.tokens is not None:
+        hidden = hidden[task.tokens]
+    loss = _loss(model, hidden, task, objective, model.FACTORED and device.type == "cpu")
+    penalty = model.penalty(task.batch)
     return loss if penalty is None else loss + penalty
+
+
+def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocked: bool) -> Tensor:
+    items = task.items
+    if objective.loss == "bce":
+        logits = model.score(hidden, items).float()
+        return binary_cross_entropy(logits[:, 0], logits[:, 1:])
+    if objective.loss == "cross-entropy" and not blocked:
+        return cross_entropy(model.score(hidden).float(), items)
+    if objective.loss == "cross-entropy":
+        vectors = model.item_vectors()
+        return blocked_cross_entropy(hidden, vectors, items, (hidden * vectors[items]).sum(dim=1))
+    target_logits = model.score(hidden, items[:, None])[:, 0].float()
+    assert task.shared is not None
+    assert task.left_out is not None
+    correction = task.correction
+    if objective.loss == "sampled-softmax" and blocked:
+        vectors = model.vectors_of(task.shared)
+        correction = None if correction is None else correction.to(hidden.dtype)
+        return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, correction)
+    negative_logits = model.score(hidden, task.shared).float()
+    negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_tensor(-torch.inf))
+    if objective.loss == "bpr-max":
+        return bpr_max(target_logits, negative_logits, objective.bpr_penalty)
+    if objective.loss == "top1-max":
+        return top1_max(target_logits, negative_logits)
+    return sampled_softmax(target_logits, negative_logits, None, correction)
 
 
 def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.ndarray:
     return sampler.draw_distinct(random, count) if isinstance(sampler, UniformSampler) else sampler.draw(random, count)
 
 
-def _correction(sampler: Sampler, shared: np.ndarray, like: Tensor) -> Tensor | None:
+def _correction(sampler: Sampler, shared: np.ndarray) -> Tensor | None:
     """What sampled softmax takes off the negatives' logits: log of their probability against the uniform one,
     so that a power near 0 is nearly the uniform sampler's loss."""  # fmt: skip
     if isinstance(sampler, UniformSampler):
         return None
-    return torch.from_numpy(sampler.log_probability(shared) + np.log(sampler.num_items)).to(like)
+    return torch.from_numpy((sampler.log_probability(shared) + np.log(sampler.num_items)).astype(np.float32))
 
 
 def _own_negatives(

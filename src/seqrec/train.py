@@ -20,14 +20,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from seqrec import metrics
-from seqrec.data.batches import Batch, trainable, training_batches
+from seqrec.data.batches import Batch, ahead, trainable, training_batches
 from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories, Split, Targets
 from seqrec.errors import InputError, one_line
 from seqrec.evaluate import ranks
 from seqrec.models.base import Loss, Model
-from seqrec.models.blocks import seed_dropout
-from seqrec.objective import Objective, check_loss, default_popularity, mark_tables, training_loss
+from seqrec.models.blocks import dropouts_of, seed_dropout
+from seqrec.objective import Objective, Task, check_loss, default_popularity, draw_task, mark_tables, training_loss
 from seqrec.optim import RowAdam, clip_gradients
 from seqrec.run import Run, pick_device
 
@@ -157,6 +157,7 @@ def train(
     optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
     encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
     validation = _validation(split.valid, config)
+    dropouts = dropouts_of(model)
     loop = _Loop(model, optimizer, run, config.average_decay)
     if resume and run is not None:
         loop.restore()
@@ -170,24 +171,16 @@ def train(
             bar.start(loop.epoch + 1, config.epochs)
             model.train()
             clock = time.perf_counter()
-            batches = training_batches(
-                split.train,
-                batch_size=config.batch_size,
-                max_length=model.config.max_length,
-                seed=config.seed,
-                epoch=loop.epoch,
-                first_step=loop.step,
-                random_start=model.random_start,
-            )
-            for batch in batches:
-                where = [config.seed, loop.epoch, loop.step]
-                histories = split.train.take(batch.users.numpy())
-                loss = _step(
-                    model, encode, optimizer, batch, histories, config, objective, sampler, where, device
-                )  # fmt: skip
+            tasks = _tasks(model, split.train, config, objective, sampler, loop.epoch, loop.step)
+            for task in ahead(tasks):
+                where = [config.seed, loop.epoch, loop.step, 2]
+                seed_dropout(dropouts, where)
+                if device.type != "cpu":  # which has dropout of its own
+                    torch.manual_seed(int(np.random.default_rng(where).integers(2**62)))
+                loss = _step(model, encode, optimizer, task, config, objective, device)
                 # Added up on the device: reading a number at every step would wait for it.
-                loop.loss_sum += loss.detach().double() * len(batch.items)
-                loop.tokens += len(batch.items)
+                loop.loss_sum += loss.detach().double() * len(task.batch.items)
+                loop.tokens += len(task.batch.items)
                 loop.step += 1
                 bar.update(loop.tokens)
                 if stopped():
@@ -222,25 +215,42 @@ def check_trainable(split: Split, config: TrainConfig) -> None:
     pick_device(config.device)
 
 
-def _step(
+def _tasks(
     model: Model,
-    encode: Callable[[Batch], Tensor],
-    optimizer: RowAdam,
-    batch: Batch,
     histories: Histories,
     config: TrainConfig,
     objective: Objective,
     sampler: Sampler,
-    where: list[int],
+    epoch: int,
+    first_step: int,
+) -> Iterator[Task]:
+    """What each step of an epoch is to predict, from ``first_step`` on; a function of the seed and these numbers."""
+    batches = training_batches(
+        histories,
+        batch_size=config.batch_size,
+        max_length=model.config.max_length,
+        seed=config.seed,
+        epoch=epoch,
+        first_step=first_step,
+        random_start=model.random_start,
+    )
+    for step, batch in enumerate(batches, start=first_step):
+        random = np.random.default_rng([config.seed, epoch, step, 1])
+        yield draw_task(model, batch, histories.take(batch.users.numpy()), objective, sampler, random)
+
+
+def _step(
+    model: Model,
+    encode: Callable[[Batch], Tensor],
+    optimizer: RowAdam,
+    task: Task,
+    config: TrainConfig,
+    objective: Objective,
     device: torch.device,
 ) -> Tensor:
-    """One optimizer step on one batch; the loss, a mean over its predictions."""
-    random = np.random.default_rng([*where, 1])
-    seed_dropout(model, [*where, 2])
-    if device.type != "cpu":
-        torch.manual_seed(int(random.integers(2**62)))  # of the device's own dropout
+    """One optimizer step; the loss, a mean over its predictions."""
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        loss = training_loss(model, encode, batch, histories, objective, sampler, random, device)
+        loss = training_loss(model, encode, task, objective, device)
     optimizer.zero_grad()
     loss.backward()
     if config.clip_norm is not None:

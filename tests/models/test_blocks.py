@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
-from seqrec.models.blocks import Attention, Dropout, FeedForward, group, seed_dropout
+from seqrec.models.blocks import Attention, Dropout, FeedForward, dropouts_of, group, seed_dropout
 
 
 def batch_of(lengths: list[int]) -> Batch:
@@ -36,7 +36,7 @@ def users_of(batch: Batch, x: Tensor) -> list[Tensor]:
 
 def dropout_of(probability: float, seed: int = 0) -> Dropout:
     layer = Dropout(probability)
-    seed_dropout(layer, [seed])
+    seed_dropout(dropouts_of(layer), [seed])
     return layer
 
 
@@ -101,13 +101,13 @@ def test_dropout_of_the_same_seed_and_of_another():
     layer = dropout_of(0.5)
     first, second = layer(x), layer(x)
     assert not torch.equal(first, second)
-    seed_dropout(layer, [0])
+    seed_dropout(dropouts_of(layer), [0])
     assert torch.equal(layer(x), first)
     assert torch.equal(layer(x), second)
-    seed_dropout(layer, [0, 1])
+    seed_dropout(dropouts_of(layer), [0, 1])
     assert not torch.equal(layer(x), first)
     together = nn.Sequential(Dropout(0.5), Dropout(0.5))
-    seed_dropout(together, [0])
+    seed_dropout(dropouts_of(together), [0])
     assert not torch.equal(together[0](x), together[1](x))
 
 

@@ -15,7 +15,7 @@ from seqrec.data.prepare import Dataset
 from seqrec.errors import InputError
 from seqrec.models import slirec
 from seqrec.models.base import Model
-from seqrec.models.blocks import seed_dropout
+from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.slirec import SLiRec, SLiRecConfig, log_interval
 
@@ -325,10 +325,10 @@ def test_the_start():
 def test_dropout_acts_in_training_alone():
     model = model_of(dropout=0.5)
     batch = batch_of(random_histories(), 10)
-    seed_dropout(model, [1])
+    seed_dropout(dropouts_of(model), [1])
     first = model.score(model.encode(batch))
     assert not torch.equal(model.score(model.encode(batch)), first)
-    seed_dropout(model, [1])
+    seed_dropout(dropouts_of(model), [1])
     assert torch.equal(model.score(model.encode(batch)), first)
     model.eval()
     assert torch.equal(model.score(model.encode(batch)), model.score(model.encode(batch)))

@@ -1,7 +1,10 @@
 """From histories to packed batches: tokens of many users one after another, no padding."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,6 +12,8 @@ from torch import Tensor
 
 from seqrec.data.prepare import Dataset
 from seqrec.data.split import Histories
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +46,19 @@ class Batch:
         """Index of each user's last token, ``int64[B]``."""
         return self.offsets[1:] - 1
 
-    @property
+    @cached_property
     def rows(self) -> Tensor:
         """The row in the batch of each token's user, ``int64[T]``."""
+        if self.users.device.type == "cpu":  # numpy does it in a third of the time
+            return torch.from_numpy(np.repeat(np.arange(len(self)), self.lengths.numpy()))
         return torch.repeat_interleave(torch.arange(len(self), device=self.users.device), self.lengths)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         if self.items.device == torch.device(device):
             return self
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        return replace(self, **moved)
 
 
 def pack(histories: Histories, max_length: int, with_targets: bool = False) -> Batch:
@@ -113,6 +121,15 @@ def training_batches(
         usable = Histories(usable.dataset, usable.users, starts, ends)
     for start in range(first_step * batch_size, len(usable), batch_size):
         yield pack(usable.take(order[start : start + batch_size]), max_length, with_targets=True)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same, each made on another thread while the one before is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def histories_of(

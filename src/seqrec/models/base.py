@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.data.split import Histories
 
@@ -74,7 +75,10 @@ class Model(nn.Module):
             return hidden @ self.item_vectors().T
         if items.dim() == 1:
             return hidden @ self.vectors_of(items).T
-        return torch.einsum("rd,rcd->rc", hidden, self.vectors_of(items))
+        vectors = self.vectors_of(items)
+        if kernels.usable(hidden, vectors):
+            return kernels.score(hidden, vectors)
+        return torch.einsum("rd,rcd->rc", hidden, vectors)
 
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
         """What training sees instead of a batch (on the CPU), such as one with items masked."""

@@ -1,5 +1,6 @@
 """Layers that models share. All work on packed tokens ``[T, ...]``."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -56,12 +57,16 @@ class Dropout(nn.Module):
         return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
 
 
-def seed_dropout(model: nn.Module, seed: list[int]) -> None:
-    """Start the random numbers of every dropout of the model at a point that the seed names."""
+def dropouts_of(model: nn.Module) -> list[Dropout]:
+    """Every dropout of a model."""
+    return [module for module in model.modules() if isinstance(module, Dropout)]
+
+
+def seed_dropout(dropouts: Iterable[Dropout], seed: list[int]) -> None:
+    """Start the random numbers that dropouts share at a point that the seed names."""
     random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.random = random
+    for dropout in dropouts:
+        dropout.random = random
 
 
 class _Layout(NamedTuple):

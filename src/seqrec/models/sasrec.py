@@ -152,9 +152,7 @@ class SASRec(Model):
         return self.final_norm(through_blocks(self.blocks, self._embedded(batch), batch, last_only=True))
 
     def _embedded(self, batch: Batch) -> Tensor:
-        lengths = batch.lengths
-        rows = torch.repeat_interleave(lengths, lengths)
-        positions = batch.positions + (self.config.max_length - rows)
+        positions = batch.positions + (self.config.max_length - batch.lengths)[batch.rows]
         x = self.item_embedding(batch.items) * self.config.embedding_dim**0.5
         return self.dropout(x + self.position_embedding(positions))
 

@@ -236,8 +236,7 @@ class TiSASRec(Model):
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
         config = self.config
-        lengths = batch.lengths
-        places = batch.positions + (config.max_length - torch.repeat_interleave(lengths, lengths))
+        places = batch.positions + (config.max_length - batch.lengths)[batch.rows]
         x = self.dropout(self.item_embedding(batch.items) * config.embedding_dim**0.5)
         if len(self.blocks):
             positions = self.dropout(self.position_embedding(places))
