@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from seqrec import metrics
-from seqrec.data.batches import Batch, ahead, trainable, training_batches
+from seqrec.data.batches import Batch, trainable, training_batches
 from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories, Split, Targets
 from seqrec.errors import InputError, one_line
@@ -171,8 +171,7 @@ def train(
             bar.start(loop.epoch + 1, config.epochs)
             model.train()
             clock = time.perf_counter()
-            tasks = _tasks(model, split.train, config, objective, sampler, loop.epoch, loop.step)
-            for task in ahead(tasks):
+            for task in _tasks(model, split.train, config, objective, sampler, loop.epoch, loop.step):
                 where = [config.seed, loop.epoch, loop.step, 2]
                 seed_dropout(dropouts, where)
                 if device.type != "cpu":  # which has dropout of its own

@@ -1,10 +1,8 @@
 """From histories to packed batches: tokens of many users one after another, no padding."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +10,6 @@ from torch import Tensor
 
 from seqrec.data.prepare import Dataset
 from seqrec.data.split import Histories
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +117,6 @@ def training_batches(
         usable = Histories(usable.dataset, usable.users, starts, ends)
     for start in range(first_step * batch_size, len(usable), batch_size):
         yield pack(usable.take(order[start : start + batch_size]), max_length, with_targets=True)
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same, each made on another thread while the one before is in use."""
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, items, None)
-            yield item
 
 
 def histories_of(
