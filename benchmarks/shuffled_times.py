@@ -2,10 +2,10 @@
 
     python benchmarks/shuffled_times.py ml-100k.inter --model tisasrec --seeds 5 --set time_span=2048
 
-Every user's items keep their order; what is shuffled is how long after each other they come: the user's intervals
-in another order. So all that a model can lose is what the times say. Trained are one model with real and one with
-shuffled times for each seed; the NDCG@10 of each test user (full ranking) is averaged over seeds and compared in
-pairs.
+Shuffled are, by default, each user's intervals: the items keep their order, and so all that a model can lose is what
+the times say beyond it. ``--what times`` gives the items of a training history each other's times, and so loses their
+order too; the held-out items stay what they are. Trained are one model with real and one with shuffled times for each
+seed; the NDCG@10 of each test user (full ranking) is averaged over seeds and compared in pairs.
 """
 
 import argparse
@@ -20,20 +20,23 @@ from seqrec import Dataset, Recommender, metrics, prepare, read_log, split_last_
 from seqrec.evaluate import ranks
 
 
-def with_shuffled_times(dataset: Dataset, seed: int) -> Dataset:
-    """The same items in the same order, each user's intervals permuted."""
+def with_shuffled_times(dataset: Dataset, what: str, seed: int) -> Dataset:
+    """The same interactions, each user's intervals or the times of the training items permuted."""
     random = np.random.default_rng(seed)
-    times = dataset.timestamps.copy()
+    items, times = dataset.items.copy(), dataset.timestamps.copy()
     for low, high in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True):
-        gaps = np.diff(times[low:high])
-        times[low + 1 : high] = times[low] + np.cumsum(random.permutation(gaps))
-    return replace(dataset, timestamps=times)
+        if what == "intervals":
+            times[low + 1 : high] = times[low] + np.cumsum(random.permutation(np.diff(times[low:high])))
+        else:  # to give items other times is to give times other items
+            items[low : high - 2] = random.permutation(items[low : high - 2])
+    return replace(dataset, items=items, timestamps=times)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("log", type=Path)
     parser.add_argument("--model", default="tisasrec")
+    parser.add_argument("--what", choices=["intervals", "times"], default="intervals")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of Recommender")
@@ -47,7 +50,7 @@ def main() -> None:
     rows: list[np.ndarray] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         pair = []
-        for kind, log in (("real", dataset), ("shuffled", with_shuffled_times(dataset, seed))):
+        for kind, log in (("real", dataset), ("shuffled", with_shuffled_times(dataset, options.what, seed))):
             recommender = Recommender(options.model, seed=seed, **settings).fit(log)
             values = metrics.ndcg(*ranks(recommender.model, split_last_two(log).test), 10)
             pair.append(values)
@@ -57,8 +60,8 @@ def main() -> None:
     low, high = metrics.bootstrap_intervals(gain[:, None], seed=0)[0]
     p = metrics.paired_t_test(gain[:, None])[0]
     print(
-        f"{options.model} {' '.join(options.set)}: real minus shuffled {gain.mean():+.4f} ({low:+.4f} to {high:+.4f}), "
-        f"p {p:.2g} over {len(gain)} users, {options.seeds} seeds; by seed "
+        f"{options.model} {' '.join(options.set)}: real minus shuffled {options.what} {gain.mean():+.4f} "
+        f"({low:+.4f} to {high:+.4f}), p {p:.2g} over {len(gain)} users, {options.seeds} seeds; by seed "
         f"{', '.join(f'{row.mean():+.4f}' for row in rows)}"
     )
 

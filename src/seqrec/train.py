@@ -306,7 +306,7 @@ class _Loop:
         """Close the epoch; the row of ``epochs.csv``."""
         loss = self.loss_sum.item() / self.tokens
         if not np.isfinite(loss):
-            kept = " (the last good weights are kept)" if self.best is not None else ""
+            kept = " (the last good weights are kept)" if self.best_epoch else ""
             raise InputError(
                 f"the loss of epoch {self.epoch + 1} is {loss}: training diverged; lower the learning rate or give "
                 f"a clip norm{kept}"
@@ -329,16 +329,21 @@ class _Loop:
         if not self.average_decay:
             yield
             return
-        now = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        now = self.model.state_dict()
         if self.mean is None:
-            self.mean = {name: value.clone() for name, value in now.items()}
+            self.mean = {name: value.detach().clone() for name, value in now.items()}
         for name, value in now.items():
             self.mean[name].lerp_(value, 1 - self.average_decay)
-        self.model.load_state_dict(self.mean)
+        self._exchange(self.mean)
         try:
             yield
         finally:
-            self.model.load_state_dict(now)
+            self._exchange(self.mean)
+
+    def _exchange(self, others: dict[str, Tensor]) -> None:
+        """Swap the model's tensors for others, without a copy: they may be most of the memory."""
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            value.data, others[name].data = others[name].data, value.data
 
     def keep_if_better(self, value: float, counts: bool) -> None:
         """Keep the weights of a better validation; one out of turn, at the end, says nothing about patience."""
@@ -349,11 +354,12 @@ class _Loop:
             self.worse += 1
 
     def keep_weights(self) -> None:
-        """The weights as they are become the best."""
+        """The weights as they are become the best; they are kept in the run, or in memory where there is none."""
         self.best_epoch = self.epoch
-        self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         if self.run is not None:
-            self.run.save_weights(self.best)
+            self.run.save_weights(self.model.state_dict())
+        else:
+            self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def checkpoint(self) -> None:
         """Write all that ``restore`` needs. The rows are not caught up here, which would round
@@ -395,16 +401,19 @@ class _Loop:
                 f"{self.run.folder}: the training state does not fit the run ({one_line(error)}); "
                 "train again with --overwrite"
             ) from error
-        self.best = self.run.model().state_dict() if self.best_epoch else None
 
     def finish(self, interrupted: bool) -> None:
         """Leave the best weights in the model; an interrupted run without any gets those of now."""
-        if self.best is None:
+        self.model.cpu()
+        if self.best_epoch == 0:
             self.optimizer.catch_up()
-            self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             if self.run is not None and interrupted:
-                self.run.save_weights(self.best)
-        self.model.cpu().load_state_dict(self.best)
+                self.run.save_weights(self.model.state_dict())
+        elif self.run is not None:
+            self.model.load_state_dict(self.run.model().state_dict())
+        else:
+            assert self.best is not None
+            self.model.load_state_dict(self.best)
         self.model.eval()
 
 

@@ -136,7 +136,7 @@ def test_gradients_of_packed_and_one_by_one():
     alone = torch.zeros((), dtype=torch.float64)
     for row in range(len(lists)):
         part = slice(int(shown.offsets[row]), int(shown.offsets[row + 1]))
-        values = {name: value[part] for name, value in vars(shown).items() if name not in ("offsets", "users")}
+        values = {name: value[part] for name, value in vars(shown).items() if name not in ("offsets", "users", "rows")}
         length = part.stop - part.start
         one = Batch(**values, offsets=torch.tensor([0, length]), users=shown.users[row : row + 1])
         tokens, items = model.training_targets(one)
