@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format bench-peers pictures wheel clean
+.PHONY: install demo test lint format bench bench-peers pictures wheel clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,9 @@ format: install
 
 wheel: install
 	$(BIN)/python -m build --wheel
+
+bench: install
+	$(BIN)/seqrec bench $(LOG) --out runs/bench
 
 bench-peers: install
 	$(BIN)/python benchmarks/peers.py $(LOG)

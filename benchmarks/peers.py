@@ -1,11 +1,13 @@
 """Compare seqrec with RecTools' SASRecModel: one epoch of training and recommending for everybody.
 
     make bench-peers LOG=games.txt
+    python benchmarks/peers.py games.txt --loss cross-entropy --peer-steps 4 --repeats 2
 
 Both train the same sizes on the same log in one run, in turn, so that a change in the machine's speed
 meets both: epoch of theirs, epoch of ours, and so on, then the same with recommendations. RecTools lives
 in an environment of its own, ``.venv-rectools``, which is made at the first call. The ratio of medians
-counts; absolute times say little on a shared machine.
+counts; absolute times say little on a shared machine. With the loss over the whole catalogue an epoch of RecTools
+takes half an hour, so ``--peer-steps`` times a few of its steps, and a step of ours is a whole epoch's mean.
 """
 
 import argparse
@@ -29,6 +31,8 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="a log that both read: 'user item' lines in time order")
     parser.add_argument("--repeats", type=int, default=3, help="timed epochs and recommendations, after one warm-up")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--loss", choices=["bce", "cross-entropy"], default="bce")
+    parser.add_argument("--peer-steps", type=int, default=None, help="steps of RecTools' epochs that are timed")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     # Threads are fixed before torch starts, the same number for both.
@@ -39,7 +43,7 @@ def main() -> None:
     ours = Ours(options)
     times: dict[str, list[float]] = {"rectools epoch": [], "seqrec epoch": []}
     for _ in range(options.repeats + 1):
-        times["rectools epoch"].append(peer.next("epoch"))
+        times["rectools epoch"].append(peer.next("epoch") * ours.steps / (options.peer_steps or ours.steps))
         times["seqrec epoch"].append(ours.epoch())
     times |= {"rectools recommend": [], "seqrec recommend": []}
     for _ in range(options.repeats + 1):
@@ -65,7 +69,9 @@ class Peer:
     def __init__(self, options: argparse.Namespace) -> None:
         self.result = ENVIRONMENT / "result.json"
         command = [
-            ENVIRONMENT / "bin/python", HERE / "peers_rectools.py", "--log", options.log, "--pace", "--loss", "BCE",
+            ENVIRONMENT / "bin/python", HERE / "peers_rectools.py", "--log", options.log, "--pace",
+            "--loss", {"bce": "BCE", "cross-entropy": "softmax"}[options.loss],
+            *(["--steps", options.peer_steps] if options.peer_steps else []),
             "--negatives", "1", "--epochs-timed", options.repeats + 1, "--recommend-repeats", options.repeats + 1,
             "--threads", options.threads, "--max-length", 50, "--dimension", 100, "--blocks", 2, "--heads", 1,
             "--batch-size", 128, "--json", self.result,
@@ -106,15 +112,18 @@ class Ours:
     def __init__(self, options: argparse.Namespace) -> None:
         import torch
 
-        from seqrec import Recommender, prepare, read_log
+        from seqrec import Recommender, prepare, read_log, split_last_two
+        from seqrec.data.batches import trainable
 
         torch.set_num_threads(options.threads)
         self.dataset = prepare(read_log(options.log))
         self.options: dict[str, Any] = {
-            "loss": "bce", "negatives": 1, "epochs": 1, "evaluate_every": 0, "batch_size": 128, "max_length": 50,
+            "loss": options.loss, "negatives": 1, "epochs": 1, "evaluate_every": 0, "batch_size": 128, "max_length": 50,
             "embedding_dim": 100, "num_blocks": 2, "num_heads": 1, "dropout": 0.2, "device": "cpu",
         }  # fmt: skip
         self.recommender = Recommender("sasrec", **self.options)
+        trained = trainable(split_last_two(self.dataset).train)
+        self.steps = -(-len(trained) // self.options["batch_size"])
 
     def epoch(self) -> float:
         """One epoch from fresh weights; seconds of training alone."""

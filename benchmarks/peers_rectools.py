@@ -127,6 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             devices=1,
             min_epochs=args.epochs_timed,
             max_epochs=args.epochs_timed,
+            limit_train_batches=args.steps,
             callbacks=[timer],
             logger=False,
             enable_checkpointing=False,
@@ -200,6 +201,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--log", type=Path, required=True, help="'user item' lines in time order")
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     parser.add_argument("--epochs-timed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=None, help="steps of an epoch that are taken; all without it")
     parser.add_argument("--recommend-repeats", type=int, default=1)
     parser.add_argument("--recommend-batch-size", type=int, default=256)
     parser.add_argument("--max-length", type=int, default=50)

@@ -25,7 +25,7 @@ from seqrec.demo import run_demo
 from seqrec.models import MODELS
 
 SMALL = ["--embedding-dim=8", "--num-blocks=1", "--max-length=5", "--batch-size=16", "--epochs=3", "--evaluate-every=1"]
-COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "compare", "demo"]
+COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "compare", "demo", "bench"]
 
 
 def ring(numbers: bool = False) -> pl.DataFrame:

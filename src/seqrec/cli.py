@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import seqrec
+from seqrec.bench import BenchConfig, bench, tables, write
 from seqrec.compare import CompareConfig, compare
 from seqrec.data.fetch import fetch
 from seqrec.data.prepare import PrepareConfig, prepare, statistics_table
@@ -312,6 +313,25 @@ def demo_command(*, out: Path = Path("runs/demo"), overwrite: bool = False, json
     _write_json(json, result)
 
 
+def bench_command(
+    log: Path | None = None, *, out: Path | None = None, sizes: Annotated[BenchConfig | None, Flat] = None,
+    json: Json = None,
+) -> None:  # fmt: skip
+    """Measure how fast this machine trains, ranks and recommends, and how that grows; some minutes.
+
+    Args:
+        log: a log to use for the main figures; a generated one without it.
+        out: folder for bench.json and bench.png, replaced if they are there.
+        sizes: what is measured.
+    """
+    with _output(json) as console:
+        found = bench(log, sizes, console)
+        console.print(*tables(found), sep="\n")
+    if out is not None:
+        write(found, out)
+    _write_json(json, found)
+
+
 def make_app(model: str = "sasrec") -> App:
     """The command line; ``fit`` has the flags of one model."""
     app = App(
@@ -320,14 +340,11 @@ def make_app(model: str = "sasrec") -> App:
         version=seqrec.__version__,
         default_parameter=Parameter(negative="", consume_multiple=True),
     )
-    app.command(inspect)
-    app.command(fetch_command, name="fetch")
-    app.command(fit_command(model), name="fit")
-    app.command(evaluate_command, name="evaluate")
-    app.command(recommend_command, name="recommend")
-    app.command(similar_command, name="similar")
-    app.command(compare_command, name="compare")
-    app.command(demo_command, name="demo")
+    for command in (
+        inspect, fetch_command, fit_command(model), evaluate_command, recommend_command, similar_command,
+        compare_command, demo_command, bench_command,
+    ):  # fmt: skip
+        app.command(command, name=command.__name__.removesuffix("_command"))
     return app
 
 

@@ -61,8 +61,17 @@ class RowAdam:
         self.dense = {name: p for name, p in model.named_parameters() if name not in embeddings}
         self.learning_rate = learning_rate
         self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, and how many steps
-        for name, module in embeddings.items():
+        self._hooks = [
             module.register_forward_pre_hook(self._before_reading(self.tables[name]))
+            for name, module in embeddings.items()
+        ]
+
+    def close(self) -> None:
+        """Let go of the model, which would hold on to the moments as long as it lives, and of these and gradients."""
+        self.zero_grad()
+        for hook in self._hooks:
+            hook.remove()
+        self.tables, self.dense, self._moments = {}, {}, {}
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

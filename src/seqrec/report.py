@@ -129,6 +129,28 @@ def comparison_picture(
     _save(figure, path)
 
 
+def growth_picture(curves: Mapping[str, Sequence[tuple[float, float]]], label: str, path: str | Path) -> None:
+    """Draw how a cost grows with several sizes as a PNG, a panel each.
+
+    Args:
+        curves: points ``(size, cost)`` by what grows.
+        label: of the cost.
+        path: the PNG.
+    """
+    figure = Figure(figsize=(3.2 * len(curves), 2.8), dpi=150, layout="constrained")
+    highest = max(cost for points in curves.values() for _, cost in points)
+    for number, (name, points) in enumerate(curves.items()):
+        axes = figure.add_subplot(1, len(curves), number + 1)
+        axes.plot(*zip(*points, strict=True), marker="o", color=_BLUE, markersize=4)
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.1 * highest)
+        axes.set_xlabel(name)
+        axes.spines[["top", "right"]].set_visible(False)
+        if number == 0:
+            axes.set_ylabel(label)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: str | Path) -> None:
     with replacing(path) as new:
         figure.savefig(new, format="png", metadata={"Software": None})

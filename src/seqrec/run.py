@@ -241,6 +241,12 @@ class Run:
             model = self.config.build()
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error
+        self.load_weights(model)
+        return model.eval()
+
+    def load_weights(self, model: Model) -> None:
+        """Put the weights into a model of the run's sizes, on the CPU."""
+        path = self.folder / WEIGHTS
         tensors = _load_tensors(path)
         expected = model.state_dict()
         for name in sorted(set(expected) | set(tensors)):
@@ -258,7 +264,6 @@ class Run:
             model.load_state_dict(tensors)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
-        return model.eval()
 
     def sweep(self) -> None:
         """Remove what a killed process left half written."""

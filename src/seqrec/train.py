@@ -404,13 +404,16 @@ class _Loop:
 
     def finish(self, interrupted: bool) -> None:
         """Leave the best weights in the model; an interrupted run without any gets those of now."""
-        self.model.cpu()
         if self.best_epoch == 0:
             self.optimizer.catch_up()
+        self.optimizer.close()
+        self.mean = None
+        self.model.cpu()
+        if self.best_epoch == 0:
             if self.run is not None and interrupted:
                 self.run.save_weights(self.model.state_dict())
         elif self.run is not None:
-            self.model.load_state_dict(self.run.model().state_dict())
+            self.run.load_weights(self.model)
         else:
             assert self.best is not None
             self.model.load_state_dict(self.best)
