@@ -120,7 +120,13 @@ CONFIGS = [
     {"user_dim": 9, "embedding_dim": 2, "attention_dim": 6, "num_heads": 3, "feedforward_dims": (5, 8)},
     {"num_blocks": 0},
     {"num_blocks": 3, "max_length": 1},
-    {"max_length": 40, "sse_user": 1.0, "sse_item": 1.0, "random_start": 1.0},  # none of it outside training
+    {
+        "max_length": 40,
+        "sse_user": 1.0,
+        "sse_item": 1.0,
+        "sse_target": 1.0,
+        "random_start": 1.0,
+    },  # none of it outside training
 ]
 
 
@@ -219,7 +225,7 @@ def share(before: Tensor, after: Tensor) -> float:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"sse_user": 0.92, "sse_item": 0.1}, (0.92, 0.1, 0.1)),
+        ({"sse_user": 0.92, "sse_item": 0.1}, (0.92, 0.1, 0.0)),
         ({"sse_user": 0.0, "sse_item": 0.3, "sse_target": 0.6}, (0.0, 0.3, 0.6)),
         ({"sse_user": 1.0, "sse_item": 0.0, "sse_target": 1.0}, (1.0, 0.0, 1.0)),
         ({"sse_user": 0.5, "sse_item": 1.0, "sse_target": 0.0}, (0.5, 1.0, 0.0)),
@@ -248,7 +254,7 @@ def test_training_exchanges_users_items_and_targets(values, expected):
 
 def test_all_others_are_as_likely():
     batch, dataset = long_batch()
-    config = SSEPTConfig(sse_user=1.0, sse_item=1.0)
+    config = SSEPTConfig(sse_user=1.0, sse_item=1.0, sse_target=1.0)
     shown = SSEPT(config, dataset.num_items, dataset.num_users).corrupt(batch, np.random.default_rng(0))
     for before, after in ((batch.items, shown.items), (batch.targets, shown.targets)):
         counts = torch.zeros(11, 11, dtype=torch.int64)
@@ -270,16 +276,16 @@ def test_all_others_are_as_likely():
 
 def test_padding_and_strangers_are_not_exchanged():
     batch, dataset = long_batch(users=50)
-    model = SSEPT(SSEPTConfig(sse_user=1.0, sse_item=1.0), dataset.num_items, dataset.num_users)
+    model = SSEPT(SSEPTConfig(sse_user=1.0, sse_item=1.0, sse_target=1.0), dataset.num_items, dataset.num_users)
     no_targets = replace(batch, targets=torch.zeros_like(batch.targets), users=torch.full_like(batch.users, -1))
     shown = model.corrupt(no_targets, np.random.default_rng(0))
     assert (shown.targets == 0).all()
     assert (shown.users == -1).all()
     assert share(batch.items, shown.items) == 1
-    lonely = SSEPT(SSEPTConfig(sse_user=1.0, sse_item=1.0), 1, 1)
+    lonely = SSEPT(SSEPTConfig(sse_user=1.0, sse_item=1.0, sse_target=1.0), 1, 1)
     ones = replace(batch, items=torch.ones_like(batch.items), users=torch.zeros_like(batch.users))
     assert torch.equal(lonely.corrupt(ones, np.random.default_rng(0)).items, ones.items)  # there is no other
-    off = SSEPT(SSEPTConfig(sse_user=0.0), dataset.num_items, dataset.num_users)
+    off = SSEPT(SSEPTConfig(sse_user=0.0, sse_item=0.0), dataset.num_items, dataset.num_users)
     assert vars(off.corrupt(batch, np.random.default_rng(0))) == vars(batch)
 
 
@@ -345,7 +351,14 @@ def trained(model: Model, split: Split) -> Model:
 def ssept(split: Split, sse_user: float) -> SSEPT:
     torch.manual_seed(0)
     config = SSEPTConfig(
-        max_length=2, embedding_dim=16, user_dim=16, num_blocks=1, dropout=0.1, sse_user=sse_user, random_start=1.0
+        max_length=2,
+        embedding_dim=16,
+        user_dim=16,
+        num_blocks=1,
+        dropout=0.1,
+        sse_user=sse_user,
+        sse_item=0.0,
+        random_start=1.0,
     )
     return SSEPT(config, split.train.dataset.num_items, split.train.dataset.num_users)
 

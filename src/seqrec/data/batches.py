@@ -45,9 +45,10 @@ class Batch:
     @cached_property
     def rows(self) -> Tensor:
         """The row in the batch of each token's user, ``int64[T]``."""
-        if self.users.device.type == "cpu":  # numpy does it in a third of the time
-            return torch.from_numpy(np.repeat(np.arange(len(self)), self.lengths.numpy()))
-        return torch.repeat_interleave(torch.arange(len(self), device=self.users.device), self.lengths)
+        with torch.inference_mode(False):  # so that a batch that was scored may be trained on
+            if self.users.device.type == "cpu":  # numpy does it in a third of the time
+                return torch.from_numpy(np.repeat(np.arange(len(self)), self.lengths.numpy()))
+            return torch.repeat_interleave(torch.arange(len(self), device=self.users.device), self.lengths)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
