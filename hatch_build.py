@@ -11,9 +11,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# The sums of a row may be taken in another order; what is not a number stays what it is.
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-         "-fassociative-math"]  # fmt: skip
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 
 
 class KernelsHook(BuildHookInterface):
@@ -40,14 +38,21 @@ def compile_kernels(source: Path, target: Path) -> str:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if os.name != "posix" or compiler is None:
         return "there is no C++ compiler (c++, g++, clang++ or the one that CXX names)"
+    try:
+        return _compiled(shlex.split(compiler), source, target)
+    except OSError as error:
+        return str(error)
+
+
+def _compiled(compiler: list[str], source: Path, target: Path) -> str:
     reason = ""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        for threads in (["-fopenmp"], []):
-            command = [*shlex.split(compiler), *FLAGS, *threads, "-shared", "-o", str(made), str(source)]
+        for threads in (["-fopenmp"], ["-fopenmp-simd"], []):
+            command = [*compiler, *FLAGS, *threads, "-shared", "-o", str(made), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 made.replace(target)
                 return ""
-            reason = reason or (done.stderr.strip().splitlines() or [f"{compiler} failed"])[0]
+            reason = reason or (done.stderr.strip().splitlines() or [f"{compiler[0]} failed"])[0]
     return reason

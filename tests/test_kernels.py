@@ -194,6 +194,87 @@ def test_dropout_does_the_same_without_them(monkeypatch):
     assert all(torch.equal(compiled, plain) for compiled, plain in zip(*found, strict=True))
 
 
+def test_exponentials_are_exact_to_the_last_places():
+    logits = torch.linspace(-80, 0, 4001)[None].clone()
+    exact = logits.double()
+    kernels.softmax_rows(logits, None, torch.tensor([-1e30]), 1.0, torch.empty(1))  # whose gradients are the softmax
+    error = (logits.double() / exact.softmax(dim=1) - 1).abs()
+    assert error[exact > -80].max() < 4 * torch.finfo(torch.float32).eps
+
+
+def test_they_are_what_runs():
+    x = torch.randn(8, 4, requires_grad=True)
+    batch = batch_of([3, 5])
+    layer, network = Attention(4, 4, 1, 0.0), FeedForward(4, (4,), 0.0)
+    assert layer(x, x, group(batch)).grad_fn.name() == "_AttentionBackward"
+    assert network(x, x).grad_fn.name() == "_FeedForwardBackward"
+    drop = Dropout(0.5)
+    seed_dropout([drop], [0])
+    assert drop(x).grad_fn.name() == "_DropoutBackward"
+    assert RowAdam(Tables(), 0.1).tables["table.weight"].compiled
+
+
+def test_autocast_goes_to_torch():
+    layer = FeedForward(8, (8,), 0.0)
+    x = torch.randn(100, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels.usable(x)
+        assert (layer(x, x) - layer.float()(x, x)).abs().max() < 0.1
+
+
+def test_gradients_survive_hooks_that_copy_what_is_saved():
+    torch.manual_seed(0)
+    layer = Attention(8, 8, 2, 0.0)
+    x = torch.randn(30, 8, requires_grad=True)
+    plain = torch.autograd.grad(layer(x, x, group(batch_of([10, 20]))).square().sum(), x)[0]
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.clone(), lambda saved: saved):
+        out = layer(x, x, group(batch_of([10, 20]))).square().sum()
+    assert torch.equal(torch.autograd.grad(out, x)[0], plain)
+
+
+def test_second_derivatives_are_refused():
+    x = torch.randn(6, 4, requires_grad=True)
+    network = FeedForward(4, (4,), 0.0)
+    (first,) = torch.autograd.grad(network(x, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    query, key_value, offsets = torch.zeros(4, 6), torch.zeros(4, 12), torch.tensor([0, 4])
+    kernels.attention(query, key_value, offsets.int(), 1, True)
+    for wrong in ((query[:3], key_value, offsets), (query, key_value[:3], offsets), (query, key_value, offsets + 1)):
+        with pytest.raises(ValueError, match="are not of"):
+            kernels.attention(*wrong, 1, True)
+    with pytest.raises(ValueError, match="random words"):
+        kernels.attention(query, key_value, offsets, 1, True, torch.zeros(3, dtype=torch.int16), 0.1)
+    with pytest.raises(ValueError, match="don't fit"):
+        kernels.score(torch.zeros(1, 6), torch.zeros(4, 5, 6))
+
+
+def test_rows_that_the_table_does_not_have_are_torchs_to_refuse():
+    model = Tables().train()
+    optimizer = RowAdam(model, 0.1)
+    for rows in (torch.tensor([1, 2]), torch.tensor([2, 3], dtype=torch.int32)):
+        optimizer.zero_grad()
+        model.table(rows).sum().backward()
+        optimizer.step()
+    before = model.table.weight.detach().clone()
+    for row in (40, 10**9, -1):
+        with pytest.raises(IndexError):
+            model.table(torch.tensor([row]))
+    assert torch.equal(model.table.weight, before)
+
+
+def test_a_table_that_is_part_of_another_is_moved_where_it_is():
+    whole = torch.zeros(6, 8)
+    model = nn.ModuleDict({"table": nn.Embedding.from_pretrained(whole[:, :4], freeze=False, sparse=True)}).train()
+    optimizer = RowAdam(model, 0.1)
+    model["table"](torch.tensor([3])).sum().backward()
+    optimizer.step()
+    assert (whole != 0).nonzero().tolist() == [[3, column] for column in range(4)]
+
+
 class Tables(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -221,6 +302,18 @@ def trained(steps: int, threads: int = 1) -> list[Tensor]:
                 ("first", "second", "last"))]  # fmt: skip
     finally:
         torch.set_num_threads(before)
+
+
+def test_torch_knows_of_their_changes():
+    model = Tables().train()
+    optimizer = RowAdam(model, 0.1)
+    versions = [model.table.weight._version]
+    for work in (optimizer.step, optimizer.catch_up):
+        optimizer.zero_grad()
+        model.table(torch.tensor([1, 2])).sum().backward()
+        work()
+        versions.append(model.table.weight._version)
+    assert versions[0] < versions[1] <= versions[2]  # nothing was behind for the second
 
 
 def test_adam_by_rows_does_the_same_without_them(monkeypatch):
@@ -272,6 +365,8 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     source, target = ROOT / "src" / "seqrec" / "kernels.cpp", tmp_path / "made.so"
     monkeypatch.setenv("CXX", "false")
     assert hook.compile_kernels(source, target) == "false failed"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in hook.compile_kernels(source, target)
     monkeypatch.delenv("CXX")
     broken = tmp_path / "broken.cpp"
     broken.write_text("int f( {")

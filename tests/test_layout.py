@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {*BELOW_FACE, "recommender"},
     "report": {*BELOW_FACE, "recommender"},
     "compare": {*BELOW_FACE, "recommender", "report"},
-    "bench": {*BELOW_FACE, "kernels", "report"},
+    "bench": {*BELOW_FACE, "kernels", "recommender", "report"},
     "demo": {*BELOW_FACE, "recommender", "report"},
     "serve": {*BELOW_FACE, "recommender", "export", "report", "serve"},
     "cluster": {*BELOW_FACE, "recommender", "export", "report", "cluster"},

@@ -218,6 +218,15 @@ def test_blocked_cross_entropy_is_cross_entropy(tokens, items, dim, dtype):
         torch.testing.assert_close(mine, theirs, **close)
 
 
+def test_blocked_sampled_softmax_takes_strides_and_other_types():
+    torch.manual_seed(0)
+    hidden, vectors, scores = torch.randn(9, 4), torch.randn(5, 4), torch.randn(9, 3)
+    none = torch.zeros(0, dtype=torch.int64)
+    correction = torch.randn(5, dtype=torch.float64)
+    found = blocked_sampled_softmax(hidden, vectors, scores[:, 1], (none, none), correction)
+    torch.testing.assert_close(found, sampled_softmax(scores[:, 1], hidden @ vectors.T, None, correction.float()))
+
+
 def test_a_loss_of_no_number_stays_one():
     hidden = torch.tensor([[1.0], [float("nan")]], requires_grad=True)
     vectors = torch.tensor([[0.0], [1.0], [2.0]], requires_grad=True)

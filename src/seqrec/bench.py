@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from seqrec.data.read import read_log
 from seqrec.data.split import Histories, all_histories, split_last_two
 from seqrec.errors import InputError
 from seqrec.evaluate import evaluate
-from seqrec.files import explain_os_error, replacing
+from seqrec.files import make_folder, replacing
 from seqrec.models.base import Loss
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
@@ -171,7 +170,7 @@ def peak_memory(users: int, items: int, dim: int, loss: Loss) -> dict[str, float
     script = f"from seqrec.bench import _trained_alone; _trained_alone({arguments!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"peak": float("nan"), "table": 4.0 * items * dim}
+        raise RuntimeError(f"training in a process of its own failed:\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
@@ -194,6 +193,8 @@ def _train_in_a_folder(dataset: Dataset, dim: int, config: TrainConfig) -> None:
 
 
 def _peak_bytes() -> int:
+    import resource  # which Windows does not have
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -344,10 +345,7 @@ def write(found: dict[str, Any], folder: Path) -> None:
     """``bench.json`` and ``bench.png``, each whole or not at all."""
     from seqrec.report import growth_picture  # brings matplotlib
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
+    make_folder(folder)
     with replacing(folder / "bench.json") as new:
         new.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     curves = {

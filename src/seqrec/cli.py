@@ -25,7 +25,7 @@ from seqrec.data.prepare import PrepareConfig, prepare, statistics_table
 from seqrec.data.read import read_log
 from seqrec.errors import InputError, one_line
 from seqrec.evaluate import table
-from seqrec.files import explain_os_error, replacing
+from seqrec.files import explain_os_error, make_folder, replacing
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender, UnknownIdWarning
 from seqrec.run import SplitConfig, check_free
@@ -320,10 +320,11 @@ def bench_command(
     """Measure how fast this machine trains, ranks and recommends, and how that grows; some minutes.
 
     Args:
-        log: a log to use for the main figures; a generated one without it.
-        out: folder for bench.json and bench.png, replaced if they are there.
+        log: a log for the main figures; a generated one without it.
+        out: folder for bench.json and bench.png.
         sizes: what is measured.
     """
+    _ = out is None or make_folder(out)  # before minutes of measuring rather than after them
     with _output(json) as console:
         found = bench(log, sizes, console)
         console.print(*tables(found), sep="\n")

@@ -19,7 +19,7 @@ from seqrec.data.prepare import Dataset, PrepareConfig
 from seqrec.data.split import Targets
 from seqrec.errors import InputError
 from seqrec.evaluate import Protocol, ranks
-from seqrec.files import explain_os_error, replacing
+from seqrec.files import make_folder, replacing
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender
 from seqrec.run import SplitConfig
@@ -226,7 +226,7 @@ def compare(
     targets = plan.split_config.apply(dataset).test
     if len(targets) == 0:
         raise InputError("there is nobody to test on: no user has a target; give a longer log or another split")
-    made = out is not None and _make(Path(out))
+    made = out is not None and make_folder(Path(out))
     found = Comparison([], len(targets), asdict(plan.train_config), config)
     values: dict[str, dict[str, np.ndarray]] = {}
     for name in models:
@@ -286,19 +286,6 @@ def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dic
     if unknown:
         raise InputError(f"none of {', '.join(models)} has an option {unknown[0]!r}; leave it out")
     return chosen
-
-
-def _make(folder: Path) -> bool:
-    """Make the folder, before hours of training rather than after them; whether it was not there."""
-    if folder.is_dir():
-        return False
-    if folder.exists():
-        raise InputError(f"{folder}: is a file; name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    return True
 
 
 def _fit(

@@ -121,6 +121,19 @@ def kept_aside(path: str | Path) -> Iterator[None]:
             old.replace(path)
 
 
+def make_folder(folder: Path) -> bool:
+    """Make the folder, before hours of training rather than after them; whether it was not there."""
+    if folder.is_dir():
+        return False
+    if folder.exists():
+        raise InputError(f"{folder}: is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    return True
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk, so that a power cut after the rename finds the content."""
     descriptor = os.open(path, os.O_RDONLY)

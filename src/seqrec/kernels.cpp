@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
+#else
+static int omp_get_thread_num() { return 0; }
+static int omp_get_num_threads() { return 1; }
 #endif
 
 // The same loops for several generations of processors; the loader picks one.
@@ -48,6 +50,7 @@ inline void dots(const float* x, const float* rows, int64_t stride, int64_t coun
     for (; n + 4 <= count; n += 4) {
         const float *a = rows + n * stride, *b = a + stride, *c = b + stride, *d = c + stride;
         float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
         for (int64_t k = 0; k < dim; ++k) {
             s0 += x[k] * a[k];
             s1 += x[k] * b[k];
@@ -59,6 +62,7 @@ inline void dots(const float* x, const float* rows, int64_t stride, int64_t coun
     for (; n < count; ++n) {
         const float* a = rows + n * stride;
         float s = 0;
+#pragma omp simd reduction(+ : s)
         for (int64_t k = 0; k < dim; ++k) s += x[k] * a[k];
         out[n] = s;
     }
@@ -80,6 +84,30 @@ inline void mix(
         const float w = weights[n * step];
         for (int64_t k = 0; k < dim; ++k) out[k] += w * a[k];
     }
+}
+
+inline float highest_of(const float* row, int64_t count) {
+    float highest = -INFINITY;
+#pragma omp simd reduction(max : highest)
+    for (int64_t k = 0; k < count; ++k) highest = row[k] > highest ? row[k] : highest;
+    return highest;
+}
+
+// row becomes e^(row - subtracted), times the scale in the exponent; their sum.
+inline float exponentials(float* row, int64_t count, float scale, float subtracted) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < count; ++k) {
+        const float e = exponential(scale * (row[k] - subtracted));
+        row[k] = e;
+        sum += e;
+    }
+    return sum;
+}
+
+inline void softmax(float* row, int64_t count, float scale) {
+    const float share = 1 / exponentials(row, count, scale, highest_of(row, count));
+    for (int64_t k = 0; k < count; ++k) row[k] *= share;
 }
 
 struct Attention {
@@ -104,15 +132,7 @@ void forward_one(
         const int64_t width = width_of(a, length, i);
         float* row = weights ? weights : memory;
         dots(a.query + (first + i) * a.query_stride, a.key + first * a.key_stride, a.key_stride, width, a.dim, row);
-        float highest = row[0];
-        for (int64_t j = 1; j < width; ++j) highest = row[j] > highest ? row[j] : highest;
-        float sum = 0;
-        for (int64_t j = 0; j < width; ++j) {
-            row[j] = exponential(a.scale * (row[j] - highest));
-            sum += row[j];
-        }
-        const float share = 1 / sum;
-        for (int64_t j = 0; j < width; ++j) row[j] *= share;
+        softmax(row, width, a.scale);
         const float* used = row;
         if (words) {
             for (int64_t j = 0; j < width; ++j) memory[j] = words[j] >= a.threshold ? row[j] * a.kept : 0.0f;
@@ -133,14 +153,7 @@ void last_one(
     float* out, float* memory
 ) {
     dots(query, key, stride, length, dim, memory);
-    float highest = memory[0], sum = 0;
-    for (int64_t j = 1; j < length; ++j) highest = memory[j] > highest ? memory[j] : highest;
-    for (int64_t j = 0; j < length; ++j) {
-        memory[j] = exponential(scale * (memory[j] - highest));
-        sum += memory[j];
-    }
-    const float share = 1 / sum;
-    for (int64_t j = 0; j < length; ++j) memory[j] *= share;
+    softmax(memory, length, scale);
     std::memset(out, 0, dim * sizeof(float));
     mix(memory, 1, value, stride, length, dim, out);
 }
@@ -157,6 +170,7 @@ void backward_one(
         float *row = by_scores + i * length, *mixed = used + i * length;
         dots(by_out + (first + i) * out_stride, a.value + first * a.key_stride, a.key_stride, width, a.dim, row);
         float sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (int64_t j = 0; j < width; ++j) {
             const float keep = !words || words[j] >= a.threshold ? a.kept : 0.0f;
             mixed[j] = weights[j] * keep;
@@ -182,19 +196,14 @@ void backward_one(
     }
 }
 
-int64_t longest_of(const int64_t* offsets, int64_t users) {
-    int64_t longest = 0;
-    for (int64_t u = 0; u < users; ++u) longest = std::max(longest, offsets[u + 1] - offsets[u]);
-    return longest;
-}
-
-std::vector<int64_t> pair_starts(const int64_t* offsets, int64_t users, bool causal) {
-    std::vector<int64_t> starts(users + 1, 0);
+// Where each user's pairs begin, `users + 1` numbers; how many there are.
+int64_t pair_starts(const int64_t* offsets, int64_t users, bool causal, int64_t* starts) {
+    starts[0] = 0;
     for (int64_t u = 0; u < users; ++u) {
         const int64_t n = offsets[u + 1] - offsets[u];
         starts[u + 1] = starts[u] + (causal ? n * (n + 1) / 2 : n * n);
     }
-    return starts;
+    return starts[users];
 }
 
 // out = residual + dropout(relu(x)), with what is asked for of it; x may be out.
@@ -231,18 +240,11 @@ double softmax_row(
 ) {
     if (log_probability)
         for (int64_t k = 0; k < count; ++k) row[k] -= log_probability[k];
-    float highest = -INFINITY;
-    for (int64_t k = 0; k < count; ++k) highest = row[k] > highest ? row[k] : highest;
+    float highest = highest_of(row, count);
     if (highest == -INFINITY) highest = 0;  // where all are left out, the sum is 0
     double sum = 0;
-    for (int64_t low = 0; low < count; low += 1024) {  // a million float32 added one after another lose digits
-        float part = 0;
-        for (int64_t k = low; k < std::min(low + 1024, count); ++k) {
-            row[k] = exponential(row[k] - highest);
-            part += row[k];
-        }
-        sum += part;
-    }
+    for (int64_t low = 0; low < count; low += 1024)  // a million float32 added one after another lose digits
+        sum += exponentials(row + low, std::min<int64_t>(1024, count - low), 1, highest);
     // softplus(excess) and its derivative.
     const double excess = std::log(sum) + highest - target;
     const double loss = excess > 0 ? excess + std::log1p(std::exp(-excess)) : std::log1p(std::exp(excess));
@@ -310,11 +312,11 @@ struct Drift {
     const float* drifts;
 };
 
-inline void bring_up_to_date(
+inline bool bring_up_to_date(
     const Drift& d, int64_t dim, int64_t step, int64_t row, float* weight, float* first, float* second, int64_t* last
 ) {
     const int64_t from = last[row];
-    if (from >= step || from <= 0) return;
+    if (from >= step || from <= 0) return false;
     const double missed = double(step - from), ratio = d.beta1 / std::sqrt(d.beta2);
     const double share = std::pow(ratio, missed);
     const double factor = d.drifts[from] - share * d.drifts[step];
@@ -324,6 +326,7 @@ inline void bring_up_to_date(
     drift_row(dim, float(d.rate * factor), float(d.epsilon * root), float(std::pow(d.beta1, missed)),
               float(std::pow(d.beta2, missed)), weight + at, first + at, second + at);
     last[row] = step;
+    return true;
 }
 
 }  // namespace
@@ -331,25 +334,25 @@ inline void bring_up_to_date(
 extern "C" {
 
 // Changes with every change of a signature.
-int32_t seqrec_kernels_version() { return 5; }
+int32_t seqrec_kernels_version() { return 6; }
 
 void seqrec_attention_forward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
     const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, int32_t causal,
-    const int16_t* words, int32_t threshold, float kept, float* weights, float* out, int32_t threads
+    const int16_t* words, int32_t threshold, float kept, int64_t* starts, float* scratch, int64_t scratch_size,
+    float* weights, float* out, int32_t threads
 ) {
-    const auto starts = pair_starts(offsets, users, causal);
-    const int64_t longest = longest_of(offsets, users), pairs = starts[users], out_stride = heads * dim;
+    const int64_t pairs = pair_starts(offsets, users, causal != 0, starts), out_stride = heads * dim;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> memory(longest);
+        float* memory = scratch + omp_get_thread_num() * scratch_size;
 #pragma omp for schedule(dynamic, 8)
         for (int64_t task = 0; task < users * heads; ++task) {
             const int64_t head = task % heads, user = task / heads, cell = head * pairs + starts[user];
             const Attention a{query + head * dim, key + head * dim, value + head * dim, query_stride, key_stride,
                               dim, scale, causal != 0, threshold, kept};
             forward_one(a, offsets[user], offsets[user + 1] - offsets[user], words ? words + cell : nullptr,
-                        weights ? weights + cell : nullptr, out + head * dim, out_stride, memory.data());
+                        weights ? weights + cell : nullptr, out + head * dim, out_stride, memory);
         }
     }
 }
@@ -357,18 +360,18 @@ void seqrec_attention_forward(
 // One query a user, in the order of users.
 void seqrec_attention_last(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
-    const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, float* out, int32_t threads
+    const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, float* scratch,
+    int64_t scratch_size, float* out, int32_t threads
 ) {
-    const int64_t longest = longest_of(offsets, users), out_stride = heads * dim;
+    const int64_t out_stride = heads * dim;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> memory(longest + 1);
+        float* memory = scratch + omp_get_thread_num() * scratch_size;
 #pragma omp for schedule(dynamic, 8)
         for (int64_t task = 0; task < users * heads; ++task) {
             const int64_t head = task % heads, user = task / heads, first = offsets[user] * key_stride + head * dim;
             last_one(query + user * query_stride + head * dim, key + first, value + first, key_stride,
-                     offsets[user + 1] - offsets[user], dim, scale, out + user * out_stride + head * dim,
-                     memory.data());
+                     offsets[user + 1] - offsets[user], dim, scale, out + user * out_stride + head * dim, memory);
         }
     }
 }
@@ -376,14 +379,13 @@ void seqrec_attention_last(
 void seqrec_attention_backward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
     const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, int32_t causal,
-    const int16_t* words, int32_t threshold, float kept, const float* weights, const float* by_out, float* by_query,
-    float* by_key, float* by_value, int32_t threads
+    const int16_t* words, int32_t threshold, float kept, int64_t* starts, float* scratch, int64_t scratch_size,
+    const float* weights, const float* by_out, float* by_query, float* by_key, float* by_value, int32_t threads
 ) {
-    const auto starts = pair_starts(offsets, users, causal);
-    const int64_t longest = longest_of(offsets, users), pairs = starts[users], out_stride = heads * dim;
+    const int64_t pairs = pair_starts(offsets, users, causal != 0, starts), out_stride = heads * dim;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> memory(2 * longest * longest);
+        float* memory = scratch + omp_get_thread_num() * scratch_size;
 #pragma omp for schedule(dynamic, 8)
         for (int64_t task = 0; task < users * heads; ++task) {
             const int64_t head = task % heads, user = task / heads, cell = head * pairs + starts[user];
@@ -391,7 +393,7 @@ void seqrec_attention_backward(
                               dim, scale, causal != 0, threshold, kept};
             backward_one(a, offsets[user], offsets[user + 1] - offsets[user], words ? words + cell : nullptr,
                          weights + cell, by_out + head * dim, out_stride, by_query + head * dim, by_key + head * dim,
-                         by_value + head * dim, memory.data());
+                         by_value + head * dim, memory);
         }
     }
 }
@@ -440,46 +442,44 @@ void seqrec_softmax_rows(
         losses[n] = softmax_row(logits + n * count, count, log_probability, targets[n], scale, by_targets + n);
 }
 
-void seqrec_adam_catch_up(
-    const int64_t* rows, int64_t count, int64_t step, int64_t dim, double beta1, double beta2, double rate,
-    double epsilon, const float* drifts, float* weight, float* first, float* second, int64_t* last, int32_t threads
+// How many rows were moved. Rows that the table of `size` rows does not have are left to torch to complain of.
+int64_t seqrec_adam_catch_up(
+    const int64_t* rows, int64_t count, int64_t size, int64_t step, int64_t dim, double beta1, double beta2,
+    double rate, double epsilon, const float* drifts, float* weight, float* first, float* second, int64_t* last,
+    int32_t threads
 ) {
     const Drift d{beta1, beta2, rate, epsilon, drifts};
-#pragma omp parallel num_threads(threads)
+    int64_t moved = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : moved)
     {
-        int64_t mine = 0, all = 1;
-#ifdef _OPENMP
-        mine = omp_get_thread_num(), all = omp_get_num_threads();
-#endif
+        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
         for (int64_t n = 0; n < count; ++n)
-            if (rows[n] % all == mine) bring_up_to_date(d, dim, step, rows[n], weight, first, second, last);
+            if (rows[n] >= 0 && rows[n] < size && rows[n] % all == mine)
+                moved += bring_up_to_date(d, dim, step, rows[n], weight, first, second, last);
     }
+    return moved;
 }
 
-// `slots[rows of the table]` is -1 everywhere before and after; `summed` has room for count * dim.
+// `slots[rows of the table]` is -1 everywhere before and after; `summed` has room for count * dim, `touched` for count.
 void seqrec_adam_step(
     const int64_t* rows, const float* gradients, int64_t count, int64_t step, int64_t dim, double beta1, double beta2,
     double rate, double epsilon, const float* drifts, float* weight, float* first, float* second, int64_t* last,
-    int32_t* slots, float* summed, int32_t threads
+    int32_t* slots, float* summed, int64_t* touched, int32_t threads
 ) {
     const Drift d{beta1, beta2, rate, epsilon, drifts};
     const Adam a{float(beta1), float(beta2), float(rate / (1 - std::pow(beta1, double(step)))), float(epsilon),
                  float(std::sqrt(1 - std::pow(beta2, double(step))))};
-    std::vector<int64_t> touched;
-    touched.reserve(count);
+    int64_t unique = 0;
     for (int64_t n = 0; n < count; ++n) {
         if (slots[rows[n]] < 0) {
-            slots[rows[n]] = int32_t(touched.size());
-            touched.push_back(rows[n]);
+            slots[rows[n]] = int32_t(unique);
+            touched[unique++] = rows[n];
         }
     }
 #pragma omp parallel num_threads(threads)
     {
-        int64_t mine = 0, all = 1;
-#ifdef _OPENMP
-        mine = omp_get_thread_num(), all = omp_get_num_threads();
-#endif
-        const int64_t unique = int64_t(touched.size()), low = unique * mine / all, high = unique * (mine + 1) / all;
+        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
+        const int64_t low = unique * mine / all, high = unique * (mine + 1) / all;
         std::memset(summed + low * dim, 0, (high - low) * dim * sizeof(float));
         for (int64_t n = 0; n < count; ++n) {
             const int64_t slot = slots[rows[n]];
@@ -492,7 +492,7 @@ void seqrec_adam_step(
             last[row] = step;
         }
     }
-    for (const int64_t row : touched) slots[row] = -1;
+    for (int64_t slot = 0; slot < unique; ++slot) slots[touched[slot]] = -1;
 }
 
 }  // extern "C"

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 
-_VERSION = 5
+_VERSION = 6
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -29,14 +31,17 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(Path(__file__).with_name(NAME)))
         found.seqrec_kernels_version.restype = ctypes.c_int32
+        found.seqrec_adam_catch_up.restype = ctypes.c_int64
         return found if found.seqrec_kernels_version() == _VERSION else None
     except (OSError, AttributeError):
         return None
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether the compiled functions take these: plain float32 on the CPU, outside of a trace."""
-    if torch.compiler.is_compiling() or library() is None:
+    """Whether the compiled functions take these: plain float32 on the CPU, outside of a trace and of autocast."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or library() is None:
+        return False
+    if torch.is_autocast_enabled("cpu"):
         return False
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
 
@@ -76,6 +81,10 @@ def attention(
         dropout: probability.
         last_only: whether there is one query a user, ``[B, A]``, that sees all keys of the user; without gradients.
     """
+    offsets = offsets.to(torch.int64).contiguous()
+    queries = len(offsets) - 1 if last_only else int(offsets[-1])
+    if query.shape != (queries, key_value.shape[1] // 2) or len(key_value) != int(offsets[-1]):
+        raise ValueError(f"{tuple(query.shape)} and {tuple(key_value.shape)} are not of {int(offsets[-1])} tokens")
     if last_only:
         return _last_attention(query, key_value, offsets, num_heads)
     result: Tensor = _Attention.apply(query, key_value, offsets, num_heads, causal, words, dropout)
@@ -97,39 +106,55 @@ class _Attention(torch.autograd.Function):
         query, key_value = query.contiguous(), key_value.contiguous()
         keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         lengths = offsets[1:] - offsets[:-1]
-        pairs = int((lengths * (lengths + 1) // 2 if causal else lengths * lengths).sum())
-        weights = query.new_empty(num_heads * pairs) if keep else None
+        pairs = num_heads * int((lengths * (lengths + 1) // 2 if causal else lengths * lengths).sum())
+        if words is not None and len(words) < pairs:
+            raise ValueError(f"{len(words)} random words are not enough for {pairs} pairs")
+        weights = query.new_empty(pairs) if keep else None
         out = torch.empty_like(query)
-        ctx.arguments = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
+        arguments, _owned = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
+        scratch, *size = _scratch(int(lengths.max()) if len(lengths) else 0)
         compiled = library()
         assert compiled is not None
-        compiled.seqrec_attention_forward(*ctx.arguments, _at(weights), _at(out), _threads())
+        compiled.seqrec_attention_forward(*arguments, _at(scratch), *size, _at(weights), _at(out), _threads())
         if keep:
             ctx.save_for_backward(query, key_value, offsets, words, weights)
+            ctx.rest = num_heads, causal, dropout
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key_value, _, _, weights = ctx.saved_tensors
+        query, key_value, offsets, words, weights = ctx.saved_tensors
+        num_heads, causal, dropout = ctx.rest
         by_out = gradients[0].contiguous()
         by_query, by_key_value = torch.empty_like(query), torch.empty_like(key_value)
         by_value = ctypes.c_void_p(by_key_value.data_ptr() + 4 * query.shape[1])
+        arguments, _owned = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
+        longest = int((offsets[1:] - offsets[:-1]).max()) if len(offsets) > 1 else 0
+        scratch, *size = _scratch(2 * longest * longest)
         compiled = library()
         assert compiled is not None
         compiled.seqrec_attention_backward(
-            *ctx.arguments, _at(weights), _at(by_out), _at(by_query), _at(by_key_value), by_value, _threads()
-        )
+            *arguments, _at(scratch), *size, _at(weights), _at(by_out), _at(by_query), _at(by_key_value), by_value,
+            _threads(),
+        )  # fmt: skip
         return by_query, by_key_value, None, None, None, None, None
 
 
 def _last_attention(query: Tensor, key_value: Tensor, offsets: Tensor, num_heads: int) -> Tensor:
     query, key_value = query.contiguous(), key_value.contiguous()
     out = torch.empty_like(query)
+    arguments, _owned = _arguments(query, key_value, offsets, num_heads, False, None, 0.0)
+    scratch, *size = _scratch(int((offsets[1:] - offsets[:-1]).max()) if len(offsets) > 1 else 0)
     compiled = library()
     assert compiled is not None
-    arguments = _arguments(query, key_value, offsets, num_heads, False, None, 0.0)
-    compiled.seqrec_attention_last(*arguments[:10], _at(out), _threads())
+    compiled.seqrec_attention_last(*arguments[:10], _at(scratch), *size, _at(out), _threads())
     return out
+
+
+def _scratch(size: int) -> tuple[Tensor, ctypes.c_int64]:
+    """Memory of so many numbers for each thread, and the numbers."""
+    return torch.empty(torch.get_num_threads() * (size + 1)), ctypes.c_int64(size + 1)
 
 
 def _arguments(
@@ -140,11 +165,12 @@ def _arguments(
     causal: bool,
     words: Tensor | None,
     dropout: float,
-) -> list[Any]:
-    """What forward and backward take alike. The pointers live as long as the tensors that are saved."""
+) -> tuple[list[Any], Tensor]:
+    """What forward and backward take alike, and memory that must live as long."""
     width = query.shape[1]
     dim = width // num_heads
-    return [
+    starts = torch.empty(len(offsets), dtype=torch.int64)
+    arguments = [
         _at(query),
         _at(key_value),
         ctypes.c_void_p(key_value.data_ptr() + 4 * width),
@@ -155,7 +181,9 @@ def _arguments(
         ctypes.c_int32(causal),
         _at(words),
         *_dropping(words, dropout),
+        _at(starts),
     ]
+    return arguments, starts
 
 
 def _dropping(words: Tensor | None, dropout: float) -> tuple[ctypes.c_int32, ctypes.c_float]:
@@ -182,6 +210,7 @@ class _Dropout(torch.autograd.Function):
         return _drop(x.contiguous(), words, probability)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return _drop(gradients[0].contiguous(), ctx.words, ctx.probability), None, None
 
@@ -245,6 +274,7 @@ class _FeedForward(torch.autograd.Function):
         return states[-1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved, words = ctx.saved_tensors, ctx.words
         count = len(saved) // 3
@@ -265,6 +295,8 @@ class _FeedForward(torch.autograd.Function):
 
 def score(hidden: Tensor, vectors: Tensor) -> Tensor:
     """The product of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``: ``[R, C]``."""
+    if vectors.dim() != 3 or hidden.shape != (vectors.shape[0], vectors.shape[2]):
+        raise ValueError(f"hidden states {tuple(hidden.shape)} don't fit vectors {tuple(vectors.shape)}")
     result: Tensor = _Score.apply(hidden, vectors)
     return result
 
@@ -281,6 +313,7 @@ class _Score(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         hidden, vectors = ctx.saved_tensors
         by_out = gradients[0].contiguous()
@@ -326,11 +359,13 @@ def adam_catch_up(
     """Bring rows of a table to ``step``; see :class:`seqrec.optim.RowAdam`."""
     compiled = library()
     assert compiled is not None
-    rows = rows.contiguous()
-    compiled.seqrec_adam_catch_up(
-        _at(rows), *_whole(len(rows), step, weight.shape[1]), *map(ctypes.c_double, (*betas, rate, epsilon)),
-        *map(_at, (drifts, weight, first, second, last)), _threads(),
+    rows = rows.to(torch.int64).contiguous()
+    moved = compiled.seqrec_adam_catch_up(
+        _at(rows), *_whole(len(rows), len(weight), step, weight.shape[1]),
+        *map(ctypes.c_double, (*betas, rate, epsilon)), *map(_at, (drifts, weight, first, second, last)), _threads(),
     )  # fmt: skip
+    if moved:
+        increment_version(weight)
 
 
 def adam_step(
@@ -339,14 +374,15 @@ def adam_step(
 ) -> None:  # fmt: skip
     """Bring rows to the step before and take ``step`` with the sum of each row's gradients.
 
-    ``slots int32[rows of the table]`` is -1 everywhere, before and after.
+    ``rows`` are of the table; ``slots int32[rows of the table]`` is -1 everywhere, before and after.
     """
     compiled = library()
     assert compiled is not None
-    rows, gradients = rows.contiguous(), gradients.contiguous()
-    summed = torch.empty_like(gradients)
+    rows, gradients = rows.to(torch.int64).contiguous(), gradients.contiguous()
+    summed, touched = torch.empty_like(gradients), torch.empty_like(rows)
     compiled.seqrec_adam_step(
         _at(rows), _at(gradients), *_whole(len(rows), step, weight.shape[1]),
         *map(ctypes.c_double, (*betas, rate, epsilon)),
-        *map(_at, (drifts, weight, first, second, last, slots, summed)), _threads(),
+        *map(_at, (drifts, weight, first, second, last, slots, summed, touched)), _threads(),
     )  # fmt: skip
+    increment_version(weight)

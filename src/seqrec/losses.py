@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from seqrec import kernels
 
@@ -156,6 +157,9 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
         block: int,
     ) -> Tensor:
         count = len(hidden)
+        target_logits = target_logits.contiguous()
+        if log_probability is not None:
+            log_probability = log_probability.to(hidden.dtype).contiguous()
         by_hidden, by_vectors = torch.empty_like(hidden), torch.zeros_like(vectors)
         by_target = torch.empty_like(target_logits)
         total = torch.zeros((), dtype=torch.float64)
@@ -174,6 +178,7 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
         return (total / count).to(hidden.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_hidden, by_vectors, by_target = ctx.saved_tensors
         scale = gradients[0]

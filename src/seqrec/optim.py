@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.adam import adam
 
 from seqrec import kernels
@@ -97,7 +98,7 @@ class RowAdam:
         for table in self.tables.values():
             if table.weight.grad is None:
                 continue
-            if kernels.usable(table.weight):
+            if table.compiled:
                 rows, gradient = table.parts()
                 kernels.adam_step(
                     rows, gradient, self.steps, self.betas, self.table_learning_rate, self.epsilon,
@@ -142,6 +143,7 @@ class RowAdam:
             eps=self.epsilon,
             maximize=False,
         )
+        increment_version([*moved.values()])  # which the fused step leaves out
 
     @torch.no_grad()
     def catch_up(self) -> None:
@@ -163,7 +165,7 @@ class RowAdam:
 
     def _catch_up_rows(self, table: "_Table", rows: Tensor, step: int) -> None:
         """Bring rows (repetitions allowed) to the state that dense Adam has after ``step``."""
-        if kernels.usable(table.weight):
+        if table.compiled:
             kernels.adam_catch_up(
                 rows, step, self.betas, self.table_learning_rate, self.epsilon, self._drifts(step), table.weight,
                 table.first, table.second, table.last,
@@ -244,6 +246,11 @@ class _Table:
         self._slots: Tensor | None = None
 
     @property
+    def compiled(self) -> bool:
+        """Whether the compiled loops take it."""
+        return kernels.usable(self.weight) and self.weight.is_contiguous()
+
+    @property
     def slots(self) -> Tensor:
         """Memory that ``kernels.adam_step`` uses again and again."""
         if self._slots is None:
@@ -270,6 +277,8 @@ class _Table:
 def clip_gradients(gradients: Iterable[Tensor], norm: float) -> None:
     """Scale gradients in place so that their joint Euclidean norm is at most ``norm``."""
     gradients = list(gradients)
+    if not gradients:
+        return
     total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
     scale = (norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients:

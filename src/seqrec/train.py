@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -166,7 +166,7 @@ def train(
     every = -(-100 // steps) if config.evaluate_every is None else config.evaluate_every
 
     cut = False
-    with _stop_signals() as stopped, _bar(progress, tokens) as bar:
+    with closing(optimizer), _stop_signals() as stopped, _bar(progress, tokens) as bar:
         while not cut and loop.epoch < config.epochs and not loop.ended_early(config.patience):
             bar.start(loop.epoch + 1, config.epochs)
             model.train()
@@ -202,7 +202,7 @@ def train(
                     loop.keep_if_better(row["ndcg@10"], counts=loop.epoch % every == 0)
             loop.checkpoint()
             bar.row(row)
-    loop.finish(interrupted=False)
+        loop.finish(interrupted=False)
     ended: Literal["epochs", "early", "stopped"] = "early" if loop.epoch < config.epochs else "epochs"
     return Trained(loop.rows, loop.best_epoch, "stopped" if cut else ended)
 

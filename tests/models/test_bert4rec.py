@@ -179,8 +179,8 @@ def test_a_share_of_each_history_is_masked(probability):
     batch = batch_of(lists, 10, with_targets=True)
     before = {name: value.clone() for name, value in vars(batch).items()}
     shown = model.corrupt(batch, np.random.default_rng(0))
-    for name, value in vars(batch).items():
-        assert torch.equal(value, before[name]), name
+    for name, value in before.items():
+        assert torch.equal(getattr(batch, name), value), name
     assert unmasked(shown) == [items[-11:] for items in lists]  # the last target is a token too
     lengths = np.array([min(len(items), 11) for items in lists])
     assert shown.lengths.tolist() == lengths.tolist()

@@ -76,7 +76,7 @@ class Model(nn.Module):
         if items.dim() == 1:
             return hidden @ self.vectors_of(items).T
         vectors = self.vectors_of(items)
-        if kernels.usable(hidden, vectors):
+        if kernels.usable(hidden, vectors) and len(hidden) == len(vectors):
             return kernels.score(hidden, vectors)
         return torch.einsum("rd,rcd->rc", hidden, vectors)
 

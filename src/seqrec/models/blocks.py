@@ -42,6 +42,7 @@ class Dropout(nn.Module):
         """Whether anything is dropped: in training alone."""
         return self.training and self.probability > 0.0
 
+    @torch.compiler.disable
     def words(self, count: int) -> Tensor:
         """``int16[count]`` random words."""
         assert self.random is not None
@@ -226,7 +227,7 @@ class Attention(nn.Module):
             queries: packed ``[T, D]``; with ``last``, ``[B, D]`` of these tokens alone.
             keys: packed ``[T, D]``.
             grouping: who sees whom.
-            last: ``int64[B]``, the users' last tokens; dropout has no place then.
+            last: ``int64[B]``, the users' last tokens, for evaluation.
 
         Returns:
             As many rows as queries.
@@ -314,7 +315,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """``residual + network(x)``, ``[T, D]``."""
         active = self.dropout.active
-        if (not active or self.dropout.random is not None) and kernels.usable(x, residual):
+        plain = all(type(layer) is nn.Linear for layer in self.layers)  # not one that somebody put in its place
+        if plain and (not active or self.dropout.random is not None) and kernels.usable(x, residual):
             layers: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in self.layers]  # type: ignore[misc]
             words = [self.dropout.words(len(x) * len(bias)) for _, bias in layers] if active else None
             return kernels.feedforward(x, residual, layers, words, self.dropout.probability)

@@ -204,6 +204,8 @@ class SSEPT(Model):
         Kept until the table changes: with millions of users it costs more than the rest of a small batch.
         """
         table = self.user_embedding.weight
+        if table.is_inference():  # which has no version
+            return table[: max(self.num_users, 1)].mean(dim=0)
         state = table.data_ptr(), table._version  # an address alone may be used again
         if self._mean is None or self._mean[0] != state:
             with torch.inference_mode(False):  # so that it may be kept for use outside
