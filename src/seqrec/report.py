@@ -143,6 +143,9 @@ def growth_picture(curves: Mapping[str, Sequence[tuple[float, float]]], label: s
         axes = figure.add_subplot(1, len(curves), number + 1)
         axes.plot(*zip(*points, strict=True), marker="o", color=_BLUE, markersize=4)
         axes.set_xscale("log")
+        axes.minorticks_off()
+        sizes = [size for size, _ in points]
+        axes.set_xticks(sizes, [f"{size:.0e}" if size >= 10_000 else f"{size:g}" for size in sizes])
         axes.set_ylim(0, 1.1 * highest)
         axes.set_xlabel(name)
         axes.spines[["top", "right"]].set_visible(False)
