@@ -242,6 +242,7 @@ def test_dropout_acts_in_training_alone():
         ({"embedding_dim": 9, "attention_dim": 10, "num_heads": 3}, "attention_dim 10 is not a multiple"),
         ({"attention_dim": 0}, "attention_dim is 0"),
         ({"attention_dim": -8}, "attention_dim is -8"),
+        ({"random_start": 1.5}, "random_start is 1.5; give 0 to 1"),
         ({"feedforward_dims": (8, 0)}, "feedforward_dims are"),
         ({"l2": -1.0}, "l2 is -1.0"),
         ({"l2": float("nan")}, "l2 is nan"),
@@ -272,3 +273,8 @@ def test_the_last_states_alone(norm, num_blocks):
     batch = Batch(items, items, positions, offsets, torch.arange(5), items)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_last(batch), model.encode(batch)[batch.last])
+
+
+def test_another_window_is_shown_where_asked_for():
+    assert SASRec(SASRecConfig(), 5).random_start == 0
+    assert SASRec(SASRecConfig(random_start=0.5), 5).random_start == 0.5

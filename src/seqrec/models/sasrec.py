@@ -25,6 +25,8 @@ class SASRecConfig:
         feedforward_dims: hidden widths of the point-wise network; one of the embedding's without it.
         dropout: probability, on the embedded input, the attention weights and the point-wise network. 0.5 suits
             logs of short histories, as in the paper; where users have a hundred items and more, try 0.2.
+        random_start: probability that training shows another window than the last of a history longer than
+            ``max_length``, so that what lies before it is learnt from too (SSE-PT++ has it: Wu et al. 2020).
         l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens.
         norm: where layer norm sits. ``paper``: as in the authors' code, on the queries and the
             point-wise network's input, whose normalised value also feeds the residual; ``pre``: before
@@ -38,6 +40,7 @@ class SASRecConfig:
     num_heads: int = 1
     feedforward_dims: tuple[int, ...] | None = None
     dropout: float = 0.5
+    random_start: float = 0.0
     l2: float = 0.0
     norm: Literal["paper", "pre", "post"] = "paper"
 
@@ -51,6 +54,8 @@ class SASRecConfig:
             raise InputError(f"attention_dim is {self.attention_dim}; give 1 or more, or none")
         if any(width < 1 for width in self.feedforward_dims or ()):
             raise InputError(f"feedforward_dims are {self.feedforward_dims}; give 1 or more each")
+        if not 0 <= self.random_start <= 1:
+            raise InputError(f"random_start is {self.random_start}; give 0 to 1")
         if not self.l2 >= 0:
             raise InputError(f"l2 is {self.l2}; give 0 or more")
         if not 0 <= self.dropout < 1:
@@ -122,6 +127,7 @@ class SASRec(Model):
         super().__init__()
         self.config = config
         self.num_items = num_items
+        self.random_start = config.random_start
         dim = config.embedding_dim
         self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.position_embedding = nn.Embedding(config.max_length, dim)
