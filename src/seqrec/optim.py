@@ -143,7 +143,8 @@ class RowAdam:
             eps=self.epsilon,
             maximize=False,
         )
-        increment_version([*moved.values()])  # which the fused step leaves out
+        for parameter in moved.values():
+            increment_version(parameter)  # which the fused step leaves out
 
     @torch.no_grad()
     def catch_up(self) -> None:
