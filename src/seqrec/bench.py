@@ -216,9 +216,11 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
         if console is not None:
             console.print(f"{what} …", highlight=False)
 
-    dataset = prepare(read_log(log)) if log else generated(config.users, config.items, config.mean_length, config.seed)
-    if config.quick and log is None:
-        dataset = generated(600, 500, config.mean_length, config.seed)
+    if log is not None:
+        dataset = prepare(read_log(log))
+    else:
+        size = (600, 500) if config.quick else (config.users, config.items)
+        dataset = generated(*size, config.mean_length, config.seed)
     split = split_last_two(dataset)
     train = split.train
     sizes = SASRecConfig(embedding_dim=config.embedding_dim, max_length=config.max_length, dropout=0.2)

@@ -54,8 +54,15 @@ def _whole(*numbers: int) -> list[ctypes.c_int64]:
     return [ctypes.c_int64(number) for number in numbers]
 
 
-def _threads() -> ctypes.c_int32:
-    return ctypes.c_int32(torch.get_num_threads())
+def _call(name: str, *arguments: Any) -> Any:
+    """Call a compiled function, whose last argument is the number of threads; for tensors that are ``usable``."""
+    compiled = library()
+    assert compiled is not None
+    return getattr(compiled, f"seqrec_{name}")(*arguments, ctypes.c_int32(torch.get_num_threads()))
+
+
+def _longest(offsets: Tensor) -> int:
+    return int((offsets[1:] - offsets[:-1]).max()) if len(offsets) > 1 else 0
 
 
 def attention(
@@ -112,10 +119,8 @@ class _Attention(torch.autograd.Function):
         weights = query.new_empty(pairs) if keep else None
         out = torch.empty_like(query)
         arguments, _owned = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
-        scratch, *size = _scratch(int(lengths.max()) if len(lengths) else 0)
-        compiled = library()
-        assert compiled is not None
-        compiled.seqrec_attention_forward(*arguments, _at(scratch), *size, _at(weights), _at(out), _threads())
+        scratch, *size = _scratch(_longest(offsets))
+        _call("attention_forward", *arguments, _at(scratch), *size, _at(weights), _at(out))
         if keep:
             ctx.save_for_backward(query, key_value, offsets, words, weights)
             ctx.rest = num_heads, causal, dropout
@@ -130,14 +135,18 @@ class _Attention(torch.autograd.Function):
         by_query, by_key_value = torch.empty_like(query), torch.empty_like(key_value)
         by_value = ctypes.c_void_p(by_key_value.data_ptr() + 4 * query.shape[1])
         arguments, _owned = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
-        longest = int((offsets[1:] - offsets[:-1]).max()) if len(offsets) > 1 else 0
-        scratch, *size = _scratch(2 * longest * longest)
-        compiled = library()
-        assert compiled is not None
-        compiled.seqrec_attention_backward(
-            *arguments, _at(scratch), *size, _at(weights), _at(by_out), _at(by_query), _at(by_key_value), by_value,
-            _threads(),
-        )  # fmt: skip
+        scratch, *size = _scratch(2 * _longest(offsets) ** 2)
+        _call(
+            "attention_backward",
+            *arguments,
+            _at(scratch),
+            *size,
+            _at(weights),
+            _at(by_out),
+            _at(by_query),
+            _at(by_key_value),
+            by_value,
+        )
         return by_query, by_key_value, None, None, None, None, None
 
 
@@ -145,10 +154,8 @@ def _last_attention(query: Tensor, key_value: Tensor, offsets: Tensor, num_heads
     query, key_value = query.contiguous(), key_value.contiguous()
     out = torch.empty_like(query)
     arguments, _owned = _arguments(query, key_value, offsets, num_heads, False, None, 0.0)
-    scratch, *size = _scratch(int((offsets[1:] - offsets[:-1]).max()) if len(offsets) > 1 else 0)
-    compiled = library()
-    assert compiled is not None
-    compiled.seqrec_attention_last(*arguments[:10], _at(scratch), *size, _at(out), _threads())
+    scratch, *size = _scratch(_longest(offsets))
+    _call("attention_last", *arguments[:10], _at(scratch), *size, _at(out))
     return out
 
 
@@ -226,12 +233,16 @@ def _drop(
 ) -> Tensor:
     """``residual + dropout(relu(x))``, of which each part may be left out."""
     out = torch.empty_like(x) if out is None else out
-    compiled = library()
-    assert compiled is not None
-    compiled.seqrec_dropout(
-        _at(x), _at(residual), _at(words), *_whole(x.numel()), *_dropping(words, probability), ctypes.c_int32(relu),
-        _at(out), _threads(),
-    )  # fmt: skip
+    _call(
+        "dropout",
+        _at(x),
+        _at(residual),
+        _at(words),
+        *_whole(x.numel()),
+        *_dropping(words, probability),
+        ctypes.c_int32(relu),
+        _at(out),
+    )
     return out
 
 
@@ -264,10 +275,8 @@ class _FeedForward(torch.autograd.Function):
         for number in range(last + 1):
             y = torch.addmm(parameters[2 * number + 1], states[-1], parameters[2 * number].T)
             own = None if words is None else words[number]
-            if number == last:
-                _drop(y, own, dropout, residual=residual.contiguous(), out=y)
-            else:
-                _drop(y, own, dropout, relu=True, out=y)
+            added = residual.contiguous() if number == last else None
+            _drop(y, own, dropout, residual=added, relu=number < last, out=y)
             states.append(y)
         ctx.words, ctx.dropout = words, dropout
         ctx.save_for_backward(*states[:-1], *parameters)
@@ -287,9 +296,7 @@ class _FeedForward(torch.autograd.Function):
             by = by @ parameters[2 * number]
             if number:
                 _, kept = _dropping(None if words is None else words[number - 1], ctx.dropout)
-                compiled = library()
-                assert compiled is not None
-                compiled.seqrec_where_positive(_at(states[number]), *_whole(by.numel()), kept, _at(by), _threads())
+                _call("where_positive", _at(states[number]), *_whole(by.numel()), kept, _at(by))
         return by, by_residual, None, None, *found
 
 
@@ -306,9 +313,7 @@ class _Score(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, vectors: Tensor) -> Tensor:
         hidden, vectors = hidden.contiguous(), vectors.contiguous()
         out = hidden.new_empty(vectors.shape[:2])
-        compiled = library()
-        assert compiled is not None
-        compiled.seqrec_score(_at(hidden), _at(vectors), *_whole(*vectors.shape), _at(out), _threads())
+        _call("score", _at(hidden), _at(vectors), *_whole(*vectors.shape), _at(out))
         ctx.save_for_backward(hidden, vectors)
         return out
 
@@ -318,10 +323,14 @@ class _Score(torch.autograd.Function):
         hidden, vectors = ctx.saved_tensors
         by_out = gradients[0].contiguous()
         by_hidden, by_vectors = torch.empty_like(hidden), torch.empty_like(vectors)
-        compiled = library()
-        assert compiled is not None
-        compiled.seqrec_score_backward(
-            _at(hidden), _at(vectors), _at(by_out), *_whole(*vectors.shape), _at(by_hidden), _at(by_vectors), _threads()
+        _call(
+            "score_backward",
+            _at(hidden),
+            _at(vectors),
+            _at(by_out),
+            *_whole(*vectors.shape),
+            _at(by_hidden),
+            _at(by_vectors),
         )
         return by_hidden, by_vectors
 
@@ -343,12 +352,16 @@ def softmax_rows(
         ``float64[R]``.
     """
     losses = torch.empty(len(logits), dtype=torch.float64)
-    compiled = library()
-    assert compiled is not None
-    compiled.seqrec_softmax_rows(
-        _at(logits), *_whole(*logits.shape), _at(log_probability), _at(targets), ctypes.c_float(scale),
-        _at(by_targets), _at(losses), _threads(),
-    )  # fmt: skip
+    _call(
+        "softmax_rows",
+        _at(logits),
+        *_whole(*logits.shape),
+        _at(log_probability),
+        _at(targets),
+        ctypes.c_float(scale),
+        _at(by_targets),
+        _at(losses),
+    )
     return losses
 
 
@@ -357,13 +370,14 @@ def adam_catch_up(
     weight: Tensor, first: Tensor, second: Tensor, last: Tensor,
 ) -> None:  # fmt: skip
     """Bring rows of a table to ``step``; see :class:`seqrec.optim.RowAdam`."""
-    compiled = library()
-    assert compiled is not None
     rows = rows.to(torch.int64).contiguous()
-    moved = compiled.seqrec_adam_catch_up(
-        _at(rows), *_whole(len(rows), len(weight), step, weight.shape[1]),
-        *map(ctypes.c_double, (*betas, rate, epsilon)), *map(_at, (drifts, weight, first, second, last)), _threads(),
-    )  # fmt: skip
+    moved = _call(
+        "adam_catch_up",
+        _at(rows),
+        *_whole(len(rows), len(weight), step, weight.shape[1]),
+        *map(ctypes.c_double, (*betas, rate, epsilon)),
+        *map(_at, (drifts, weight, first, second, last)),
+    )
     if moved:
         increment_version(weight)
 
@@ -376,13 +390,14 @@ def adam_step(
 
     ``rows`` are of the table; ``slots int32[rows of the table]`` is -1 everywhere, before and after.
     """
-    compiled = library()
-    assert compiled is not None
     rows, gradients = rows.to(torch.int64).contiguous(), gradients.contiguous()
     summed, touched = torch.empty_like(gradients), torch.empty_like(rows)
-    compiled.seqrec_adam_step(
-        _at(rows), _at(gradients), *_whole(len(rows), step, weight.shape[1]),
+    _call(
+        "adam_step",
+        _at(rows),
+        _at(gradients),
+        *_whole(len(rows), step, weight.shape[1]),
         *map(ctypes.c_double, (*betas, rate, epsilon)),
-        *map(_at, (drifts, weight, first, second, last, slots, summed, touched)), _threads(),
-    )  # fmt: skip
+        *map(_at, (drifts, weight, first, second, last, slots, summed, touched)),
+    )
     increment_version(weight)
