@@ -362,17 +362,17 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
-    source, target = ROOT / "src" / "seqrec" / "kernels.cpp", tmp_path / "made.so"
+    sources, target = sorted((ROOT / "src" / "seqrec").glob("*.cpp")), tmp_path / "made.so"
     monkeypatch.setenv("CXX", "false")
-    assert hook.compile_kernels(source, target) == "false failed"
+    assert hook.compile_kernels(sources, target) == "false failed"
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no-such-compiler" in hook.compile_kernels(source, target)
+    assert "no-such-compiler" in hook.compile_kernels(sources, target)
     monkeypatch.delenv("CXX")
     broken = tmp_path / "broken.cpp"
     broken.write_text("int f( {")
-    assert "error" in hook.compile_kernels(broken, target)
+    assert "error" in hook.compile_kernels([broken], target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.cpp"]
-    assert hook.compile_kernels(source, target) == ""
+    assert hook.compile_kernels(sources, target) == ""
     assert target.stat().st_size > 0
     monkeypatch.setenv("PATH", "")
-    assert hook.compile_kernels(source, target).startswith("there is no C++ compiler")
+    assert hook.compile_kernels(sources, target).startswith("there is no C++ compiler")

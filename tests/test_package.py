@@ -77,7 +77,7 @@ def contents(installed: Installed) -> dict[str, bytes]:
 def test_wheel_holds_the_package_and_nothing_else(contents: dict[str, bytes]) -> None:
     source = ROOT / "src"
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
-    expected |= {"seqrec/py.typed", "seqrec/kernels.cpp", "seqrec/kernels.so.1"}
+    expected |= {"seqrec/py.typed", "seqrec/kernels.cpp", "seqrec/adam.cpp", "seqrec/kernels.h", "seqrec/kernels.so.1"}
     packed = {name for name in contents if ".dist-info/" not in name}
     assert packed == expected
     info = {name.partition(".dist-info/")[2] for name in contents if ".dist-info/" in name}

@@ -51,6 +51,7 @@ class BenchConfig:
         mean_length: mean length of its histories, which are geometric: most are short, few long.
         embedding_dim: width of the model.
         max_length: items of a history that the model sees.
+        catalogues: items of generated logs on which the growth of a step and of memory is measured.
         quick: small sizes and few steps, to see that all works; the figures mean little.
         seed: of the log and the weights.
     """
@@ -60,6 +61,7 @@ class BenchConfig:
     mean_length: int = 9
     embedding_dim: int = 64
     max_length: int = 50
+    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     quick: bool = False
     seed: int = 0
 
@@ -67,6 +69,8 @@ class BenchConfig:
         for name in ("users", "items", "mean_length", "embedding_dim", "max_length"):
             if getattr(self, name) < 3:
                 raise InputError(f"{name} is {getattr(self, name)}; give 3 or more")
+        if not self.catalogues or min(self.catalogues) < 3:
+            raise InputError(f"catalogues are {self.catalogues}; give at least one, each of 3 items or more")
 
     @property
     def steps(self) -> int:
@@ -253,7 +257,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
         {"at": users, **time_steps(all_histories(generated(users, 10_000, 9, 0)), sizes, bce, config.steps)}
         for users in ((500, 2000) if config.quick else (10_000, 100_000, 1_000_000))
     ]
-    catalogues = (1000, 3000) if config.quick else (10_000, 100_000, 1_000_000)
+    catalogues = (1000, 3000) if config.quick else config.catalogues
     for objective in (bce, softmax):
         growth[f"catalogue, {objective.loss}"] = [
             {"at": items, **time_steps(all_histories(generated(config.users, items, 9, 0)), sizes, objective,
@@ -266,7 +270,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
     found["memory"] = [
         {"at": items, "loss": loss, **peak_memory(2000, items, config.embedding_dim, loss)}
         for items in catalogues
-        for loss in get_args(Loss)[: 1 if config.quick or items == catalogues[-1] else 3]
+        for loss in get_args(Loss)[: 1 if config.quick or items > 100_000 else 3]
     ]
 
     tell("ranking and recommending")

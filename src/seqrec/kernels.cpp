@@ -3,24 +3,7 @@
 //
 // Results don't depend on the number of threads: a thread owns whole users or whole rows of a table.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num() { return 0; }
-static int omp_get_num_threads() { return 1; }
-#endif
-
-// The same loops for several generations of processors; the loader picks one.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "arch=haswell", "default")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
+#include "kernels.h"
 
 namespace {
 
@@ -272,69 +255,12 @@ void score_row_backward(
         for (int64_t k = 0; k < dim; ++k) by_vectors[c * dim + k] = by_out[c] * hidden[k];
 }
 
-struct Adam {
-    float beta1, beta2, rate, epsilon;  // of a step, the rate with its correction of the first moment
-    float root;                         // of the correction of the second moment
-};
-
-// Moments and weights of one row with the gradient g.
-FOR_EACH_PROCESSOR
-void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* first, float* second) {
-    const float b1 = 1 - a.beta1, b2 = 1 - a.beta2, over = 1 / a.root;
-    for (int64_t k = 0; k < dim; ++k) {
-        const float m = first[k] + b1 * (g[k] - first[k]);
-        const float v = a.beta2 * second[k] + b2 * g[k] * g[k];
-        first[k] = m;
-        second[k] = v;
-        weight[k] -= a.rate * m / (std::sqrt(v) * over + a.epsilon);
-    }
-}
-
-// What a row has missed: weight -= size * m / (sqrt(v) + epsilon), and the moments decay.
-FOR_EACH_PROCESSOR
-void drift_row(
-    int64_t dim, float size, float epsilon, float decay1, float decay2, float* weight, float* first, float* second
-) {
-    for (int64_t k = 0; k < dim; ++k) {
-        weight[k] -= size * first[k] / (std::sqrt(second[k]) + epsilon);
-        first[k] *= decay1;
-        second[k] *= decay2;
-    }
-}
-
-FOR_EACH_PROCESSOR
-void add_row(int64_t dim, const float* x, float* out) {
-    for (int64_t k = 0; k < dim; ++k) out[k] += x[k];
-}
-
-struct Drift {
-    double beta1, beta2, rate, epsilon;
-    const float* drifts;
-};
-
-inline bool bring_up_to_date(
-    const Drift& d, int64_t dim, int64_t step, int64_t row, float* weight, float* first, float* second, int64_t* last
-) {
-    const int64_t from = last[row];
-    if (from >= step || from <= 0) return false;
-    const double missed = double(step - from), ratio = d.beta1 / std::sqrt(d.beta2);
-    const double share = std::pow(ratio, missed);
-    const double factor = d.drifts[from] - share * d.drifts[step];
-    const double middle = from + 1 / (1 - ratio) - missed * share / (1 - share);
-    const double root = std::sqrt(1 - std::pow(d.beta2, middle));
-    const int64_t at = row * dim;
-    drift_row(dim, float(d.rate * factor), float(d.epsilon * root), float(std::pow(d.beta1, missed)),
-              float(std::pow(d.beta2, missed)), weight + at, first + at, second + at);
-    last[row] = step;
-    return true;
-}
-
 }  // namespace
 
 extern "C" {
 
 // Changes with every change of a signature.
-int32_t seqrec_kernels_version() { return 6; }
+int32_t seqrec_kernels_version() { return 8; }
 
 void seqrec_attention_forward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
@@ -440,59 +366,6 @@ void seqrec_softmax_rows(
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; ++n)
         losses[n] = softmax_row(logits + n * count, count, log_probability, targets[n], scale, by_targets + n);
-}
-
-// How many rows were moved. Rows that the table of `size` rows does not have are left to torch to complain of.
-int64_t seqrec_adam_catch_up(
-    const int64_t* rows, int64_t count, int64_t size, int64_t step, int64_t dim, double beta1, double beta2,
-    double rate, double epsilon, const float* drifts, float* weight, float* first, float* second, int64_t* last,
-    int32_t threads
-) {
-    const Drift d{beta1, beta2, rate, epsilon, drifts};
-    int64_t moved = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : moved)
-    {
-        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
-        for (int64_t n = 0; n < count; ++n)
-            if (rows[n] >= 0 && rows[n] < size && rows[n] % all == mine)
-                moved += bring_up_to_date(d, dim, step, rows[n], weight, first, second, last);
-    }
-    return moved;
-}
-
-// `slots[rows of the table]` is -1 everywhere before and after; `summed` has room for count * dim, `touched` for count.
-void seqrec_adam_step(
-    const int64_t* rows, const float* gradients, int64_t count, int64_t step, int64_t dim, double beta1, double beta2,
-    double rate, double epsilon, const float* drifts, float* weight, float* first, float* second, int64_t* last,
-    int32_t* slots, float* summed, int64_t* touched, int32_t threads
-) {
-    const Drift d{beta1, beta2, rate, epsilon, drifts};
-    const Adam a{float(beta1), float(beta2), float(rate / (1 - std::pow(beta1, double(step)))), float(epsilon),
-                 float(std::sqrt(1 - std::pow(beta2, double(step))))};
-    int64_t unique = 0;
-    for (int64_t n = 0; n < count; ++n) {
-        if (slots[rows[n]] < 0) {
-            slots[rows[n]] = int32_t(unique);
-            touched[unique++] = rows[n];
-        }
-    }
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
-        const int64_t low = unique * mine / all, high = unique * (mine + 1) / all;
-        std::memset(summed + low * dim, 0, (high - low) * dim * sizeof(float));
-        for (int64_t n = 0; n < count; ++n) {
-            const int64_t slot = slots[rows[n]];
-            if (slot >= low && slot < high) add_row(dim, gradients + n * dim, summed + slot * dim);
-        }
-        for (int64_t slot = low; slot < high; ++slot) {
-            const int64_t row = touched[slot], at = row * dim;
-            bring_up_to_date(d, dim, step - 1, row, weight, first, second, last);
-            adam_row(a, dim, summed + slot * dim, weight + at, first + at, second + at);
-            last[row] = step;
-        }
-    }
-    for (int64_t slot = 0; slot < unique; ++slot) slots[touched[slot]] = -1;
 }
 
 }  // extern "C"

@@ -1,22 +1,22 @@
 """Compiled inner loops on the CPU, each with a form in torch that computes the same.
 
-``kernels.cpp`` is built when the package is installed, where there is a C++ compiler; without one, on another device
-and for other types than float32, torch does the same work in more and longer steps. ``SEQREC_KERNELS=0`` in the
-environment turns them off. What they save is in benchmarks/RESULTS.md.
+``kernels.cpp`` and ``adam.cpp`` are built when the package is installed, where there is a C++ compiler; without one, on
+another device and for other types than float32, torch does the same work in more and longer steps.
+``SEQREC_KERNELS=0`` in the environment turns them off. What they save is in benchmarks/RESULTS.md.
 """
 
 import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-_VERSION = 6
+_VERSION = 8
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -365,8 +365,15 @@ def softmax_rows(
     return losses
 
 
+class Drifts(NamedTuple):
+    """What rows that steps passed over have missed, in tables of ``float64``; see :class:`seqrec.optim.RowAdam`."""
+
+    steps: Tensor  # [S, 2], of each step: the drift from there on, and beta2 to its power
+    missed: Tensor  # [M, 4], of so many missed steps: the powers of beta1 / sqrt(beta2), beta1, beta2, the middle's
+
+
 def adam_catch_up(
-    rows: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float, drifts: Tensor,
+    rows: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float, drifts: Drifts,
     weight: Tensor, first: Tensor, second: Tensor, last: Tensor,
 ) -> None:  # fmt: skip
     """Bring rows of a table to ``step``; see :class:`seqrec.optim.RowAdam`."""
@@ -376,7 +383,10 @@ def adam_catch_up(
         _at(rows),
         *_whole(len(rows), len(weight), step, weight.shape[1]),
         *map(ctypes.c_double, (*betas, rate, epsilon)),
-        *map(_at, (drifts, weight, first, second, last)),
+        _at(drifts.steps),
+        _at(drifts.missed),
+        *_whole(len(drifts.missed)),
+        *map(_at, (weight, first, second, last)),
     )
     if moved:
         increment_version(weight)
@@ -384,7 +394,7 @@ def adam_catch_up(
 
 def adam_step(
     rows: Tensor, gradients: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float,
-    drifts: Tensor, weight: Tensor, first: Tensor, second: Tensor, last: Tensor, slots: Tensor,
+    drifts: Drifts, weight: Tensor, first: Tensor, second: Tensor, last: Tensor, slots: Tensor,
 ) -> None:  # fmt: skip
     """Bring rows to the step before and take ``step`` with the sum of each row's gradients.
 
@@ -398,6 +408,28 @@ def adam_step(
         _at(gradients),
         *_whole(len(rows), step, weight.shape[1]),
         *map(ctypes.c_double, (*betas, rate, epsilon)),
-        *map(_at, (drifts, weight, first, second, last, slots, summed, touched)),
+        _at(drifts.steps),
+        _at(drifts.missed),
+        *_whole(len(drifts.missed)),
+        *map(_at, (weight, first, second, last, slots, summed, touched)),
     )
     increment_version(weight)
+
+
+def adam_dense(
+    weights: list[Tensor], gradients: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], steps: list[Tensor],
+    betas: tuple[float, float], rate: float, epsilon: float,
+) -> None:  # fmt: skip
+    """Adam's step on whole tensors without gaps; ``steps``, a ``float32`` each, count on by one."""
+    gradients = [gradient.contiguous() for gradient in gradients]
+    count = len(weights)
+    pointers = ctypes.c_void_p * count
+    _call(
+        "adam_dense",
+        *(pointers(*[x.data_ptr() for x in tensors]) for tensors in (weights, gradients, firsts, seconds, steps)),
+        (ctypes.c_int64 * count)(*[weight.numel() for weight in weights]),
+        *_whole(count),
+        *map(ctypes.c_double, (*betas, rate, epsilon)),
+    )
+    for weight in weights:
+        increment_version(weight)

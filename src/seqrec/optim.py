@@ -52,7 +52,8 @@ class RowAdam:
         self.betas = betas
         self.epsilon = epsilon
         self.steps = 0
-        self._drift = np.zeros(0)
+        self._drift = torch.zeros(0, 2, dtype=torch.float64)  # of each step: the drift from there on, beta2 ** step
+        self._missed = torch.from_numpy(_powers(*betas))
         embeddings = {
             f"{name}.weight".lstrip("."): module
             for name, module in model.named_modules()
@@ -122,18 +123,23 @@ class RowAdam:
         moved = {name: parameter for name, parameter in self.dense.items() if parameter.grad is not None}
         for name, parameter in moved.items():
             if name not in self._moments:
-                steps = torch.zeros((), device=parameter.device)
-                self._moments[name] = torch.zeros_like(parameter.data), torch.zeros_like(parameter.data), steps
+                count = torch.zeros((), device=parameter.device)
+                self._moments[name] = torch.zeros_like(parameter.data), torch.zeros_like(parameter.data), count
         if not moved:
             return
-        moments = [self._moments[name] for name in moved]
+        weights: list[Tensor] = list(moved.values())
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        firsts, seconds, steps = (list(part) for part in zip(*(self._moments[name] for name in moved), strict=True))
+        if kernels.usable(*weights) and all(weight.is_contiguous() for weight in weights):
+            kernels.adam_dense(weights, gradients, firsts, seconds, steps, self.betas, self.learning_rate, self.epsilon)
+            return
         adam(
-            list(moved.values()),
-            [parameter.grad for parameter in moved.values() if parameter.grad is not None],
-            [first for first, _, _ in moments],
-            [second for _, second, _ in moments],
+            weights,
+            gradients,
+            firsts,
+            seconds,
             [],
-            [steps for _, _, steps in moments],
+            steps,
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
@@ -143,8 +149,8 @@ class RowAdam:
             eps=self.epsilon,
             maximize=False,
         )
-        for parameter in moved.values():
-            increment_version(parameter)  # which the fused step leaves out
+        for weight in weights:
+            increment_version(weight)  # which the fused step leaves out
 
     @torch.no_grad()
     def catch_up(self) -> None:
@@ -181,7 +187,8 @@ class RowAdam:
         first, second = table.first[rows], table.second[rows]
         beta1, beta2 = self.betas
         ratio = beta1 / beta2**0.5
-        drift = self._drifts(step).to(rows.device)
+        self._drifts(step)
+        drift = self._drift32.to(rows.device)
         weight = ratio**missed
         factor = drift[last][:, None] - weight * drift[step]
         # The missed steps, counted from 1 and weighted by ratio ** step, have their middle here.
@@ -194,8 +201,8 @@ class RowAdam:
         table.second.index_copy_(0, rows, second * beta2**missed)
         table.last.index_fill_(0, rows, step)
 
-    def _drifts(self, step: int) -> Tensor:
-        """``drift[s]``: the sum of ratio ** j * c_(s + j) over all j from 1 on, for s up to ``step``."""
+    def _drifts(self, step: int) -> kernels.Drifts:
+        """``drift[s]``: the sum of ratio ** j * c_(s + j) over all j from 1 on, for s up to ``step``; and powers."""
         if len(self._drift) <= step:
             beta1, beta2 = self.betas
             ratio = beta1 / beta2**0.5
@@ -208,9 +215,10 @@ class RowAdam:
             for index in range(count + _HORIZON - 1, -1, -1):
                 value = ratio * (correction[index] + value)
                 drift[index] = value
-            self._drift = drift[: count + 1]
-            self._drift_tensor = torch.from_numpy(self._drift.astype(np.float32))
-        return self._drift_tensor
+            powers = beta2 ** np.arange(count + 1, dtype=np.float64)
+            self._drift = torch.from_numpy(np.column_stack([drift[: count + 1], powers]))
+            self._drift32 = self._drift[:, 0].float()
+        return kernels.Drifts(self._drift, self._missed)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a later process needs to go on, as tensors by name."""
@@ -235,14 +243,23 @@ class RowAdam:
                 self._moments[name] = first, second, steps
 
 
+def _powers(beta1: float, beta2: float) -> np.ndarray:
+    """``float64[M, 4]``, of 0, 1, 2 … missed steps: the powers that :class:`RowAdam` needs of them."""
+    ratio, missed = beta1 / beta2**0.5, np.arange(_HORIZON, dtype=np.float64)
+    share = ratio**missed
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing is asked of 0 missed steps
+        middle = 1 / (1 - ratio) - missed * share / (1 - share)
+    return np.column_stack([share, beta1**missed, beta2**missed, beta2**middle])
+
+
 class _Table:
-    """One embedding table and its moments; ``last int64[rows]`` is the step that each row has reached."""
+    """One embedding table and its moments; ``last int32[rows]`` is the step that each row has reached."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
         self.first = torch.zeros_like(weight.data)
         self.second = torch.zeros_like(weight.data)
-        self.last = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
+        self.last = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
         self.summed: tuple[Tensor, Tensor] | None = None
         self._slots: Tensor | None = None
 

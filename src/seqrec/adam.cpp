@@ -1,0 +1,158 @@
+// Adam's inner loops: see kernels.py and optim.py, which say what each function computes.
+
+#include "kernels.h"
+
+namespace {
+
+struct Adam {
+    float beta1, beta2, rate, epsilon;  // of a step, the rate with its correction of the first moment
+    float root;                         // of the correction of the second moment
+};
+
+// Moments and weights of one row with the gradient g.
+FOR_EACH_PROCESSOR
+void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* first, float* second) {
+    const float b1 = 1 - a.beta1, b2 = 1 - a.beta2, over = 1 / a.root;
+    for (int64_t k = 0; k < dim; ++k) {
+        const float m = first[k] + b1 * (g[k] - first[k]);
+        const float v = a.beta2 * second[k] + b2 * g[k] * g[k];
+        first[k] = m;
+        second[k] = v;
+        weight[k] -= a.rate * m / (std::sqrt(v) * over + a.epsilon);
+    }
+}
+
+// What a row has missed: weight -= size * m / (sqrt(v) + epsilon), and the moments decay.
+FOR_EACH_PROCESSOR
+void drift_row(
+    int64_t dim, float size, float epsilon, float decay1, float decay2, float* weight, float* first, float* second
+) {
+    for (int64_t k = 0; k < dim; ++k) {
+        weight[k] -= size * first[k] / (std::sqrt(second[k]) + epsilon);
+        first[k] *= decay1;
+        second[k] *= decay2;
+    }
+}
+
+FOR_EACH_PROCESSOR
+void add_row(int64_t dim, const float* x, float* out) {
+    for (int64_t k = 0; k < dim; ++k) out[k] += x[k];
+}
+
+// How rows that a few steps passed over are brought up to date.
+struct Drift {
+    double beta1, beta2, rate, epsilon;
+    const double* steps;   // of each step: the drift from there on, and beta2 to its power
+    const double* missed;  // of each number of missed steps: four powers
+    int64_t known;         // how many of these are in the table
+};
+
+struct Powers {
+    double share, decay1, decay2, rest;
+};
+
+// Powers cost more than all else here, so those of small numbers are looked up.
+inline Powers powers_of(const Drift& d, int64_t missed) {
+    if (missed < d.known) {
+        const double* at = d.missed + 4 * missed;
+        return {at[0], at[1], at[2], at[3]};
+    }
+    const double ratio = d.beta1 / std::sqrt(d.beta2), count = double(missed), share = std::pow(ratio, count);
+    return {share, std::pow(d.beta1, count), std::pow(d.beta2, count),
+            std::pow(d.beta2, 1 / (1 - ratio) - count * share / (1 - share))};
+}
+
+inline bool bring_up_to_date(
+    const Drift& d, int64_t dim, int64_t step, int64_t row, float* weight, float* first, float* second, int32_t* last
+) {
+    const int64_t from = last[row];
+    if (from >= step || from <= 0) return false;
+    const Powers p = powers_of(d, step - from);
+    const double factor = d.steps[2 * from] - p.share * d.steps[2 * step];
+    const double root = std::sqrt(1 - d.steps[2 * from + 1] * p.rest);
+    const int64_t at = row * dim;
+    drift_row(dim, float(d.rate * factor), float(d.epsilon * root), float(p.decay1), float(p.decay2), weight + at,
+              first + at, second + at);
+    last[row] = int32_t(step);
+    return true;
+}
+
+Adam of_step(double beta1, double beta2, double rate, double epsilon, double step) {
+    return {float(beta1), float(beta2), float(rate / (1 - std::pow(beta1, step))), float(epsilon),
+            float(std::sqrt(1 - std::pow(beta2, step)))};
+}
+
+}  // namespace
+
+extern "C" {
+
+// How many rows were moved. Rows that the table of `size` rows does not have are left to torch to complain of.
+int64_t seqrec_adam_catch_up(
+    const int64_t* rows, int64_t count, int64_t size, int64_t step, int64_t dim, double beta1, double beta2,
+    double rate, double epsilon, const double* steps, const double* missed, int64_t known, float* weight, float* first, float* second, int32_t* last,
+    int32_t threads
+) {
+    const Drift d{beta1, beta2, rate, epsilon, steps, missed, known};
+    int64_t moved = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : moved)
+    {
+        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
+        for (int64_t n = 0; n < count; ++n)
+            if (rows[n] >= 0 && rows[n] < size && rows[n] % all == mine)
+                moved += bring_up_to_date(d, dim, step, rows[n], weight, first, second, last);
+    }
+    return moved;
+}
+
+// `slots[rows of the table]` is -1 everywhere before and after; `summed` has room for count * dim, `touched` for count.
+void seqrec_adam_step(
+    const int64_t* rows, const float* gradients, int64_t count, int64_t step, int64_t dim, double beta1, double beta2,
+    double rate, double epsilon, const double* steps, const double* missed, int64_t known, float* weight, float* first, float* second, int32_t* last,
+    int32_t* slots, float* summed, int64_t* touched, int32_t threads
+) {
+    const Drift d{beta1, beta2, rate, epsilon, steps, missed, known};
+    const Adam a = of_step(beta1, beta2, rate, epsilon, double(step));
+    int64_t unique = 0;
+    for (int64_t n = 0; n < count; ++n) {
+        if (slots[rows[n]] < 0) {
+            slots[rows[n]] = int32_t(unique);
+            touched[unique++] = rows[n];
+        }
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
+        const int64_t low = unique * mine / all, high = unique * (mine + 1) / all;
+        std::memset(summed + low * dim, 0, (high - low) * dim * sizeof(float));
+        for (int64_t n = 0; n < count; ++n) {
+            const int64_t slot = slots[rows[n]];
+            if (slot >= low && slot < high) add_row(dim, gradients + n * dim, summed + slot * dim);
+        }
+        for (int64_t slot = low; slot < high; ++slot) {
+            const int64_t row = touched[slot], at = row * dim;
+            bring_up_to_date(d, dim, step - 1, row, weight, first, second, last);
+            adam_row(a, dim, summed + slot * dim, weight + at, first + at, second + at);
+            last[row] = int32_t(step);
+        }
+    }
+    for (int64_t slot = 0; slot < unique; ++slot) slots[touched[slot]] = -1;
+}
+
+// Whole tensors, each of its own size and with its own count of steps.
+void seqrec_adam_dense(
+    float* const* weights, const float* const* gradients, float* const* firsts, float* const* seconds,
+    float* const* steps, const int64_t* sizes, int64_t count, double beta1, double beta2, double rate, double epsilon,
+    int32_t threads
+) {
+    for (int64_t n = 0; n < count; ++n) *steps[n] += 1;
+#pragma omp parallel num_threads(threads)
+    for (int64_t n = 0; n < count; ++n) {
+        const Adam a = of_step(beta1, beta2, rate, epsilon, double(*steps[n]));
+#pragma omp for schedule(static) nowait
+        for (int64_t low = 0; low < sizes[n]; low += 2048)
+            adam_row(a, std::min<int64_t>(2048, sizes[n] - low), gradients[n] + low, weights[n] + low, firsts[n] + low,
+                     seconds[n] + low);
+    }
+}
+
+}  // extern "C"
