@@ -201,6 +201,57 @@ def test_recommend_in_all_formats(place: Path, capfdbinary: pytest.CaptureFixtur
     assert [path.name for path in (place / "deep").iterdir()] == [f"out.{format}"]
 
 
+def test_the_ending_of_the_file_says_the_format(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("recommend run", "similar run i1 i2"):
+        for name in ("a.csv", "a.jsonl", "a.parquet", "a.txt"):
+            run(capsys, *command.split(), "-k", "3", "--out", name)
+        wanted = pl.read_parquet(place / "a.parquet")
+        assert (place / "a.csv").read_text() == wanted.write_csv()
+        assert (place / "a.jsonl").read_text() == wanted.write_ndjson()
+        assert "│ i1" in (place / "a.txt").read_text()
+        run(capsys, *command.split(), "-k", "3", "--out", "b.csv", "--format", "parquet")
+        assert pl.read_parquet(place / "b.csv").equals(wanted)
+
+
+@pytest.mark.parametrize("kind", ["table", "csv", "jsonl", "parquet"])
+def test_blocks_of_people_change_no_output(
+    place: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    sizes: list[int] = []
+    made = Recommender.recommend_batches
+
+    def blocks(self: Recommender, **options: Any) -> Any:
+        for frame in made(self, **options, batch_size=size):
+            sizes.append(frame["user_id"].n_unique())
+            yield frame
+
+    monkeypatch.setattr(Recommender, "recommend_batches", blocks)
+    found = {}
+    for size in (30, 8):
+        command = ["recommend", "counted", "-k", "8", "--keep-seen", "--format", kind]
+        assert main(command) == 0
+        assert main([*command, "--out", "out"]) == 0
+        out, errors = capfdbinary.readouterr()
+        found[size] = [out, (place / "out").read_bytes()]
+        assert errors == b""
+    assert sizes == 2 * [30] + 2 * [8, 8, 8, 6]
+    if kind == "parquet":  # whose row groups differ
+        assert len({str(pl.read_parquet(content).to_dicts()) for content in [*found[30], *found[8]]}) == 1
+    else:
+        assert found[30] == found[8]
+    if kind == "table":
+        assert b"the first 200 of" in found[8][0]
+
+
+def test_nothing_left_is_said_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "some.txt").write_text("i1\n")
+    assert main(["recommend", "run", "--allow", "some.txt", "--out", "out.parquet", "-k", "2"]) == 0
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"warning: nothing is left to recommend to \d+ of 30; .*--keep-seen.*\n", errors)
+    assert pl.read_parquet(place / "out.parquet")["item_id"].unique().to_list() == ["i1"]
+
+
 def test_recommend_to_whom(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "users.txt").write_text("\ufeffu4\r\n\n  u2  \n")
     asked = strict_json(json_of(capsys, "recommend", "run", "--users-file", "users.txt", "-k", "1"))
@@ -372,7 +423,7 @@ BAD_ARGUMENTS = {
     "recommend run --deny empty.txt": "empty.txt: is empty",
     "recommend run --users zz --strict": "unknown users: zz",
     "recommend run --out log.csv/x --format csv": "log.csv/x: cannot be written",
-    "recommend run --out run --format csv": "run: cannot be written",
+    "recommend run --out run --format parquet": "run: cannot be written .Is a directory",
     "recommend run --json log.csv/x": "log.csv/x: cannot be written",
     "similar run zz": "zz",
     "similar run i1 -k 12": "give at most 11",
@@ -435,7 +486,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
     commands = {
         f"fit log.csv --out new {options}": 1,
         f"fit log.csv --out new {options.replace('dim=8', 'dim=64')}": 8,
-        "recommend run -k 12 --keep-seen --format csv --out new.csv": 1,
+        "recommend run -k 12 --keep-seen --out new.csv": 1,
+        "recommend run -k 12 --keep-seen --out new.parquet": 1,
     }
     for command, blocks in commands.items():
         script = f"ulimit -f {blocks}; exec '{sys.executable}' -m seqrec.cli {command}"

@@ -1,6 +1,7 @@
 """The public face: what it takes, what it gives, and what it says of what it does not know."""
 
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec import InputError, Recommender, SASRec, UnknownIdWarning, prepare
+from seqrec import MODELS, InputError, Recommender, SASRec, UnknownIdWarning, prepare
 from seqrec.data.batches import pack
 from seqrec.data.split import all_histories
+from seqrec.topk import best
 
 OPTIONS: dict[str, Any] = {"embedding_dim": 8, "num_blocks": 1, "max_length": 5, "epochs": 3, "batch_size": 8,
                            "learning_rate": 0.01, "feedforward_dims": (6,)}  # fmt: skip
@@ -289,6 +291,114 @@ def test_fewer_where_fewer_are_left(fitted: Recommender) -> None:
     heights = {user: part.height for (user,), part in found.group_by("user_id")}
     lengths = {user: ITEMS - part["item_id"].n_unique() for (user,), part in log().group_by("user_id")}
     assert heights == lengths
+
+
+def at_once(recommender: Recommender, k: int) -> pl.DataFrame:
+    """Everybody by one call, as one table."""
+    dataset = recommender.dataset
+    items, scores = best(recommender.model, all_histories(dataset), k)
+    row, rank = np.nonzero(items)
+    ids = {"user_id": dataset.user_ids.gather(row), "item_id": dataset.item_ids.gather(items[row, rank] - 1)}
+    return pl.DataFrame({**ids, "score": scores[row, rank], "rank": rank + 1})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_blocks_change_nothing(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender = Recommender(model, **{} if MODELS[model].COUNTED else {"epochs": 1}).fit(log())
+    monkeypatch.setattr("seqrec.topk.USERS_AT_ONCE", 4)  # 30 people are then blocks of whole groups and a rest
+    wanted = at_once(recommender, 5)
+    assert recommender.recommend(k=5).equals(wanted)
+    frames = list(recommender.recommend_batches(k=5, batch_size=8))
+    assert [frame["user_id"].n_unique() for frame in frames] == [8, 8, 8, 6]
+    assert {(*frame.schema.items(),) for frame in frames} == {(*wanted.schema.items(),)}
+    assert pl.concat(frames).equals(wanted)
+    recommender.recommend_to(tmp_path / "out.parquet", k=5, batch_size=8)
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(wanted)
+    for kind in ("csv", "jsonl"):
+        recommender.recommend_to(tmp_path / f"out.{kind}", k=5, batch_size=8)
+    assert (tmp_path / "out.csv").read_text() == wanted.write_csv()
+    assert (tmp_path / "out.jsonl").read_text() == wanted.write_ndjson()
+
+
+ASKED: list[dict[str, Any]] = [
+    {"users": ["u103", "nobody", "u101", "u103", "no one"], "k": 3},
+    {"users": ["nobody"], "k": 3, "deny": ["i500"]},
+    {"users": [], "k": 3},
+    {"histories": {}, "k": 2},
+    {"histories": [["i503"], [], ["i501", "zz"]], "k": 3, "allow": ["i500", "i507", "yy"]},
+    {"histories": {"ann": ["i503"], "bob": ["i502"]}, "k": 15, "keep_seen": True},
+    {"k": 3, "allow": ["i500"]},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_all_that_can_be_asked_comes_in_blocks(fitted: Recommender, tmp_path: Path, asked: dict[str, Any]) -> None:
+    with warnings.catch_warnings(record=True) as wanted_warnings:
+        warnings.simplefilter("always")
+        wanted = fitted.recommend(**asked)
+    with warnings.catch_warnings(record=True) as found_warnings:
+        warnings.simplefilter("always")
+        fitted.recommend_to(tmp_path / "out.parquet", **asked, batch_size=2)
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert found.schema == wanted.schema
+    assert same(found, wanted)
+    # Once for all, and at the line that asked.
+    assert [str(w.message) for w in found_warnings] == [str(w.message) for w in wanted_warnings]
+    assert {w.filename for w in (*found_warnings, *wanted_warnings)} <= {__file__}
+
+
+def test_a_block_is_made_when_it_is_asked_for(fitted: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counts(model: Any, people: Any, *more: Any, **options: Any) -> Any:
+        sizes.append(len(people))
+        return best(model, people, *more, **options)
+
+    monkeypatch.setattr("seqrec.topk.best", counts)
+    frames = fitted.recommend_batches(k=2, batch_size=12, progress=True)
+    assert sizes == []
+    assert next(frames).height == 24
+    assert sizes == [12]
+    frames.close()
+    assert sizes == [12]
+    with pytest.raises(InputError, match="batch_size is 0"):
+        fitted.recommend_batches(batch_size=0)
+    with pytest.raises(InputError, match="unknown users: zz"):
+        fitted.recommend_batches(users=["zz"], strict=True)  # when asked, not when the first block is
+
+
+def test_a_failure_midway_leaves_no_file(
+    fitted: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(model: Any, people: Any, *more: Any, **options: Any) -> Any:
+        if people.users[0] >= 10:
+            raise InputError("the model gives scores that are not numbers")
+        return best(model, people, *more, **options)
+
+    monkeypatch.setattr("seqrec.topk.best", fails)
+    for name in ("out.parquet", "out.csv", "out.jsonl"):
+        with pytest.raises(InputError, match="not numbers"):
+            fitted.recommend_to(tmp_path / name, batch_size=10, progress=True)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")  # the bar is for terminals
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were one
+    fitted.recommend_to(tmp_path / "out.csv", users=["u101"], progress=True)
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert "recommending" in errors
+
+
+@pytest.mark.parametrize("given", ["path", "frame"])
+def test_the_log_is_gone_while_the_model_trains(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    read, alive = [log()], []
+    frame = weakref.ref(read[0])
+    monkeypatch.setattr("seqrec.recommender.read_log", lambda log: read.pop() if given == "path" else log)
+    recommender = Recommender(**OPTIONS)
+    recommender.fit(
+        "log.csv" if given == "path" else read.pop(), stop=lambda: alive.append(frame() is not None) or False
+    )
+    assert alive
+    assert not any(alive)
 
 
 @pytest.mark.parametrize("k", [0, -1, ITEMS + 1, 2.5, True, "3", None])

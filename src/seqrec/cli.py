@@ -6,8 +6,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ from seqrec.data.prepare import PrepareConfig, prepare, statistics_table
 from seqrec.data.read import read_log
 from seqrec.errors import InputError, one_line
 from seqrec.evaluate import table
-from seqrec.files import explain_os_error, make_folder, replacing
+from seqrec.files import KINDS, explain_os_error, make_folder, replacing, text_of, write_frames, write_parquet
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender, UnknownIdWarning
 from seqrec.run import SplitConfig, check_free
@@ -48,6 +48,7 @@ Json = Annotated[
     ),
 ]
 Flat = Parameter(name="*")
+Format = Literal["table", "csv", "jsonl", "parquet"] | None
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,9 @@ def fit_command(model: str) -> Any:
         """
         if not resume:
             check_free(out, overwrite)  # before the log is read, which may take a while
-        frame = read_log(log, **asdict(read or ReadConfig()))
-        chosen = filters or PrepareConfig()
-        dataset = prepare(frame, chosen)
-        del frame
-        options: dict[str, Any] = {}
-        for part in (sizes or config(), training or TrainConfig(), split or SplitConfig(), chosen):
-            options |= {name: getattr(part, name) for name in vars(part)}
-        recommender = Recommender(model, **options)
+        dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)  # no name keeps the frame
+        options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
+        recommender = Recommender(model, **vars(sizes or config()) | options)
         with _output(json) as console:
             console.print(statistics_table(dataset))
             recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
@@ -201,7 +197,7 @@ def recommend_command(
     allow: Path | None = None,
     deny: Path | None = None,
     strict: bool = False,
-    format: Literal["table", "csv", "jsonl", "parquet"] = "table",
+    format: Format = None,
     out: Path | None = None,
     json: Json = None,
 ) -> None:
@@ -217,7 +213,7 @@ def recommend_command(
         allow: a file with an item id a line: only these.
         deny: a file with an item id a line: never these.
         strict: an unknown user or item is an error instead of a warning.
-        format: of the output.
+        format: of the output; without it what the ending of --out says, or a table.
         out: file to write to; standard output without it.
     """
     if sum(given is not None for given in (users, users_file, history)) > 1:
@@ -226,7 +222,7 @@ def recommend_command(
         raise InputError("no id given; write one or more after --users or --history")
     recommender = Recommender.load(run)
     asked = _lines(users_file) if users_file else users
-    frame = recommender.recommend(
+    frames = recommender.recommend_batches(
         users=None if asked is None else _like(asked, recommender.dataset.user_ids),
         histories=None if history is None else [history],
         k=k,
@@ -234,17 +230,17 @@ def recommend_command(
         allow=None if allow is None else _lines(allow),
         deny=None if deny is None else _lines(deny),
         strict=strict,
+        progress=out is not None,
     )
-    if json != "-" or out is not None:
-        _write_frame(frame, format, out, "recommendations")
-    _write_json(json, frame.to_dicts())
+    with closing(frames):
+        _write_frames(frames, format, out, json, "recommendations")
 
 
 def similar_command(
     run: Path,
     *items: str,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
-    format: Literal["table", "csv", "jsonl", "parquet"] = "table",
+    format: Format = None,
     out: Path | None = None,
     json: Json = None,
 ) -> None:
@@ -254,15 +250,13 @@ def similar_command(
         run: the run folder.
         items: ids of items.
         k: neighbours an item.
-        format: of the output.
+        format: of the output; without it what the ending of --out says, or a table.
         out: file to write to; standard output without it.
     """
     if not items:
         raise InputError("no item given; write its id after the run folder")
     frame = Recommender.load(run).similar(items, k, strict=True)
-    if json != "-" or out is not None:
-        _write_frame(frame, format, out, "similar items")
-    _write_json(json, frame.to_dicts())
+    _write_frames([frame], format, out, json, "similar items")
 
 
 def compare_command(
@@ -429,32 +423,33 @@ def _write_json(to: str | None, values: Any) -> None:
         new.write_text(text + "\n", encoding="utf-8")
 
 
-def _write_frame(frame: pl.DataFrame, kind: str, out: Path | None, title: str) -> None:
-    if kind == "table":
-        grid = _grid(frame, title)
-        if out is None:
-            _Console().print(grid)
-            return
-        with replacing(out) as new, new.open("w", encoding="utf-8") as file:
-            _Console(file=file, width=100).print(grid)
-        return
-    writers = {"csv": "write_csv", "jsonl": "write_ndjson", "parquet": "write_parquet"}
-    if out is not None:
-        with replacing(out) as new:
-            getattr(frame, writers[kind])(new)
-        return
-    if kind == "parquet" and sys.stdout.isatty():
+def _write_frames(
+    frames: Iterable[pl.DataFrame], kind: str | None, out: Path | None, json_to: str | None, title: str
+) -> None:
+    """Frames of one table, one after another; only JSON needs all of them at once."""
+    kind = kind or KINDS.get(out.suffix if out else "", "table")
+    if kind == "parquet" and out is None and json_to != "-" and sys.stdout.isatty():
         raise InputError("Parquet is not for a terminal; give --out FILE")
-    if kind == "parquet":
+    whole = None if json_to is None else pl.concat(list(frames))
+    frames = frames if whole is None else [whole]
+    if out is not None and kind == "table":
+        with replacing(out) as new, new.open("w", encoding="utf-8") as file:
+            _Console(file=file, width=100).print(_grid(frames, title))
+    elif out is not None:
+        write_frames(frames, out, kind)
+    elif json_to == "-":
+        pass  # JSON takes standard output
+    elif kind == "table":
+        _Console().print(_grid(frames, title))
+    elif kind == "parquet":
         memory = io.BytesIO()
-        frame.write_parquet(memory)
+        write_parquet(frames, memory)
         _write_out(memory.getvalue())
-        return
-    # Not polars itself into the stream: it hides that the reader has gone.
-    for start in range(0, max(frame.height, 1), 65536):
-        part = frame.slice(start, 65536)
-        text = part.write_ndjson() if kind == "jsonl" else part.write_csv(include_header=start == 0)
-        _write_out(text.encode())
+    else:
+        for part in text_of(frames, kind):  # not polars itself into the stream: it hides that the reader has gone
+            _write_out(part)
+    if whole is not None:
+        _write_json(json_to, whole.to_dicts())
 
 
 def _write_out(content: bytes) -> None:
@@ -466,14 +461,19 @@ def _write_out(content: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _grid(frame: pl.DataFrame, title: str, most: int = 200) -> Table:
+def _grid(frames: Iterable[pl.DataFrame], title: str, most: int = 200) -> Table:
+    height, heads = 0, []
+    for frame in frames:
+        heads.append(frame.head(max(most - height, 0)))
+        height += frame.height
+    shown = pl.concat(heads)
     grid = Table(title=title)
-    for name in frame.columns:
-        grid.add_column(name, justify="right" if frame[name].dtype.is_numeric() else "left", overflow="fold")
-    for row in frame.head(most).iter_rows():
+    for name in shown.columns:
+        grid.add_column(name, justify="right" if shown[name].dtype.is_numeric() else "left", overflow="fold")
+    for row in shown.iter_rows():
         grid.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    if frame.height > most:
-        grid.caption = f"the first {most} of {frame.height:,} rows; --format csv gives all"
+    if height > most:
+        grid.caption = f"the first {most} of {height:,} rows; --format csv gives all"
     return grid
 
 

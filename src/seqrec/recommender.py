@@ -1,20 +1,23 @@
 """The public face: fit, recommend, evaluate, save, load."""
 
 import shutil
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict, fields
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from os import PathLike
 from pathlib import Path
+from traceback import walk_stack
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
-import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
 
 from seqrec.data.batches import histories_of
 from seqrec.data.prepare import Dataset, PrepareConfig, prepare
@@ -22,12 +25,14 @@ from seqrec.data.read import read_log
 from seqrec.data.split import Histories, Split, all_histories
 from seqrec.errors import InputError, one_line
 from seqrec.evaluate import Evaluation, evaluate
-from seqrec.files import kept_aside
+from seqrec.files import kept_aside, write_frames
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run import CONFIG, Run, RunConfig, SplitConfig, build_model, check_free, fingerprint
-from seqrec.topk import best
+from seqrec.topk import USERS_AT_ONCE, check_k, most_popular, nearest, ranked
 from seqrec.train import RESUMABLE, TrainConfig, check_trainable, train
+
+BLOCK = 2 * USERS_AT_ONCE  # people a frame: whole groups of those scored together, or the last bits would differ
 
 
 class UnknownIdWarning(UserWarning):
@@ -107,6 +112,7 @@ class Recommender:
             resume = False  # killed before the folder was made, or a first start under a supervisor
             check_free(out)
         dataset = log if isinstance(log, Dataset) else prepare(read_log(log), self.prepare_config)
+        del log  # a frame that nobody else holds need not stay while the model trains
         split = self.split_config.apply(dataset)
         counted = MODELS[self.model_name].COUNTED
         config = RunConfig(
@@ -208,44 +214,67 @@ class Recommender:
         Raises:
             InputError: ``k`` out of range, or something unknown with ``strict``.
         """
-        model, dataset = self._ready()
-        _check_k(k, dataset.num_items)
+        frames = self.recommend_batches(users, histories, k, keep_seen=keep_seen, allow=allow, deny=deny, strict=strict)
+        return pl.concat(list(frames))
+
+    def recommend_to(self, out: str | Path, users: Any = None, histories: Any = None, k: int = 10, **more: Any) -> None:
+        """Write what :meth:`recommend` gives to a file, a block of people at a time, for any number of them.
+
+        Args:
+            out: the file, ending in .parquet, .csv or .jsonl; it is there under its name when it is whole.
+            users: as for :meth:`recommend`, and so are ``histories`` and ``k``.
+            more: keywords of :meth:`recommend_batches`.
+        """
+        with closing(self.recommend_batches(users, histories, k, **more)) as frames:
+            write_frames(frames, out)
+
+    def recommend_batches(
+        self,
+        users: Iterable[Any] | pl.Series | None = None,
+        histories: Any = None,
+        k: int = 10,
+        *,
+        keep_seen: bool = False,
+        allow: Iterable[Any] | None = None,
+        deny: Iterable[Any] | None = None,
+        strict: bool = False,
+        batch_size: int = BLOCK,
+        progress: bool = False,
+    ) -> Generator[pl.DataFrame, None, None]:
+        """The rows of :meth:`recommend` in frames of ``batch_size`` people, each made when it is asked for.
+
+        There is one at least, maybe without rows. ``progress`` shows a bar where standard error is a terminal.
+        """
+        _, dataset = self._ready()
+        check_k(k, dataset.num_items)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give 1 or more")
         allowed = None if allow is None else self._items(allow, "allow", strict)
         denied = None if deny is None else self._items(deny, "deny", strict)
         if users is not None and histories is not None:
             raise InputError("users and histories exclude each other; ask for one at a time")
-        if histories is None:
-            people, asked = self._known(users, strict)
-        else:
-            people, asked = self._strangers(histories, strict)
-        items = np.zeros((len(people), k), dtype=np.int64)
-        scores = np.full((len(people), k), -np.inf, dtype=np.float32)
-        filters: dict[str, Any] = {"keep_seen": keep_seen, "allow": allowed, "deny": denied}
-        known = np.flatnonzero(people.lengths > 0)
-        if len(known):
-            items[known], scores[known] = best(model, people.take(known), k, **filters)
-        unknown = np.flatnonzero(people.lengths == 0)
-        if len(unknown):
-            # One ranking serves all of whom nothing is known.
-            popular = _popularity(dataset)
-            one = histories_of(dataset, [np.array([1])])
-            filters["keep_seen"] = True
-            items[unknown], scores[unknown] = best(popular, one, k, **filters)
-        place = items > 0
-        row, rank = np.nonzero(place)
-        nothing = int((~place.any(axis=1)).sum())
-        if nothing:
-            _warn(
-                f"nothing is left to recommend to {nothing:,} of {len(people):,}; keep_seen (--keep-seen) leaves more"
-            )
-        return pl.DataFrame(
-            {
-                "user_id": asked.gather(row),
-                "item_id": dataset.item_ids.gather(items[place] - 1),
-                "score": scores[place],
-                "rank": rank + 1,
-            }
-        )
+        people, asked = self._known(users, strict) if histories is None else self._strangers(histories, strict)
+        filters = {"keep_seen": keep_seen, "allow": allowed, "deny": denied}
+        return self._frames(people, asked, k, filters, batch_size, progress)
+
+    def _frames(
+        self, people: Histories, asked: pl.Series, k: int, filters: dict[str, Any], size: int, progress: bool
+    ) -> Generator[pl.DataFrame, None, None]:
+        model, dataset = self._ready()
+        popular = most_popular(dataset, k, **filters) if (people.lengths == 0).any() else None
+        served = 0
+        starts = range(0, max(len(people), 1), size)
+        bar = Console(stderr=True)
+        show = progress and bar.is_terminal
+        for start in track(starts, "recommending", console=bar, transient=True, disable=not show):
+            block = slice(start, start + size)
+            frame = _frame(dataset, asked[block], ranked(model, people.take(block), k, popular, **filters))
+            served += int((frame["rank"] == 1).sum())
+            yield frame
+            del frame  # or it would stay while the next is made
+        if served < len(people):
+            nothing = f"nothing is left to recommend to {len(people) - served:,} of {len(people):,}"
+            _warn(f"{nothing}; keep_seen (--keep-seen) leaves more")
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
         """The ``k`` items nearest to each given one, by the cosine of their embeddings.
@@ -257,7 +286,7 @@ class Recommender:
             InputError: ``k`` out of range, an unknown item, or a model without embeddings.
         """
         model, dataset = self._ready()
-        _check_k(k, dataset.num_items - 1)
+        check_k(k, dataset.num_items - 1)
         if model.COUNTED or not model.FACTORED:
             raise InputError(f"{self.model_name} has no item embeddings to compare; fit another model, such as sasrec")
         asked = _series(items)
@@ -265,20 +294,14 @@ class Recommender:
         if not (indices > 0).any():
             raise InputError(f"none of the items is in the catalogue: {_some(asked)}; check the ids")
         if (indices == 0).any():
-            _warn(f"unknown items left out: {_some(asked.filter(pl.Series(indices == 0)))}", depth=3)
+            _warn(f"unknown items left out: {_some(asked.filter(pl.Series(indices == 0)))}")
         indices = indices[indices > 0]
-        with torch.inference_mode():
-            vectors = model.item_vectors().float()
-            vectors = F.normalize(vectors[:, :-1] if model.BIAS_COLUMN else vectors, dim=1)
-            scores = vectors[torch.from_numpy(indices)] @ vectors.T
-            scores[:, 0] = -torch.inf
-            scores[torch.arange(len(indices)), torch.from_numpy(indices)] = -torch.inf
-            top = scores.topk(k, dim=1)
+        found, cosines = nearest(model, indices, k)
         return pl.DataFrame(
             {
                 "item_id": dataset.item_ids.gather(np.repeat(indices - 1, k)),
-                "similar_item_id": dataset.item_ids.gather(top.indices.numpy().ravel() - 1),
-                "score": top.values.numpy().ravel(),
+                "similar_item_id": dataset.item_ids.gather(found.ravel() - 1),
+                "score": cosines.ravel(),
                 "rank": np.tile(np.arange(1, k + 1), len(indices)),
             }
         )
@@ -297,14 +320,11 @@ class Recommender:
         model, dataset = self._ready()
         assert self._split is not None
         others: dict[str, Model] = {}
-        if baselines:
-            names = (
-                ["popularity", "recent-popularity", "markov"] if dataset.has_timestamps else ["popularity", "markov"]
-            )
-            for name in names:
-                if name != self.model_name:
-                    others[name] = build_model(name, {}, dataset.num_items, dataset.num_users)
-                    others[name].count(self._split.train)
+        names = ["popularity", *(["recent-popularity"] if dataset.has_timestamps else []), "markov"]
+        for name in names if baselines else []:
+            if name != self.model_name:
+                others[name] = build_model(name, {}, dataset.num_items, dataset.num_users)
+                others[name].count(self._split.train)
         return evaluate(
             model,
             self._split.targets(split),
@@ -437,19 +457,10 @@ class Recommender:
         return indices[indices > 0]
 
 
-def _popularity(dataset: Dataset) -> Model:
-    model = build_model("popularity", {}, dataset.num_items, dataset.num_users)
-    model.count(all_histories(dataset))
-    return model
-
-
-def _check_k(k: int, most: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer):
-        raise InputError(f"k is {k!r}; give a whole number")
-    if k < 1:
-        raise InputError(f"k is {k}; give 1 or more")
-    if k > most:
-        raise InputError(f"k is {k}, more than there are items to choose from ({most}); give at most {most}")
+def _frame(dataset: Dataset, asked: pl.Series, found: tuple[np.ndarray, ...]) -> pl.DataFrame:
+    rows, items, scores, ranks = found
+    ids = {"user_id": asked.gather(rows), "item_id": dataset.item_ids.gather(items - 1)}
+    return pl.DataFrame({**ids, "score": scores, "rank": ranks})
 
 
 def _check_same(run: Run, config: RunConfig) -> None:
@@ -482,5 +493,8 @@ def _some(ids: pl.Series, most: int = 5) -> str:
     return ", ".join(str(value) for value in ids.head(most)) + more
 
 
-def _warn(message: str, depth: int = 4) -> None:
-    warnings.warn(message, UnknownIdWarning, stacklevel=depth)  # names the line that called recommend
+def _warn(message: str) -> None:
+    """Warn of the line that called the package, however deep in it this is."""
+    package = str(Path(__file__).parent)
+    inside = takewhile(lambda step: step[0].f_code.co_filename.startswith(package), walk_stack(sys._getframe()))
+    warnings.warn(message, UnknownIdWarning, stacklevel=1 + sum(1 for _ in inside))

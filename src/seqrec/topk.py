@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec.data.batches import pack
-from seqrec.data.split import Histories
+from seqrec.data.batches import histories_of, pack
+from seqrec.data.prepare import Dataset
+from seqrec.data.split import Histories, all_histories
 from seqrec.errors import InputError
+from seqrec.models import MODELS
 from seqrec.models.base import Model
 
 CELLS = 2**24  # scores held at once: 64 MiB
@@ -72,6 +76,57 @@ def best(
                 items[block] = found.cpu().numpy()
                 scores[block] = values.float().cpu().numpy()
     return items, scores
+
+
+def ranked(
+    model: Model, histories: Histories, k: int, popular: tuple[np.ndarray, np.ndarray] | None = None, **filters: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What :func:`best` finds as the rows of a table, without the places that nothing is left for.
+
+    Args:
+        model: as for :func:`best`.
+        histories: as for :func:`best`.
+        k: as for :func:`best`.
+        popular: of :func:`most_popular`, which goes to those with an empty history.
+        filters: keywords of :func:`best`.
+
+    Returns:
+        ``rows int64[R]`` of the histories, ``items int64[R]``, ``scores float32[R]`` and ``ranks int64[R]``
+        from 1, by row and rank.
+    """
+    items, scores = best(model, histories, k, **filters)
+    if popular is not None:
+        empty = histories.lengths == 0
+        items[empty], scores[empty] = popular
+    there = items > 0
+    rows, places = np.nonzero(there)
+    return rows, items[there], scores[there], places + 1
+
+
+def most_popular(dataset: Dataset, k: int, **filters: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The one ranking for all of whom nothing is known: ``items int64[1, k]`` and ``scores float32[1, k]``."""
+    kind = MODELS["popularity"]
+    model = kind(kind.Config(), dataset.num_items, dataset.num_users)
+    model.count(all_histories(dataset))
+    return best(model, histories_of(dataset, [np.array([1])]), k, **filters | {"keep_seen": True})
+
+
+def nearest(model: Model, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k other items nearest to each of ``items int64[M]`` by the cosine of their vectors, nearest first.
+
+    A bias, which says nothing of likeness, is left out.
+
+    Returns:
+        ``items int64[M, k]`` and ``cosines float32[M, k]``.
+    """
+    with torch.inference_mode():
+        vectors = model.item_vectors().float()
+        vectors = F.normalize(vectors[:, :-1] if model.BIAS_COLUMN else vectors, dim=1)
+        cosines = vectors[torch.from_numpy(items)] @ vectors.T
+        cosines[:, 0] = -torch.inf
+        cosines[torch.arange(len(items)), torch.from_numpy(items)] = -torch.inf
+        top = cosines.topk(k, dim=1)
+    return top.indices.numpy(), top.values.numpy()
 
 
 @contextmanager
@@ -257,6 +312,16 @@ def _best_of_catalogue(
     if values is None:
         values = torch.full((len(states), k), -torch.inf, device=device)
     return items, values
+
+
+def check_k(k: int, most: int) -> None:
+    """Raise an InputError where k is no whole number from 1 to ``most``."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise InputError(f"k is {k!r}; give a whole number")
+    if k < 1:
+        raise InputError(f"k is {k}; give 1 or more")
+    if k > most:
+        raise InputError(f"k is {k}, more than there are items to choose from ({most}); give at most {most}")
 
 
 def require_numbers(scores: Tensor) -> None:
