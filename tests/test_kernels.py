@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
-from seqrec.models.blocks import Attention, Dropout, FeedForward, dropouts_of, group, seed_dropout
+from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, dropouts_of, group, seed_dropout
 from seqrec.optim import RowAdam
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +178,34 @@ def test_the_network_does_the_same_without_them(hidden_dims, dropout, monkeypatc
         found.append([out, *(tensor.grad for tensor in mine), *(parameter.grad for parameter in layer.parameters())])
     for compiled, plain in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("lengths", [[1], [3, 1, 0, 5], [5, 5], [0]])
+@pytest.mark.parametrize(("scale", "dropout"), [(8.0, 0.4), (1.0, 0.0), (0.5, 0.9)])
+def test_positions_do_the_same_without_them(lengths, scale, dropout, monkeypatch):
+    batch, table, layer = batch_of(lengths), nn.Embedding(5, 7), Dropout(dropout)
+    batch = replace(batch, positions=torch.cat([torch.arange(n) for n in lengths]))
+    x = torch.randn(sum(lengths), 7, requires_grad=True)
+    upstream = torch.randn(sum(lengths), 7)
+    results = []
+    for with_them in (True, False):
+        if not with_them:
+            monkeypatch.setattr(kernels, "usable", lambda *tensors: False)
+        seed_dropout([layer], [3])
+        out = add_positions(x, batch, table, layer, scale)
+        results.append((out, *torch.autograd.grad(out, (x, table.weight), upstream)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    # The last token of each user, whatever its history's length, stands at the last position.
+    last = batch.offsets[1:][batch.lengths > 0] - 1
+    kept = results[0][0][last] != 0
+    expected = (scale * x[last] + table.weight[-1]) / (1 - round(dropout * 65536) / 65536)
+    torch.testing.assert_close(results[0][0][last][kept], expected[kept])
+
+
+def test_positions_beyond_the_window_are_refused():
+    with pytest.raises(ValueError, match="don't fit"):
+        kernels.positions(torch.zeros(4, 2), torch.zeros(3, 2), offsets_of([4]), 1.0)
 
 
 def test_dropout_does_the_same_without_them(monkeypatch):

@@ -216,6 +216,29 @@ void where_positive(const float* y, int64_t count, float kept, float* gradient) 
     for (int64_t k = 0; k < count; ++k) gradient[k] = y[k] > 0 ? gradient[k] * kept : 0.0f;
 }
 
+// out = dropout(scale * x + position) of one token.
+FOR_EACH_PROCESSOR
+void position_row(
+    const float* x, const float* position, int64_t dim, float scale, const int16_t* words, int32_t threshold,
+    float kept, float* out
+) {
+    for (int64_t k = 0; k < dim; ++k) out[k] = scale * x[k] + position[k];
+    if (words)
+        for (int64_t k = 0; k < dim; ++k) out[k] = words[k] >= threshold ? out[k] * kept : 0.0f;
+}
+
+FOR_EACH_PROCESSOR
+void position_row_backward(
+    const float* by_out, int64_t dim, float scale, const int16_t* words, int32_t threshold, float kept, float* by_x,
+    float* by_position
+) {
+    for (int64_t k = 0; k < dim; ++k) {
+        const float by = !words ? by_out[k] : words[k] >= threshold ? by_out[k] * kept : 0.0f;
+        by_x[k] = scale * by;
+        by_position[k] += by;
+    }
+}
+
 // One row of negatives' logits: the loss against the target, and the logits become their gradients.
 FOR_EACH_PROCESSOR
 double softmax_row(
@@ -260,7 +283,7 @@ void score_row_backward(
 extern "C" {
 
 // Changes with every change of a signature.
-int32_t seqrec_kernels_version() { return 8; }
+int32_t seqrec_kernels_version() { return 9; }
 
 void seqrec_attention_forward(
     const float* query, const float* key, const float* value, int64_t query_stride, int64_t key_stride,
@@ -338,6 +361,36 @@ void seqrec_where_positive(const float* y, int64_t count, float kept, float* gra
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t low = 0; low < count; low += 2048)
         where_positive(y + low, std::min<int64_t>(2048, count - low), kept, gradient + low);
+}
+
+// The table has a row for each place of a window of `size`, whose last one is that of a user's last token.
+void seqrec_positions(
+    const float* x, const float* table, int64_t size, const int64_t* offsets, int64_t users, int64_t dim, float scale,
+    const int16_t* words, int32_t threshold, float kept, float* out, int32_t threads
+) {
+#pragma omp parallel for schedule(dynamic, 8) num_threads(threads)
+    for (int64_t user = 0; user < users; ++user)
+        for (int64_t t = offsets[user]; t < offsets[user + 1]; ++t)
+            position_row(x + t * dim, table + (size + t - offsets[user + 1]) * dim, dim, scale,
+                         words ? words + t * dim : nullptr, threshold, kept, out + t * dim);
+}
+
+// A thread owns columns, as all tokens share the table.
+void seqrec_positions_backward(
+    const float* by_out, int64_t size, const int64_t* offsets, int64_t users, int64_t dim, float scale,
+    const int16_t* words, int32_t threshold, float kept, float* by_x, float* by_table, int32_t threads
+) {
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
+        const int64_t low = dim * mine / all, width = dim * (mine + 1) / all - low;
+        for (int64_t user = 0; user < users; ++user)
+            for (int64_t t = offsets[user]; t < offsets[user + 1]; ++t) {
+                const int64_t at = t * dim + low;
+                position_row_backward(by_out + at, width, scale, words ? words + at : nullptr, threshold, kept,
+                                      by_x + at, by_table + (size + t - offsets[user + 1]) * dim + low);
+            }
+    }
 }
 
 void seqrec_score(

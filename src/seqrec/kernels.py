@@ -11,12 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-_VERSION = 8
+_VERSION = 9
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -62,7 +63,7 @@ def _call(name: str, *arguments: Any) -> Any:
 
 
 def _longest(offsets: Tensor) -> int:
-    return int((offsets[1:] - offsets[:-1]).max()) if len(offsets) > 1 else 0
+    return int(np.diff(offsets.numpy()).max(initial=0))
 
 
 def attention(
@@ -112,7 +113,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         query, key_value = query.contiguous(), key_value.contiguous()
         keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        lengths = offsets[1:] - offsets[:-1]
+        lengths = np.diff(offsets.numpy())
         pairs = num_heads * int((lengths * (lengths + 1) // 2 if causal else lengths * lengths).sum())
         if words is not None and len(words) < pairs:
             raise ValueError(f"{len(words)} random words are not enough for {pairs} pairs")
@@ -244,6 +245,50 @@ def _drop(
         _at(out),
     )
     return out
+
+
+def positions(
+    x: Tensor, table: Tensor, offsets: Tensor, scale: float, words: Tensor | None = None, probability: float = 0.0
+) -> Tensor:
+    """``dropout(scale * x + position)`` of a packed batch, ``[T, D]``; positions count from the window's end.
+
+    Args:
+        x: ``float32[T, D]``.
+        table: ``float32[L, D]``, the last row for the last token of each user.
+        offsets: ``int64[B + 1]``, first token of each user, of whom none has more than L.
+        scale: of ``x``.
+        words: ``int16[T * D]`` random words, as in :func:`dropout`, or no dropout.
+        probability: of dropout.
+    """
+    offsets = offsets.to(torch.int64).contiguous()
+    if _longest(offsets) > len(table) or x.shape != (int(offsets[-1]), table.shape[1]):
+        raise ValueError(f"{tuple(x.shape)} in users of up to {_longest(offsets)} don't fit {tuple(table.shape)}")
+    result: Tensor = _Positions.apply(x, table, offsets, scale, words, probability)
+    return result
+
+
+class _Positions(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, table: Tensor, offsets: Tensor, scale: float, words: Tensor | None, probability: float
+    ) -> Tensor:
+        ctx.rest = (
+            _at(offsets), *_whole(len(offsets) - 1, x.shape[1]), ctypes.c_float(scale), _at(words),
+            *_dropping(words, probability),
+        )  # fmt: skip
+        ctx.owned, ctx.size = (offsets, words), table.shape
+        x, table = x.contiguous(), table.contiguous()
+        out = torch.empty_like(x)
+        _call("positions", _at(x), _at(table), *_whole(len(table)), *ctx.rest, _at(out))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        by_out = gradients[0].contiguous()
+        by_x, by_table = torch.empty_like(by_out), by_out.new_zeros(ctx.size)
+        _call("positions_backward", _at(by_out), *_whole(ctx.size[0]), *ctx.rest, _at(by_x), _at(by_table))
+        return by_x, by_table, None, None, None, None
 
 
 def feedforward(

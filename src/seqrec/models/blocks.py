@@ -58,6 +58,21 @@ class Dropout(nn.Module):
         return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
 
 
+def add_positions(x: Tensor, batch: Batch, table: nn.Embedding, dropout: Dropout, scale: float = 1.0) -> Tensor:
+    """``dropout(scale * x + p)`` of packed tokens ``[T, D]``, with the vector p of each one's position.
+
+    Positions count from the end of the window, so the most recent item always stands at the last one, as the
+    left-padded sequences of the SASRec authors' code have it.
+    """
+    active = dropout.active
+    plain = type(table) is nn.Embedding and not table.sparse
+    if plain and (not active or dropout.random is not None) and kernels.usable(x, table.weight):
+        words = dropout.words(x.numel()) if active else None
+        return kernels.positions(x, table.weight, batch.offsets, scale, words, dropout.probability)
+    positions = batch.positions + (table.num_embeddings - batch.lengths)[batch.rows]
+    return dropout(scale * x + table(positions))
+
+
 def dropouts_of(model: nn.Module) -> list[Dropout]:
     """Every dropout of a model."""
     return [module for module in model.modules() if isinstance(module, Dropout)]

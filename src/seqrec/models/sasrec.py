@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, group, reset_layers
+from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, add_positions, group, reset_layers
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,8 @@ class SASRec(Model):
         return self.final_norm(through_blocks(self.blocks, self._embedded(batch), batch, last_only=True))
 
     def _embedded(self, batch: Batch) -> Tensor:
-        positions = batch.positions + (self.config.max_length - batch.lengths)[batch.rows]
-        x = self.item_embedding(batch.items) * self.config.embedding_dim**0.5
-        return self.dropout(x + self.position_embedding(positions))
+        x = self.item_embedding(batch.items)
+        return add_positions(x, batch, self.position_embedding, self.dropout, self.config.embedding_dim**0.5)
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, reset_layers
+from seqrec.models.blocks import Dropout, add_positions, reset_layers
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig, through_blocks
 
 
@@ -156,11 +156,9 @@ class SSEPT(Model):
     def _states(self, batch: Batch, users: Tensor, last_only: bool, of_states: Tensor) -> Tensor:
         """From users' vectors ``[B, user_dim]``, and those of the users whose states are wanted, one a state."""
         config = self.config
-        rows = batch.rows
-        positions = batch.positions + (config.max_length - batch.lengths)[rows]
         items = self.item_embedding(batch.items) * config.embedding_dim**0.5
-        joined = torch.cat([items, users.index_select(0, rows)], dim=1)
-        x = self.dropout(joined + self.position_embedding(positions))
+        joined = torch.cat([items, users.index_select(0, batch.rows)], dim=1)
+        x = add_positions(joined, batch, self.position_embedding, self.dropout)
         x = self.final_norm(through_blocks(self.blocks, x, batch, last_only))
         item_part, user_part = x.split([config.embedding_dim, config.user_dim], dim=1)
         return torch.cat([item_part, (user_part * of_states).sum(dim=1, keepdim=True)], dim=1)
