@@ -1,13 +1,19 @@
-"""Compare seqrec with RecTools' SASRecModel: one epoch of training and recommending for everybody.
+"""Compare seqrec with the SASRec of RecTools and of RecBole: an epoch of training and recommending for everybody.
 
     make bench-peers LOG=games.txt
-    python benchmarks/peers.py games.txt --loss cross-entropy --peer-steps 4 --repeats 2
+    python benchmarks/peers.py games.txt --peers rectools --loss cross-entropy --peer-steps 4 --repeats 2
 
-Both train the same sizes on the same log in one run, in turn, so that a change in the machine's speed
-meets both: epoch of theirs, epoch of ours, and so on, then the same with recommendations. RecTools lives
-in an environment of its own, ``.venv-rectools``, which is made at the first call. The ratio of medians
-counts; absolute times say little on a shared machine. With the loss over the whole catalogue an epoch of RecTools
-takes half an hour, so ``--peer-steps`` times a few of its steps, and a step of ours is a whole epoch's mean.
+All train the same sizes on the same log in one run, in turn, so that a change in the machine's speed meets all:
+an epoch of each peer, an epoch of ours, and so on, then the same with recommendations. A peer lives in an
+environment of its own, ``.venv-rectools`` and ``.venv-recbole``, which is made at the first call. The ratio of
+medians counts; absolute times say little on a shared machine.
+
+An epoch is not the same everywhere, so the report says what each consists of, and gives the ratio a target beside
+the ratio an epoch. RecTools and seqrec train every position of a history at once; RecBole makes a sequence of
+every prefix and trains its last position alone: 6.3 times the sequences on games.txt, for 1.07 times the targets.
+RecBole has no BCE for SASRec: its BPR, with one negative too, stands beside ours. The other loss, cross-entropy over
+the whole catalogue, all have. Where an epoch takes too long, ``--peer-steps`` times some of its steps and the
+report scales them; of RecBole that is the default. Ours are always whole epochs.
 """
 
 import argparse
@@ -18,60 +24,120 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-ENVIRONMENT = ROOT / ".venv-rectools"
+
+
+@dataclass(frozen=True)
+class Package:
+    """What to install for a peer, its names of our losses, and the steps of an epoch that are timed, 0 for all."""
+
+    install: tuple[str, ...]
+    losses: dict[str, str]
+    steps: int
+
+
+PACKAGES = {
+    # The trainer is capped at the newest that RecTools allows.
+    "rectools": Package(
+        install=("torch", "numpy", "rectools[torch]", "pytorch-lightning<2.6"),
+        losses={"bce": "BCE", "cross-entropy": "softmax"},
+        steps=0,
+    ),
+    # RecBole 1.2.1 names types that numpy 2 dropped and fills frames in a way that pandas 3 ignores; its
+    # TensorBoard wants the pkg_resources of an older setuptools.
+    "recbole": Package(
+        install=("torch", "numpy<2", "pandas<3", "setuptools<81", "recbole"),
+        losses={"bce": "BPR", "cross-entropy": "CE"},
+        steps=200,
+    ),
+}
 
 
 def main() -> None:
+    options = parse()
+    # Threads are fixed before torch starts, the same number for everybody.
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    os.environ["MKL_NUM_THREADS"] = str(options.threads)
+    for name in options.peers:
+        install(name)
+    ours = Ours(options)
+    peers = {name: Peer(name, steps, options) for name, steps in zip(options.peers, options.peer_steps, strict=True)}
+    times: dict[str, list[float]] = {}
+    for step in ("epoch", "recommend"):
+        turns = {name: partial(peer.next, step) for name, peer in peers.items()} | {"seqrec": getattr(ours, step)}
+        for _ in range(options.repeats + 1):
+            for name, turn in turns.items():
+                times.setdefault(f"{name} {step}", []).append(turn())
+                # A run takes minutes: say how far it is.
+                print(f"{name} {step}: {times[f'{name} {step}'][-1]:.1f} s", file=sys.stderr, flush=True)
+    found = {name: peer.finish() for name, peer in peers.items()} | {"seqrec": ours.epoch_of()}
+    for name, about in found.items():
+        scale = about["epoch_steps"] / about["steps"]
+        times[f"{name} epoch"] = [seconds * scale for seconds in times[f"{name} epoch"]]
+    report(options, times, found)
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("log", type=Path, help="a log that both read: 'user item' lines in time order")
+    parser.add_argument("log", type=Path, help="a log that all read: 'user item' lines in time order")
+    parser.add_argument("--peers", default=",".join(PACKAGES), help=f"of {','.join(PACKAGES)}; all without it")
     parser.add_argument("--repeats", type=int, default=3, help="timed epochs and recommendations, after one warm-up")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--loss", choices=["bce", "cross-entropy"], default="bce")
-    parser.add_argument("--peer-steps", type=int, default=None, help="steps of RecTools' epochs that are timed")
+    parser.add_argument(
+        "--peer-steps",
+        default=None,
+        help="steps of the peers' epochs that are timed, one number for all or one a peer, as 3,200; 0: whole epochs",
+    )
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    # Threads are fixed before torch starts, the same number for both.
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    os.environ["MKL_NUM_THREADS"] = str(options.threads)
-    install()
-    peer = Peer(options)
-    ours = Ours(options)
-    times: dict[str, list[float]] = {"rectools epoch": [], "seqrec epoch": []}
-    for _ in range(options.repeats + 1):
-        times["rectools epoch"].append(peer.next("epoch") * ours.steps / (options.peer_steps or ours.steps))
-        times["seqrec epoch"].append(ours.epoch())
-    times |= {"rectools recommend": [], "seqrec recommend": []}
-    for _ in range(options.repeats + 1):
-        times["rectools recommend"].append(peer.next("recommend"))
-        times["seqrec recommend"].append(ours.recommend())
-    report(options, times, peer.finish())
+    options.peers = options.peers.split(",")
+    for name in options.peers:
+        if name not in PACKAGES:
+            parser.error(f"--peers: {name!r} is none of {', '.join(PACKAGES)}")
+    try:
+        steps = [int(part) for part in options.peer_steps.split(",")] if options.peer_steps else []
+    except ValueError:
+        parser.error(f"--peer-steps: {options.peer_steps!r} is not a number, nor numbers with commas between")
+    if not steps:
+        steps = [PACKAGES[name].steps for name in options.peers]
+    options.peer_steps = steps * len(options.peers) if len(steps) == 1 else steps
+    if len(options.peer_steps) != len(options.peers) or min(steps) < 0:
+        parser.error("--peer-steps: give one number, or one for each of --peers, none below 0")
+    return options
 
 
-def install() -> None:
-    """Make RecTools' environment, once. The trainer is capped at the newest that RecTools allows."""
-    if (ENVIRONMENT / ".installed").is_file():
+def environment(name: str) -> Path:
+    return ROOT / f".venv-{name}"
+
+
+def install(name: str) -> None:
+    """Make a peer's environment, once."""
+    folder = environment(name)
+    if (folder / ".installed").is_file():
         return
-    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    packages = ["torch", "numpy", "rectools[torch]", "pytorch-lightning<2.6"]
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     constraints = ["-c", str(ROOT / "constraints.txt")]
-    subprocess.run([ENVIRONMENT / "bin/python", "-m", "pip", "install", "-q", *constraints, *packages], check=True)
-    (ENVIRONMENT / ".installed").touch()
+    pip = [str(folder / "bin/python"), "-m", "pip"]
+    subprocess.run([*pip, "install", "-q", *constraints, *PACKAGES[name].install], check=True)
+    (folder / ".installed").touch()
 
 
 class Peer:
-    """RecTools in a process of its own that waits between steps for our turn."""
+    """Another package in a process of its own that waits between steps for our turn."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.result = ENVIRONMENT / "result.json"
+    def __init__(self, name: str, steps: int, options: argparse.Namespace) -> None:
+        self.name = name
+        self.result = environment(name) / "result.json"
         command = [
-            ENVIRONMENT / "bin/python", HERE / "peers_rectools.py", "--log", options.log, "--pace",
-            "--loss", {"bce": "BCE", "cross-entropy": "softmax"}[options.loss],
-            *(["--steps", options.peer_steps] if options.peer_steps else []),
+            environment(name) / "bin/python", HERE / f"peers_{name}.py", "--log", options.log, "--pace",
+            "--loss", PACKAGES[name].losses[options.loss], *(["--steps", steps] if steps else []),
             "--negatives", "1", "--epochs-timed", options.repeats + 1, "--recommend-repeats", options.repeats + 1,
             "--threads", options.threads, "--max-length", 50, "--dimension", 100, "--blocks", 2, "--heads", 1,
             "--batch-size", 128, "--json", self.result,
@@ -79,31 +145,33 @@ class Peer:
         self.process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        # What it does before and between its turns is over before anybody else's turn.
+        self._read_until("ready")
 
     def next(self, kind: str) -> float:
         """Let it take one step; seconds."""
-        self._read_until("ready")
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self._read_until(kind)["seconds"])
+        seconds = float(self._read_until(kind)["seconds"])
+        self._read_until("ready", "done")
+        return seconds
 
     def finish(self) -> dict[str, Any]:
         """Its own report."""
-        self._read_until("done")
         if self.process.wait() != 0:
-            raise SystemExit("RecTools failed; its message stands above")
+            raise SystemExit(f"{self.name} failed; its message stands above")
         found: dict[str, Any] = json.loads(self.result.read_text())
         return found
 
-    def _read_until(self, key: str) -> dict[str, Any]:
+    def _read_until(self, *keys: str) -> dict[str, Any]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
                 message: dict[str, Any] = json.loads(line)
-                if key in message:
+                if any(key in message for key in keys):
                     return message
-        raise SystemExit(f"RecTools ended before {key!r}; its message stands above")
+        raise SystemExit(f"{self.name} ended before {keys[0]!r}; its message stands above")
 
 
 class Ours:
@@ -112,8 +180,7 @@ class Ours:
     def __init__(self, options: argparse.Namespace) -> None:
         import torch
 
-        from seqrec import Recommender, prepare, read_log, split_last_two
-        from seqrec.data.batches import trainable
+        from seqrec import Recommender, prepare, read_log
 
         torch.set_num_threads(options.threads)
         self.dataset = prepare(read_log(options.log))
@@ -122,8 +189,6 @@ class Ours:
             "embedding_dim": 100, "num_blocks": 2, "num_heads": 1, "dropout": 0.2, "device": "cpu",
         }  # fmt: skip
         self.recommender = Recommender("sasrec", **self.options)
-        trained = trainable(split_last_two(self.dataset).train)
-        self.steps = -(-len(trained) // self.options["batch_size"])
 
     def epoch(self) -> float:
         """One epoch from fresh weights; seconds of training alone."""
@@ -136,31 +201,59 @@ class Ours:
         self.recommender.recommend(k=10)
         return time.perf_counter() - start
 
+    def epoch_of(self) -> dict[str, Any]:
+        """What an epoch consists of, as the peers report it."""
+        import numpy as np
 
-def report(options: argparse.Namespace, times: dict[str, list[float]], peer: dict[str, Any]) -> None:
-    """Print medians and ratios without the warm-up, and write them."""
+        import seqrec
+        from seqrec.data.batches import trainable
+
+        trained = trainable(seqrec.split_last_two(self.dataset).train)
+        # No padding: a position computed is a target.
+        targets = int(np.minimum(trained.lengths - 1, self.options["max_length"]).sum())
+        steps = -(-len(trained) // self.options["batch_size"])
+        return {
+            "versions": {"seqrec": seqrec.__version__}, "epoch_steps": steps, "steps": steps,
+            "train_sequences": len(trained), "train_targets": targets, "train_positions": targets,
+            "recommended_users": self.dataset.num_users,
+        }  # fmt: skip
+
+
+def report(options: argparse.Namespace, times: dict[str, list[float]], found: dict[str, dict[str, Any]]) -> None:
+    """Print what the epochs are, medians and ratios without the warm-up, and write them."""
     import torch
-
-    import seqrec
 
     result: dict[str, Any] = {
         "log": options.log.name,
+        "loss": options.loss,
         "threads": options.threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "seqrec": seqrec.__version__,
-        "rectools": peer["versions"]["rectools"],
+        "epochs": found,
         "times": times,
         "ratios": {},
     }
-    for step in ("epoch", "recommend"):
-        theirs, ours = (times[f"{name} {step}"][1:] for name in ("rectools", "seqrec"))
-        pairs = [a / b for a, b in zip(theirs, ours, strict=True)]
-        result["ratios"][step] = statistics.median(theirs) / statistics.median(ours)
+    for name, about in found.items():
+        loss = PACKAGES[name].losses[options.loss] if name in PACKAGES else options.loss
         print(
-            f"{step:10} rectools {statistics.median(theirs):7.2f} s   seqrec {statistics.median(ours):7.2f} s   "
-            f"{result['ratios'][step]:5.1f} times faster (pairs {min(pairs):.1f} to {max(pairs):.1f})"
+            f"{name} {about['versions'][name]}, {loss}: an epoch has {about['train_sequences']:,} sequences, "
+            f"{about['train_positions']:,} positions computed, {about['train_targets']:,} targets, "
+            f"{about['epoch_steps']:,} steps, {about['steps']:,} timed; recommends for {about['recommended_users']:,}"
         )
+    for step, name in ((step, name) for step in ("epoch", "recommend") for name in options.peers):
+        theirs, ours = (times[f"{who} {step}"][1:] for who in (name, "seqrec"))
+        pairs = [a / b for a, b in zip(theirs, ours, strict=True)]
+        ratio = statistics.median(theirs) / statistics.median(ours)
+        result["ratios"][f"{name} {step}"] = ratio
+        line = (
+            f"{step:10} {name:8} {statistics.median(theirs):8.2f} s   seqrec {statistics.median(ours):7.2f} s   "
+            f"{ratio:5.1f} times faster (pairs {min(pairs):.1f} to {max(pairs):.1f})"
+        )
+        if step == "epoch":
+            a_target = ratio * found["seqrec"]["train_targets"] / found[name]["train_targets"]
+            result["ratios"][f"{name} target"] = a_target
+            line += f", a target {a_target:.1f} times"
+        print(line)
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

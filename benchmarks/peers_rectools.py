@@ -1,4 +1,4 @@
-"""Times RecTools' SASRecModel: the peer side of `make bench-peers`.
+"""Times RecTools' SASRecModel: one of the peers of `make bench-peers`.
 
 Run it with the interpreter of an environment of its own; it imports nothing of seqrec:
 
@@ -12,17 +12,11 @@ stdin, so that a driver can take turns with another package and the two never ru
 """
 
 import argparse
-import json
 import logging
-import math
-import os
-import platform
-import sys
-import time
 import warnings
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from peers_common import Turns, hits, read_log, run, split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,65 +24,18 @@ if TYPE_CHECKING:
 LOSSES = ("BCE", "gBCE", "softmax", "sampled_softmax")
 
 
-def say(**event: Any) -> None:
-    print(json.dumps(event), flush=True)
-
-
-class Clock:
-    """Wall seconds, and CPU seconds of all threads: far below wall x threads tells of a busy machine."""
-
-    def __init__(self) -> None:
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def read(self) -> dict[str, float]:
-        return {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
-
-
-class Pace:
-    """Asks the driver for the next turn, and remembers how long it had to wait."""
-
-    def __init__(self, enabled: bool) -> None:
-        self.enabled = enabled
-        self.waited = 0.0
-
-    def turn(self, what: str, number: int) -> None:
-        if not self.enabled:
-            return
-        start = time.perf_counter()
-        say(ready=what, number=number)
-        if not sys.stdin.readline():
-            raise SystemExit("peers_rectools: stdin closed while waiting for a turn")
-        self.waited += time.perf_counter() - start
-
-
-def read_log(path: Path) -> "tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]":
-    """'user item' lines in time order → training rows, histories for the test, test rows.
-
-    Leave-last-two-out: users with three items or more give their last item to the test and the one
-    before to validation; shorter histories train whole. The history for the test has the validation item.
-    """
+def read(args: argparse.Namespace) -> "tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]":
+    """Training rows, histories for the test and test rows, with the columns that RecTools wants."""
     import pandas as pd
 
-    log = pd.read_csv(path, sep=r"\s+", header=None, names=["user_id", "item_id"])
+    log = read_log(args.log)
     log["weight"] = 1.0
     # RecTools wants times; the log has only an order.
     log["datetime"] = pd.to_datetime(log.index.to_numpy(), unit="s")
-    by_user = log.groupby("user_id")["item_id"]
-    from_end = by_user.cumcount(ascending=False)
-    short = by_user.transform("size") < 3
-    return log[short | (from_end >= 2)], log[short | (from_end >= 1)], log[~short & (from_end == 0)]
+    return split(log)
 
 
-def hits(recommended: "pd.DataFrame", test: "pd.DataFrame") -> dict[str, float]:
-    """HR@10 and NDCG@10 over all test users: a user without recommendations is a miss."""
-    ranks = test.merge(recommended, on=["user_id", "item_id"])["rank"]
-    return {
-        "hr@10": len(ranks) / len(test),
-        "ndcg@10": sum(1 / math.log2(1 + rank) for rank in ranks) / len(test),
-    }
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
     import pytorch_lightning as pl
     import torch
     from rectools.dataset import Dataset
@@ -101,24 +48,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     warnings.filterwarnings("ignore", message=".*were considered cold.*")
     pl.seed_everything(args.seed, verbose=False)
 
-    train, history, test = read_log(args.log)
+    train, history, test = read(args)
     train_set, history_set = Dataset.construct(train), Dataset.construct(history)
-
-    pace = Pace(args.pace)
-    epochs: list[dict[str, Any]] = []
-    clock = Clock()
 
     # Plain functions: the model deep-copies its trainer, which would copy a callback's lists too.
     def epoch_start(trainer: Any, module: Any) -> None:
-        nonlocal clock
-        pace.turn("epoch", len(epochs) + 1)
-        clock = Clock()
+        turns.start("epoch")
 
     def epoch_end(trainer: Any, module: Any) -> None:
-        times = clock.read()
-        loss = float(trainer.callback_metrics["train_loss"])
-        epochs.append({"epoch": len(epochs) + 1, **times, "loss": loss})
-        say(**epochs[-1])
+        turns.end("epoch", loss=float(trainer.callback_metrics["train_loss"]))
 
     def trainer() -> pl.Trainer:
         timer = pl.callbacks.LambdaCallback(on_train_epoch_start=epoch_start, on_train_epoch_end=epoch_end)
@@ -152,42 +90,27 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         item_net_block_types=(IdEmbeddingsItemNet,),
         get_trainer_func=trainer,
     )
-    fit_clock = Clock()
     model.fit(train_set)
-    fit_seconds = fit_clock.read()["seconds"] - pace.waited
 
     users = test["user_id"].to_numpy()
-    recommends: list[dict[str, Any]] = []
     recommended = None
-    for repeat in range(1, args.recommend_repeats + 1):
-        pace.turn("recommend", repeat)
-        recommend_clock = Clock()
+    for _ in range(args.recommend_repeats):
+        turns.start("recommend")
         recommended = model.recommend(users, history_set, k=10, filter_viewed=True, on_unsupported_targets="ignore")
-        recommends.append({"recommend": repeat, **recommend_clock.read()})
-        say(**recommends[-1])
+        turns.end("recommend")
 
     trained = model.data_preparator.train_dataset
+    sequences = trained.user_id_map.size
+    epoch_steps = -(-sequences // args.batch_size)
     result = {
-        "package": "rectools",
-        "versions": {
-            "python": platform.python_version(),
-            "rectools": version("rectools"),
-            "torch": torch.__version__,
-            "pytorch-lightning": version("pytorch-lightning"),
-            "numpy": version("numpy"),
-        },
-        "settings": {key: value for key, value in vars(args).items() if key not in ("log", "json", "pace")},
-        "log": args.log.name,
         "users": int(history["user_id"].nunique()),
-        "train_sequences": trained.user_id_map.size,
-        "train_targets": len(trained.interactions.df) - trained.user_id_map.size,
+        "train_sequences": sequences,
+        "train_targets": len(trained.interactions.df) - sequences,
+        "train_positions": sequences * args.max_length,
+        "epoch_steps": epoch_steps,
+        "steps": min(args.steps or epoch_steps, epoch_steps),
         "catalogue": trained.item_id_map.size - model.data_preparator.n_item_extra_tokens,
         "parameters": sum(weights.numel() for weights in model.torch_model.parameters()),
-        "epochs": epochs,
-        "epoch_seconds": [epoch["seconds"] for epoch in epochs],
-        "fit_seconds": fit_seconds,
-        "recommends": recommends,
-        "recommend_seconds": [recommend["seconds"] for recommend in recommends],
         "test_users": len(test),
     }
     if recommended is not None:
@@ -196,38 +119,5 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time RecTools' SASRecModel: epochs and recommendations.")
-    parser.add_argument("--log", type=Path, required=True, help="'user item' lines in time order")
-    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
-    parser.add_argument("--epochs-timed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=None, help="steps of an epoch that are taken; all without it")
-    parser.add_argument("--recommend-repeats", type=int, default=1)
-    parser.add_argument("--recommend-batch-size", type=int, default=256)
-    parser.add_argument("--max-length", type=int, default=50)
-    parser.add_argument("--dimension", type=int, default=100)
-    parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--loss", choices=LOSSES, default="BCE")
-    parser.add_argument("--negatives", type=int, default=1)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--learning-rate", type=float, default=0.001)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pace", action="store_true", help="wait for a line on stdin before each timed step")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
-    # Thread pools read these when they load, so the heavy imports come after.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(args.threads)
-    result = measure(args)
-    args.json.write_text(json.dumps(result, indent=2) + "\n")
-    say(done=str(args.json))
-
-
 if __name__ == "__main__":
-    main()
+    run("rectools", LOSSES, ("rectools", "torch", "pytorch-lightning", "numpy"), measure)
