@@ -129,7 +129,8 @@ class SASRec(Model):
         self.num_items = num_items
         self.random_start = config.random_start
         dim = config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        # No padding_idx: packed batches have no padding, for which torch would look through every gradient.
+        self.item_embedding = nn.Embedding(num_items + 1, dim)
         self.position_embedding = nn.Embedding(config.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.num_blocks))

@@ -121,8 +121,8 @@ class SSEPT(Model):
         self.num_users = num_users
         self.random_start = config.random_start
         blocks = config.blocks()
-        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim, padding_idx=0)
-        self.user_embedding = nn.Embedding(num_users + 1, config.user_dim, padding_idx=num_users)
+        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim)
+        self.user_embedding = nn.Embedding(num_users + 1, config.user_dim)
         self.position_embedding = nn.Embedding(config.max_length, blocks.embedding_dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(blocks) for _ in range(config.num_blocks))

@@ -216,7 +216,7 @@ class TiSASRec(Model):
         self.config = config
         self.num_items = num_items
         dim = config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        self.item_embedding = nn.Embedding(num_items + 1, dim)
         # Keys' vectors beside values'. The intervals' table is read whole, so it is none to look rows up in.
         self.position_embedding = nn.Embedding(config.max_length, 2 * dim)
         self.interval_vectors = nn.Parameter(torch.empty(config.time_span + 1, 2 * dim))
