@@ -1,11 +1,13 @@
-"""Time and peak memory from a log to a saved Dataset, each in a process of its own.
+"""Time and peak memory from a log to a saved Dataset, and to open that, each in a process of its own.
 
-python benchmarks/data.py ml-1m.txt            a log of yours
-python benchmarks/data.py --rows 10000000      a generated CSV of so many rows
+python benchmarks/data.py ml-1m.txt                           a log of yours
+python benchmarks/data.py --rows 10000000                     a generated CSV of so many rows
+python benchmarks/data.py --rows 100000000 --format parquet   as Parquet; `parts`: a folder of it
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
+BLOCK_ROWS = 10_000_000
 CHILD = """
 import resource, sys, time
 start = time.perf_counter()
@@ -28,20 +32,59 @@ dataset.save(sys.argv[2])
 saved = time.perf_counter()
 import json
 print(json.dumps({
+    "log": sys.argv[1].rpartition("/")[2],
     "interactions": dataset.num_interactions, "users": dataset.num_users, "items": dataset.num_items,
     "import": ready - start, "read": read - ready, "prepare": prepared - read, "save": saved - prepared,
     "total": saved - ready, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
 }))
 """
+LOAD = """
+import resource, sys, time
+from seqrec import Dataset
+ready = time.perf_counter()
+dataset = Dataset.load(sys.argv[1])
+import json
+print(json.dumps({
+    "load": time.perf_counter() - ready, "interactions": dataset.num_interactions,
+    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+}))
+"""
 
 
-def generate(path: Path, rows: int, seed: int = 0) -> None:
-    """A CSV with skewed items and users, in time order: user_id,item_id,timestamp."""
+def generate(path: Path, rows: int, seed: int = 0, format: str = "csv") -> None:
+    """A log with skewed items and users, in time order: user_id,item_id,timestamp.
+
+    A CSV, one Parquet file, or a folder of its parts; in blocks, so that any number of rows fits the memory.
+    """
     random = np.random.default_rng(seed)
-    users = random.integers(1, max(2, rows // 20), rows)
-    items = (random.pareto(1.0, rows) * 50).astype(np.int64) % max(2, rows // 100) + 1
-    times = np.sort(random.integers(1_600_000_000, 1_700_000_000, rows))
-    pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times}).write_csv(path)
+    names = ["user_id", "item_id", "timestamp"]
+    parquet = None
+    if format == "parts":
+        path.mkdir()
+    for start in range(0, rows, BLOCK_ROWS):
+        size = min(BLOCK_ROWS, rows - start)
+        users = random.integers(1, max(2, rows // 20), size)
+        items = (random.pareto(1.0, size) * 50).astype(np.int64) % max(2, rows // 100) + 1
+        # The blocks follow each other in time.
+        first, last = (1_600_000_000 + 100_000_000 * row // rows for row in (start, start + size))
+        times = np.sort(random.integers(first, max(last, first + 1), size))
+        frame = pl.DataFrame([users, items, times], schema=names)
+        if format == "csv":
+            with path.open("ab") as file:
+                frame.write_csv(file, include_header=start == 0)
+        elif format == "parts":
+            frame.write_parquet(path / f"part-{start // BLOCK_ROWS:03}.parquet")
+        else:
+            table = frame.to_arrow()
+            parquet = parquet or pq.ParquetWriter(path, table.schema)
+            parquet.write_table(table)
+    if parquet is not None:
+        parquet.close()
+
+
+def measured(code: str, *arguments: Path) -> dict:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main() -> None:
@@ -49,18 +92,22 @@ def main() -> None:
     parser.add_argument("log", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--format", choices=("csv", "parquet", "parts"), default="csv")
+    parser.add_argument("--folder", type=Path, help="where the temporary files go")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         log = options.log
         if log is None:
-            log = Path(folder) / "log.csv"
+            log = Path(folder) / ("log" if options.format == "parts" else f"log.{options.format}")
             start = time.perf_counter()
-            generate(log, options.rows)
+            generate(log, options.rows, format=options.format)
             print(f"generated {options.rows:,} rows in {time.perf_counter() - start:.1f} s", file=sys.stderr)
         for number in range(options.repeats):
-            command = [sys.executable, "-c", CHILD, str(log), str(Path(folder) / f"dataset-{number}")]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            print(json.dumps({k: round(v, 3) for k, v in json.loads(done.stdout).items()}), flush=True)
+            dataset = Path(folder) / f"dataset-{number}"
+            for found in (measured(CHILD, log, dataset), measured(LOAD, dataset)):
+                rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
+                print(json.dumps(rounded), flush=True)
+            shutil.rmtree(dataset)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ import seqrec
 SOURCE = Path(seqrec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-DATA = {f"data.{name}" for name in ("read", "fetch", "prepare", "split", "batches", "negatives", "synthetic")}
+DATA = {
+    f"data.{name}"
+    for name in ("source", "text", "read", "fetch", "prepare", "split", "batches", "negatives", "synthetic")
+}
 BELOW_TRAIN = {*DATA, "models", "metrics", "losses", "objective", "optim", "topk", "evaluate", "run"}
 BELOW_FACE = {*BELOW_TRAIN, "train"}
 
@@ -22,11 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "kernels": set(),
+    "threads": set(),
     "losses": {"kernels"},
     "metrics": set(),
     "optim": {"kernels"},
     "data": set(),
-    "data.read": set(),
+    "data.source": set(),
+    "data.text": {"data.source"},
+    "data.read": {"data.source", "data.text"},
     "data.fetch": set(),
     "data.negatives": set(),
     "data.synthetic": set(),
@@ -40,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "run": {*DATA, "models"},
     "evaluate": {*DATA, "models", "topk", "metrics"},
     "objective": {*DATA, "models", "losses"},
-    "train": BELOW_TRAIN,
+    "train": {*BELOW_TRAIN, "kernels", "threads"},
     "recommender": BELOW_FACE,
     "export": {*BELOW_FACE, "recommender"},
     "report": {*BELOW_FACE, "recommender"},

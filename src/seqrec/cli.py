@@ -6,8 +6,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,10 +25,11 @@ from seqrec.data.prepare import PrepareConfig, prepare, statistics_table
 from seqrec.data.read import read_log
 from seqrec.errors import InputError, one_line
 from seqrec.evaluate import table
-from seqrec.files import KINDS, explain_os_error, make_folder, replacing, text_of, write_frames, write_parquet
+from seqrec.files import KINDS, explain_os_error, lines_of, make_folder, replacing, text_of, write_frames, write_parquet
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender, UnknownIdWarning
 from seqrec.run import SplitConfig, check_free
+from seqrec.threads import threads
 from seqrec.train import TrainConfig
 
 
@@ -84,13 +85,14 @@ def inspect(
         read: the columns.
         filters: what is kept.
     """
-    frame = read_log(log, **asdict(read or ReadConfig()))
-    dataset = prepare(frame, filters)
-    with _output(json) as console:
-        console.print(f"{log}: columns {', '.join(frame.columns)}", highlight=False)
-        console.print(statistics_table(dataset))
+    frames = [read_log(log, **asdict(read or ReadConfig()))]
+    columns = frames[0].columns
+    dataset = prepare(frames.pop(), filters)  # no name keeps the frame
+    console = _output(json)
+    console.print(f"{log}: columns {', '.join(columns)}", highlight=False)
+    console.print(statistics_table(dataset))
     before = asdict(dataset.before) if dataset.before else None
-    _write_json(json, {"columns": frame.columns, "before": before, "after": asdict(dataset.statistics)})
+    _write_json(json, {"columns": columns, "before": before, "after": asdict(dataset.statistics)})
 
 
 def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> None:
@@ -101,8 +103,8 @@ def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> N
         out: folder to put it into; the cache without it.
     """
     path = fetch(name, out)
-    with _output(json) as console:
-        console.print(str(path), highlight=False, soft_wrap=True)
+    console = _output(json)
+    console.print(str(path), highlight=False, soft_wrap=True)
     _write_json(json, {"name": name, "path": str(path)})
 
 
@@ -143,16 +145,16 @@ def fit_command(model: str) -> Any:
         dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)  # no name keeps the frame
         options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
         recommender = Recommender(model, **vars(sizes or config()) | options)
-        with _output(json) as console:
-            console.print(statistics_table(dataset))
-            recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
-            if recommender.interrupted:
-                console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
-            else:
-                console.print(recommender.summary, highlight=False)
-                for evaluation in recommender.evaluations.values():
-                    console.print(table(evaluation, model))
-                console.print(f"run written to {out}", soft_wrap=True)
+        console = _output(json)
+        console.print(statistics_table(dataset))
+        recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
+        if recommender.interrupted:
+            console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
+        else:
+            console.print(recommender.summary, highlight=False)
+            for evaluation in recommender.evaluations.values():
+                console.print(table(evaluation, model))
+            console.print(f"run written to {out}", soft_wrap=True)
         _write_json(json, {"run": str(out), "interrupted": recommender.interrupted, **recommender.metrics})
         return 130 if recommender.interrupted else 0
 
@@ -181,8 +183,8 @@ def evaluate_command(
     """
     recommender = Recommender.load(run)
     evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
-    with _output(json) as console:
-        console.print(table(evaluation, recommender.model_name))
+    console = _output(json)
+    console.print(table(evaluation, recommender.model_name))
     _write_json(json, evaluation.to_dict())
 
 
@@ -221,14 +223,14 @@ def recommend_command(
     if users == [] or history == []:
         raise InputError("no id given; write one or more after --users or --history")
     recommender = Recommender.load(run)
-    asked = _lines(users_file) if users_file else users
+    asked = lines_of(users_file) if users_file else users
     frames = recommender.recommend_batches(
         users=None if asked is None else _like(asked, recommender.dataset.user_ids),
         histories=None if history is None else [history],
         k=k,
         keep_seen=keep_seen,
-        allow=None if allow is None else _lines(allow),
-        deny=None if deny is None else _lines(deny),
+        allow=None if allow is None else lines_of(allow),
+        deny=None if deny is None else lines_of(deny),
         strict=strict,
         progress=out is not None,
     )
@@ -286,9 +288,9 @@ def compare_command(
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
     options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
     dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)
-    with _output(json) as console:
-        found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
-        console.print(found.table())
+    console = _output(json)
+    found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
+    console.print(found.table())
     _write_json(json, found.to_dict())
     return 130 if found.interrupted else 0
 
@@ -300,10 +302,10 @@ def demo_command(*, out: Path = Path("runs/demo"), overwrite: bool = False, json
         out: the run folder.
         overwrite: replace the run in it.
     """
-    with _output(json) as console:
-        from seqrec.demo import run_demo  # brings matplotlib, which no other command needs
+    console = _output(json)
+    from seqrec.demo import run_demo  # brings matplotlib, which no other command needs
 
-        result = run_demo(out, console, overwrite=overwrite, progress=json != "-")
+    result = run_demo(out, console, overwrite=overwrite, progress=json != "-")
     _write_json(json, result)
 
 
@@ -318,10 +320,11 @@ def bench_command(
         out: folder for bench.json and bench.png.
         sizes: what is measured.
     """
-    _ = out is None or make_folder(out)  # before minutes of measuring rather than after them
-    with _output(json) as console:
-        found = bench(log, sizes, console)
-        console.print(*tables(found), sep="\n")
+    if out is not None:
+        make_folder(out)  # before minutes of measuring rather than after them
+    console = _output(json)
+    found = bench(log, sizes, console)
+    console.print(*tables(found), sep="\n")
     if out is not None:
         write(found, out)
     _write_json(json, found)
@@ -352,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threads():
             warnings.simplefilter("always", UnknownIdWarning)
             warnings.showwarning = show
             app = make_app(_model_named(arguments))
@@ -406,10 +409,9 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-@contextmanager
-def _output(json_to: str | None) -> Iterator[Console]:
+def _output(json_to: str | None) -> Console:
     """Where words go: standard output, or standard error where JSON takes that."""
-    yield _Console(stderr=json_to == "-")
+    return _Console(stderr=json_to == "-")
 
 
 def _write_json(to: str | None, values: Any) -> None:
@@ -482,18 +484,6 @@ def _like(ids: list[str], known: pl.Series) -> pl.Series:
     asked = pl.Series("user_id", ids, dtype=pl.String)
     typed = asked.cast(known.dtype, strict=False)
     return typed if (typed.cast(pl.String) == asked).fill_null(False).all() else asked
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"{path}: cannot be read ({reason}); give a text file with an id a line") from error
-    ids = [line.strip() for line in text.splitlines() if line.strip()]
-    if not ids:
-        raise InputError(f"{path}: is empty; give a text file with an id a line")
-    return ids
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from seqrec import metrics
+from seqrec import kernels, metrics
 from seqrec.data.batches import Batch, trainable, training_batches
 from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories, Split, Targets
@@ -30,6 +30,7 @@ from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.objective import Objective, Task, check_loss, default_popularity, draw_task, mark_tables, training_loss
 from seqrec.optim import RowAdam, clip_gradients
 from seqrec.run import Run, pick_device
+from seqrec.threads import threads
 
 BETA1 = 0.9
 
@@ -59,6 +60,8 @@ class TrainConfig:
         validation_users: users drawn for validation, at most.
         seed: of everything random; with the same number of threads, the same seed gives the same bytes.
         device: ``auto`` (CUDA, MPS or CPU, in this order), or a torch device.
+        threads: of the CPU; without it a core each, but not more than the process may use (affinity, the quota of a
+            container), and not more than OMP_NUM_THREADS.
         compile: whether the encoder goes through ``torch.compile``.
         checkpoint_minutes: minutes between checkpoints inside an epoch; each epoch ends with one.
     """
@@ -79,6 +82,7 @@ class TrainConfig:
     validation_users: int = 10_000
     seed: int = 0
     device: str = "auto"
+    threads: int | None = None
     compile: bool = False
     checkpoint_minutes: float = 10.0
 
@@ -88,7 +92,7 @@ class TrainConfig:
             if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
         for name, least in (("batch_size", 1), ("epochs", 1), ("negatives", 1), ("evaluate_every", 0), ("patience", 0),
-                            ("validation_users", 1), ("seed", 0)):  # fmt: skip
+                            ("validation_users", 1), ("seed", 0), ("threads", 1)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not least <= value < 2**63:
                 raise InputError(f"{name} is {value}; give {least} or more, and less than 2 ** 63")
@@ -104,7 +108,7 @@ class TrainConfig:
 
 
 #: Fields that may differ between a run and its resumption without changing what it would have computed.
-RESUMABLE = ("epochs", "device", "checkpoint_minutes")
+RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,13 @@ def train(
     every = -(-100 // steps) if config.evaluate_every is None else config.evaluate_every
 
     cut = False
-    with closing(optimizer), _stop_signals() as stopped, _bar(progress, tokens) as bar:
+    with (
+        threads(config.threads) as count,
+        closing(optimizer),
+        _stop_signals() as stopped,
+        _bar(progress, tokens) as bar,
+    ):
+        bar.say(_where(device, count))
         while not cut and loop.epoch < config.epochs and not loop.ended_early(config.patience):
             bar.start(loop.epoch + 1, config.epochs)
             model.train()
@@ -205,6 +215,11 @@ def train(
         loop.finish(interrupted=False)
     ended: Literal["epochs", "early", "stopped"] = "early" if loop.epoch < config.epochs else "epochs"
     return Trained(loop.rows, loop.best_epoch, "stopped" if cut else ended)
+
+
+def _where(device: torch.device, count: int) -> str:
+    loops = "" if kernels.library() else ", without the compiled loops (no C++ compiler at install, or turned off)"
+    return f"on {device}, {count} thread{'s' * (count != 1)}" + (loops if device.type == "cpu" else "")
 
 
 def check_trainable(split: Split, config: TrainConfig) -> None:
@@ -462,6 +477,9 @@ class _Bar:
             self.first, self.started = done, time.perf_counter()
         rate = (done - self.first) / max(time.perf_counter() - self.started, 1e-9)
         self.progress.update(self.task, completed=done, rate=f"{rate:,.0f} tokens/s" if rate else "")
+
+    def say(self, text: str) -> None:
+        self.progress.console.print(text, highlight=False)
 
     def row(self, row: dict[str, Any]) -> None:
         found = f"  valid ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""

@@ -17,6 +17,7 @@ from seqrec.files import replacing_folder
 
 FORMAT_VERSION = 1
 _ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
+_PART_ROWS = 1 << 22  # rows at once, where numpy would make int64 of all of them
 _FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in _ARRAYS)}
 
 Core = Literal["once", "repeat"]
@@ -97,19 +98,23 @@ class Dataset:
         """Size and shape of what is kept."""
         tied = None
         if self.has_timestamps:
-            tied = tied_share(np.repeat(np.arange(self.num_users), np.diff(self.offsets)), self.timestamps)
+            same = self.timestamps[1:] == self.timestamps[:-1]
+            same[self.offsets[1:-1] - 1] = False  # the last of one user and the first of the next
+            tied = _share_of_either(same)
         return _statistics(np.diff(self.offsets), self.num_items, tied)
 
     @cached_property
     def item_counts(self) -> np.ndarray:
         """Interactions of each item, ``int64[I + 1]``; entry 0 is 0."""
-        return np.bincount(self.items, minlength=self.num_items + 1)
+        return _counts(self.items, self.num_items + 1)
 
     @cached_property
     def seen_keys(self) -> np.ndarray:
         """Sorted ``user * (I + 1) + item``, ``int64[N]``: answers 'has this user met this item'."""
-        users = np.repeat(np.arange(self.num_users, dtype=np.int64), np.diff(self.offsets))
-        return np.sort(users * (self.num_items + 1) + self.items)
+        keys = np.repeat(np.arange(self.num_users, dtype=np.int64) * (self.num_items + 1), np.diff(self.offsets))
+        keys += self.items
+        keys.sort()
+        return keys
 
     def user_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
         """``int64`` index of each id, -1 where it is unknown."""
@@ -185,24 +190,26 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     if frame.height == 0:
         raise InputError("the log has no interactions; give one with at least two by one user")
     has_timestamps = "timestamp" in frame.columns
-    users, user_ids = _index(frame["user_id"])
-    items, item_ids = _index(frame["item_id"])
-    rating = frame["rating"].to_numpy() if "rating" in frame.columns else None
-    order = _time_order(users, frame["timestamp"].to_numpy() if has_timestamps else None)
+    if config.min_rating is not None and "rating" not in frame.columns:
+        raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
+    # What is needed of the frame, which goes at once unless the caller keeps it.
+    columns = {name: frame[name] for name in ("user_id", "item_id", "timestamp") if name in frame.columns}
+    good = None if config.min_rating is None else frame["rating"].to_numpy() >= config.min_rating
+    del frame
+    users, user_ids = _index(columns.pop("user_id"))
+    items, item_ids = _index(columns.pop("item_id"))
+    timestamps = columns.pop("timestamp").to_numpy() if has_timestamps else None
+    order = _time_order(users, timestamps)
     users = users[order]
     items = items[order]
-    timestamps = frame["timestamp"].to_numpy()[order] if has_timestamps else order.astype(np.int64)
+    timestamps = order if timestamps is None else timestamps[order]
     before = _statistics(
-        np.bincount(users, minlength=len(user_ids)),
+        _counts(users, len(user_ids)),
         len(item_ids),
         tied_share(users, timestamps) if has_timestamps else None,
     )
-    keep: np.ndarray | None = None
-    if config.min_rating is not None:
-        if rating is None:
-            raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
-        keep = rating[order] >= config.min_rating
-    del order
+    keep = None if good is None else good[order]
+    del order, good
     if keep is not None:
         users, items, timestamps = users[keep], items[keep], timestamps[keep]
     keep = _duplicates(users, items, config.duplicates)
@@ -218,9 +225,10 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     users, user_ids = _compact(users, user_ids)
     items, item_ids = _compact(items, item_ids)
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(users, minlength=len(user_ids)), out=offsets[1:])
+    np.cumsum(_counts(users, len(user_ids)), out=offsets[1:])
+    items += np.int32(1)
     return Dataset(
-        items=items + np.int32(1),
+        items=items,
         timestamps=timestamps,
         offsets=offsets,
         user_ids=user_ids,
@@ -257,8 +265,12 @@ def _tied(statistics: Statistics) -> str:
 
 def tied_share(users: np.ndarray, timestamps: np.ndarray) -> float:
     """Share of interactions whose user has another one at the same time; input ordered by both."""
-    same = (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
-    tied = np.zeros(len(users), dtype=bool)
+    return _share_of_either((users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1]))
+
+
+def _share_of_either(same: np.ndarray) -> float:
+    """Share of places that are like the one before or the one after; ``same`` compares neighbours."""
+    tied = np.zeros(len(same) + 1, dtype=bool)
     tied[1:] |= same
     tied[:-1] |= same
     return float(tied.mean())
@@ -284,12 +296,17 @@ def _index(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
         low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
         if high - low < 4 * len(ids) + 1024:
             # Ids are near enough together for a table, which needs no sorting.
-            shifted = ids.to_numpy() - low
             table = np.zeros(high - low + 1, dtype=bool)
-            table[shifted] = True
+            parts = range(0, len(ids), _PART_ROWS)
+            for start in parts:
+                table[ids.slice(start, _PART_ROWS).to_numpy() - low] = True
             known = np.flatnonzero(table)
-            position = np.cumsum(table, dtype=np.int32) - np.int32(1)
-            return position[shifted], pl.Series(name, known + low)
+            position = np.cumsum(table, dtype=np.int32)
+            position -= np.int32(1)
+            index = np.empty(len(ids), dtype=np.int32)
+            for start in parts:
+                index[start : start + _PART_ROWS] = position[ids.slice(start, _PART_ROWS).to_numpy() - low]
+            return index, pl.Series(name, known + low)
     known_ids = ids.unique().sort()
     table_frame = pl.DataFrame({name: known_ids, "index": np.arange(len(known_ids), dtype=np.int32)})
     joined = ids.to_frame().join(table_frame, on=name, how="left", maintain_order="left")
@@ -307,30 +324,40 @@ def _time_order(users: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
         return np.arange(len(users))
     if (timestamps[1:] >= timestamps[:-1]).all():
         return _stable_order(users)
-    by_time = _stable_order(timestamps)
-    return by_time[_stable_order(users[by_time])]
+    return _order_by(users, timestamps)
+
+
+def _order_by(users: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Stable order by user, then value."""
+    order = _stable_order(values)
+    return order[_stable_order(users[order])]
 
 
 def _stable_order(keys: np.ndarray) -> np.ndarray:
     """Stable argsort. Key and place in one word sort several times faster than with an index beside them."""
     low = int(keys.min())
     if int(keys.max()) - low < 2**31 and len(keys) < 2**32:
-        words = ((keys.astype(np.int64) - low) << 32) | np.arange(len(keys))
+        words = keys.astype(np.int64)
+        words -= low
+        words <<= 32
+        words |= np.arange(len(keys), dtype=np.uint32)
         words.sort()
-        return words & 0xFFFFFFFF
+        words &= 0xFFFFFFFF
+        return words
     return np.argsort(keys, kind="stable")
 
 
 def _duplicates(users: np.ndarray, items: np.ndarray, rule: Duplicates) -> np.ndarray | None:
     """Which interactions stay, or None for all; the input is ordered by user and time."""
-    if rule == "keep":
+    if rule == "keep" or len(users) == 0:
         return None
     keep = np.ones(len(users), dtype=bool)
     if rule == "drop-consecutive":
         keep[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
         return keep
-    order = np.lexsort((items, users))  # stable: the first interaction with an item comes first
-    keep[order[1:]] = (users[order[1:]] != users[order[:-1]]) | (items[order[1:]] != items[order[:-1]])
+    order = _order_by(users, items)  # stable: the first interaction with an item comes first
+    users, items = users[order], items[order]
+    keep[order[1:]] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
     return keep
 
 
@@ -340,18 +367,28 @@ def _core(
     """Which interactions stay in the k-core, or None for all."""
     if config.min_user_interactions <= 1 and config.min_item_interactions <= 1:
         return None
-    kept = np.arange(len(users))
+    keep: np.ndarray | None = None
     while True:
-        enough_users = np.bincount(users[kept], minlength=num_users) >= config.min_user_interactions
-        enough_items = np.bincount(items[kept], minlength=num_items) >= config.min_item_interactions
-        fewer = kept[enough_users[users[kept]] & enough_items[items[kept]]]
-        done = config.core == "once" or len(fewer) == len(kept)
-        kept = fewer
-        if done:
-            break
-    keep = np.zeros(len(users), dtype=bool)
-    keep[kept] = True
-    return keep
+        enough_users = _counts(users, num_users) >= config.min_user_interactions
+        enough_items = _counts(items, num_items) >= config.min_item_interactions
+        good = enough_users[users] & enough_items[items]
+        if good.all():
+            return keep
+        if keep is None:
+            keep = good
+        else:
+            keep[keep] = good
+        if config.core == "once":
+            return keep
+        users, items = users[good], items[good]
+
+
+def _counts(values: np.ndarray, size: int) -> np.ndarray:
+    """How often each of 0 to ``size - 1`` occurs, ``int64[size]``."""
+    counts = np.zeros(size, dtype=np.int64)
+    for start in range(0, len(values), max(_PART_ROWS, size)):
+        counts += np.bincount(values[start : start + max(_PART_ROWS, size)], minlength=size)
+    return counts
 
 
 def _compact(indices: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -1,0 +1,192 @@
+"""The bytes of a file that is text: unzipped, in blocks that can be read alone, and line by line."""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import numpy as np
+
+from seqrec.errors import InputError
+
+SAMPLE_BYTES, SAMPLE_ROWS = 1 << 16, 1000
+BLOCK_BYTES = 1 << 23  # parsed at once; larger ones are no faster
+
+
+class Source(NamedTuple):
+    """A file that is read several times, in pieces."""
+
+    path: Path
+    content: bytes | None  # kept only of small files, and of pipes, which can be read once
+
+
+class Unsafe(Exception):
+    """A block whose meaning may depend on the rest of the file, or that polars does not take."""
+
+
+def open_source(path: Path) -> Source:
+    """What reads a file; raises `InputError` where it cannot be opened."""
+    try:
+        large = path.is_file() and path.stat().st_size > BLOCK_BYTES
+        return Source(path, None if large else path.read_bytes())
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def read_whole(source: Source) -> bytes:
+    """The whole file, unzipped and without a byte order mark."""
+    return b"".join(read_pieces(source, BLOCK_BYTES))
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or f"damaged or cut-off gzip file ({short(error)})"
+    return InputError(f"{path}: {reason}; check the path and its permissions, or copy it again")
+
+
+def _open(source: Source) -> IO[bytes]:
+    """The bytes of a file, unzipped."""
+    if is_zipped(source):
+        return cast(IO[bytes], gzip.open(source.path if source.content is None else io.BytesIO(source.content)))
+    return _open_raw(source)
+
+
+def _open_raw(source: Source) -> IO[bytes]:
+    return source.path.open("rb") if source.content is None else io.BytesIO(source.content)
+
+
+def is_zipped(source: Source) -> bool:
+    """Whether the file is gzipped; an error where only its name says so."""
+    with _open_raw(source) as file:
+        magic = file.read(2)
+    if magic and magic != b"\x1f\x8b" and source.path.name.lower().endswith(".gz"):
+        raise InputError(f"{source.path}: is named .gz but is not gzipped; rename it, or write it again")
+    return magic == b"\x1f\x8b"
+
+
+def read_pieces(source: Source, size: int) -> Iterator[bytes]:
+    """The file in pieces of about this size, without a byte order mark."""
+    try:
+        with _open(source) as stream:
+            piece = stream.read(max(size, 4)).removeprefix(b"\xef\xbb\xbf")
+            while piece:
+                yield piece
+                piece = stream.read(size)
+    except (EOFError, zlib.error, OSError) as error:
+        raise _unreadable(source.path, error) from None
+
+
+def read_lines(source: Source, quoted: bool) -> Iterator[str]:
+    """The decoded lines with their ends; where fields are quoted, also those that end with a carriage return."""
+    newline = "" if quoted else "\n"
+    with io.TextIOWrapper(_open(source), "utf-8-sig", errors="replace", newline=newline) as stream:
+        yield from stream
+
+
+def read_checked(source: Source) -> Iterator[bytes]:
+    """The pieces, or the error where one is no text."""
+    for piece in read_pieces(source, BLOCK_BYTES):
+        if b"\0" in piece:
+            raise InputError(f"{source.path}: is binary or UTF-16; give UTF-8 text or Parquet (gzipped, if you like)")
+        yield piece
+
+
+def read_sample(source: Source) -> list[str]:
+    """The first lines that are not blank."""
+    head, cut = b"", 0
+    for piece in read_pieces(source, SAMPLE_BYTES):
+        head = head + piece if head else piece.lstrip(b"\r\n")
+        cut = head.rfind(b"\n", 0, SAMPLE_BYTES) + 1
+        if len(head) > SAMPLE_BYTES and (cut or head.count(b"\n") > SAMPLE_ROWS) and head.strip():
+            break
+    else:
+        if not head.strip():
+            raise InputError(f"{source.path}: is empty; give a log with interactions")
+        cut = cut if len(head) > SAMPLE_BYTES else 0
+    found = head[: cut or None].decode(errors="replace").splitlines()
+    return [line for line in found if line.strip()][:SAMPLE_ROWS]
+
+
+def read_blocks(source: Source, quoted: bool, by_block: bool) -> Iterator[bytes]:
+    """The text without the blanks at its ends, in blocks that end where a line does; or whole."""
+    if not by_block:
+        yield b"".join(read_checked(source)).strip(b"\r\n ")
+        return
+    rest = b""
+    for piece in read_checked(source):
+        # What follows a block is never blank, so that blank lines and the end of the text are seen at once; and
+        # it is two lines or more, as polars asks more of a line alone.
+        cut = rest.rfind(b"\n", 0, len(rest.rstrip(b"\r\n "))) + 1
+        cut = rest.rfind(b"\n", 0, cut - 1) + 1 if cut else 0
+        cut = _unquoted_cut(rest, cut) if quoted and cut else cut
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+        rest = rest + piece if rest else piece.lstrip(b"\r\n ")
+    if rest:
+        yield rest.rstrip(b"\r\n ")
+
+
+def _unquoted_cut(text: bytes, cut: int) -> int:
+    """The last line end up to this one that is outside of quotation marks; 0 where none is near."""
+    quotes = text.count(b'"', 0, cut)
+    for _ in range(100):
+        if quotes % 2 == 0:
+            return cut
+        before = text.rfind(b"\n", 0, text.rfind(b'"', 0, cut)) + 1
+        quotes -= text.count(b'"', before, cut)
+        cut = before
+    return 0
+
+
+def check_block(block: bytes, separator: str, quoted: bool) -> None:
+    """Raise where a block alone may be read otherwise than in the whole file."""
+    if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
+        raise Unsafe("a carriage return that ends no line")
+    if not quoted:
+        return
+    marks = np.frombuffer(b"\n" + block.replace(b"\r\n", b"\n") + b"\n\n", dtype=np.uint8)
+    quotes = np.flatnonzero(marks == ord('"'))
+    opening, closing = quotes[::2], quotes[1::2]
+    if len(opening) != len(closing):
+        raise Unsafe("a quotation mark without its other one")
+    ends = (ord(separator), ord("\n"))
+    again = opening[1:] == closing[:-1] + 1  # a mark within quotation marks is written twice
+    starts_field = np.isin(marks[opening - 1], ends)
+    ends_field = np.isin(marks[closing + 1], ends)
+    starts_field[1:] |= again
+    ends_field[:-1] |= again
+    if not (starts_field.all() and ends_field.all()):
+        raise Unsafe("a quotation mark inside of a field")
+
+
+def has_gaps(block: bytes) -> bool:
+    """Whether there are blank lines; numpy finds two bytes in a row faster than `in` does."""
+    ends = np.frombuffer(block, dtype=np.uint8) == ord("\n")
+    return bool((ends[1:] & ends[:-1]).any()) or (b"\r" in block and b"\n\r\n" in block)
+
+
+def split_records(lines: Iterable[str], separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each record that is not blank: slow, for the first one and for errors."""
+    if quoted:
+        line, reader = 1, csv.reader(lines, delimiter=separator)
+        try:
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+        except csv.Error:  # no end of the field in sight: the quotation mark at its start is never closed
+            yield line, []
+        return
+    for line, content in enumerate(lines, 1):
+        content = content.removesuffix("\n")
+        if content.strip(" \r" if separator == "\t" else None):
+            yield line, content.split() if separator == " " else content.rstrip("\r").split(separator)
+
+
+def short(value: object) -> str:
+    """A value or an error on one line of a message."""
+    text = str(value) if isinstance(value, Exception) else "(empty)" if value is None else repr(value)
+    return text.strip().partition("\n")[0][:120]
