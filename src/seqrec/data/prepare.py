@@ -106,7 +106,7 @@ class Dataset:
     @cached_property
     def item_counts(self) -> np.ndarray:
         """Interactions of each item, ``int64[I + 1]``; entry 0 is 0."""
-        return _counts(self.items, self.num_items + 1)
+        return counts_of(self.items, self.num_items + 1)
 
     @cached_property
     def seen_keys(self) -> np.ndarray:
@@ -204,7 +204,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     items = items[order]
     timestamps = order if timestamps is None else timestamps[order]
     before = _statistics(
-        _counts(users, len(user_ids)),
+        counts_of(users, len(user_ids)),
         len(item_ids),
         tied_share(users, timestamps) if has_timestamps else None,
     )
@@ -225,7 +225,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     users, user_ids = _compact(users, user_ids)
     items, item_ids = _compact(items, item_ids)
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
-    np.cumsum(_counts(users, len(user_ids)), out=offsets[1:])
+    np.cumsum(counts_of(users, len(user_ids)), out=offsets[1:])
     items += np.int32(1)
     return Dataset(
         items=items,
@@ -369,8 +369,8 @@ def _core(
         return None
     keep: np.ndarray | None = None
     while True:
-        enough_users = _counts(users, num_users) >= config.min_user_interactions
-        enough_items = _counts(items, num_items) >= config.min_item_interactions
+        enough_users = counts_of(users, num_users) >= config.min_user_interactions
+        enough_items = counts_of(items, num_items) >= config.min_item_interactions
         good = enough_users[users] & enough_items[items]
         if good.all():
             return keep
@@ -383,7 +383,7 @@ def _core(
         users, items = users[good], items[good]
 
 
-def _counts(values: np.ndarray, size: int) -> np.ndarray:
+def counts_of(values: np.ndarray, size: int) -> np.ndarray:
     """How often each of 0 to ``size - 1`` occurs, ``int64[size]``."""
     counts = np.zeros(size, dtype=np.int64)
     for start in range(0, len(values), max(_PART_ROWS, size)):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqrec.data.prepare import Dataset
+from seqrec.data.prepare import Dataset, counts_of
 from seqrec.errors import InputError
 
 
@@ -42,14 +42,14 @@ class Histories:
 
     def item_counts(self) -> np.ndarray:
         """How often each item occurs in the histories, ``int64[I + 1]``."""
-        return np.bincount(self.dataset.items[self._mask()], minlength=self.dataset.num_items + 1)
+        return counts_of(self.dataset.items[self._mask()], self.dataset.num_items + 1)
 
     def _mask(self) -> np.ndarray:
         """Which interactions of the dataset belong to a history, ``bool[N]``."""
-        change = np.zeros(self.dataset.num_interactions + 1, dtype=np.int64)
+        change = np.zeros(self.dataset.num_interactions + 1, dtype=np.int32)
         np.add.at(change, self.starts, 1)
         np.add.at(change, self.ends, -1)
-        return np.cumsum(change[:-1]) > 0
+        return np.cumsum(change[:-1], out=change[:-1]) > 0
 
 
 @dataclass(frozen=True, eq=False)
