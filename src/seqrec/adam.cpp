@@ -77,6 +77,19 @@ inline bool bring_up_to_date(
     return true;
 }
 
+// Rows lie anywhere in tables that no cache holds: those needed soon are asked for while others are computed.
+constexpr int64_t AHEAD = 4;
+
+inline void ask_for(const float* weight, const float* first, const float* second, int64_t row, int64_t dim) {
+#if defined(__GNUC__)
+    for (int64_t k = 0; k < dim; k += 16) {
+        __builtin_prefetch(weight + row * dim + k, 1);
+        __builtin_prefetch(first + row * dim + k, 1);
+        __builtin_prefetch(second + row * dim + k, 1);
+    }
+#endif
+}
+
 Adam of_step(double beta1, double beta2, double rate, double epsilon, double step) {
     return {float(beta1), float(beta2), float(rate / (1 - std::pow(beta1, step))), float(epsilon),
             float(std::sqrt(1 - std::pow(beta2, step)))};
@@ -97,9 +110,13 @@ int64_t seqrec_adam_catch_up(
 #pragma omp parallel num_threads(threads) reduction(+ : moved)
     {
         const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
-        for (int64_t n = 0; n < count; ++n)
-            if (rows[n] >= 0 && rows[n] < size && rows[n] % all == mine)
-                moved += bring_up_to_date(d, dim, step, rows[n], weight, first, second, last);
+        const auto own = [&](int64_t n) { return rows[n] >= 0 && rows[n] < size && rows[n] % all == mine; };
+        for (int64_t n = 0; n < count; ++n) {
+            const int64_t soon = std::min(n + AHEAD, count - 1);
+            if (own(soon) && last[rows[soon]] > 0 && last[rows[soon]] < step)
+                ask_for(weight, first, second, rows[soon], dim);
+            if (own(n)) moved += bring_up_to_date(d, dim, step, rows[n], weight, first, second, last);
+        }
     }
     return moved;
 }
@@ -123,12 +140,18 @@ void seqrec_adam_step(
     {
         const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
         const int64_t low = unique * mine / all, high = unique * (mine + 1) / all;
-        std::memset(summed + low * dim, 0, (high - low) * dim * sizeof(float));
-        for (int64_t n = 0; n < count; ++n) {
+        for (int64_t n = 0, next = 0; n < count; ++n) {
             const int64_t slot = slots[rows[n]];
-            if (slot >= low && slot < high) add_row(dim, gradients + n * dim, summed + slot * dim);
+            const bool begins = slot == next;  // slots are in the order in which rows come first
+            next += begins;
+            if (slot < low || slot >= high) continue;
+            if (begins)
+                std::memcpy(summed + slot * dim, gradients + n * dim, dim * sizeof(float));
+            else
+                add_row(dim, gradients + n * dim, summed + slot * dim);
         }
         for (int64_t slot = low; slot < high; ++slot) {
+            if (slot + AHEAD < high) ask_for(weight, first, second, touched[slot + AHEAD], dim);
             const int64_t row = touched[slot], at = row * dim;
             bring_up_to_date(d, dim, step - 1, row, weight, first, second, last);
             adam_row(a, dim, summed + slot * dim, weight + at, first + at, second + at);
