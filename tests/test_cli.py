@@ -211,6 +211,9 @@ def test_the_ending_of_the_file_says_the_format(place: Path, capsys: pytest.Capt
         assert "│ i1" in (place / "a.txt").read_text()
         run(capsys, *command.split(), "-k", "3", "--out", "b.csv", "--format", "parquet")
         assert pl.read_parquet(place / "b.csv").equals(wanted)
+        assert main([*command.split(), "-k", "3", "--out", "a.xlsx"]) == 2
+        assert "end its name in .parquet, .csv, .jsonl, or give --format" in one_error(capsys.readouterr().err)
+        assert not (place / "a.xlsx").exists()
 
 
 @pytest.mark.parametrize("kind", ["table", "csv", "jsonl", "parquet"])

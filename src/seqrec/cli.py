@@ -429,7 +429,10 @@ def _write_frames(
     frames: Iterable[pl.DataFrame], kind: str | None, out: Path | None, json_to: str | None, title: str
 ) -> None:
     """Frames of one table, one after another; only JSON needs all of them at once."""
-    kind = kind or KINDS.get(out.suffix if out else "", "table")
+    ending = out.suffix if out else ""
+    if kind is None and ending not in (*KINDS, "", ".txt"):  # a table for people holds the first rows alone
+        raise InputError(f"{out}: is of no known kind; end its name in {', '.join(KINDS)}, or give --format")
+    kind = kind or KINDS.get(ending, "table")
     if kind == "parquet" and out is None and json_to != "-" and sys.stdout.isatty():
         raise InputError("Parquet is not for a terminal; give --out FILE")
     whole = None if json_to is None else pl.concat(list(frames))
