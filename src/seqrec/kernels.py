@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-_VERSION = 9
+_VERSION = 10
 NAME = "kernels.so.1"  # not .so alone, which Python would take for a module
 
 
@@ -382,21 +382,22 @@ class _Score(torch.autograd.Function):
 
 def softmax_rows(
     logits: Tensor, log_probability: Tensor | None, targets: Tensor, scale: float, by_targets: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Softmax loss of each row's target against its negatives, ``softplus(logsumexp(logits) - target)``.
 
     Args:
-        logits: ``float32[R, N]`` of negatives, -inf for those that don't count; afterwards ``scale`` times the
-            gradients of the loss.
+        logits: ``float32[R, N]`` of negatives, -inf for those that don't count; afterwards the gradients of the loss
+            but for a factor of each row.
         log_probability: ``float32[N]``, taken off all rows first.
         targets: ``float32[R]``, the targets' logits.
-        scale: see above.
+        scale: of the gradients.
         by_targets: ``float32[R]``, filled with ``scale`` times the gradients of the targets' logits.
 
     Returns:
-        ``float64[R]``.
+        The losses ``float64[R]``, and ``float32[R]``: what times ``logits`` gives ``scale`` times their gradients.
     """
     losses = torch.empty(len(logits), dtype=torch.float64)
+    factors = torch.empty(len(logits))
     _call(
         "softmax_rows",
         _at(logits),
@@ -405,9 +406,10 @@ def softmax_rows(
         _at(targets),
         ctypes.c_float(scale),
         _at(by_targets),
+        _at(factors),
         _at(losses),
     )
-    return losses
+    return losses, factors
 
 
 class Drifts(NamedTuple):

@@ -171,9 +171,11 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
             logits = torch.mm(hidden[rows], vectors.T, out=memory[: rows.stop - start])
             mine = slice(cuts[number], cuts[number + 1])
             logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_tensor(-torch.inf))
-            total += softmax_rows(logits, log_probability, target_logits[rows], 1 / count, by_target[rows]).sum()
-            torch.mm(logits, vectors, out=by_hidden[rows])
-            by_vectors.addmm_(logits.T, hidden[rows])
+            losses, factors = softmax_rows(logits, log_probability, target_logits[rows], 1 / count, by_target[rows])
+            total += losses.sum()
+            # Each row of the logits has a factor still to come, which costs nothing on this side of the products.
+            torch.mm(logits, vectors, out=by_hidden[rows]).mul_(factors[:, None])
+            by_vectors.addmm_(logits.T, hidden[rows] * factors[:, None])
         ctx.save_for_backward(by_hidden, by_vectors, by_target)
         return (total / count).to(hidden.dtype)
 
@@ -187,7 +189,7 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
 
 def _softmax_rows(
     logits: Tensor, log_probability: Tensor | None, targets: Tensor, scale: float, by_targets: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """What ``kernels.softmax_rows`` does, in torch."""
     if log_probability is not None:
         logits -= log_probability
@@ -198,5 +200,4 @@ def _softmax_rows(
     excess = sums.log() + highest - targets
     share = excess.sigmoid() * scale
     by_targets.copy_(-share)
-    exponents.mul_((share / sums.clamp_min(1e-30))[:, None])
-    return F.softplus(excess).double()
+    return F.softplus(excess).double(), share / sums.clamp_min(1e-30)
