@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {*DATA, "models", "topk", "metrics"},
     "objective": {*DATA, "models", "losses"},
     "train": {*BELOW_TRAIN, "kernels", "threads"},
-    "recommender": BELOW_FACE,
+    "recommender": {*BELOW_FACE, "threads"},
     "export": {*BELOW_FACE, "recommender"},
     "report": {*BELOW_FACE, "recommender"},
     "compare": {*BELOW_FACE, "recommender", "report"},

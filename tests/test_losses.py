@@ -10,6 +10,7 @@ from seqrec.losses import (
     blocked_sampled_softmax,
     bpr_max,
     cross_entropy,
+    gbce_weight,
     sampled_softmax,
     top1_max,
 )
@@ -50,6 +51,20 @@ def test_binary_cross_entropy_is_that_of_torch(shape):
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(gradients(ours, target, negative), gradients(theirs, target, negative), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_gbce_weighs_the_targets_term_by_the_papers_power():
+    """log(sigma(x) ** beta) = beta * log(sigma(x)), with beta as the paper has it."""
+    for negatives, num_items, t in ((1, 100, 0.75), (256, 20_000, 0.75), (16, 51, 0.3)):
+        alpha = negatives / (num_items - 1)
+        beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+        assert gbce_weight(negatives, num_items, t) == pytest.approx(beta, rel=1e-12)
+        assert gbce_weight(negatives, num_items, 1.0) == pytest.approx(alpha, rel=1e-12)
+        assert gbce_weight(negatives, num_items, 0.0) == 1.0
+        target, negative = logits(5, negatives)
+        powers = (target.sigmoid() ** beta).log() + (1 - negative.sigmoid()).log().sum(dim=1)
+        torch.testing.assert_close(binary_cross_entropy(target, negative, beta), -powers.mean())
+    assert gbce_weight(50, 50, 0.9) == gbce_weight(1, 1, 0.9) == 1.0  # all the others are negatives
 
 
 @pytest.mark.parametrize("shape", SHAPES)

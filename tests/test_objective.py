@@ -147,6 +147,11 @@ def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 
                 ]
             total += math.log(1 + sum(math.exp(r - r_i) for r in scores))
             continue
+        if objective.loss == "gbce":
+            alpha = min(len(drawn) / (len(table) - 2), 1)  # more negatives than items are drawn in vain
+            beta = alpha * (objective.calibration * (1 - 1 / alpha) + 1 / alpha)  # as the paper has it
+            total -= beta * math.log(1 / (1 + math.exp(-r_i))) + sum(math.log(1 / (1 + math.exp(r))) for r in scores)
+            continue
         shares = [math.exp(r) / sum(map(math.exp, scores)) for r in scores]
         if not scores:
             continue
@@ -195,8 +200,9 @@ def test_bce_takes_negatives_of_each_prediction(dataset, kind):
 
 def test_how_many_negatives_without_a_number(dataset):
     histories = split_last_two(dataset).train
-    for loss, expected in (("bce", (2,)), ("bpr-max", ()), ("sampled-softmax", ())):  # bce's with the target
-        for popularity, shared in ((0.0, dataset.num_items), (0.5, 1024)):
+    for loss, count in (("bce", 1), ("gbce", 256), ("bpr-max", 1024), ("sampled-softmax", 1024)):
+        expected = (2,) if loss == "bce" else ()  # bce's with the target
+        for popularity, shared in ((0.0, min(count, dataset.num_items)), (0.5, count)):
             model = model_of(Plain, dataset, factored=False)
             loss_of(model, histories, objective_of(loss, None, popularity))
             assert model.asked[-1].shape[1:] == expected
@@ -235,6 +241,11 @@ def test_users_who_own_all_negatives_cost_nothing(loss):
     histories = Histories(dataset, np.arange(2), dataset.offsets[:-1], dataset.offsets[1:])
     model = model_of(Plain, dataset)
     value, _ = loss_of(model, histories, objective_of(loss))
+    if loss == "gbce":  # its target has a term of its own
+        batch = pack(histories, 5, with_targets=True)
+        own = model.score(model.encode(batch), batch.targets[:, None])
+        assert value.item() == pytest.approx((1 + (-own).exp()).log().mean().item(), rel=1e-6)
+        return
     assert value.item() == 0
     (gradient,) = torch.autograd.grad(value, model.item_embedding.weight)
     assert (gradient == 0).all()

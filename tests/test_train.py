@@ -406,6 +406,9 @@ def test_compiled_is_the_same() -> None:
         ({"learning_rate": float("nan")}, "more than 0"),
         ({"table_learning_rate": -1.0}, "more than 0"),
         ({"clip_norm": 0.0}, "more than 0"),
+        ({"calibration": 1.5}, "0 to 1"),
+        ({"popularity": float("nan")}, "0 or more"),
+        ({"threads": 100_000}, "at most 1024"),
     ],
 )
 def test_options_out_of_range(change: dict[str, Any], hint: str) -> None:

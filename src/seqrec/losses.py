@@ -12,14 +12,36 @@ from seqrec import kernels
 _CELLS = 2**22  # logits held at once: 16 MiB
 
 
-def binary_cross_entropy(target_logits: Tensor, negative_logits: Tensor) -> Tensor:
+def binary_cross_entropy(target_logits: Tensor, negative_logits: Tensor, target_weight: float = 1.0) -> Tensor:
     """Binary cross-entropy of the target against its negatives (SASRec, section III-E), a mean over T.
+
+    With :func:`gbce_weight` it is gBCE, but for its constant factor of 1 / (N + 1).
 
     Args:
         target_logits: ``[T]``.
-        negative_logits: ``[T, N]``; the negatives' terms are summed, so with one it is the paper's loss.
+        negative_logits: ``[T, N]``; the negatives' terms are summed, so with one it is the paper's loss. -inf leaves
+            one out.
+        target_weight: of the target's term.
     """
-    return (F.softplus(-target_logits) + F.softplus(negative_logits).sum(dim=1)).mean()
+    return (target_weight * F.softplus(-target_logits) + F.softplus(negative_logits).sum(dim=1)).mean()
+
+
+def gbce_weight(negatives: int, num_items: int, calibration: float) -> float:
+    """The power beta of the target's probability in gBCE, which is the weight of its term.
+
+    Where N of I items are drawn as negatives, an item is a negative far more rarely than it is to the user, and
+    binary cross-entropy learns probabilities that are too high. The power takes that off again (Petrov & Macdonald
+    2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative Sampling"):
+
+        alpha = N / (I - 1),    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+
+    Args:
+        negatives: N, of each target.
+        num_items: I, of the catalogue.
+        calibration: t, from 0 (plain binary cross-entropy, beta = 1) to 1 (calibrated probabilities, beta = alpha).
+    """
+    alpha = min(negatives / max(num_items - 1, 1), 1.0)
+    return 1.0 - calibration * (1.0 - alpha)
 
 
 def sampled_softmax(

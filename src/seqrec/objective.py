@@ -18,12 +18,13 @@ from seqrec.losses import (
     blocked_sampled_softmax,
     bpr_max,
     cross_entropy,
+    gbce_weight,
     sampled_softmax,
     top1_max,
 )
 from seqrec.models.base import Loss, Model
 
-DEFAULT_NEGATIVES = {"bce": 1}  # a position; the others share theirs in a batch
+DEFAULT_NEGATIVES = {"bce": 1, "gbce": 256}  # bce's of a position; the others share theirs in a batch
 SHARED_NEGATIVES = 1024
 
 
@@ -37,12 +38,14 @@ class Objective:
         popularity: power of an item's training count in the probability of being drawn as a negative; 0 for
             uniform.
         bpr_penalty: weight of the score regularisation in bpr-max.
+        calibration: t of gbce.
     """
 
     loss: Loss
     negatives: int | None
     popularity: float
     bpr_penalty: float
+    calibration: float = 0.75
 
     def sampler(self, histories: Histories) -> Sampler:
         """Where negatives come from."""
@@ -192,6 +195,9 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocke
         return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, correction)
     negative_logits = model.score(hidden, task.shared).float()
     negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_tensor(-torch.inf))
+    if objective.loss == "gbce":
+        weight = gbce_weight(len(task.shared), model.num_items, objective.calibration)
+        return binary_cross_entropy(target_logits, negative_logits, weight)
     if objective.loss == "bpr-max":
         return bpr_max(target_logits, negative_logits, objective.bpr_penalty)
     if objective.loss == "top1-max":

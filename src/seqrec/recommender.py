@@ -29,6 +29,7 @@ from seqrec.files import kept_aside, write_frames
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run import CONFIG, Run, RunConfig, SplitConfig, build_model, check_free, fingerprint
+from seqrec.threads import threads
 from seqrec.topk import USERS_AT_ONCE, check_k, most_popular, nearest, ranked
 from seqrec.train import RESUMABLE, TrainConfig, check_trainable, train
 
@@ -159,25 +160,23 @@ class Recommender:
                     run.save_epochs(self.epochs)
             else:
                 try:
-                    trained = train(
-                        model, split, self.train_config, run=run, resume=resume, progress=progress, stop=stop
-                    )
+                    ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+                    trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
                 except InputError:
                     if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
                         shutil.rmtree(run.folder, ignore_errors=True)
                     raise
                 self.epochs, best_epoch = trained.epochs, trained.best_epoch
                 self.interrupted = trained.ended == "interrupted"
-                how = {"epochs": "", "early": ", stopped as validation got no better", "interrupted": ", interrupted",
-                       "stopped": ", stopped where its budget ended"}  # fmt: skip
-                self.summary = (
-                    f"epochs: {len(self.epochs)}{how[trained.ended]}; the weights are those of epoch {best_epoch}"
-                )
+                how = {"early": ", stopped as validation got no better", "interrupted": ", interrupted",
+                       "stopped": ", stopped where its budget ended"}.get(trained.ended, "")  # fmt: skip
+                self.summary = f"epochs: {len(self.epochs)}{how}; the weights are those of epoch {best_epoch}"
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
             if len(split.test):
-                self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
+                with threads(self.train_config.threads):
+                    self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
         return self
@@ -243,7 +242,8 @@ class Recommender:
     ) -> Generator[pl.DataFrame, None, None]:
         """The rows of :meth:`recommend` in frames of ``batch_size`` people, each made when it is asked for.
 
-        There is one at least, maybe without rows. ``progress`` shows a bar where standard error is a terminal.
+        There is one at least, maybe without rows. Scores equal those of :meth:`recommend` to the last bit where
+        ``batch_size`` is a multiple of the default, and to rounding otherwise. ``progress`` shows a bar on a terminal.
         """
         _, dataset = self._ready()
         check_k(k, dataset.num_items)
@@ -268,13 +268,13 @@ class Recommender:
         show = progress and bar.is_terminal
         for start in track(starts, "recommending", console=bar, transient=True, disable=not show):
             block = slice(start, start + size)
-            frame = _frame(dataset, asked[block], ranked(model, people.take(block), k, popular, **filters))
+            with threads():
+                frame = _frame(dataset, asked[block], ranked(model, people.take(block), k, popular, **filters))
             served += int((frame["rank"] == 1).sum())
             yield frame
             del frame  # or it would stay while the next is made
-        if served < len(people):
-            nothing = f"nothing is left to recommend to {len(people) - served:,} of {len(people):,}"
-            _warn(f"{nothing}; keep_seen (--keep-seen) leaves more")
+        if left := len(people) - served:
+            _warn(f"nothing is left to recommend to {left:,} of {len(people):,}; keep_seen (--keep-seen) leaves more")
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
         """The ``k`` items nearest to each given one, by the cosine of their embeddings.
@@ -306,6 +306,7 @@ class Recommender:
             }
         )
 
+    @threads()
     def evaluate(
         self,
         protocol: Literal["full", "sampled"] = "full",
@@ -320,9 +321,8 @@ class Recommender:
         model, dataset = self._ready()
         assert self._split is not None
         others: dict[str, Model] = {}
-        names = ["popularity", *(["recent-popularity"] if dataset.has_timestamps else []), "markov"]
-        for name in names if baselines else []:
-            if name != self.model_name:
+        for name in ("popularity", "recent-popularity", "markov") if baselines else ():
+            if name != self.model_name and (dataset.has_timestamps or name != "recent-popularity"):
                 others[name] = build_model(name, {}, dataset.num_items, dataset.num_users)
                 others[name].count(self._split.train)
         return evaluate(

@@ -33,6 +33,7 @@ from seqrec.run import Run, pick_device
 from seqrec.threads import threads
 
 BETA1 = 0.9
+MOST_THREADS = 1024  # the system refuses a process that asks for very many, which torch does not say
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class TrainConfig:
     """How a model is trained.
 
     Args:
-        loss: ``sampled-softmax``, ``bpr-max`` or ``top1-max`` with negatives that a batch shares, ``bce`` with
-            negatives of each position as in the SASRec paper, or ``cross-entropy`` over the whole catalogue; what
+        loss: ``sampled-softmax``, ``gbce``, ``bpr-max`` or ``top1-max`` with negatives that a batch shares, ``bce``
+            with negatives of each position as in the SASRec paper, or ``cross-entropy`` over the whole catalogue; what
             the model's own default is (sasrec: sampled-softmax) without it.
-        negatives: negatives a batch (1024 without it) or, for bce, a position (1).
+        negatives: negatives a batch (without it 1024, for gbce 256) or, for bce, a position (1).
         popularity: power of an item's training count in the probability of being a negative; 0 for uniform. Without
             it 0.25 for sampled-softmax, unless the negatives are the whole catalogue, and 0 for the others.
         bpr_penalty: weight of the score regularisation in bpr-max.
+        calibration: how far gbce corrects the confidence that sampled negatives give: 0 not at all, 1 wholly.
         epochs: passes over the training histories, at most.
         batch_size: users a step.
         learning_rate: Adam's, of all but the embedding tables.
@@ -60,16 +62,16 @@ class TrainConfig:
         validation_users: users drawn for validation, at most.
         seed: of everything random; with the same number of threads, the same seed gives the same bytes.
         device: ``auto`` (CUDA, MPS or CPU, in this order), or a torch device.
-        threads: of the CPU; without it a core each, but not more than the process may use (affinity, the quota of a
-            container), and not more than OMP_NUM_THREADS.
+        threads: of the CPU; without it a core each, as far as affinity, a container's quota and OMP_NUM_THREADS go.
         compile: whether the encoder goes through ``torch.compile``.
-        checkpoint_minutes: minutes between checkpoints inside an epoch; each epoch ends with one.
+        checkpoint_minutes: minutes between checkpoints inside an epoch, whose end has one too.
     """
 
     loss: Loss | None = None
     negatives: int | None = None
     popularity: float | None = None
     bpr_penalty: float = 1.0
+    calibration: float = 0.75
     epochs: int = 200
     batch_size: int = 128
     learning_rate: float = 0.001
@@ -88,14 +90,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
-        for name in ("popularity", "bpr_penalty"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
+        for name, high, said in (("popularity", 1e9, "or more"), ("bpr_penalty", 1e9, "or more"),
+                                 ("calibration", 1, "to 1")):  # fmt: skip
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= high:
+                raise InputError(f"{name} is {getattr(self, name)}; give 0 {said}")
         for name, least in (("batch_size", 1), ("epochs", 1), ("negatives", 1), ("evaluate_every", 0), ("patience", 0),
                             ("validation_users", 1), ("seed", 0), ("threads", 1)):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not least <= value < 2**63:
-                raise InputError(f"{name} is {value}; give {least} or more, and less than 2 ** 63")
+            value, most = getattr(self, name), MOST_THREADS if name == "threads" else 2**63 - 1
+            if value is not None and not least <= value <= most:
+                raise InputError(f"{name} is {value}; give {least} or more, at most {most}")
         for name in ("beta2", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 0 and less than 1")
@@ -154,7 +157,7 @@ def train(
     popularity = config.popularity
     if popularity is None:
         popularity = default_popularity(loss_name, config.negatives, model.num_items)
-    objective = Objective(loss_name, config.negatives, popularity, config.bpr_penalty)
+    objective = Objective(loss_name, config.negatives, popularity, config.bpr_penalty, config.calibration)
     sampler = objective.sampler(split.train)
     mark_tables(model, objective.loss)
     model.to(device).train()
@@ -377,8 +380,7 @@ class _Loop:
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def checkpoint(self) -> None:
-        """Write all that ``restore`` needs. The rows are not caught up here, which would round
-        otherwise than in a run without this checkpoint."""  # fmt: skip
+        """All that ``restore`` needs. Rows are not caught up, which would round otherwise than without a checkpoint."""
         self.saved_at = time.monotonic()
         if self.run is None:
             return

@@ -10,7 +10,7 @@ from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.data.split import Histories
 
-Loss = Literal["sampled-softmax", "bce", "cross-entropy", "bpr-max", "top1-max"]
+Loss = Literal["sampled-softmax", "bce", "gbce", "cross-entropy", "bpr-max", "top1-max"]
 
 
 class Model(nn.Module):
