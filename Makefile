@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard src/seqrec/*.cpp src/seqrec/*.h)
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard src/seqrec/kernels/*.cpp src/seqrec/kernels/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "seqrec needs Python 3.11 or newer; name one with make PYTHON=python3.11 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,58 +1,74 @@
 """Compile the inner loops when the package is installed; without a compiler it works too, slower."""
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
+#: A library for each generation of processors, of which `seqrec.kernels.loader` takes the best that there is.
+PROCESSORS = {"plain": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    avx2 = ["-mavx2", "-mfma"]
+    wider = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+    PROCESSORS |= {"avx2": avx2, "avx512": [*avx2, *wider]}
 
 
 class KernelsHook(BuildHookInterface):
-    """Puts ``kernels.so.1`` beside ``kernels.cpp`` and the other sources."""
+    """Puts ``kernels-….so.1`` beside their sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        folder = Path(self.root) / "src" / "seqrec"
-        built = folder / "kernels.so.1"
-        reason = compile_kernels(sorted(folder.glob("*.cpp")), built)
-        if reason:
-            built.unlink(missing_ok=True)  # of another version
-            self.app.display_warning(f"seqrec works without its compiled inner loops, but slower: {reason}")
-            return
-        build_data["artifacts"].append("/src/seqrec/kernels.so.1")
-        build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"  # a plain shared library, for any Python
+        folder = Path(self.root) / "src" / "seqrec" / "kernels"
+        for built in folder.glob("kernels-*.so.1"):  # of another version
+            built.unlink()
+        reasons = compile_kernels(folder, folder)
+        made = [processor for processor, reason in reasons.items() if not reason]
+        for processor, reason in reasons.items():
+            if reason:
+                self.app.display_warning(f"seqrec works without its compiled loops for {processor}, slower: {reason}")
+        if made:
+            build_data["artifacts"] += [f"/src/seqrec/kernels/kernels-{processor}.so.1" for processor in made]
+            build_data["pure_python"] = False
+            tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{tag}"  # plain shared libraries, for any Python
 
 
-def compile_kernels(sources: list[Path], target: Path) -> str:
-    """Build ``target`` anew, whole or not at all; why that went wrong, or nothing."""
+def compile_kernels(folder: Path, target: Path) -> dict[str, str]:
+    """Build the libraries of the sources in a folder, each whole or not at all; why that went wrong, or nothing."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if os.name != "posix" or compiler is None:
-        return "there is no C++ compiler (c++, g++, clang++ or the one that CXX names)"
+        return dict.fromkeys(PROCESSORS, "there is no C++ compiler (c++, g++, clang++ or the one that CXX names)")
+    sources = sorted(folder.glob("*.cpp"))
+    with ThreadPoolExecutor() as pool:
+        results = {
+            name: pool.submit(_compiled, shlex.split(compiler), flags, sources, target / f"kernels-{name}.so.1")
+            for name, flags in PROCESSORS.items()
+        }
+    return {name: result.result() for name, result in results.items()}
+
+
+def _compiled(compiler: list[str], flags: list[str], sources: list[Path], target: Path) -> str:
+    reason = ""
     try:
-        return _compiled(shlex.split(compiler), sources, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            for threads in (["-fopenmp"], ["-fopenmp-simd"], []):
+                command = [*compiler, *FLAGS, *flags, *threads, "-shared", "-o", str(made), *map(str, sources)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode == 0:
+                    made.replace(target)
+                    return ""
+                reason = reason or (done.stderr.strip().splitlines() or [f"{compiler[0]} failed"])[0]
     except OSError as error:
         return str(error)
-
-
-def _compiled(compiler: list[str], sources: list[Path], target: Path) -> str:
-    reason = ""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        for threads in (["-fopenmp"], ["-fopenmp-simd"], []):
-            command = [*compiler, *FLAGS, *threads, "-shared", "-o", str(made), *map(str, sources)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                made.replace(target)
-                return ""
-            reason = reason or (done.stderr.strip().splitlines() or [f"{compiler[0]} failed"])[0]
     return reason

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
+from seqrec.kernels import loader
 from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, dropouts_of, group, seed_dropout
 from seqrec.optim import RowAdam
 
@@ -115,7 +116,7 @@ def test_the_layer_does_the_same_without_them(causal, heads, dropout, monkeypatc
     found = []
     for there in (True, False):
         if not there:
-            monkeypatch.setattr(kernels, "library", lambda: None)
+            monkeypatch.setattr(loader, "library", lambda: None)
         seed_dropout(dropouts_of(layer), [1])
         layer.zero_grad()
         states = x.clone().requires_grad_()
@@ -132,7 +133,7 @@ def test_the_layer_does_the_same_without_them(causal, heads, dropout, monkeypatc
 @pytest.mark.parametrize("there", [True, False])
 def test_the_last_tokens_alone_are_those_of_all(heads, there, monkeypatch):
     if not there:
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        monkeypatch.setattr(loader, "library", lambda: None)
     torch.manual_seed(0)
     lengths = [1, 7, 70, 3, 12]
     layer = Attention(12, 24, heads, 0.5).eval()
@@ -169,7 +170,7 @@ def test_the_network_does_the_same_without_them(hidden_dims, dropout, monkeypatc
     found = []
     for there in (True, False):
         if not there:
-            monkeypatch.setattr(kernels, "library", lambda: None)
+            monkeypatch.setattr(loader, "library", lambda: None)
         seed_dropout(dropouts_of(layer), [1])
         layer.zero_grad()
         mine = [x.clone().requires_grad_(), residual.clone().requires_grad_()]
@@ -214,7 +215,7 @@ def test_dropout_does_the_same_without_them(monkeypatch):
     found = []
     for there in (True, False):
         if not there:
-            monkeypatch.setattr(kernels, "library", lambda: None)
+            monkeypatch.setattr(loader, "library", lambda: None)
         seed_dropout([layer], [1])
         mine = x.clone().requires_grad_()
         out = layer(mine)
@@ -224,12 +225,48 @@ def test_dropout_does_the_same_without_them(monkeypatch):
 
 
 def test_exponentials_are_exact_to_the_last_places():
-    logits = torch.linspace(-80, 0, 4001)[None].clone()
-    exact = logits.double()
+    logits = torch.linspace(-80, 0, 4001)[:, None].clone()
+    nothing = torch.zeros(0, dtype=torch.int64)
     # With such a target the gradients are the softmax.
-    _, factors = kernels.softmax_rows(logits, None, torch.tensor([-1e30]), 1.0, torch.empty(1))
-    error = ((logits * factors[:, None]).double() / exact.softmax(dim=1) - 1).abs()
-    assert error[exact > -80].max() < 4 * torch.finfo(torch.float32).eps
+    found = kernels.softmax_loss(torch.ones(1, 1), logits, torch.tensor([-1e30]), (nothing, nothing))
+    error = (found[2].double() / logits.double().softmax(dim=0) - 1).abs()
+    assert error.max() < 6 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (127, 241, 17), (300, 500, 33), (129, 40_000, 4)])
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_softmax_loss_is_that_of_torch_in_float64(shape, corrected, threads):
+    """Ragged blocks and tiles, and so many items that exponentials are computed twice."""
+    tokens, items, dim = shape
+    torch.manual_seed(0)
+    hidden, vectors, targets = 2 * torch.randn(tokens, dim), torch.randn(items, dim), 3 * torch.randn(tokens)
+    which = torch.randint(0, tokens, (2 * tokens,)).sort().values
+    left_out = which, torch.randint(0, items, (len(which),))
+    less = -torch.rand(items) if corrected else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = kernels.softmax_loss(hidden, vectors, targets, left_out, less)
+    torch.set_num_threads(before)
+    exact = [x.double().requires_grad_() for x in (hidden, vectors, targets)]
+    logits = exact[0] @ exact[1].T - (0 if less is None else less.double())
+    logits = logits.index_put(left_out, torch.tensor(-torch.inf, dtype=torch.float64))
+    losses = nn.functional.softplus(logits.logsumexp(dim=1) - exact[2])
+    torch.testing.assert_close(found[0], losses.detach(), rtol=1e-5, atol=1e-5)
+    some = torch.isfinite(logits).any(dim=1)  # the way back through an empty sum is no number in torch
+    gradients = torch.autograd.grad((losses * some).sum() / tokens, exact) if some.all() else None
+    for mine, its in zip(found[1:], gradients or (), strict=gradients is not None):
+        torch.testing.assert_close(mine.double(), its, rtol=1e-4, atol=1e-6)
+    assert (found[1][~some] == 0).all()
+
+
+def test_softmax_loss_of_no_numbers_is_none():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    hidden, vectors = torch.ones(3, 2), torch.ones(4, 2)
+    hidden[1, 0] = torch.nan
+    losses, by_hidden, _, by_targets = kernels.softmax_loss(hidden, vectors, torch.zeros(3), (nothing, nothing))
+    for x in (losses, by_hidden[:, 0], by_targets):
+        assert x.isnan().tolist() == [False, True, False]
 
 
 def test_they_are_what_runs():
@@ -348,7 +385,7 @@ def test_torch_knows_of_their_changes():
 
 def test_adam_by_rows_does_the_same_without_them(monkeypatch):
     compiled = trained(150)
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(loader, "library", lambda: None)
     for mine, plain in zip(compiled, trained(150), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
 
@@ -392,17 +429,37 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
-    sources, target = sorted((ROOT / "src" / "seqrec").glob("*.cpp")), tmp_path / "made.so"
+    sources, target = ROOT / "src" / "seqrec" / "kernels", tmp_path / "made"
+    target.mkdir()
     monkeypatch.setenv("CXX", "false")
-    assert hook.compile_kernels(sources, target) == "false failed"
+    assert set(hook.compile_kernels(sources, target).values()) == {"false failed"}
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no-such-compiler" in hook.compile_kernels(sources, target)
+    assert all("no-such-compiler" in reason for reason in hook.compile_kernels(sources, target).values())
     monkeypatch.delenv("CXX")
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("int f( {")
-    assert "error" in hook.compile_kernels([broken], target)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.cpp"]
-    assert hook.compile_kernels(sources, target) == ""
-    assert target.stat().st_size > 0
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "broken.cpp").write_text("int f( {")
+    assert all("error" in reason for reason in hook.compile_kernels(broken, target).values())
+    assert not list(target.iterdir())
+    assert set(hook.compile_kernels(sources, target).values()) == {""}
+    assert {path.name for path in target.iterdir()} == {f"kernels-{name}.so.1" for name in hook.PROCESSORS}
     monkeypatch.setenv("PATH", "")
-    assert hook.compile_kernels(sources, target).startswith("there is no C++ compiler")
+    assert all(reason.startswith("there is no C++") for reason in hook.compile_kernels(sources, target).values())
+
+
+@pytest.mark.parametrize("processor", ["default", "avx2"])
+def test_older_processors_have_loops_of_their_own(processor):
+    """The same tests, with what torch says of the processor held down."""
+    if os.environ.get("ATEN_CPU_CAPABILITY"):
+        return
+    tests = [str(Path(__file__)), "-k", "attention or softmax or score or positions or block or adam or ranks"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *tests],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": processor},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout

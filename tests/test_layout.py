@@ -24,7 +24,7 @@ BELOW_FACE = {*BELOW_TRAIN, "train"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
-    "kernels": set(),
+    "kernels": {"kernels"},
     "threads": set(),
     "losses": {"kernels"},
     "metrics": set(),

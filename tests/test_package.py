@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 
 import seqrec
+from seqrec.kernels.loader import name_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,7 +78,10 @@ def contents(installed: Installed) -> dict[str, bytes]:
 def test_wheel_holds_the_package_and_nothing_else(contents: dict[str, bytes]) -> None:
     source = ROOT / "src"
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
-    expected |= {"seqrec/py.typed", "seqrec/kernels.cpp", "seqrec/adam.cpp", "seqrec/kernels.h", "seqrec/kernels.so.1"}
+    expected |= {path.relative_to(source).as_posix() for path in source.glob("seqrec/kernels/*.[ch]*")}  # .cpp and .h
+    built = {path.relative_to(source).as_posix() for path in source.glob("seqrec/kernels/*.so.1")}
+    assert f"seqrec/kernels/{name_of('plain')}" in built
+    expected |= built | {"seqrec/py.typed"}
     packed = {name for name in contents if ".dist-info/" not in name}
     assert packed == expected
     info = {name.partition(".dist-info/")[2] for name in contents if ".dist-info/" in name}

@@ -142,9 +142,8 @@ def blocked_sampled_softmax(
         target_logits: ``[T]``.
         left_out: pairs (token, negative), two ``int64``, tokens in rising order, that don't count.
         negative_log_probability: ``[N]``, taken off the logits.
-        block: tokens at a time; by the number of negatives without it.
+        block: tokens at a time where the compiled loops don't run; by the number of negatives without it.
     """
-    block = block or min(max(_CELLS // max(len(vectors), 1), 16), 256)
     loss: Tensor = _BlockedSampledSoftmax.apply(
         hidden, vectors, target_logits, *left_out, negative_log_probability, block
     )
@@ -176,50 +175,59 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
         tokens: Tensor,
         negatives: Tensor,
         log_probability: Tensor | None,
-        block: int,
+        block: int | None,
     ) -> Tensor:
-        count = len(hidden)
-        target_logits = target_logits.contiguous()
         if log_probability is not None:
-            log_probability = log_probability.to(hidden.dtype).contiguous()
-        by_hidden, by_vectors = torch.empty_like(hidden), torch.zeros_like(vectors)
-        by_target = torch.empty_like(target_logits)
-        total = torch.zeros((), dtype=torch.float64)
-        memory = hidden.new_empty(min(block, count), len(vectors))
-        softmax_rows = kernels.softmax_rows if kernels.usable(hidden, vectors, target_logits) else _softmax_rows
-        cuts = torch.searchsorted(tokens, torch.arange(0, count + block, block)).tolist()
-        for number, start in enumerate(range(0, count, block)):
-            rows = slice(start, min(start + block, count))
-            logits = torch.mm(hidden[rows], vectors.T, out=memory[: rows.stop - start])
-            mine = slice(cuts[number], cuts[number + 1])
-            logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_tensor(-torch.inf))
-            losses, factors = softmax_rows(logits, log_probability, target_logits[rows], 1 / count, by_target[rows])
-            total += losses.sum()
-            # Each row of the logits has a factor still to come, which costs nothing on this side of the products.
-            torch.mm(logits, vectors, out=by_hidden[rows]).mul_(factors[:, None])
-            by_vectors.addmm_(logits.T, hidden[rows] * factors[:, None])
-        ctx.save_for_backward(by_hidden, by_vectors, by_target)
-        return (total / count).to(hidden.dtype)
+            log_probability = log_probability.to(hidden.dtype)
+        if kernels.usable(hidden, vectors, target_logits):
+            found = kernels.softmax_loss(hidden, vectors, target_logits, (tokens, negatives), log_probability)
+        else:
+            found = _softmax_loss(hidden, vectors, target_logits, (tokens, negatives), log_probability, block)
+        ctx.save_for_backward(*found[1:])
+        return found[0].mean().to(hidden.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        by_hidden, by_vectors, by_target = ctx.saved_tensors
         scale = gradients[0]
-        return by_hidden * scale, by_vectors * scale, by_target * scale, None, None, None, None
+        found = ctx.saved_tensors
+        if scale != 1:  # nothing but the loss stands between it and the whole, as a rule
+            found = [gradient * scale for gradient in found]
+        return *found, None, None, None, None
 
 
-def _softmax_rows(
-    logits: Tensor, log_probability: Tensor | None, targets: Tensor, scale: float, by_targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What ``kernels.softmax_rows`` does, in torch."""
-    if log_probability is not None:
-        logits -= log_probability
-    # A row whose negatives are all left out has the maximum -inf; 0 in its place gives a sum of 0.
-    highest = logits.amax(dim=1).nan_to_num_(neginf=0.0)
-    exponents = logits.sub_(highest[:, None]).exp_()
-    sums = exponents.sum(dim=1)
-    excess = sums.log() + highest - targets
-    share = excess.sigmoid() * scale
-    by_targets.copy_(-share)
-    return F.softplus(excess).double(), share / sums.clamp_min(1e-30)
+def _softmax_loss(
+    hidden: Tensor,
+    vectors: Tensor,
+    targets: Tensor,
+    left_out: tuple[Tensor, Tensor],
+    log_probability: Tensor | None,
+    block: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``kernels.softmax_loss`` does, in torch."""
+    count, (tokens, negatives) = len(hidden), left_out
+    block = block or min(max(_CELLS // max(len(vectors), 1), 16), 256)
+    by_hidden, by_vectors, by_targets = torch.empty_like(hidden), torch.zeros_like(vectors), torch.empty_like(targets)
+    losses = torch.empty(count, dtype=torch.float64, device=hidden.device)
+    memory = hidden.new_empty(min(block, count), len(vectors))
+    cuts = torch.searchsorted(tokens, torch.arange(0, count + block, block, device=tokens.device)).tolist()
+    for number, start in enumerate(range(0, count, block)):
+        rows = slice(start, min(start + block, count))
+        logits = torch.mm(hidden[rows], vectors.T, out=memory[: rows.stop - start])
+        mine = slice(cuts[number], cuts[number + 1])
+        logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_tensor(-torch.inf))
+        if log_probability is not None:
+            logits -= log_probability
+        # A row whose negatives are all left out has the maximum -inf; 0 in its place gives a sum of 0.
+        highest = logits.amax(dim=1).nan_to_num_(neginf=0.0)
+        exponents = logits.sub_(highest[:, None]).exp_()
+        sums = exponents.sum(dim=1)
+        excess = sums.log() + highest - targets[rows]
+        losses[rows] = F.softplus(excess).double()
+        share = excess.sigmoid() / count
+        by_targets[rows] = -share
+        # Each row has a factor still to come, which costs nothing on this side of the products.
+        factors = (share / sums.clamp_min(1e-30))[:, None]
+        torch.mm(exponents, vectors, out=by_hidden[rows]).mul_(factors)
+        by_vectors.addmm_(exponents.T, hidden[rows] * factors)
+    return losses, by_hidden, by_vectors, by_targets

@@ -1,6 +1,6 @@
-// Adam's inner loops: see kernels.py and optim.py, which say what each function computes.
+// Adam's inner loops: see adam.py and optim.py, which say what each function computes.
 
-#include "kernels.h"
+#include "common.h"
 
 namespace {
 
@@ -10,7 +10,6 @@ struct Adam {
 };
 
 // Moments and weights of one row with the gradient g.
-FOR_EACH_PROCESSOR
 void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* first, float* second) {
     const float b1 = 1 - a.beta1, b2 = 1 - a.beta2, over = 1 / a.root;
     for (int64_t k = 0; k < dim; ++k) {
@@ -23,7 +22,6 @@ void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* 
 }
 
 // What a row has missed: weight -= size * m / (sqrt(v) + epsilon), and the moments decay.
-FOR_EACH_PROCESSOR
 void drift_row(
     int64_t dim, float size, float epsilon, float decay1, float decay2, float* weight, float* first, float* second
 ) {
@@ -34,7 +32,6 @@ void drift_row(
     }
 }
 
-FOR_EACH_PROCESSOR
 void add_row(int64_t dim, const float* x, float* out) {
     for (int64_t k = 0; k < dim; ++k) out[k] += x[k];
 }

@@ -1,0 +1,163 @@
+// Softmax attention of one user and one head, forward and backward.
+#pragma once
+
+#include "common.h"
+
+namespace seqrec {
+
+// out[0 .. count) = x . rows[n], n from 0, rows `stride` apart.
+inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+    int64_t n = 0;
+    for (; n + 4 <= count; n += 4) {
+        const float *a = rows + n * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+        for (int64_t k = 0; k < dim; ++k) {
+            s0 += x[k] * a[k];
+            s1 += x[k] * b[k];
+            s2 += x[k] * c[k];
+            s3 += x[k] * d[k];
+        }
+        out[n] = s0, out[n + 1] = s1, out[n + 2] = s2, out[n + 3] = s3;
+    }
+    for (; n < count; ++n) {
+        const float* a = rows + n * stride;
+        float s = 0;
+#pragma omp simd reduction(+ : s)
+        for (int64_t k = 0; k < dim; ++k) s += x[k] * a[k];
+        out[n] = s;
+    }
+}
+
+// A row is as long as whole vectors, so that the loops over it have no remainder.
+inline int64_t padded(int64_t length) { return (length + LANES - 1) / LANES * LANES; }
+
+inline float sum_of(Vector x) {
+    float sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += x[l];
+    return sum;
+}
+
+// What stands before `count` becomes its softmax, with the scale in the exponent, and what is after it in the row 0.
+inline void softmax(float* row, int64_t count, int64_t width, float scale) {
+    for (int64_t j = count; j < width; ++j) row[j] = -INFINITY;
+    Vector most = load(row), sums{};
+    for (int64_t j = LANES; j < width; j += LANES) most = load(row + j) > most ? load(row + j) : most;
+    float highest = -INFINITY;
+    for (int l = 0; l < LANES; ++l) highest = most[l] > highest ? most[l] : highest;
+    for (int64_t j = 0; j < width; j += LANES) {
+        const Vector e = exponential(scale * (load(row + j) - highest));
+        store(row + j, e);
+        sums += e;
+    }
+    const float share = 1 / sum_of(sums);
+    for (int64_t j = 0; j < width; j += LANES) store(row + j, share * load(row + j));
+}
+
+struct Dropping {
+    int32_t threshold;  // something stays where its word is at least this
+    float kept;         // and is multiplied by this
+
+    float of(int16_t word) const { return word >= threshold ? kept : 0.0f; }
+};
+
+struct Attention {
+    const float *query, *key, *value;  // of a user's first token
+    int64_t query_row, key_row;        // from one token to the next
+    int64_t length, dim;
+    float scale;
+    bool causal;
+    const int16_t* words;  // of all pairs, or none where nothing is dropped
+    Dropping dropping;
+
+    int64_t width() const { return padded(length); }
+    int64_t seen(int64_t query_at) const { return causal ? query_at + 1 : length; }
+    int64_t pairs() const { return causal ? length * (length + 1) / 2 : length * length; }
+    int64_t memory() const { return panel_size(dim, length) + 2 * length * width(); }
+};
+
+// Weights that dropout leaves.
+inline const float* dropped(const Attention& a, const float* weights, float* memory) {
+    if (!a.words) return weights;
+    const int64_t width = a.width();
+    const int16_t* words = a.words;
+    for (int64_t i = 0; i < a.length; ++i) {
+        const int64_t seen = a.seen(i);
+        const float* from = weights + i * width;
+        float* to = memory + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < seen; ++j) to[j] = from[j] * a.dropping.of(words[j]);
+        for (int64_t j = seen; j < width; ++j) to[j] = 0;
+        words += seen;
+    }
+    return memory;
+}
+
+// A few queries at a time, so that a causal one multiplies little of what it may not see. `weights` and, by turns, memory
+// are length * width().
+inline void attention_forward(const Attention& a, float* weights, float* out, int64_t out_row, float* memory) {
+    const int64_t n = a.length, width = a.width();
+    const Panels keys = panels(transposed(a.key, a.key_row), a.dim, n, memory);
+    float* rest = memory + panel_size(a.dim, n);
+    for (int64_t i = 0; i < n; i += ROWS) {
+        const int64_t rows = std::min<int64_t>(ROWS, n - i), most = a.seen(i + rows - 1);
+        product<ZERO>(rows, most, a.dim, plain(a.query + i * a.query_row, a.query_row), keys, weights + i * width, width);
+        for (int64_t r = i; r < i + rows; ++r) softmax(weights + r * width, a.seen(r), width, a.scale);
+    }
+    const float* used = dropped(a, weights, rest);
+    for (int64_t i = 0; i < n; i += ROWS) {
+        const int64_t rows = std::min<int64_t>(ROWS, n - i), most = a.seen(i + rows - 1);
+        product<ZERO>(rows, a.dim, most, plain(used + i * width, width), rows_of(a.value, a.key_row),
+                      out + i * out_row, out_row);
+    }
+}
+
+// The gradients have the rows of what they are of.
+inline void attention_backward(
+    const Attention& a, const float* weights, const float* by_out, int64_t out_row, float* by_query, float* by_key,
+    float* by_value, float* memory
+) {
+    const int64_t n = a.length, width = a.width();
+    const Panels values = panels(transposed(a.value, a.key_row), a.dim, n, memory);
+    float *by_scores = memory + panel_size(a.dim, n), *rest = by_scores + n * width;
+    const int16_t* words = a.words;
+    for (int64_t i = 0; i < n; i += ROWS) {
+        const int64_t rows = std::min<int64_t>(ROWS, n - i), most = a.seen(i + rows - 1);
+        product<ZERO>(rows, most, a.dim, plain(by_out + i * out_row, out_row), values, by_scores + i * width, width);
+        for (int64_t r = i; r < i + rows; ++r) {
+            const int64_t seen = a.seen(r);
+            const float* weight = weights + r * width;
+            float* by = by_scores + r * width;
+            if (words) {
+#pragma omp simd
+                for (int64_t j = 0; j < seen; ++j) by[j] *= a.dropping.of(words[j]);
+                words += seen;
+            }
+            for (int64_t j = seen; j < width; ++j) by[j] = 0;
+            Vector sums{};
+            for (int64_t j = 0; j < width; j += LANES) sums += load(weight + j) * load(by + j);
+            const float sum = sum_of(sums);
+            for (int64_t j = 0; j < width; j += LANES)
+                store(by + j, a.scale * load(weight + j) * (load(by + j) - sum));
+        }
+        product<ZERO>(rows, a.dim, most, plain(by_scores + i * width, width), rows_of(a.key, a.key_row),
+                      by_query + i * a.query_row, a.query_row);
+    }
+    const float* used = dropped(a, weights, rest);
+    for (int64_t j = 0; j < n; j += ROWS) {
+        const int64_t rows = std::min<int64_t>(ROWS, n - j), from = a.causal ? j : 0, at = from * width + j;
+        product<ZERO>(rows, a.dim, n - from, transposed(by_scores + at, width),
+                      rows_of(a.query + from * a.query_row, a.query_row), by_key + j * a.key_row, a.key_row);
+        product<ZERO>(rows, a.dim, n - from, transposed(used + at, width), rows_of(by_out + from * out_row, out_row),
+                      by_value + j * a.key_row, a.key_row);
+    }
+}
+
+// The user's last token alone looks at all; `memory` has room for the width.
+inline void attention_last(const Attention& a, const float* query, float* out, float* memory) {
+    dots(query, a.key, a.key_row, a.length, a.dim, memory);
+    softmax(memory, a.length, a.width(), a.scale);
+    product<ZERO>(1, a.dim, a.length, plain(memory, 0), rows_of(a.value, a.key_row), out, 0);
+}
+
+}  // namespace seqrec

@@ -1,0 +1,238 @@
+// What the compiled sources share: vectors, matrix products, exponentials.
+//
+// The sources are compiled once for each generation of processors (see hatch_build.py), so what is said here of the
+// processor is known when they are compiled.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_thread_num() { return 0; }
+static inline int omp_get_num_threads() { return 1; }
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLL(count) _Pragma("GCC unroll 16")
+#else
+#define UNROLL(count) _Pragma("clang loop unroll(full)")
+#endif
+
+namespace seqrec {
+
+// Numbers in a vector, and the rows of a result that a product keeps in registers, two vectors wide.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 12;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, ROWS = 6;
+#else
+constexpr int LANES = 4, ROWS = 6;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void store(float* to, Vector values) { *reinterpret_cast<Vector*>(to) = values; }
+
+// The first `count` numbers of a vector, so that nothing beyond a row is read or written.
+struct Part {
+#if defined(__AVX512F__)
+    __mmask16 mask;
+    explicit Part(int64_t count) : mask(__mmask16((1u << count) - 1)) {}
+    Vector load(const float* from) const { return Vector(_mm512_maskz_loadu_ps(mask, from)); }
+    void store(float* to, Vector values) const { _mm512_mask_storeu_ps(to, mask, __m512(values)); }
+#elif defined(__AVX2__)
+    __m256i mask;
+    explicit Part(int64_t count) {
+        mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    }
+    Vector load(const float* from) const { return Vector(_mm256_maskload_ps(from, mask)); }
+    void store(float* to, Vector values) const { _mm256_maskstore_ps(to, mask, __m256(values)); }
+#else
+    int64_t count;
+    explicit Part(int64_t count) : count(count) {}
+    Vector load(const float* from) const {
+        Vector values{};
+        std::memcpy(&values, from, count * sizeof(float));
+        return values;
+    }
+    void store(float* to, Vector values) const { std::memcpy(to, &values, count * sizeof(float)); }
+#endif
+};
+
+// What a product begins with: nothing, what the result holds already, or a row that is the same for all.
+enum Start { ZERO, ADD, BIAS };
+
+// A matrix whose element (i, p) is at[i * row + p * column].
+struct Matrix {
+    const float* at;
+    int64_t row, column;
+};
+
+// The right side of a product: row p of the columns from j on, a multiple of two vectors, is at[j * panel + p * row].
+struct Panels {
+    const float* at;
+    int64_t row, panel;
+};
+
+inline Matrix plain(const float* at, int64_t row) { return {at, row, 1}; }
+inline Matrix transposed(const float* at, int64_t row) { return {at, 1, row}; }
+inline Panels rows_of(const float* at, int64_t row) { return {at, row, 1}; }
+
+// R rows and C vectors of a result, of which the last may be a part.
+template <int R, int C, Start start, bool whole>
+inline void product_tile(
+    int64_t depth, Matrix a, const float* b, int64_t b_row, float* out, int64_t out_row, const float* bias, Part part
+) {
+    Vector sum[R][C];
+    UNROLL(R)
+    for (int i = 0; i < R; ++i)
+        UNROLL(C)
+        for (int j = 0; j < C; ++j) {
+            const bool all = whole || j < C - 1;
+            if (start == ZERO) sum[i][j] = Vector{};
+            else {
+                const float* from = start == ADD ? out + i * out_row + j * LANES : bias + j * LANES;
+                sum[i][j] = all ? load(from) : part.load(from);
+            }
+        }
+    for (int64_t p = 0; p < depth; ++p) {
+        Vector row[C];
+        UNROLL(C)
+        for (int j = 0; j < C; ++j) {
+            const float* from = b + p * b_row + j * LANES;
+            row[j] = whole || j < C - 1 ? load(from) : part.load(from);
+        }
+        UNROLL(R)
+        for (int i = 0; i < R; ++i) {
+            const float x = a.at[i * a.row + p * a.column];
+            UNROLL(C)
+            for (int j = 0; j < C; ++j) sum[i][j] += x * row[j];
+        }
+    }
+    UNROLL(R)
+    for (int i = 0; i < R; ++i)
+        UNROLL(C)
+        for (int j = 0; j < C; ++j) {
+            float* to = out + i * out_row + j * LANES;
+            if (whole || j < C - 1) store(to, sum[i][j]);
+            else part.store(to, sum[i][j]);
+        }
+}
+
+template <int R, int C, Start start, bool whole>
+inline void product_rows(
+    int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* out, int64_t out_row,
+    const float* bias, Part part
+) {
+    if constexpr (R > 0) {
+        if (rows == R)
+            product_tile<R, C, start, whole>(depth, a, b, b_row, out, out_row, bias, part);
+        else
+            product_rows<R - 1, C, start, whole>(rows, depth, a, b, b_row, out, out_row, bias, part);
+    }
+}
+
+template <int C, Start start, bool whole>
+void product_panel(
+    int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* out, int64_t out_row,
+    const float* bias, int64_t columns
+) {
+    const Part part(whole ? 0 : columns - (C - 1) * LANES);
+    for (int64_t i = 0; i < rows;) {
+        const int64_t left = rows - i, some = left >= 2 * ROWS ? ROWS : left > ROWS ? (left + 1) / 2 : left;
+        const Matrix below{a.at + i * a.row, a.row, a.column};
+        product_rows<ROWS, C, start, whole>(some, depth, below, b, b_row, out + i * out_row, out_row, bias, part);
+        i += some;
+    }
+}
+
+// out[rows, columns] = start + a[rows, depth] b[depth, columns]. The terms of each number are added in the order of the
+// depth, whatever the sizes, so that a part of a product has the same bits as the whole.
+//
+// The loops of BLAS libraries take longer than the arithmetic for matrices as small as those here, or don't use all that
+// the processor has: benchmarks/RESULTS.md.
+template <Start start>
+void product(
+    int64_t rows, int64_t columns, int64_t depth, Matrix a, Panels b, float* out, int64_t out_row,
+    const float* bias = nullptr
+) {
+    for (int64_t j = 0; j < columns; j += 2 * LANES) {
+        const int64_t left = columns - j;
+        const float* from = b.at + j * b.panel;
+        const float* row = start == BIAS ? bias + j : nullptr;
+        if (left >= 2 * LANES)
+            product_panel<2, start, true>(rows, depth, a, from, b.row, out + j, out_row, row, left);
+        else if (left > LANES)
+            product_panel<2, start, false>(rows, depth, a, from, b.row, out + j, out_row, row, left);
+        else
+            product_panel<1, start, false>(rows, depth, a, from, b.row, out + j, out_row, row, left);
+    }
+}
+
+// Memory for a right side of `columns` by `depth` in panels.
+inline int64_t panel_size(int64_t depth, int64_t columns) {
+    return (columns + 2 * LANES - 1) / (2 * LANES) * (2 * LANES) * depth;
+}
+
+// x[depth, columns], as a matrix says where its elements are, in panels of two vectors.
+inline Panels panels(Matrix x, int64_t depth, int64_t columns, float* memory) {
+    for (int64_t j = 0; j < columns; j += 2 * LANES) {
+        float* to = memory + j * depth;
+        const int64_t width = std::min<int64_t>(2 * LANES, columns - j);
+        if (x.row == 1)  // a row of the panel is a column of what is there
+            for (int64_t c = 0; c < width; ++c)
+                for (int64_t p = 0; p < depth; ++p) to[p * 2 * LANES + c] = x.at[p + (j + c) * x.column];
+        else
+            for (int64_t p = 0; p < depth; ++p)
+                for (int64_t c = 0; c < width; ++c) to[p * 2 * LANES + c] = x.at[p * x.row + (j + c) * x.column];
+    }
+    return {memory, 2 * LANES, depth};
+}
+
+// e to the power of each x <= 0, within 2 units of float32's last place, and 0 where that is below all normal numbers.
+inline Vector exponential(Vector given) {
+    typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
+    const Vector least = Vector{} - 87.0f;
+    const Vector x = given < least ? least : given;
+    const Whole power = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole);  // nearest: conversion cuts towards 0
+    const Vector rounded = __builtin_convertvector(power, Vector);
+    const Vector r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
+    Vector y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    const Whole bits = (power + 127) << 23;
+    Vector scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return given < least ? Vector{} : y * scale;
+}
+
+// Room for so many numbers, which are not set to anything.
+inline std::unique_ptr<float[]> room(int64_t numbers) {
+    return std::unique_ptr<float[]>(new float[std::max<int64_t>(numbers, 1)]);
+}
+
+// Which of `count` pieces of work, in a row, a thread does.
+struct Share {
+    int64_t low, high;
+    explicit Share(int64_t count) {
+        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
+        low = count * mine / all;
+        high = count * (mine + 1) / all;
+    }
+};
+
+}  // namespace seqrec

@@ -1,0 +1,270 @@
+// Scores of candidates and softmax losses: see scores.py, which says what each function computes.
+//
+// Products with a catalogue are computed a tile of items and tokens at a time, items down and tokens across: what follows
+// on a product finds it in the cache, and adds up columns, which needs no sums across a vector.
+
+#include "attention.h"
+
+using namespace seqrec;
+
+namespace {
+
+constexpr int64_t TOKENS = 128;     // of a tile: whole panels; with the items' vectors half of a core's cache
+constexpr int64_t ITEMS = 240;      // of a tile: whole rows of registers on every processor
+constexpr int64_t KEPT = 1 << 22;  // exponentials that are kept for the way back: 16 MiB
+
+// A token and an item that doesn't count for it, both from the first of a block on.
+struct Pair {
+    int64_t item, token;
+};
+
+// Some tokens: their states as they are and in panels, filled up with zeros, and what doesn't count for them.
+struct Block {
+    int64_t first, count, width;  // whole panels
+    int64_t row;                  // of a tile; not a power of two, whose rows would meet in few places of the cache
+    const float* states;
+    std::unique_ptr<float[]> memory;
+    Panels across;
+    std::vector<Pair> left_out;  // in the order of items
+
+    Block(const float* all, int64_t first, int64_t count, int64_t dim) : first(first), count(count) {
+        width = panel_size(1, count);
+        row = width + 16;
+        states = all + first * dim;
+        memory = room(width * dim);
+        std::fill(memory.get(), memory.get() + width * dim, 0.0f);
+        across = panels(transposed(states, dim), dim, count, memory.get());
+    }
+
+    // From pairs of all tokens, which are in rising order.
+    void leave_out(const int64_t* tokens, const int64_t* items, int64_t pairs) {
+        const int64_t* low = std::lower_bound(tokens, tokens + pairs, first);
+        const int64_t* high = std::lower_bound(low, tokens + pairs, first + count);
+        for (const int64_t* at = low; at < high; ++at) left_out.push_back({items[at - tokens], *at - first});
+        std::sort(left_out.begin(), left_out.end(), [](const Pair& a, const Pair& b) { return a.item < b.item; });
+    }
+};
+
+struct Catalogue {
+    const float* vectors;
+    int64_t count, dim;
+
+    int64_t tiles() const { return (count + ITEMS - 1) / ITEMS; }
+    int64_t items(int64_t tile) const { return std::min(ITEMS, count - tile * ITEMS); }
+    const float* of(int64_t tile) const { return vectors + tile * ITEMS * dim; }
+
+    // The scores of a tile, items by tokens, with -inf where they don't count.
+    void score(int64_t tile, const Block& block, float* out) const {
+        const int64_t from = tile * ITEMS, number = items(tile);
+        product<ZERO>(number, block.width, dim, plain(of(tile), dim), block.across, out, block.row);
+        auto pair = std::lower_bound(block.left_out.begin(), block.left_out.end(), from,
+                                     [](const Pair& a, int64_t item) { return a.item < item; });
+        for (; pair != block.left_out.end() && pair->item < from + number; ++pair)
+            out[(pair->item - from) * block.row + pair->token] = -INFINITY;
+    }
+};
+
+// Of each token the highest logit so far and the sum of the exponentials of all, each as a share of the highest's.
+struct Softmax {
+    float highest[TOKENS];
+    double sum[TOKENS];
+
+    Softmax() {
+        std::fill(highest, highest + TOKENS, -INFINITY);
+        std::fill(sum, sum + TOKENS, 0.0);
+    }
+
+    void join(const float* other_highest, const double* other_sum) {
+        for (int64_t from = 0; from < TOKENS; from += LANES) {
+            const Vector mine = load(highest + from), other = load(other_highest + from);
+            const Vector now = mine > other ? mine : other, below = finite(now);
+            float shares[2][LANES];
+            store(shares[0], exponential(mine - below));
+            store(shares[1], exponential(other - below));
+            store(highest + from, now);
+            for (int l = 0; l < LANES; ++l)
+                sum[from + l] = sum[from + l] * shares[0][l] + other_sum[from + l] * shares[1][l];
+        }
+    }
+
+    // 0 in the place of the highest of nothing, below which all exponentials are 0.
+    static Vector finite(Vector highest) { return highest > Vector{} - INFINITY ? highest : Vector{}; }
+};
+
+// The logits of a tile less `less` of each item, and the highest of each token.
+void highest_of(float* tile, int64_t items, const Block& block, const float* less, float* highest) {
+    for (int64_t i = 0; i < items; ++i) {
+        float* row = tile + i * block.row;
+        const float off = less ? less[i] : 0.0f;
+        for (int64_t t = 0; t < block.width; t += LANES) {
+            const Vector x = load(row + t) - off, most = load(highest + t);
+            store(row + t, x);
+            store(highest + t, x > most ? x : most);
+        }
+    }
+}
+
+void exponentials(float* tile, int64_t items, const Block& block, const float* below, float* sums) {
+    for (int64_t i = 0; i < items; ++i) {
+        float* row = tile + i * block.row;
+        for (int64_t t = 0; t < block.width; t += LANES) {
+            const Vector e = exponential(load(row + t) - load(below + t));
+            store(row + t, e);
+            store(sums + t, load(sums + t) + e);
+        }
+    }
+}
+
+void scale_columns(float* tile, int64_t items, const Block& block, const float* factors) {
+    for (int64_t i = 0; i < items; ++i) {
+        float* row = tile + i * block.row;
+        for (int64_t t = 0; t < block.width; t += LANES) store(row + t, load(row + t) * load(factors + t));
+    }
+}
+
+// The loss of a token against its target, and the gradients but for what differs between items.
+struct Ending {
+    float by_target, factor;
+    double loss;
+
+    Ending(double sum, float highest, float target, double scale) {
+        // softplus(excess) and its derivative.
+        const double excess = std::log(sum) + (highest > -INFINITY ? highest : 0.0f) - target;
+        loss = excess > 0 ? excess + std::log1p(std::exp(-excess)) : std::log1p(std::exp(excess));
+        const double share = scale / (1 + std::exp(-excess));
+        by_target = float(-share);
+        factor = float(sum > 0 ? share / sum : sum);  // what is no number stays so
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// The product of each row with its own candidates, and the gradients.
+void seqrec_score(
+    const float* hidden, const float* vectors, int64_t rows, int64_t count, int64_t dim, float* out, int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; ++n) dots(hidden + n * dim, vectors + n * count * dim, dim, count, dim, out + n * count);
+}
+
+void seqrec_score_backward(
+    const float* hidden, const float* vectors, const float* by_out, int64_t rows, int64_t count, int64_t dim,
+    float* by_hidden, float* by_vectors, int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; ++n) {
+        product<ZERO>(1, dim, count, plain(by_out + n * count, 0), rows_of(vectors + n * count * dim, dim),
+                      by_hidden + n * dim, 0);
+        for (int64_t c = 0; c < count; ++c) {
+            float* row = by_vectors + (n * count + c) * dim;
+#pragma omp simd
+            for (int64_t k = 0; k < dim; ++k) row[k] = by_out[n * count + c] * hidden[n * dim + k];
+        }
+    }
+}
+
+// Exponentials are kept between forward and backward where there is room, for as many blocks of tokens as that allows;
+// where a single block's are too many they are computed again, for all tokens at once, so that each tile of a large
+// catalogue is brought into the cache twice a call and not twice a block. Threads share the catalogue.
+void seqrec_softmax_loss(
+    const float* hidden, const float* vectors, const float* targets, const float* log_probability, const int64_t* tokens,
+    const int64_t* left_out, int64_t pairs, int64_t count, int64_t items, int64_t dim, double* losses, float* by_hidden,
+    float* by_vectors, float* by_targets, int32_t threads
+) {
+    const Catalogue catalogue{vectors, items, dim};
+    std::vector<Block> blocks;
+    for (int64_t first = 0; first < count; first += TOKENS) {
+        blocks.emplace_back(hidden, first, std::min(TOKENS, count - first), dim);
+        blocks.back().leave_out(tokens, left_out, pairs);
+    }
+    const int64_t all = int64_t(blocks.size()), tiles = catalogue.tiles(), fit = KEPT / (std::max<int64_t>(items, 1) * TOKENS);
+    const bool keep = fit > 0;
+    const int64_t together = std::max<int64_t>(keep ? std::min(fit, all) : all, 1), tile_size = ITEMS * (TOKENS + 16);
+    const auto kept = room(keep ? together * tiles * tile_size : 0);
+    const auto references = room(keep ? together * tiles * TOKENS : 0);  // what a kept tile's exponentials are below
+    std::vector<Softmax> softmaxes(threads * together);
+    const auto partial = room(threads * together * TOKENS * dim);
+    const auto factors = room(2 * together * TOKENS);
+    float* tops = factors.get() + together * TOKENS;
+
+#pragma omp parallel num_threads(threads)
+    for (int64_t begin = 0; begin < all; begin += together) {
+        const int64_t end = std::min(begin + together, all), mine = omp_get_thread_num(), crew = omp_get_num_threads();
+        const Share own(tiles);
+        const auto memory = room(keep ? 0 : tile_size);
+        float* own_partial = partial.get() + mine * together * TOKENS * dim;
+        Softmax* own_softmaxes = softmaxes.data() + mine * together;
+        std::fill(own_softmaxes, own_softmaxes + (end - begin), Softmax());
+        std::fill(own_partial, own_partial + (end - begin) * TOKENS * dim, 0.0f);
+
+        for (int64_t n = own.low; n < own.high; ++n)
+            for (int64_t b = begin; b < end; ++b) {
+                const Block& block = blocks[b];
+                const int64_t cell = (b - begin) * tiles + n, some = catalogue.items(n);
+                float* tile = keep ? kept.get() + cell * tile_size : memory.get();
+                float highest[TOKENS], below[TOKENS], part[TOKENS] = {};
+                double sums[TOKENS];
+                std::fill(highest, highest + TOKENS, -INFINITY);
+                catalogue.score(n, block, tile);
+                highest_of(tile, some, block, log_probability ? log_probability + n * ITEMS : nullptr, highest);
+                for (int64_t t = 0; t < TOKENS; t += LANES) store(below + t, Softmax::finite(load(highest + t)));
+                exponentials(tile, some, block, below, part);
+                std::copy(part, part + TOKENS, sums);
+                own_softmaxes[b - begin].join(highest, sums);
+                if (keep) std::copy(below, below + TOKENS, references.get() + cell * TOKENS);
+            }
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t b = begin; b < end; ++b) {
+            Softmax whole;
+            for (int64_t c = 0; c < crew; ++c) {
+                const Softmax& other = softmaxes[c * together + b - begin];
+                whole.join(other.highest, other.sum);
+            }
+            for (int64_t t = 0; t < TOKENS; ++t) {
+                const int64_t at = (b - begin) * TOKENS + t, token = blocks[b].first + t;
+                factors[at] = 0, tops[at] = whole.highest[t] > -INFINITY ? whole.highest[t] : 0.0f;  // as `finite` has it
+                if (t >= blocks[b].count) continue;
+                const Ending found(whole.sum[t], whole.highest[t], targets[token], 1.0 / double(count));
+                losses[token] = found.loss, by_targets[token] = found.by_target, factors[at] = found.factor;
+            }
+        }
+        for (int64_t n = own.low; n < own.high; ++n)
+            for (int64_t b = begin; b < end; ++b) {
+                const Block& block = blocks[b];
+                const int64_t cell = (b - begin) * tiles + n, some = catalogue.items(n);
+                const float *factor = factors.get() + (b - begin) * TOKENS, *top = tops + (b - begin) * TOKENS;
+                float* tile = keep ? kept.get() + cell * tile_size : memory.get();
+                float scale[TOKENS];
+                if (keep) {
+                    const float* below = references.get() + cell * TOKENS;
+                    for (int64_t t = 0; t < TOKENS; t += LANES)
+                        store(scale + t, load(factor + t) * exponential(load(below + t) - load(top + t)));
+                } else {
+                    float highest[TOKENS], part[TOKENS] = {};
+                    catalogue.score(n, block, tile);
+                    highest_of(tile, some, block, log_probability ? log_probability + n * ITEMS : nullptr, highest);
+                    exponentials(tile, some, block, top, part);
+                    std::copy(factor, factor + TOKENS, scale);
+                }
+                scale_columns(tile, some, block, scale);
+                product<ADD>(block.count, dim, some, transposed(tile, block.row), rows_of(catalogue.of(n), dim),
+                             own_partial + (b - begin) * TOKENS * dim, dim);
+                float* by = by_vectors + n * ITEMS * dim;
+                if (b == 0) product<ZERO>(some, dim, block.count, plain(tile, block.row), rows_of(block.states, dim), by, dim);
+                else product<ADD>(some, dim, block.count, plain(tile, block.row), rows_of(block.states, dim), by, dim);
+            }
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t b = begin; b < end; ++b)
+            for (int64_t k = 0; k < blocks[b].count * dim; ++k) {
+                float sum = 0;
+                for (int64_t c = 0; c < crew; ++c) sum += partial[(c * together + b - begin) * TOKENS * dim + k];
+                by_hidden[blocks[b].first * dim + k] = sum;
+            }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,82 @@
+"""Scores of candidates and softmax losses; see ``scores.cpp``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seqrec.kernels.loader import at, call, whole
+
+
+def score(hidden: Tensor, vectors: Tensor) -> Tensor:
+    """The product of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``: ``[R, C]``."""
+    if vectors.dim() != 3 or hidden.shape != (vectors.shape[0], vectors.shape[2]):
+        raise ValueError(f"hidden states {tuple(hidden.shape)} don't fit vectors {tuple(vectors.shape)}")
+    result: Tensor = _Score.apply(hidden, vectors)
+    return result
+
+
+class _Score(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, vectors: Tensor) -> Tensor:
+        hidden, vectors = hidden.contiguous(), vectors.contiguous()
+        out = hidden.new_empty(vectors.shape[:2])
+        call("score", at(hidden), at(vectors), *whole(*vectors.shape), at(out))
+        ctx.save_for_backward(hidden, vectors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, vectors = ctx.saved_tensors
+        by_out = gradients[0].contiguous()
+        by_hidden, by_vectors = torch.empty_like(hidden), torch.empty_like(vectors)
+        call(
+            "score_backward",
+            at(hidden),
+            at(vectors),
+            at(by_out),
+            *whole(*vectors.shape),
+            at(by_hidden),
+            at(by_vectors),
+        )
+        return by_hidden, by_vectors
+
+
+def softmax_loss(
+    hidden: Tensor,
+    vectors: Tensor,
+    targets: Tensor,
+    left_out: tuple[Tensor, Tensor],
+    log_probability: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean of each token's softmax loss against negatives, ``softplus(logsumexp(logits) - target)``, and gradients.
+
+    Args:
+        hidden: ``float32[T, D]``.
+        vectors: ``float32[N, D]``, of the negatives.
+        targets: ``float32[T]``, the targets' logits.
+        left_out: pairs (token, negative), two ``int64``, tokens in rising order, that don't count.
+        log_probability: ``float32[N]``, taken off the logits.
+
+    Returns:
+        The losses ``float64[T]``, and the gradients of their mean by ``hidden``, ``vectors`` and ``targets``.
+    """
+    tokens, negatives = (part.to(torch.int64).contiguous() for part in left_out)
+    hidden, vectors, targets = hidden.contiguous(), vectors.contiguous(), targets.contiguous()
+    if hidden.dim() != 2 or hidden.shape[1:] != vectors.shape[1:] or targets.shape != hidden.shape[:1]:
+        raise ValueError(f"{tuple(hidden.shape)}, {tuple(vectors.shape)} and {tuple(targets.shape)} don't fit")
+    if log_probability is not None:
+        log_probability = log_probability.contiguous()
+        if log_probability.shape != vectors.shape[:1]:
+            raise ValueError(f"{tuple(log_probability.shape)} log-probabilities are not of {len(vectors)} vectors")
+    losses = torch.empty(len(hidden), dtype=torch.float64)
+    gradients = torch.empty_like(hidden), torch.empty_like(vectors), torch.empty_like(targets)
+    call(
+        "softmax_loss",
+        *map(at, (hidden, vectors, targets, log_probability, tokens, negatives)),
+        *whole(len(tokens), *hidden.shape[:1], *vectors.shape),
+        *map(at, (losses, *gradients)),
+    )
+    return losses, *gradients
