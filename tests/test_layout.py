@@ -56,7 +56,13 @@ ALLOWED: dict[str, set[str]] = {
     "serve": {*BELOW_FACE, "recommender", "export", "report", "serve"},
     "cluster": {*BELOW_FACE, "recommender", "export", "report", "cluster"},
 }
-A_MODEL = {"data.batches", "data.split", "models.base", "models.blocks"}  # and other models, for what they share
+A_MODEL = {
+    "kernels",
+    "data.batches",
+    "data.split",
+    "models.base",
+    "models.blocks",
+}  # and other models, for what they share
 TOP = {"", "cli", "__main__"}  # the package itself and the command line see everything
 
 

@@ -6,11 +6,12 @@ another device and for other types than float32, torch does the same work in mor
 """
 
 from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step
+from seqrec.kernels.block import block
 from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward, positions
 from seqrec.kernels.loader import library, usable
 from seqrec.kernels.scores import score, softmax_loss
 
 __all__ = [
-    "Drifts", "adam_catch_up", "adam_dense", "adam_step", "attention", "dropout", "dropped_words", "feedforward",
-    "library", "positions", "score", "softmax_loss", "usable",
+    "Drifts", "adam_catch_up", "adam_dense", "adam_step", "attention", "block", "dropout", "dropped_words",
+    "feedforward", "library", "positions", "score", "softmax_loss", "usable",
 ]  # fmt: skip

@@ -122,11 +122,11 @@ def _arguments(
         ctypes.c_float(dim**-0.5),
         ctypes.c_int32(causal),
         at(words),
-        *_dropping(words, dropout),
+        *dropping(words, dropout),
     ]
 
 
-def _dropping(words: Tensor | None, dropout: float) -> tuple[ctypes.c_int32, ctypes.c_float]:
+def dropping(words: Tensor | None, dropout: float) -> tuple[ctypes.c_int32, ctypes.c_float]:
     """From which word on something is kept, and what it is then multiplied by."""
     dropped = dropped_words(dropout) if words is not None else 0
     return ctypes.c_int32(dropped - 32768), ctypes.c_float(65536 / (65536 - dropped))
@@ -172,7 +172,7 @@ def _drop(
         at(residual),
         at(words),
         *whole(x.numel()),
-        *_dropping(words, probability),
+        *dropping(words, probability),
         ctypes.c_int32(relu),
         at(out),
     )
@@ -206,7 +206,7 @@ class _Positions(torch.autograd.Function):
     ) -> Tensor:
         ctx.rest = (
             at(offsets), *whole(len(offsets) - 1, x.shape[1]), ctypes.c_float(scale), at(words),
-            *_dropping(words, probability),
+            *dropping(words, probability),
         )  # fmt: skip
         ctx.owned, ctx.size = (offsets, words), table.shape
         x, table = x.contiguous(), table.contiguous()
@@ -272,6 +272,6 @@ class _FeedForward(torch.autograd.Function):
             found[:0] = [by.T @ states[number], by.sum(dim=0)]
             by = by @ parameters[2 * number]
             if number:
-                _, kept = _dropping(None if words is None else words[number - 1], ctx.dropout)
+                _, kept = dropping(None if words is None else words[number - 1], ctx.dropout)
                 call("where_positive", at(states[number]), *whole(by.numel()), kept, at(by))
         return by, by_residual, None, None, *found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 11
+VERSION = 12
 #: The processors that it is compiled for, and which of these each of torch's names for a processor can run.
 RUNS = {"AVX512": ("avx512", "avx2", "plain"), "AVX2": ("avx2", "plain")}
 
@@ -31,7 +31,7 @@ def library() -> ctypes.CDLL | None:
         try:
             found = ctypes.CDLL(str(Path(__file__).with_name(name_of(processor))))
             found.seqrec_kernels_version.restype = ctypes.c_int32
-            found.seqrec_adam_catch_up.restype = ctypes.c_int64
+            found.seqrec_adam_catch_up.restype = found.seqrec_block_saves.restype = ctypes.c_int64
             if found.seqrec_kernels_version() == VERSION:
                 return found
         except (OSError, AttributeError):

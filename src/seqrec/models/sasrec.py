@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
@@ -83,6 +84,8 @@ class SASRecBlock(nn.Module):
 
     def forward(self, x: Tensor, grouping: Grouping, last: Tensor | None = None) -> Tensor:
         """Packed ``[T, D]`` to ``[T, D]``, or to ``[B, D]`` of the users' last tokens ``last int64[B]`` alone."""
+        if self._compiled(x, last):
+            return self._at_once(x, grouping, last is not None)
         if self.norm == "paper":
             queries = self.attention_norm(_chosen(x, last))
             x = self.feedforward_norm(queries + self.attention(queries, x, grouping, last))
@@ -94,6 +97,42 @@ class SASRecBlock(nn.Module):
         queries = _chosen(x, last)
         x = self.attention_norm(queries + self.attention(queries, x, grouping, last))
         return self.feedforward_norm(self.feedforward(x, x))
+
+    def _compiled(self, x: Tensor, last: Tensor | None) -> bool:
+        """Whether the compiled loops take it: it is as it was made, of the common shape."""
+        network, layers = self.feedforward, self.feedforward.layers
+        parts = (self.attention.query, self.attention.key_value, *layers, self.attention_norm, self.feedforward_norm)
+        active = network.dropout.active
+        return (
+            kernels.usable(x, *(part.weight for part in parts))
+            and self.attention.output is None
+            and len(layers) == 2
+            and all(type(part) in (nn.Linear, nn.LayerNorm) for part in parts)
+            and active == self.attention.dropout.active
+            and (not active or (last is None and None not in (network.dropout.random, self.attention.dropout.random)))
+            and (last is None or not torch.is_grad_enabled())
+        )
+
+    def _at_once(self, x: Tensor, grouping: Grouping, last_only: bool) -> Tensor:
+        """What ``forward`` does, in one compiled pass, from the same random numbers."""
+        attention, network = self.attention, self.feedforward
+        parts = (self.attention_norm, attention.query, attention.key_value, self.feedforward_norm, *network.layers)
+        parameters: list[Tensor] = [parameter for part in parts for parameter in (part.weight, part.bias)]
+        words = None
+        if network.dropout.active:
+            counts = [len(x) * len(layer.weight) for layer in network.layers]
+            words = [attention.dropout.words(attention.num_heads * grouping.pairs), *map(network.dropout.words, counts)]
+        return kernels.block(
+            x,
+            grouping.offsets,
+            parameters,
+            attention.num_heads,
+            self.norm,
+            self.attention_norm.eps,
+            words,
+            network.dropout.probability,
+            last_only,
+        )
 
 
 def _chosen(x: Tensor, tokens: Tensor | None) -> Tensor:
