@@ -355,6 +355,61 @@ def test_softmax_loss_of_no_numbers_is_none():
         assert x.isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (129, 500, 17), (3, 5000, 9)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rank_is_a_full_sort(shape, threads):
+    """Whole numbers, so that many scores tie and none is rounded."""
+    count, items, dim = shape
+    torch.manual_seed(0)
+    states, vectors = torch.randint(-2, 3, (count, dim)).float(), torch.randint(-2, 3, (items, dim)).float()
+    rows = torch.randint(0, count, (3 * count,)).sort().values
+    left_out = rows, torch.randint(0, items, (len(rows),))
+    skipped = torch.rand(items) < 0.1
+    targets = torch.randint(0, items, (count,))
+    skipped[targets] = False
+    scores = states @ vectors.T
+    own = scores.gather(1, targets[:, None])
+    scores[:, skipped] = -torch.inf
+    scores[left_out] = -torch.inf
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for k in {0, 1, min(10, items), items}:
+        found = kernels.rank(states, vectors, k, left_out, skipped, targets)
+        assert found.numbers
+        assert torch.equal(found.greater, (scores > own).sum(dim=1))
+        assert torch.equal(found.ties, (scores == own).sum(dim=1))
+        values, columns = scores.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(found.scores, values[:, :k])
+        there = values[:, :k] > -torch.inf
+        assert torch.equal(found.columns, torch.where(there, columns[:, :k], -1))
+    torch.set_num_threads(before)
+    assert kernels.rank(states, vectors, 1).columns[:, 0].tolist() == (states @ vectors.T).argmax(dim=1).tolist()
+
+
+def test_a_target_ties_with_itself_alone():
+    """Its score has the bits of the tile's, whatever the width and the place in the tile."""
+    torch.manual_seed(0)
+    for dim in (1, 7, 31, 64, 100):
+        states, vectors = torch.randn(200, dim), torch.randn(700, dim)
+        targets = torch.randint(0, 700, (200,))
+        assert (kernels.rank(states, vectors, targets=targets).ties == 1).all()
+
+
+def test_rank_of_no_numbers_and_of_minus_infinity():
+    states, vectors = torch.ones(3, 2), torch.tensor([[1.0, 0.0], [-torch.inf, 0.0], [torch.nan, 1.0]])
+    assert not kernels.rank(states, vectors, 1).numbers
+    assert kernels.rank(states[:0], vectors, 1).numbers
+    skipped = torch.tensor([False, False, True])
+    found = kernels.rank(states[:, :1], vectors[:, :1], 3, None, skipped, torch.tensor([0, 1, 1]))
+    assert found.numbers
+    assert (found.greater.tolist(), found.ties.tolist()) == ([0, -1, -1], [1, 1, 1])
+    assert found.columns.tolist() == [[0, -1, -1]] * 3
+    for wrong in ((states, vectors[:, :1]), (states, vectors, 1, (torch.tensor([3]), torch.tensor([0]))),
+                  (states, vectors, 1, None, None, torch.tensor([0, 0, 3]))):  # fmt: skip
+        with pytest.raises(ValueError, match=r"don't fit|reach"):
+            kernels.rank(*wrong)
+
+
 def test_they_are_what_runs():
     x = torch.randn(8, 4, requires_grad=True)
     batch = batch_of([3, 5])
@@ -538,7 +593,7 @@ def test_older_processors_have_loops_of_their_own(processor):
     """The same tests, with what torch says of the processor held down."""
     if os.environ.get("ATEN_CPU_CAPABILITY"):
         return
-    tests = [str(Path(__file__)), "-k", "attention or softmax or score or positions or block or adam or ranks"]
+    tests = [str(Path(__file__)), "-k", "attention or softmax or score or positions or block or adam or rank or target"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *tests],
         env=os.environ | {"ATEN_CPU_CAPABILITY": processor},

@@ -10,12 +10,22 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from seqrec import metrics
+from seqrec import kernels, metrics
 from seqrec.data.negatives import distinct_negatives_for
 from seqrec.data.split import Targets
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.topk import CELLS, USERS_AT_ONCE, Scorer, largest, last_states, mask, require_numbers, scoring
+from seqrec.topk import (
+    CELLS,
+    USERS_AT_ONCE,
+    Scorer,
+    largest,
+    last_states,
+    mask,
+    require,
+    require_numbers,
+    scoring,
+)
 
 Protocol = Literal["full", "sampled"]
 
@@ -325,8 +335,11 @@ def _rank_sampled(
 def _rank_full(
     scorer: Scorer, states: Tensor, targets: Targets, keep_seen: bool, batch_size: int, into: _Ranking
 ) -> None:
-    rows = max(1, min(batch_size, scorer.cells // scorer.columns))
     top = into.lists.shape[1]
+    if scorer.compiled(states):
+        _rank_at_once(scorer, states, targets, keep_seen, into)
+        return
+    rows = max(1, min(batch_size, scorer.cells // scorer.columns))
     for start in range(0, len(targets), rows):
         chosen = slice(start, start + rows)
         part = targets.take(chosen)
@@ -353,6 +366,29 @@ def _rank_full(
         never = (target[:, 0] == -torch.inf).cpu().numpy()
         into.greater[chosen] = np.where(never, -1, greater)
         into.ties[chosen] = np.where(never, 0, ties)
+
+
+def _rank_at_once(scorer: Scorer, states: Tensor, targets: Targets, keep_seen: bool, into: _Ranking) -> None:
+    """What :func:`_rank_full` does, in the compiled loops; the target's score is that of the whole matrix there too."""
+    assert scorer.vectors is not None
+    items = targets.items.astype(np.int64)
+    met = np.zeros(len(targets), dtype=bool)
+    pairs = None
+    if not keep_seen:
+        seen_rows, seen_items = targets.histories.flat()
+        met[seen_rows[seen_items == items[seen_rows]]] = True
+        pairs = torch.from_numpy(seen_rows), torch.from_numpy(seen_items.astype(np.int64))
+    padding = torch.zeros(scorer.columns, dtype=torch.bool)
+    padding[0] = True
+    top = into.lists.shape[1]
+    found = kernels.rank(states, scorer.vectors, min(top, scorer.columns), pairs, padding, torch.from_numpy(items))
+    require(found.numbers)
+    assert found.greater is not None
+    assert found.ties is not None
+    into.unreachable += int(met.sum())
+    into.lists[:, : found.columns.shape[1]] = found.columns.clamp(min=0).numpy()
+    into.greater[:] = np.where(met, -1, found.greater.numpy())
+    into.ties[:] = np.where(met, 0, found.ties.numpy() - 1)
 
 
 def _count(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqrec import kernels
 from seqrec.data.batches import histories_of, pack
 from seqrec.data.prepare import Dataset
 from seqrec.data.split import Histories, all_histories
@@ -47,7 +48,7 @@ def best(
             recommended, whether or not the model sees all of it.
         allow: item indices; only these are recommended. Zeros (unknown ids) are ignored.
         deny: item indices; these are not recommended.
-        batch_size: users scored at once.
+        batch_size: users encoded at once, and scored where the compiled loops don't run.
 
     Returns:
         ``items int64[M, k]`` and ``scores float32[M, k]``; 0 and -inf where no candidate is left.
@@ -67,12 +68,14 @@ def best(
         for start in range(0, len(scorable), USERS_AT_ONCE):
             rows = scorable[start : start + USERS_AT_ONCE]
             states = last_states(model, histories.take(rows), max_length=max_length, batch_size=batch_size)
+            if scorer.compiled(states):
+                seen = None if keep_seen else histories.take(rows).flat()
+                items[rows], scores[rows] = _best_at_once(scorer, states, k, denied, seen)
+                continue
             for first in range(0, len(rows), batch_size):
                 block = rows[first : first + batch_size]
                 seen = None if keep_seen else histories.take(block).flat()
-                found, values = _best_of_catalogue(
-                    scorer, states[first : first + batch_size], k, candidates, denied, seen
-                )
+                found, values = _best_of_catalogue(scorer, states[first : first + batch_size], k, denied, seen)
                 items[block] = found.cpu().numpy()
                 scores[block] = values.float().cpu().numpy()
     return items, scores
@@ -204,6 +207,10 @@ class Scorer:
         """Scores that may be held at once; a model that is not factored may need a vector for each."""
         return CELLS if self.model.FACTORED else CELLS // 16
 
+    def compiled(self, states: Tensor) -> bool:
+        """Whether ``kernels.rank`` takes them."""
+        return self.vectors is not None and self.columns > 0 and kernels.usable(states, self.vectors)
+
     def __call__(self, states: Tensor, start: int, stop: int) -> Tensor:
         """Scores ``[R, stop - start]``, valid until the next call and free to be changed."""
         if self.vectors is not None:
@@ -267,11 +274,44 @@ def _settle_ties(scores: Tensor, top: Tensor, place: Tensor) -> Tensor:
     return torch.from_numpy(settled).to(place.device)
 
 
+def _best_at_once(
+    scorer: Scorer, states: Tensor, k: int, denied: np.ndarray, seen: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`_best_of_catalogue` gives, from the compiled loops; also for many users."""
+    assert scorer.vectors is not None
+    skipped = torch.zeros(scorer.columns, dtype=torch.bool)
+    skipped[torch.from_numpy(denied)] = True
+    skipped[0] |= scorer.candidates is None  # the padding
+    rows, columns = seen_columns(scorer, seen) if seen is not None else (np.empty(0, np.int64),) * 2
+    pairs = torch.from_numpy(rows), torch.from_numpy(columns)
+    found = kernels.rank(states, scorer.vectors, min(k, scorer.columns), pairs, skipped)
+    require(found.numbers)
+    items, scores = np.zeros((len(states), k), dtype=np.int64), np.full((len(states), k), -np.inf, dtype=np.float32)
+    best = found.columns if scorer.candidates is None else scorer.candidates[found.columns.clamp(min=0)]
+    items[:, : best.shape[1]] = torch.where(found.columns >= 0, best, 0).numpy()
+    scores[:, : best.shape[1]] = found.scores.numpy()
+    return items, scores
+
+
+def seen_columns(scorer: Scorer, seen: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of what was seen, from rows and items, without what is no candidate."""
+    rows, items = seen
+    candidates = scorer.candidates
+    if candidates is None:
+        return rows, items.astype(np.int64)
+    if len(candidates) == 0:
+        return rows[:0], items[:0].astype(np.int64)
+    there = candidates.cpu().numpy()
+    place = np.searchsorted(there, items)
+    place[place == len(there)] = 0
+    met = there[place] == items
+    return rows[met], place[met]
+
+
 def _best_of_catalogue(
     scorer: Scorer,
     states: Tensor,
     k: int,
-    candidates: np.ndarray | None,
     denied: np.ndarray,
     seen: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[Tensor, Tensor]:
@@ -280,17 +320,12 @@ def _best_of_catalogue(
     items = torch.zeros(len(states), k, dtype=torch.int64, device=device)
     values: Tensor | None = None
     if seen is not None:
-        rows, columns = seen
-        if candidates is not None:
-            place = np.searchsorted(candidates, columns)
-            place[place == len(candidates)] = 0
-            there = candidates[place] == columns if len(candidates) else np.zeros(len(columns), dtype=bool)
-            rows, columns = rows[there], place[there]
+        rows, columns = seen_columns(scorer, seen)
         order = np.argsort(columns, kind="stable")
         seen = rows[order], columns[order]
     width = max(1, scorer.cells // max(1, len(states)))
     # Column 0 of the whole catalogue is the padding.
-    for start in range(0 if candidates is not None else 1, scorer.columns, width):
+    for start in range(0 if scorer.candidates is not None else 1, scorer.columns, width):
         stop = min(start + width, scorer.columns)
         scores = scorer(states, start, stop)
         if seen is not None:
@@ -326,7 +361,12 @@ def check_k(k: int, most: int) -> None:
 
 def require_numbers(scores: Tensor) -> None:
     """Raise an InputError where a score is NaN."""
-    if bool(scores.isnan().any()):
+    require(not bool(scores.isnan().any()))
+
+
+def require(numbers: bool) -> None:
+    """Raise an InputError unless all scores are numbers."""
+    if not numbers:
         raise InputError("the model gives scores that are not numbers; its training diverged; lower the learning rate")
 
 

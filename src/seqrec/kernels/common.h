@@ -40,6 +40,7 @@ constexpr int LANES = 4, ROWS = 6;
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Whole __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector values) { *reinterpret_cast<Vector*>(to) = values; }
@@ -69,6 +70,19 @@ struct Part {
     void store(float* to, Vector values) const { std::memcpy(to, &values, count * sizeof(float)); }
 #endif
 };
+
+// A bit for each number of a vector that is above the other's.
+#if defined(__AVX512F__)
+inline uint32_t above(Vector a, Vector b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GT_OQ); }
+#elif defined(__AVX2__)
+inline uint32_t above(Vector a, Vector b) { return _mm256_movemask_ps(_mm256_cmp_ps(__m256(a), __m256(b), _CMP_GT_OQ)); }
+#else
+inline uint32_t above(Vector a, Vector b) {
+    uint32_t bits = 0;
+    for (int l = 0; l < LANES; ++l) bits |= uint32_t(a[l] > b[l]) << l;
+    return bits;
+}
+#endif
 
 // What a product begins with: nothing, what the result holds already, or a row that is the same for all.
 enum Start { ZERO, ADD, BIAS };
@@ -202,7 +216,6 @@ inline Panels panels(Matrix x, int64_t depth, int64_t columns, float* memory) {
 
 // e to the power of each x <= 0, within 2 units of float32's last place, and 0 where that is below all normal numbers.
 inline Vector exponential(Vector given) {
-    typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
     const Vector least = Vector{} - 87.0f;
     const Vector x = given < least ? least : given;
     const Whole power = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole);  // nearest: conversion cuts towards 0

@@ -122,6 +122,70 @@ void scale_columns(float* tile, int64_t items, const Block& block, const float* 
     }
 }
 
+struct Candidate {
+    float score;
+    int64_t item;
+};
+
+inline bool better(const Candidate& a, const Candidate& b) {
+    return a.score > b.score || (a.score == b.score && a.item < b.item);
+}
+
+// The best of each token of a block so far, and more that came since the last look: only what is above the worst of the
+// best is taken up, which soon is little. Items come in rising order, so one that equals the worst is never better.
+struct Best {
+    int64_t k, room;
+    std::vector<std::vector<Candidate>> found;
+    float least[TOKENS];
+
+    Best(int64_t k, int64_t count) : k(k), room(2 * k + 16), found(count) {
+        std::fill(least, least + TOKENS, INFINITY);  // nobody asks for what is beyond the count
+        std::fill(least, least + count, -INFINITY);
+        for (auto& list : found) list.reserve(room);
+    }
+
+    void cut(int64_t token) {
+        std::vector<Candidate>& list = found[token];
+        if (int64_t(list.size()) <= k) return;
+        std::nth_element(list.begin(), list.begin() + (k - 1), list.end(), better);
+        list.resize(k);
+        least[token] = list.back().score;
+    }
+
+    void take(const float* tile, int64_t items, int64_t first, const Block& block, const uint8_t* skipped) {
+        for (int64_t i = 0; i < items; ++i) {
+            if (skipped && skipped[first + i]) continue;
+            const float* row = tile + i * block.row;
+            for (int64_t t = 0; t < block.width; t += LANES)
+                for (uint32_t bits = above(load(row + t), load(least + t)); bits; bits &= bits - 1) {
+                    const int64_t token = t + __builtin_ctz(bits);
+                    found[token].push_back({row[token], first + i});
+                    if (int64_t(found[token].size()) >= room) cut(token);
+                }
+        }
+    }
+};
+
+// How many candidates are above each token's target, and how many equal it; whether all are numbers.
+struct Ranks {
+    float targets[TOKENS] = {};
+    int32_t greater[TOKENS] = {}, ties[TOKENS] = {}, odd[TOKENS] = {};
+
+    void take(const float* tile, int64_t items, int64_t first, const Block& block, const uint8_t* skipped, bool ranked) {
+        for (int64_t t = 0; t < block.width; t += LANES) {
+            const Vector target = load(targets + t);
+            Whole above{}, equal{}, none{};
+            for (int64_t i = 0; i < items; ++i) {
+                if (skipped && skipped[first + i]) continue;
+                const Vector x = load(tile + i * block.row + t);
+                none -= x != x;
+                if (ranked) above -= x > target, equal -= x == target;
+            }
+            for (int l = 0; l < LANES; ++l) greater[t + l] += above[l], ties[t + l] += equal[l], odd[t + l] += none[l];
+        }
+    }
+};
+
 // The loss of a token against its target, and the gradients but for what differs between items.
 struct Ending {
     float by_target, factor;
@@ -163,6 +227,67 @@ void seqrec_score_backward(
             for (int64_t k = 0; k < dim; ++k) row[k] = by_out[n * count + c] * hidden[n * dim + k];
         }
     }
+}
+
+// The best k of the candidates for each state, by score and then by place, -1 and -inf where there are fewer; where a
+// target's place is given, how many candidates score above it and how many, itself among them, the same (-1 and 1 where it
+// scores -inf). Says whether a score is no number. Threads share the states, and the candidates too where there are few states.
+int32_t seqrec_rank(
+    const float* states, const float* vectors, const int64_t* rows, const int64_t* left_out, int64_t pairs,
+    const uint8_t* skipped, int64_t count, int64_t items, int64_t dim, int64_t k, int64_t* best_items, float* best_scores,
+    const int64_t* targets, int64_t* greater, int64_t* ties, int32_t threads
+) {
+    const Catalogue catalogue{vectors, items, dim};
+    const int64_t blocks = (count + TOKENS - 1) / TOKENS, tiles = catalogue.tiles();
+    const int64_t parts = std::max<int64_t>(1, std::min(tiles, threads / std::max<int64_t>(blocks, 1)));
+    std::vector<std::unique_ptr<Best>> bests(blocks * parts);
+    std::vector<std::unique_ptr<Ranks>> ranks(blocks * parts);
+    int32_t odd = 0;
+#pragma omp parallel num_threads(threads) reduction(| : odd)
+    {
+        const auto tile = room(ITEMS * (TOKENS + 16));
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < blocks * parts; ++task) {
+            const int64_t first = task / parts * TOKENS, part = task % parts;
+            Block block(states, first, std::min(TOKENS, count - first), dim);
+            block.leave_out(rows, left_out, pairs);
+            bests[task] = std::make_unique<Best>(k, block.count), ranks[task] = std::make_unique<Ranks>();
+            Best& best = *bests[task];
+            Ranks& rank = *ranks[task];
+            for (int64_t t = 0; targets && t < block.count; ++t)  // with the very additions of a tile
+                product<ZERO>(1, 1, dim, plain(vectors + targets[first + t] * dim, 0), rows_of(block.states + t * dim, 1),
+                              rank.targets + t, 1);
+            for (int64_t n = tiles * part / parts; n < tiles * (part + 1) / parts; ++n) {
+                catalogue.score(n, block, tile.get());
+                if (k) best.take(tile.get(), catalogue.items(n), n * ITEMS, block, skipped);
+                rank.take(tile.get(), catalogue.items(n), n * ITEMS, block, skipped, targets != nullptr);
+            }
+            for (int64_t t = 0; t < block.count; ++t) odd |= rank.odd[t] != 0;
+        }
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < count; ++row) {
+            const int64_t task = row / TOKENS * parts, token = row % TOKENS;
+            std::vector<Candidate> all;
+            for (int64_t part = 0; part < parts; ++part) {
+                const auto& found = bests[task + part]->found[token];
+                all.insert(all.end(), found.begin(), found.end());
+            }
+            const int64_t some = std::min<int64_t>(k, int64_t(all.size()));
+            std::partial_sort(all.begin(), all.begin() + some, all.end(), better);
+            for (int64_t n = 0; n < k; ++n) {
+                best_items[row * k + n] = n < some ? all[n].item : -1;
+                best_scores[row * k + n] = n < some ? all[n].score : -INFINITY;
+            }
+            if (!targets) continue;
+            greater[row] = ties[row] = 0;
+            for (int64_t part = 0; part < parts; ++part) {
+                greater[row] += ranks[task + part]->greater[token];
+                ties[row] += ranks[task + part]->ties[token];
+            }
+            if (ranks[task]->targets[token] == -INFINITY) greater[row] = -1, ties[row] = 1;
+        }
+    }
+    return odd;
 }
 
 // Exponentials are kept between forward and backward where there is room, for as many blocks of tokens as that allows;

@@ -1,6 +1,6 @@
 """Scores of candidates and softmax losses; see ``scores.cpp``."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,3 +80,55 @@ def softmax_loss(
         *map(at, (losses, *gradients)),
     )
     return losses, *gradients
+
+
+class Ranked(NamedTuple):
+    """What :func:`rank` finds."""
+
+    columns: Tensor  # int64[R, k] of the best candidates, by score and then by column; -1 where there are fewer
+    scores: Tensor  # float32[R, k]; -inf where there are fewer
+    greater: Tensor | None  # int64[R], candidates that score above the target; -1 where it scores -inf
+    ties: Tensor | None  # int64[R], those that score the same, itself among them
+    numbers: bool  # whether all scores are
+
+
+def rank(
+    states: Tensor,
+    vectors: Tensor,
+    k: int = 0,
+    left_out: tuple[Tensor, Tensor] | None = None,
+    skipped: Tensor | None = None,
+    targets: Tensor | None = None,
+) -> Ranked:
+    """Score candidates by dot products and keep of these what a ranking needs, a tile at a time.
+
+    Args:
+        states: ``float32[R, D]``.
+        vectors: ``float32[C, D]``, of the candidates.
+        k: how many of the best are wanted.
+        left_out: pairs (row, column), two ``int64``, rows in rising order, that don't count.
+        skipped: ``bool[C]``, candidates that don't count for anybody.
+        targets: ``int64[R]``, the column of each row's target, where ranks are wanted.
+    """
+    states, vectors = states.contiguous(), vectors.contiguous()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    rows, columns = (part.to(torch.int64).contiguous() for part in left_out or (nothing, nothing))
+    count, items = len(states), len(vectors)
+    if states.dim() != 2 or states.shape[1:] != vectors.shape[1:] or (targets is not None and len(targets) != count):
+        raise ValueError(f"states {tuple(states.shape)} don't fit vectors {tuple(vectors.shape)} or their targets")
+    for numbers, most in ((rows, count), (columns, items), (nothing if targets is None else targets, items)):
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < most:
+            raise ValueError(f"rows or columns reach {int(numbers.max())} of {most}")
+    best, scores = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
+    greater, ties = (None if targets is None else torch.empty(count, dtype=torch.int64) for _ in range(2))
+    targets = None if targets is None else targets.to(torch.int64).contiguous()
+    skipped = None if skipped is None else skipped.contiguous()
+    odd = call(
+        "rank",
+        *map(at, (states, vectors, rows, columns)),
+        *whole(len(rows)),
+        at(skipped),
+        *whole(count, *vectors.shape, k),
+        *map(at, (best, scores, targets, greater, ties)),
+    )
+    return Ranked(best, scores, greater, ties, odd == 0)

@@ -100,13 +100,13 @@ class SASRecBlock(nn.Module):
 
     def _compiled(self, x: Tensor, last: Tensor | None) -> bool:
         """Whether the compiled loops take it: it is as it was made, of the common shape."""
-        network, layers = self.feedforward, self.feedforward.layers
-        parts = (self.attention.query, self.attention.key_value, *layers, self.attention_norm, self.feedforward_norm)
+        network, norms = self.feedforward, (self.attention_norm, self.feedforward_norm)
+        parts = (self.attention.query, self.attention.key_value, *network.layers, *norms)
         active = network.dropout.active
         return (
             kernels.usable(x, *(part.weight for part in parts))
             and self.attention.output is None
-            and len(layers) == 2
+            and len(network.layers) == 2
             and all(type(part) in (nn.Linear, nn.LayerNorm) for part in parts)
             and active == self.attention.dropout.active
             and (not active or (last is None and None not in (network.dropout.random, self.attention.dropout.random)))
@@ -120,7 +120,7 @@ class SASRecBlock(nn.Module):
         parameters: list[Tensor] = [parameter for part in parts for parameter in (part.weight, part.bias)]
         words = None
         if network.dropout.active:
-            counts = [len(x) * len(layer.weight) for layer in network.layers]
+            counts = [len(x) * len(weight) for weight in (parameters[8], parameters[10])]
             words = [attention.dropout.words(attention.num_heads * grouping.pairs), *map(network.dropout.words, counts)]
         return kernels.block(
             x,
