@@ -68,7 +68,8 @@ def _compiled(compiler: list[str], flags: list[str], sources: list[Path], target
                 if done.returncode == 0:
                     made.replace(target)
                     return ""
-                reason = reason or (done.stderr.strip().splitlines() or [f"{compiler[0]} failed"])[0]
+                said = done.stderr.strip().splitlines() or [f"{compiler[0]} failed"]
+                reason = reason or next((line for line in said if "error" in line), said[0])
     except OSError as error:
         return str(error)
     return reason

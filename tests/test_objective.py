@@ -304,24 +304,24 @@ def test_every_loss_trains_a_model(loss):
 
 
 def test_marked_tables():
-    """Tables of items and users have gradients by row, but for a loss that reads all of the catalogue."""
+    """Tables of items and users have gradients by row, that of positions has not."""
     model = GRU4Rec(GRU4RecConfig(embedding_dim=8, separate_output=True), NUM_ITEMS)
     tables = [model.item_embedding, model.output_embedding, model.item_bias]
     sasrec = SASRec(SASRecConfig(max_length=50, embedding_dim=8), NUM_ITEMS)
-    for loss in get_args(Loss):
-        mark_tables(model, loss)
-        assert [table.sparse for table in tables] == [loss != "cross-entropy"] * 3
-        mark_tables(sasrec, loss)
-        assert not sasrec.position_embedding.sparse
+    mark_tables(model)
+    assert [table.sparse for table in tables] == [True] * 3
+    mark_tables(sasrec)
+    assert sasrec.item_embedding.sparse
+    assert not sasrec.position_embedding.sparse
     plain = Plain(NUM_ITEMS)  # its user table is of nobody but the unknown
-    mark_tables(plain, "bpr-max")
+    mark_tables(plain)
     assert plain.user_embedding.sparse
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))
-def test_gradients_are_sparse_where_tables_are_marked(dataset, loss):
+def test_gradients_are_sparse_but_where_a_loss_reads_all_of_the_catalogue(dataset, loss):
     model = GRU4Rec(GRU4RecConfig(embedding_dim=8, max_length=5), dataset.num_items)
-    mark_tables(model, loss)
+    mark_tables(model)
     value, _ = loss_of(model, split_last_two(dataset).train, objective_of(loss))
     value.backward()
     for table in (model.item_embedding, model.item_bias):

@@ -125,7 +125,7 @@ def time_steps(
     torch.manual_seed(seed)
     num_items = histories.dataset.num_items
     model = SASRec(config, num_items).train()
-    mark_tables(model, objective.loss)
+    mark_tables(model)
     optimizer = RowAdam(model, 0.001, betas=(0.9, 0.98))
     dropouts, sampler, cpu = dropouts_of(model), objective.sampler(histories), torch.device("cpu")
     batches = [

@@ -150,19 +150,40 @@ def blocked_sampled_softmax(
     return loss
 
 
-def blocked_cross_entropy(hidden: Tensor, vectors: Tensor, targets: Tensor, target_logits: Tensor) -> Tensor:
+def blocked_cross_entropy(hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
     """:func:`cross_entropy` from hidden states and all items' vectors, without holding all logits.
 
-    It is the softmax against all items but the target as negatives, so :func:`blocked_sampled_softmax` does it.
+    As in :func:`blocked_sampled_softmax`, of which it is the case that all items but the target are the negatives.
 
     Args:
         hidden: ``[T, D]``.
         vectors: ``[I + 1, D]``; row 0, the padding, is left out.
         targets: ``int64[T]``, items from 1.
-        target_logits: ``[T]``.
     """
+    if kernels.usable(hidden, vectors):
+        loss: Tensor = _BlockedCrossEntropy.apply(hidden, vectors, targets)
+        return loss
     tokens = torch.arange(len(targets), device=targets.device)
+    target_logits = (hidden * vectors[targets]).sum(dim=1)
     return blocked_sampled_softmax(hidden, vectors[1:], target_logits, (tokens, targets - 1))
+
+
+class _BlockedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+        losses, *gradients = kernels.cross_entropy(hidden, vectors, targets)
+        ctx.save_for_backward(*gradients)
+        return losses.mean().to(hidden.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *_scaled(ctx.saved_tensors, gradients[0]), None
+
+
+def _scaled(gradients: tuple[Tensor, ...], by: Tensor) -> tuple[Tensor, ...]:
+    # Nothing but the loss stands between it and the whole, as a rule.
+    return gradients if by == 1 else tuple(gradient * by for gradient in gradients)
 
 
 class _BlockedSampledSoftmax(torch.autograd.Function):
@@ -189,11 +210,7 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale = gradients[0]
-        found = ctx.saved_tensors
-        if scale != 1:  # nothing but the loss stands between it and the whole, as a rule
-            found = [gradient * scale for gradient in found]
-        return *found, None, None, None, None
+        return *_scaled(ctx.saved_tensors, gradients[0]), None, None, None, None
 
 
 def _softmax_loss(

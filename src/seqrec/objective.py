@@ -70,12 +70,12 @@ def check_loss(loss: str | None) -> None:
         raise InputError(f"unknown loss {loss!r}; give {', '.join(get_args(Loss))}")
 
 
-def mark_tables(model: Model, loss: Loss) -> None:
-    """Let the embedding tables of items and users have gradients by row, but where a loss reads all of them."""
+def mark_tables(model: Model) -> None:
+    """Let lookups in the embedding tables of items and users have gradients by row."""
     sizes = (model.num_items + 1, model.num_users + 1)
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.num_embeddings in sizes:
-            module.sparse = loss != "cross-entropy"
+            module.sparse = True
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,7 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocke
     if objective.loss == "cross-entropy" and not blocked:
         return cross_entropy(model.score(hidden).float(), items)
     if objective.loss == "cross-entropy":
-        vectors = model.item_vectors()
-        return blocked_cross_entropy(hidden, vectors, items, (hidden * vectors[items]).sum(dim=1))
+        return blocked_cross_entropy(hidden, model.item_vectors(), items)
     target_logits = model.score(hidden, items[:, None])[:, 0].float()
     assert task.shared is not None
     assert task.left_out is not None

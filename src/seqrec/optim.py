@@ -1,6 +1,6 @@
 """Adam whose step on an embedding table costs the rows touched, and that learns as the dense one does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class RowAdam:
     touched. Call ``catch_up`` before the tables are read outside training.
 
     Args:
-        model: its ``nn.Embedding(..., sparse=True)`` tables are treated by row; the rest densely.
+        model: its ``nn.Embedding(..., sparse=True)`` tables are treated by row, or whole in a step that gives them a
+            dense gradient; the rest densely.
         learning_rate: of everything that is not such a table.
         table_learning_rate: of the tables; ``learning_rate`` without it.
         betas: decay of the moments.
@@ -86,7 +87,10 @@ class RowAdam:
     def gradients(self) -> list[Tensor]:
         """All gradients, those of table rows summed by row; for clipping, which scales them in place."""
         dense = [p.grad for p in self.dense.values() if p.grad is not None]
-        return dense + [table.gradient()[1] for table in self.tables.values() if table.weight.grad is not None]
+        for table in self.tables.values():
+            if table.weight.grad is not None:
+                dense.append(table.gradient()[1] if table.weight.grad.is_sparse else table.weight.grad)
+        return dense
 
     @torch.no_grad()
     def step(self) -> None:
@@ -98,6 +102,9 @@ class RowAdam:
         root = (1 - beta2**self.steps) ** 0.5
         for table in self.tables.values():
             if table.weight.grad is None:
+                continue
+            if not table.weight.grad.is_sparse:  # of a loss that reads all rows
+                self._move_all_rows(table, table.weight.grad)
                 continue
             if table.compiled:
                 rows, gradient = table.parts()
@@ -130,8 +137,28 @@ class RowAdam:
         weights: list[Tensor] = list(moved.values())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         firsts, seconds, steps = (list(part) for part in zip(*(self._moments[name] for name in moved), strict=True))
+        self._move(weights, gradients, firsts, seconds, steps, self.learning_rate)
+
+    def _move_all_rows(self, table: "_Table", gradient: Tensor) -> None:
+        """The step of a table whose gradient is of all of its rows."""
+        for rows in table.blocks():
+            self._catch_up_rows(table, rows, self.steps - 1)
+        before = torch.tensor(float(self.steps - 1), device=gradient.device)
+        self._move([table.weight], [gradient], [table.first], [table.second], [before], self.table_learning_rate)
+        table.last.fill_(self.steps)
+
+    def _move(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        firsts: list[Tensor],
+        seconds: list[Tensor],
+        steps: list[Tensor],
+        rate: float,
+    ) -> None:
+        """Dense Adam; ``steps`` count on by one."""
         if kernels.usable(*weights) and all(weight.is_contiguous() for weight in weights):
-            kernels.adam_dense(weights, gradients, firsts, seconds, steps, self.betas, self.learning_rate, self.epsilon)
+            kernels.adam_dense(weights, gradients, firsts, seconds, steps, self.betas, rate, self.epsilon)
             return
         adam(
             weights,
@@ -144,7 +171,7 @@ class RowAdam:
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=self.learning_rate,
+            lr=rate,
             weight_decay=0.0,
             eps=self.epsilon,
             maximize=False,
@@ -156,9 +183,7 @@ class RowAdam:
     def catch_up(self) -> None:
         """Give every row of every table the drift that it missed; costs the whole table."""
         for table in self.tables.values():
-            block = 65536
-            for start in range(0, len(table.weight), block):
-                rows = torch.arange(start, min(start + block, len(table.weight)), device=table.weight.device)
+            for rows in table.blocks():
                 self._catch_up_rows(table, rows, self.steps)
 
     def _before_reading(self, table: "_Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -267,6 +292,11 @@ class _Table:
     def compiled(self) -> bool:
         """Whether the compiled loops take it."""
         return kernels.usable(self.weight) and self.weight.is_contiguous()
+
+    def blocks(self, size: int = 65536) -> Iterator[Tensor]:
+        """All rows, some at a time."""
+        for start in range(0, len(self.weight), size):
+            yield torch.arange(start, min(start + size, len(self.weight)), device=self.weight.device)
 
     @property
     def slots(self) -> Tensor:

@@ -159,7 +159,7 @@ def train(
         popularity = default_popularity(loss_name, config.negatives, model.num_items)
     objective = Objective(loss_name, config.negatives, popularity, config.bpr_penalty, config.calibration)
     sampler = objective.sampler(split.train)
-    mark_tables(model, objective.loss)
+    mark_tables(model)
     model.to(device).train()
     optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
     encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode

@@ -309,7 +309,7 @@ def test_rows_that_are_read_in_training_are_the_tables_own():
     """Training reads tables through their embeddings alone, which bring rows up to date."""
     for values in ({}, {"separate_output": True}):
         model = model_of(**values)
-        mark_tables(model, "bpr-max")
+        mark_tables(model)
         model.score(model.encode(batch_of([[1, 2]])), torch.tensor([[5], [6]])).sum().backward()
         for name, parameter in model.named_parameters():
             if "embedding" in name or "bias.weight" in name:

@@ -10,7 +10,7 @@ using namespace seqrec;
 namespace {
 
 constexpr int64_t TOKENS = 128;     // of a tile: whole panels; with the items' vectors half of a core's cache
-constexpr int64_t ITEMS = 240;      // of a tile: whole rows of registers on every processor
+constexpr int64_t ITEMS = 240;      // of a tile, at most: whole rows of registers on every processor
 constexpr int64_t KEPT = 1 << 22;  // exponentials that are kept for the way back: 16 MiB
 
 // A token and an item that doesn't count for it, both from the first of a block on.
@@ -45,51 +45,45 @@ struct Block {
     }
 };
 
+// Vectors in tiles of about the same height, as many as threads can share evenly.
 struct Catalogue {
     const float* vectors;
-    int64_t count, dim;
+    int64_t count, dim, height, tiles;
 
-    int64_t tiles() const { return (count + ITEMS - 1) / ITEMS; }
-    int64_t items(int64_t tile) const { return std::min(ITEMS, count - tile * ITEMS); }
-    const float* of(int64_t tile) const { return vectors + tile * ITEMS * dim; }
+    Catalogue(const float* vectors, int64_t count, int64_t dim, int64_t threads) : vectors(vectors), count(count), dim(dim) {
+        const int64_t each = (count + ITEMS * threads - 1) / (ITEMS * threads) * threads;
+        height = std::max<int64_t>((count + each - 1) / std::max<int64_t>(each, 1) + ROWS - 1, ROWS) / ROWS * ROWS;
+        tiles = (count + height - 1) / height;
+    }
+    int64_t first(int64_t tile) const { return tile * height; }
+    int64_t items(int64_t tile) const { return std::min(height, count - first(tile)); }
+    const float* of(int64_t tile) const { return vectors + first(tile) * dim; }
 
     // The scores of a tile, items by tokens, with -inf where they don't count.
     void score(int64_t tile, const Block& block, float* out) const {
-        const int64_t from = tile * ITEMS, number = items(tile);
-        product<ZERO>(number, block.width, dim, plain(of(tile), dim), block.across, out, block.row);
+        product<ZERO>(items(tile), block.width, dim, plain(of(tile), dim), block.across, out, block.row);
+        for_pairs(tile, block, [&](int64_t item, int64_t token) { out[item * block.row + token] = -INFINITY; });
+    }
+
+    // The pairs of a block that are in a tile, with their places there.
+    template <typename Each>
+    void for_pairs(int64_t tile, const Block& block, Each each) const {
+        const int64_t from = first(tile);
         auto pair = std::lower_bound(block.left_out.begin(), block.left_out.end(), from,
                                      [](const Pair& a, int64_t item) { return a.item < item; });
-        for (; pair != block.left_out.end() && pair->item < from + number; ++pair)
-            out[(pair->item - from) * block.row + pair->token] = -INFINITY;
+        for (; pair != block.left_out.end() && pair->item < from + items(tile); ++pair) each(pair->item - from, pair->token);
     }
 };
 
-// Of each token the highest logit so far and the sum of the exponentials of all, each as a share of the highest's.
-struct Softmax {
-    float highest[TOKENS];
-    double sum[TOKENS];
+// With the very additions of a tile.
+float score_of(const float* state, const float* vector, int64_t dim) {
+    float score;
+    product<ZERO>(1, 1, dim, plain(vector, 0), rows_of(state, 1), &score, 1);
+    return score;
+}
 
-    Softmax() {
-        std::fill(highest, highest + TOKENS, -INFINITY);
-        std::fill(sum, sum + TOKENS, 0.0);
-    }
-
-    void join(const float* other_highest, const double* other_sum) {
-        for (int64_t from = 0; from < TOKENS; from += LANES) {
-            const Vector mine = load(highest + from), other = load(other_highest + from);
-            const Vector now = mine > other ? mine : other, below = finite(now);
-            float shares[2][LANES];
-            store(shares[0], exponential(mine - below));
-            store(shares[1], exponential(other - below));
-            store(highest + from, now);
-            for (int l = 0; l < LANES; ++l)
-                sum[from + l] = sum[from + l] * shares[0][l] + other_sum[from + l] * shares[1][l];
-        }
-    }
-
-    // 0 in the place of the highest of nothing, below which all exponentials are 0.
-    static Vector finite(Vector highest) { return highest > Vector{} - INFINITY ? highest : Vector{}; }
-};
+// 0 in the place of the highest of nothing, below which all exponentials are 0.
+inline Vector finite(Vector highest) { return highest > Vector{} - INFINITY ? highest : Vector{}; }
 
 // The logits of a tile less `less` of each item, and the highest of each token.
 void highest_of(float* tile, int64_t items, const Block& block, const float* less, float* highest) {
@@ -114,6 +108,41 @@ void exponentials(float* tile, int64_t items, const Block& block, const float* b
         }
     }
 }
+
+// Of each token of a block, from the tiles so far: the highest logit, and below it the sum of the exponentials and that of
+// the items' vectors weighted by them.
+struct Softmax {
+    float highest[TOKENS];
+    double sum[TOKENS];
+    float* states;  // [tokens, dim]
+
+    void begin(float* memory, int64_t count, int64_t dim) {
+        std::fill(highest, highest + TOKENS, -INFINITY);
+        std::fill(sum, sum + TOKENS, 0.0);
+        states = memory;
+        std::fill(states, states + count * dim, 0.0f);
+    }
+
+    // The tile's logits become exponentials below what `below` is then.
+    void take(const Catalogue& c, int64_t tile, const Block& block, const float* less, float* logits, float* below) {
+        float before[TOKENS], share[TOKENS], sums[TOKENS] = {};
+        std::copy(highest, highest + TOKENS, before);
+        highest_of(logits, c.items(tile), block, less ? less + c.first(tile) : nullptr, highest);
+        for (int64_t t = 0; t < TOKENS; t += LANES) {
+            store(below + t, finite(load(highest + t)));
+            store(share + t, exponential(load(before + t) - load(below + t)));
+        }
+        for (int64_t t = 0; t < block.count; ++t) {
+            if (!(highest[t] > before[t])) continue;
+            sum[t] *= share[t];
+            for (int64_t k = 0; k < c.dim; ++k) states[t * c.dim + k] *= share[t];
+        }
+        exponentials(logits, c.items(tile), block, below, sums);
+        for (int64_t t = 0; t < TOKENS; ++t) sum[t] += sums[t];
+        product<ADD>(block.count, c.dim, c.items(tile), transposed(logits, block.row), rows_of(c.of(tile), c.dim), states,
+                     c.dim);
+    }
+};
 
 void scale_columns(float* tile, int64_t items, const Block& block, const float* factors) {
     for (int64_t i = 0; i < items; ++i) {
@@ -186,6 +215,11 @@ struct Ranks {
     }
 };
 
+void add_times(int64_t count, float factor, const float* x, float* to) {
+#pragma omp simd
+    for (int64_t k = 0; k < count; ++k) to[k] += factor * x[k];
+}
+
 // The loss of a token against its target, and the gradients but for what differs between items.
 struct Ending {
     float by_target, factor;
@@ -237,8 +271,8 @@ int32_t seqrec_rank(
     const uint8_t* skipped, int64_t count, int64_t items, int64_t dim, int64_t k, int64_t* best_items, float* best_scores,
     const int64_t* targets, int64_t* greater, int64_t* ties, int32_t threads
 ) {
-    const Catalogue catalogue{vectors, items, dim};
-    const int64_t blocks = (count + TOKENS - 1) / TOKENS, tiles = catalogue.tiles();
+    const Catalogue catalogue(vectors, items, dim, threads);
+    const int64_t blocks = (count + TOKENS - 1) / TOKENS, tiles = catalogue.tiles;
     const int64_t parts = std::max<int64_t>(1, std::min(tiles, threads / std::max<int64_t>(blocks, 1)));
     std::vector<std::unique_ptr<Best>> bests(blocks * parts);
     std::vector<std::unique_ptr<Ranks>> ranks(blocks * parts);
@@ -254,13 +288,12 @@ int32_t seqrec_rank(
             bests[task] = std::make_unique<Best>(k, block.count), ranks[task] = std::make_unique<Ranks>();
             Best& best = *bests[task];
             Ranks& rank = *ranks[task];
-            for (int64_t t = 0; targets && t < block.count; ++t)  // with the very additions of a tile
-                product<ZERO>(1, 1, dim, plain(vectors + targets[first + t] * dim, 0), rows_of(block.states + t * dim, 1),
-                              rank.targets + t, 1);
+            for (int64_t t = 0; targets && t < block.count; ++t)
+                rank.targets[t] = score_of(block.states + t * dim, vectors + targets[first + t] * dim, dim);
             for (int64_t n = tiles * part / parts; n < tiles * (part + 1) / parts; ++n) {
                 catalogue.score(n, block, tile.get());
-                if (k) best.take(tile.get(), catalogue.items(n), n * ITEMS, block, skipped);
-                rank.take(tile.get(), catalogue.items(n), n * ITEMS, block, skipped, targets != nullptr);
+                if (k) best.take(tile.get(), catalogue.items(n), catalogue.first(n), block, skipped);
+                rank.take(tile.get(), catalogue.items(n), catalogue.first(n), block, skipped, targets != nullptr);
             }
             for (int64_t t = 0; t < block.count; ++t) odd |= rank.odd[t] != 0;
         }
@@ -293,24 +326,28 @@ int32_t seqrec_rank(
 // Exponentials are kept between forward and backward where there is room, for as many blocks of tokens as that allows;
 // where a single block's are too many they are computed again, for all tokens at once, so that each tile of a large
 // catalogue is brought into the cache twice a call and not twice a block. Threads share the catalogue.
+//
+// Where the targets' items are given, among the vectors, they are what is left out, and their own gradients are added to
+// those of the states and vectors; else their logits are, `targets`.
 void seqrec_softmax_loss(
-    const float* hidden, const float* vectors, const float* targets, const float* log_probability, const int64_t* tokens,
-    const int64_t* left_out, int64_t pairs, int64_t count, int64_t items, int64_t dim, double* losses, float* by_hidden,
-    float* by_vectors, float* by_targets, int32_t threads
+    const float* hidden, const float* vectors, const float* targets, const int64_t* target_items,
+    const float* log_probability, const int64_t* tokens, const int64_t* left_out, int64_t pairs, int64_t count,
+    int64_t items, int64_t dim, double* losses, float* by_hidden, float* by_vectors, float* by_targets, int32_t threads
 ) {
-    const Catalogue catalogue{vectors, items, dim};
+    const Catalogue catalogue(vectors, items, dim, threads);
     std::vector<Block> blocks;
     for (int64_t first = 0; first < count; first += TOKENS) {
         blocks.emplace_back(hidden, first, std::min(TOKENS, count - first), dim);
         blocks.back().leave_out(tokens, left_out, pairs);
     }
-    const int64_t all = int64_t(blocks.size()), tiles = catalogue.tiles(), fit = KEPT / (std::max<int64_t>(items, 1) * TOKENS);
+    const int64_t all = int64_t(blocks.size()), tiles = catalogue.tiles, tile_size = catalogue.height * (TOKENS + 16);
+    const int64_t fit = KEPT / std::max<int64_t>(items * TOKENS, 1);
     const bool keep = fit > 0;
-    const int64_t together = std::max<int64_t>(keep ? std::min(fit, all) : all, 1), tile_size = ITEMS * (TOKENS + 16);
+    const int64_t together = std::max<int64_t>(keep ? std::min(fit, all) : all, 1);
     const auto kept = room(keep ? together * tiles * tile_size : 0);
     const auto references = room(keep ? together * tiles * TOKENS : 0);  // what a kept tile's exponentials are below
     std::vector<Softmax> softmaxes(threads * together);
-    const auto partial = room(threads * together * TOKENS * dim);
+    const auto memory = room(threads * together * TOKENS * dim);
     const auto factors = room(2 * together * TOKENS);
     float* tops = factors.get() + together * TOKENS;
 
@@ -318,76 +355,71 @@ void seqrec_softmax_loss(
     for (int64_t begin = 0; begin < all; begin += together) {
         const int64_t end = std::min(begin + together, all), mine = omp_get_thread_num(), crew = omp_get_num_threads();
         const Share own(tiles);
-        const auto memory = room(keep ? 0 : tile_size);
-        float* own_partial = partial.get() + mine * together * TOKENS * dim;
-        Softmax* own_softmaxes = softmaxes.data() + mine * together;
-        std::fill(own_softmaxes, own_softmaxes + (end - begin), Softmax());
-        std::fill(own_partial, own_partial + (end - begin) * TOKENS * dim, 0.0f);
-
+        const auto own_tile = room(keep ? 0 : tile_size);
+        Softmax* softmax = softmaxes.data() + mine * together;
+        for (int64_t b = 0; b < end - begin; ++b)
+            softmax[b].begin(memory.get() + (mine * together + b) * TOKENS * dim, blocks[begin + b].count, dim);
+        const auto of_tile = [&](int64_t n, int64_t b) {
+            return keep ? kept.get() + ((b - begin) * tiles + n) * tile_size : own_tile.get();
+        };
         for (int64_t n = own.low; n < own.high; ++n)
             for (int64_t b = begin; b < end; ++b) {
-                const Block& block = blocks[b];
-                const int64_t cell = (b - begin) * tiles + n, some = catalogue.items(n);
-                float* tile = keep ? kept.get() + cell * tile_size : memory.get();
-                float highest[TOKENS], below[TOKENS], part[TOKENS] = {};
-                double sums[TOKENS];
-                std::fill(highest, highest + TOKENS, -INFINITY);
-                catalogue.score(n, block, tile);
-                highest_of(tile, some, block, log_probability ? log_probability + n * ITEMS : nullptr, highest);
-                for (int64_t t = 0; t < TOKENS; t += LANES) store(below + t, Softmax::finite(load(highest + t)));
-                exponentials(tile, some, block, below, part);
-                std::copy(part, part + TOKENS, sums);
-                own_softmaxes[b - begin].join(highest, sums);
-                if (keep) std::copy(below, below + TOKENS, references.get() + cell * TOKENS);
+                float* tile = of_tile(n, b);
+                float below[TOKENS];
+                catalogue.score(n, blocks[b], tile);
+                softmax[b - begin].take(catalogue, n, blocks[b], log_probability, tile, below);
+                if (keep) std::copy(below, below + TOKENS, references.get() + ((b - begin) * tiles + n) * TOKENS);
             }
 #pragma omp barrier
 #pragma omp for schedule(static)
-        for (int64_t b = begin; b < end; ++b) {
-            Softmax whole;
+        for (int64_t at = 0; at < (end - begin) * TOKENS; ++at) {
+            const int64_t b = at / TOKENS, t = at % TOKENS, token = blocks[begin + b].first + t;
+            float highest = -INFINITY;
+            for (int64_t c = 0; c < crew; ++c) highest = std::max(highest, softmaxes[c * together + b].highest[t]);
+            tops[at] = highest > -INFINITY ? highest : 0.0f, factors[at] = 0;  // beyond the count too
+            if (t >= blocks[begin + b].count) continue;
+            double sum = 0;
             for (int64_t c = 0; c < crew; ++c) {
-                const Softmax& other = softmaxes[c * together + b - begin];
-                whole.join(other.highest, other.sum);
+                const Softmax& part = softmaxes[c * together + b];
+                sum += part.sum[t] * std::exp(double(part.highest[t]) - tops[at]);
             }
-            for (int64_t t = 0; t < TOKENS; ++t) {
-                const int64_t at = (b - begin) * TOKENS + t, token = blocks[b].first + t;
-                factors[at] = 0, tops[at] = whole.highest[t] > -INFINITY ? whole.highest[t] : 0.0f;  // as `finite` has it
-                if (t >= blocks[b].count) continue;
-                const Ending found(whole.sum[t], whole.highest[t], targets[token], 1.0 / double(count));
-                losses[token] = found.loss, by_targets[token] = found.by_target, factors[at] = found.factor;
+            const float* vector = target_items ? vectors + target_items[token] * dim : nullptr;
+            const float target = vector ? score_of(hidden + token * dim, vector, dim) : targets[token];
+            const Ending found(sum, highest, target, 1.0 / double(count));
+            losses[token] = found.loss, by_targets[token] = found.by_target, factors[at] = found.factor;
+            float* by = by_hidden + token * dim;
+            std::fill(by, by + dim, 0.0f);
+            for (int64_t c = 0; c < crew; ++c) {
+                const Softmax& part = softmaxes[c * together + b];
+                add_times(dim, factors[at] * std::exp(part.highest[t] - tops[at]), part.states + t * dim, by);
             }
+            if (vector) add_times(dim, found.by_target, vector, by);
         }
         for (int64_t n = own.low; n < own.high; ++n)
             for (int64_t b = begin; b < end; ++b) {
                 const Block& block = blocks[b];
-                const int64_t cell = (b - begin) * tiles + n, some = catalogue.items(n);
+                const int64_t some = catalogue.items(n);
                 const float *factor = factors.get() + (b - begin) * TOKENS, *top = tops + (b - begin) * TOKENS;
-                float* tile = keep ? kept.get() + cell * tile_size : memory.get();
+                float *tile = of_tile(n, b), *by = by_vectors + catalogue.first(n) * dim;
                 float scale[TOKENS];
+                std::copy(factor, factor + TOKENS, scale);
                 if (keep) {
-                    const float* below = references.get() + cell * TOKENS;
+                    const float* below = references.get() + ((b - begin) * tiles + n) * TOKENS;
                     for (int64_t t = 0; t < TOKENS; t += LANES)
-                        store(scale + t, load(factor + t) * exponential(load(below + t) - load(top + t)));
+                        store(scale + t, load(scale + t) * exponential(load(below + t) - load(top + t)));
                 } else {
-                    float highest[TOKENS], part[TOKENS] = {};
+                    float highest[TOKENS], sums[TOKENS] = {};
                     catalogue.score(n, block, tile);
-                    highest_of(tile, some, block, log_probability ? log_probability + n * ITEMS : nullptr, highest);
-                    exponentials(tile, some, block, top, part);
-                    std::copy(factor, factor + TOKENS, scale);
+                    highest_of(tile, some, block, log_probability ? log_probability + catalogue.first(n) : nullptr, highest);
+                    exponentials(tile, some, block, top, sums);
                 }
                 scale_columns(tile, some, block, scale);
-                product<ADD>(block.count, dim, some, transposed(tile, block.row), rows_of(catalogue.of(n), dim),
-                             own_partial + (b - begin) * TOKENS * dim, dim);
-                float* by = by_vectors + n * ITEMS * dim;
                 if (b == 0) product<ZERO>(some, dim, block.count, plain(tile, block.row), rows_of(block.states, dim), by, dim);
                 else product<ADD>(some, dim, block.count, plain(tile, block.row), rows_of(block.states, dim), by, dim);
-            }
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t b = begin; b < end; ++b)
-            for (int64_t k = 0; k < blocks[b].count * dim; ++k) {
-                float sum = 0;
-                for (int64_t c = 0; c < crew; ++c) sum += partial[(c * together + b - begin) * TOKENS * dim + k];
-                by_hidden[blocks[b].first * dim + k] = sum;
+                if (target_items)
+                    catalogue.for_pairs(n, block, [&](int64_t item, int64_t t) {
+                        add_times(dim, by_targets[block.first + t], block.states + t * dim, by + item * dim);
+                    });
             }
     }
 }

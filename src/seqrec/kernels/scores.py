@@ -64,22 +64,67 @@ def softmax_loss(
         The losses ``float64[T]``, and the gradients of their mean by ``hidden``, ``vectors`` and ``targets``.
     """
     tokens, negatives = (part.to(torch.int64).contiguous() for part in left_out)
-    hidden, vectors, targets = hidden.contiguous(), vectors.contiguous(), targets.contiguous()
-    if hidden.dim() != 2 or hidden.shape[1:] != vectors.shape[1:] or targets.shape != hidden.shape[:1]:
-        raise ValueError(f"{tuple(hidden.shape)}, {tuple(vectors.shape)} and {tuple(targets.shape)} don't fit")
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(f"{tuple(targets.shape)} targets are not of states {tuple(hidden.shape)}")
     if log_probability is not None:
         log_probability = log_probability.contiguous()
         if log_probability.shape != vectors.shape[:1]:
             raise ValueError(f"{tuple(log_probability.shape)} log-probabilities are not of {len(vectors)} vectors")
+    _within(tokens, len(hidden)), _within(negatives, len(vectors))
+    return _softmax(hidden, vectors, targets.contiguous(), None, log_probability, tokens, negatives)
+
+
+def cross_entropy(hidden: Tensor, vectors: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of each token's softmax cross-entropy over a catalogue, and gradients.
+
+    Args:
+        hidden: ``float32[T, D]``.
+        vectors: ``float32[I + 1, D]``; row 0, the padding, is left out.
+        items: ``int64[T]``, the row of each token's target in ``vectors``, from 1.
+
+    Returns:
+        The losses ``float64[T]``, and the gradients of their mean by ``hidden`` and ``vectors``.
+    """
+    items = items.to(torch.int64).contiguous()
+    if items.shape != hidden.shape[:1] or len(vectors) == 0:
+        raise ValueError(f"{tuple(items.shape)} targets are not of states {tuple(hidden.shape)}")
+    items = items - 1
+    _within(items, len(vectors) - 1)
+    by_vectors = torch.empty_like(vectors)
+    by_vectors[0] = 0
+    tokens = torch.arange(len(items))
+    losses, by_hidden, *_ = _softmax(hidden, vectors[1:], None, items, None, tokens, items, by_vectors[1:])
+    return losses, by_hidden, by_vectors
+
+
+def _softmax(
+    hidden: Tensor,
+    vectors: Tensor,
+    targets: Tensor | None,
+    items: Tensor | None,
+    log_probability: Tensor | None,
+    tokens: Tensor,
+    negatives: Tensor,
+    by_vectors: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if hidden.dim() != 2 or hidden.shape[1:] != vectors.shape[1:]:
+        raise ValueError(f"states {tuple(hidden.shape)} don't fit vectors {tuple(vectors.shape)}")
+    hidden, vectors = hidden.contiguous(), vectors.contiguous()
     losses = torch.empty(len(hidden), dtype=torch.float64)
-    gradients = torch.empty_like(hidden), torch.empty_like(vectors), torch.empty_like(targets)
+    by_vectors = torch.empty_like(vectors) if by_vectors is None else by_vectors
+    gradients = torch.empty_like(hidden), by_vectors, hidden.new_empty(len(hidden))
     call(
         "softmax_loss",
-        *map(at, (hidden, vectors, targets, log_probability, tokens, negatives)),
+        *map(at, (hidden, vectors, targets, items, log_probability, tokens, negatives)),
         *whole(len(tokens), *hidden.shape[:1], *vectors.shape),
         *map(at, (losses, *gradients)),
     )
     return losses, *gradients
+
+
+def _within(places: Tensor, count: int) -> None:
+    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < count:
+        raise ValueError(f"rows or columns reach {int(places.max())} of {count}")
 
 
 class Ranked(NamedTuple):
@@ -116,9 +161,7 @@ def rank(
     count, items = len(states), len(vectors)
     if states.dim() != 2 or states.shape[1:] != vectors.shape[1:] or (targets is not None and len(targets) != count):
         raise ValueError(f"states {tuple(states.shape)} don't fit vectors {tuple(vectors.shape)} or their targets")
-    for numbers, most in ((rows, count), (columns, items), (nothing if targets is None else targets, items)):
-        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < most:
-            raise ValueError(f"rows or columns reach {int(numbers.max())} of {most}")
+    _within(rows, count), _within(columns, items), _within(nothing if targets is None else targets, items)
     best, scores = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
     greater, ties = (None if targets is None else torch.empty(count, dtype=torch.int64) for _ in range(2))
     targets = None if targets is None else targets.to(torch.int64).contiguous()
