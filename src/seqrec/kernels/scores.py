@@ -70,7 +70,8 @@ def softmax_loss(
         log_probability = log_probability.contiguous()
         if log_probability.shape != vectors.shape[:1]:
             raise ValueError(f"{tuple(log_probability.shape)} log-probabilities are not of {len(vectors)} vectors")
-    _within(tokens, len(hidden)), _within(negatives, len(vectors))
+    _within(tokens, len(hidden))
+    _within(negatives, len(vectors))
     return _softmax(hidden, vectors, targets.contiguous(), None, log_probability, tokens, negatives)
 
 
@@ -161,7 +162,9 @@ def rank(
     count, items = len(states), len(vectors)
     if states.dim() != 2 or states.shape[1:] != vectors.shape[1:] or (targets is not None and len(targets) != count):
         raise ValueError(f"states {tuple(states.shape)} don't fit vectors {tuple(vectors.shape)} or their targets")
-    _within(rows, count), _within(columns, items), _within(nothing if targets is None else targets, items)
+    _within(rows, count)
+    _within(columns, items)
+    _within(nothing if targets is None else targets, items)
     best, scores = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
     greater, ties = (None if targets is None else torch.empty(count, dtype=torch.int64) for _ in range(2))
     targets = None if targets is None else targets.to(torch.int64).contiguous()
