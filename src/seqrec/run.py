@@ -2,8 +2,8 @@
 
 ``config.json`` (model, sizes, how the log was prepared and split, how it was trained),
 ``items.parquet`` and ``users.parquet`` (ids and histories), ``weights.safetensors`` (the best so far),
-``metrics.json``, ``epochs.csv`` (a row an epoch) and ``state/training.safetensors`` (all that a later
-process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
+``metrics.json``, ``epochs.csv`` (a row an epoch) and ``state/`` (``training.safetensors`` and the running mean of
+the weights: all that a later process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
 """
 
 import csv
@@ -298,6 +298,20 @@ class Run:
             return tensors, json.loads(metadata["facts"])
         except (KeyError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: is damaged; train again with --overwrite") from error
+
+    def mean_path(self, epoch: int) -> Path:
+        """Where the running mean of the weights at the end of an epoch is."""
+        return self.folder / f"state/mean-{epoch}.safetensors"
+
+    def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
+        """Write the running mean of an epoch beside that of the one before, which the training state still needs."""
+        _save_tensors(self.mean_path(epoch), weights, {})
+
+    def forget_means(self, but: int) -> None:
+        """Remove the running means of all epochs but one, which the training state now needs."""
+        for path in self.folder.glob("state/mean-*.safetensors"):
+            if path != self.mean_path(but):
+                path.unlink(missing_ok=True)
 
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace ``epochs.csv``; a column is there if any epoch has it."""

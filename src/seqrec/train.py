@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from seqrec import kernels, metrics
+from seqrec.averaging import RunningMean
 from seqrec.data.batches import Batch, trainable, training_batches
 from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories, Split, Targets
@@ -299,8 +300,8 @@ class _Loop:
     """Where training stands, and how it is kept."""
 
     def __init__(self, model: Model, optimizer: RowAdam, run: Run | None, average_decay: float) -> None:
-        self.model, self.optimizer, self.run, self.average_decay = model, optimizer, run, average_decay
-        self.mean: dict[str, Tensor] | None = None
+        self.model, self.optimizer, self.run = model, optimizer, run
+        self.mean = RunningMean(average_decay, run)
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
         self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
@@ -344,24 +345,8 @@ class _Loop:
     def averaged(self) -> Iterator[None]:
         """Bring the weights up to date, and while within, put their running mean in their place."""
         self.optimizer.catch_up()
-        if not self.average_decay:
+        with self.mean.in_place(self.model.state_dict(keep_vars=True), self.epoch):
             yield
-            return
-        now = self.model.state_dict()
-        if self.mean is None:
-            self.mean = {name: value.detach().clone() for name, value in now.items()}
-        for name, value in now.items():
-            self.mean[name].lerp_(value, 1 - self.average_decay)
-        self._exchange(self.mean)
-        try:
-            yield
-        finally:
-            self._exchange(self.mean)
-
-    def _exchange(self, others: dict[str, Tensor]) -> None:
-        """Swap the model's tensors for others, without a copy: they may be most of the memory."""
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            value.data, others[name].data = others[name].data, value.data
 
     def keep_if_better(self, value: float, counts: bool) -> None:
         """Keep the weights of a better validation; one out of turn, at the end, says nothing about patience."""
@@ -386,13 +371,13 @@ class _Loop:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
-        tensors |= {f"mean.{name}": value for name, value in (self.mean or {}).items()}
         facts = {
             "epoch": self.epoch, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "loss_sum": self.loss_sum.item(), "rows": self.rows, "worse": self.worse,
             "best_epoch": self.best_epoch, "best_value": self.best_value,
         }  # fmt: skip
         self.run.save_state(tensors, facts)
+        self.run.forget_means(but=self.epoch)
         self.run.save_epochs(self.rows)
 
     def restore(self) -> None:
@@ -403,13 +388,12 @@ class _Loop:
             return
         tensors, facts = state
         try:
-            parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "mean": {}}
+            parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
             self.model.load_state_dict(parts["model"])
             self.optimizer.load_state_dict(parts["optimizer"])
-            self.mean = {n: t.to(self.loss_sum.device) for n, t in parts["mean"].items()} or None
             for name in ("epoch", "step", "tokens", "seconds", "rows", "worse", "best_epoch", "best_value"):
                 setattr(self, name, facts[name])
             self.loss_sum.fill_(facts["loss_sum"])
@@ -418,13 +402,13 @@ class _Loop:
                 f"{self.run.folder}: the training state does not fit the run ({one_line(error)}); "
                 "train again with --overwrite"
             ) from error
+        self.mean.check(self.epoch)
 
     def finish(self, interrupted: bool) -> None:
         """Leave the best weights in the model; an interrupted run without any gets those of now."""
         if self.best_epoch == 0:
             self.optimizer.catch_up()
         self.optimizer.close()
-        self.mean = None
         self.model.cpu()
         if self.best_epoch == 0:
             if self.run is not None and interrupted:
