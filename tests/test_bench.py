@@ -67,8 +67,8 @@ def test_everything_is_measured(found: dict[str, Any]) -> None:
 def test_memory_is_that_of_the_tables() -> None:
     memory = peak_memory(300, 400_000, 64, "bce")
     assert memory["table"] == 4 * 400_001 * 64
-    # Weights, two moments and the running mean are 4; the libraries' own peak hides some of it.
-    assert 2.8 < memory["peak"] / memory["table"] < 5
+    # Weights and two moments are 3, the running mean is in the run; the libraries' own peak hides some of it.
+    assert 2.5 < memory["peak"] / memory["table"] < 4
 
 
 def test_it_is_told_and_written(found: dict[str, Any], tmp_path: Path) -> None:
