@@ -62,6 +62,23 @@ def naive(query: Tensor, key_value: Tensor, lengths: list[int], heads: int, caus
     return torch.stack(rows).view(-1, width) if rows else out
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(0, 40), st.integers(1, 70), st.integers(0, 40)),
+    turned=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 100),
+)
+def test_product_is_that_of_torch(sizes, turned, seed):
+    rows, columns, depth = sizes
+    torch.manual_seed(seed)
+    a = torch.randn(depth, rows).T if turned[0] else torch.randn(rows, depth)
+    b = torch.randn(columns, depth).T if turned[1] else torch.randn(depth, columns)
+    torch.testing.assert_close(kernels.product(a, b).double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
+    # The bits of a part are those of the whole.
+    part = kernels.product(a[rows // 3 :], b[:, : columns // 2 + 1])
+    assert torch.equal(part, kernels.product(a, b)[rows // 3 :, : columns // 2 + 1])
+
+
 def test_they_are_built_here():
     # So that the other tests, and users with a compiler, meet them.
     assert kernels.library() is not None
@@ -245,6 +262,27 @@ def test_score_is_the_product_with_each_rows_own(shape):
     expected = torch.autograd.grad(exact, (hidden, vectors), by_out.double())
     for mine, its in zip(torch.autograd.grad(out, (hidden, vectors), by_out), expected, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, 1, 5), (30, 101, 64), (5, 2, 1)])
+def test_binary_loss_is_that_of_torch_in_float64(shape):
+    torch.manual_seed(0)
+    hidden, vectors = 3 * torch.randn(shape[0], shape[2]), 3 * torch.randn(shape)  # some far out
+    losses, *found = kernels.binary_loss(hidden, vectors)
+    exact = [x.double().requires_grad_() for x in (hidden, vectors)]
+    logits = torch.einsum("rd,rcd->rc", *exact)
+    signs = torch.ones(shape[1], dtype=torch.float64)
+    signs[0] = -1
+    expected = nn.functional.softplus(signs * logits).sum(dim=1)
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-5, atol=1e-5)
+    for mine, its in zip(found, torch.autograd.grad(expected.mean(), exact), strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=1e-4, atol=1e-5)
+    hidden[0, 0] = torch.nan
+    losses, by_hidden, _ = kernels.binary_loss(hidden, vectors)
+    assert losses.isnan().tolist() == [True, *[False] * (shape[0] - 1)]
+    assert by_hidden.isnan().any(dim=1).tolist() == losses.isnan().tolist()
+    with pytest.raises(ValueError, match="don't fit"):
+        kernels.binary_loss(hidden[1:], vectors)
 
 
 @pytest.mark.parametrize("hidden_dims", [(5,), (7, 3)])
@@ -593,7 +631,8 @@ def test_older_processors_have_loops_of_their_own(processor):
     """The same tests, with what torch says of the processor held down."""
     if os.environ.get("ATEN_CPU_CAPABILITY"):
         return
-    tests = [str(Path(__file__)), "-k", "attention or softmax or score or positions or block or adam or rank or target"]
+    which = "product or attention or softmax or loss or score or positions or block or adam or rank or target"
+    tests = [str(Path(__file__)), "-k", which]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *tests],
         env=os.environ | {"ATEN_CPU_CAPABILITY": processor},

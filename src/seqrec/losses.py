@@ -1,5 +1,6 @@
 """Training losses: plain functions of logits. T tokens, N negatives."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,20 @@ def binary_cross_entropy(target_logits: Tensor, negative_logits: Tensor, target_
         target_weight: of the target's term.
     """
     return (target_weight * F.softplus(-target_logits) + F.softplus(negative_logits).sum(dim=1)).mean()
+
+
+def binary_cross_entropy_of(hidden: Tensor, vectors: Tensor) -> Tensor:
+    """:func:`binary_cross_entropy` from hidden states and the vectors of each one's own candidates, in one pass.
+
+    Args:
+        hidden: ``[T, D]``.
+        vectors: ``[T, 1 + N, D]``, of the target and then of the negatives.
+    """
+    if kernels.usable(hidden, vectors):
+        loss: Tensor = _Backward.apply(kernels.binary_loss, hidden, vectors)
+        return loss
+    logits = torch.einsum("td,tcd->tc", hidden, vectors)
+    return binary_cross_entropy(logits[:, 0], logits[:, 1:])
 
 
 def gbce_weight(negatives: int, num_items: int, calibration: float) -> float:
@@ -161,24 +176,26 @@ def blocked_cross_entropy(hidden: Tensor, vectors: Tensor, targets: Tensor) -> T
         targets: ``int64[T]``, items from 1.
     """
     if kernels.usable(hidden, vectors):
-        loss: Tensor = _BlockedCrossEntropy.apply(hidden, vectors, targets)
+        loss: Tensor = _Backward.apply(lambda h, v: kernels.cross_entropy(h, v, targets), hidden, vectors)
         return loss
     tokens = torch.arange(len(targets), device=targets.device)
     target_logits = (hidden * vectors[targets]).sum(dim=1)
     return blocked_sampled_softmax(hidden, vectors[1:], target_logits, (tokens, targets - 1))
 
 
-class _BlockedCrossEntropy(torch.autograd.Function):
+class _Backward(torch.autograd.Function):
+    """The mean of losses from what gives them and the gradients of their mean at once."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-        losses, *gradients = kernels.cross_entropy(hidden, vectors, targets)
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Tensor:
+        losses, *gradients = function(*inputs)
         ctx.save_for_backward(*gradients)
-        return losses.mean().to(hidden.dtype)
+        return losses.mean().to(inputs[0].dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *_scaled(ctx.saved_tensors, gradients[0]), None
+        return None, *_scaled(ctx.saved_tensors, gradients[0])
 
 
 def _scaled(gradients: tuple[Tensor, ...], by: Tensor) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.losses import (
     binary_cross_entropy,
+    binary_cross_entropy_of,
     blocked_cross_entropy,
     blocked_sampled_softmax,
     bpr_max,
@@ -177,6 +178,8 @@ def training_loss(
 
 def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocked: bool) -> Tensor:
     items = task.items
+    if objective.loss == "bce" and blocked:
+        return binary_cross_entropy_of(hidden, model.vectors_of(items))
     if objective.loss == "bce":
         logits = model.score(hidden, items).float()
         return binary_cross_entropy(logits[:, 0], logits[:, 1:])

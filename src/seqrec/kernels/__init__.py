@@ -9,9 +9,10 @@ from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step
 from seqrec.kernels.block import block
 from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward, positions
 from seqrec.kernels.loader import library, usable
-from seqrec.kernels.scores import Ranked, cross_entropy, rank, score, softmax_loss
+from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, rank, score, softmax_loss
 
 __all__ = [
-    "Drifts", "Ranked", "adam_catch_up", "adam_dense", "adam_step", "attention", "block", "cross_entropy", "dropout",
-    "dropped_words", "feedforward", "library", "positions", "rank", "score", "softmax_loss", "usable",
+    "Drifts", "Ranked", "adam_catch_up", "adam_dense", "adam_step", "attention", "binary_loss", "block",
+    "cross_entropy", "dropout", "dropped_words", "feedforward", "library", "positions", "product", "rank", "score",
+    "softmax_loss", "usable",
 ]  # fmt: skip

@@ -32,19 +32,15 @@ inline void dots(const float* x, const float* rows, int64_t stride, int64_t coun
 // A row is as long as whole vectors, so that the loops over it have no remainder.
 inline int64_t padded(int64_t length) { return (length + LANES - 1) / LANES * LANES; }
 
-inline float sum_of(Vector x) {
-    float sum = 0;
-    for (int l = 0; l < LANES; ++l) sum += x[l];
-    return sum;
-}
-
 // What stands before `count` becomes its softmax, with the scale in the exponent, and what is after it in the row 0.
 inline void softmax(float* row, int64_t count, int64_t width, float scale) {
-    for (int64_t j = count; j < width; ++j) row[j] = -INFINITY;
+    const int64_t whole = count / LANES * LANES;
+    const Vector nothing = Vector{} - INFINITY;
+    if (whole < count) store(row + whole, Part(count - whole).load_or(row + whole, nothing));
+    for (int64_t j = padded(count); j < width; j += LANES) store(row + j, nothing);
     Vector most = load(row), sums{};
     for (int64_t j = LANES; j < width; j += LANES) most = load(row + j) > most ? load(row + j) : most;
-    float highest = -INFINITY;
-    for (int l = 0; l < LANES; ++l) highest = most[l] > highest ? most[l] : highest;
+    const float highest = highest_of(most);
     for (int64_t j = 0; j < width; j += LANES) {
         const Vector e = exponential(scale * (load(row + j) - highest));
         store(row + j, e);

@@ -3,6 +3,7 @@
 import ctypes
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -57,16 +58,16 @@ def block(
     """
     offsets = offsets.to(torch.int64).contiguous()
     tokens, dim = x.shape
-    shapes = [tuple(parameter.shape) for parameter in parameters]
-    hidden = shapes[8][0] if len(shapes) == 12 else 0
-    expected = [(dim,), (dim,), (dim, dim), (dim,), (2 * dim, dim), (2 * dim,), (dim,), (dim,),
-                (hidden, dim), (hidden,), (dim, hidden), (dim,)]  # fmt: skip
-    if tokens != int(offsets[-1]) or shapes != expected or dim % num_heads:
+    hidden = parameters[9].numel() if len(parameters) == 12 else 0
+    numbers, square, across = [parameter.numel() for parameter in parameters], dim * dim, dim * hidden
+    expected = [dim, dim, square, dim, 2 * square, 2 * dim, dim, dim, across, hidden, across, dim]
+    if tokens != int(offsets[-1]) or numbers != expected or dim % num_heads:
+        shapes = [tuple(parameter.shape) for parameter in parameters]
         raise ValueError(f"{(tokens, dim)} of {int(offsets[-1])} tokens and {num_heads} heads don't fit {shapes}")
     x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
     if words is not None:
         pairs = num_heads * _pairs(offsets)
-        if len(words[0]) < pairs or len(words[1]) < tokens * hidden or len(words[2]) < x.numel():
+        if words[0].numel() < pairs or words[1].numel() < tokens * hidden or words[2].numel() < tokens * dim:
             raise ValueError(f"{[len(part) for part in words]} random words are not enough for {pairs} pairs")
     about = num_heads, norm, epsilon, dropout
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
@@ -109,8 +110,8 @@ class _Function(torch.autograd.Function):
 
 
 def _pairs(offsets: Tensor) -> int:
-    lengths = (offsets[1:] - offsets[:-1]).numpy()
-    return int((lengths * (lengths + 1) // 2).sum())
+    lengths = np.diff(offsets.numpy())
+    return int(lengths @ (lengths + 1)) // 2
 
 
 def _given(
@@ -126,7 +127,7 @@ def _given(
     """What forward and backward take alike; the tensors must live as long."""
     threshold, kept = dropping(None if words is None else words[0], dropout)
     given = _Block(
-        users=len(offsets) - 1, dim=x.shape[1], hidden=len(parameters[9]), heads=num_heads, norm=NORMS.index(norm),
+        users=len(offsets) - 1, dim=x.shape[1], hidden=parameters[9].numel(), heads=num_heads, norm=NORMS.index(norm),
         threshold=threshold, kept=kept, epsilon=epsilon, offsets=offsets.data_ptr(), x=x.data_ptr(),
     )  # fmt: skip
     given.parameters[:] = [parameter.data_ptr() for parameter in parameters]

@@ -51,6 +51,7 @@ struct Part {
     __mmask16 mask;
     explicit Part(int64_t count) : mask(__mmask16((1u << count) - 1)) {}
     Vector load(const float* from) const { return Vector(_mm512_maskz_loadu_ps(mask, from)); }
+    Vector load_or(const float* from, Vector other) const { return Vector(_mm512_mask_loadu_ps(__m512(other), mask, from)); }
     void store(float* to, Vector values) const { _mm512_mask_storeu_ps(to, mask, __m512(values)); }
 #elif defined(__AVX2__)
     __m256i mask;
@@ -58,6 +59,9 @@ struct Part {
         mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
     Vector load(const float* from) const { return Vector(_mm256_maskload_ps(from, mask)); }
+    Vector load_or(const float* from, Vector other) const {
+        return Vector(_mm256_blendv_ps(__m256(other), _mm256_maskload_ps(from, mask), _mm256_castsi256_ps(mask)));
+    }
     void store(float* to, Vector values) const { _mm256_maskstore_ps(to, mask, __m256(values)); }
 #else
     int64_t count;
@@ -66,6 +70,10 @@ struct Part {
         Vector values{};
         std::memcpy(&values, from, count * sizeof(float));
         return values;
+    }
+    Vector load_or(const float* from, Vector other) const {
+        std::memcpy(&other, from, count * sizeof(float));
+        return other;
     }
     void store(float* to, Vector values) const { std::memcpy(to, &values, count * sizeof(float)); }
 #endif
@@ -83,6 +91,26 @@ inline uint32_t above(Vector a, Vector b) {
     return bits;
 }
 #endif
+
+inline float sum_of(Vector x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(__m512(x));
+#else
+    for (int width = LANES / 2; width; width /= 2)  // in pairs, which don't wait for each other
+        for (int l = 0; l < width; ++l) x[l] += x[l + width];
+    return x[0];
+#endif
+}
+
+inline float highest_of(Vector x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(__m512(x));
+#else
+    for (int width = LANES / 2; width; width /= 2)
+        for (int l = 0; l < width; ++l) x[l] = x[l + width] > x[l] ? x[l + width] : x[l];
+    return x[0];
+#endif
+}
 
 // What a product begins with: nothing, what the result holds already, or a row that is the same for all.
 enum Start { ZERO, ADD, BIAS };

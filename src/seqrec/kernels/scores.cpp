@@ -220,6 +220,17 @@ void add_times(int64_t count, float factor, const float* x, float* to) {
     for (int64_t k = 0; k < count; ++k) to[k] += factor * x[k];
 }
 
+// Of the products of one state with its own candidates.
+void score_gradients(
+    const float* state, const float* candidates, const float* by, int64_t count, int64_t dim, float* by_state,
+    float* by_candidates
+) {
+    product<ZERO>(1, dim, count, plain(by, 0), rows_of(candidates, dim), by_state, 0);
+    for (int64_t c = 0; c < count; ++c)
+#pragma omp simd
+        for (int64_t k = 0; k < dim; ++k) by_candidates[c * dim + k] = by[c] * state[k];
+}
+
 // The loss of a token against its target, and the gradients but for what differs between items.
 struct Ending {
     float by_target, factor;
@@ -239,6 +250,21 @@ struct Ending {
 
 extern "C" {
 
+// What all of this is made of, for tests and to measure how fast the machine can be.
+void seqrec_product(
+    const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, int64_t b_column, int64_t rows,
+    int64_t columns, int64_t depth, float* out, int32_t threads
+) {
+    const auto memory = room(panel_size(depth, columns));
+    const Panels right = panels({b, b_row, b_column}, depth, columns, memory.get());
+#pragma omp parallel num_threads(threads)
+    {
+        const Share own(rows);
+        product<ZERO>(own.high - own.low, columns, depth, {a + own.low * a_row, a_row, a_column}, right,
+                      out + own.low * columns, columns);
+    }
+}
+
 // The product of each row with its own candidates, and the gradients.
 void seqrec_score(
     const float* hidden, const float* vectors, int64_t rows, int64_t count, int64_t dim, float* out, int32_t threads
@@ -252,13 +278,31 @@ void seqrec_score_backward(
     float* by_hidden, float* by_vectors, int32_t threads
 ) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < rows; ++n) {
-        product<ZERO>(1, dim, count, plain(by_out + n * count, 0), rows_of(vectors + n * count * dim, dim),
-                      by_hidden + n * dim, 0);
-        for (int64_t c = 0; c < count; ++c) {
-            float* row = by_vectors + (n * count + c) * dim;
-#pragma omp simd
-            for (int64_t k = 0; k < dim; ++k) row[k] = by_out[n * count + c] * hidden[n * dim + k];
+    for (int64_t n = 0; n < rows; ++n)
+        score_gradients(hidden + n * dim, vectors + n * count * dim, by_out + n * count, count, dim, by_hidden + n * dim,
+                        by_vectors + n * count * dim);
+}
+
+// Binary cross-entropy of each row's first candidate against the others, and the gradients of the mean.
+void seqrec_binary_loss(
+    const float* hidden, const float* vectors, int64_t rows, int64_t count, int64_t dim, double* losses, float* by_hidden,
+    float* by_vectors, int32_t threads
+) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> by(count);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < rows; ++n) {
+            const float *state = hidden + n * dim, *candidates = vectors + n * count * dim;
+            dots(state, candidates, dim, count, dim, by.data());
+            losses[n] = 0;
+            for (int64_t c = 0; c < count; ++c) {
+                const double x = c ? by[c] : -by[c], e = std::exp(-std::abs(x));  // softplus(x) and its derivative
+                losses[n] += std::log1p(e) + (x > 0 ? x : 0);
+                const double share = (x > 0 ? 1 : e) / (1 + e);
+                by[c] = float((c ? share : -share) / double(rows));
+            }
+            score_gradients(state, candidates, by.data(), count, dim, by_hidden + n * dim, by_vectors + n * count * dim);
         }
     }
 }

@@ -9,10 +9,19 @@ from torch.autograd.function import once_differentiable
 from seqrec.kernels.loader import at, call, whole
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The product of ``float32[M, K]`` and ``float32[K, N]``, of any strides."""
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"{tuple(a.shape)} does not fit {tuple(b.shape)}")
+    out = a.new_empty(len(a), b.shape[1])
+    numbers = whole(*a.stride()), whole(*b.stride()), whole(*out.shape, len(b))
+    call("product", at(a), *numbers[0], at(b), *numbers[1], *numbers[2], at(out))
+    return out
+
+
 def score(hidden: Tensor, vectors: Tensor) -> Tensor:
     """The product of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``: ``[R, C]``."""
-    if vectors.dim() != 3 or hidden.shape != (vectors.shape[0], vectors.shape[2]):
-        raise ValueError(f"hidden states {tuple(hidden.shape)} don't fit vectors {tuple(vectors.shape)}")
+    _fit(hidden, vectors)
     result: Tensor = _Score.apply(hidden, vectors)
     return result
 
@@ -42,6 +51,29 @@ class _Score(torch.autograd.Function):
             at(by_vectors),
         )
         return by_hidden, by_vectors
+
+
+def binary_loss(hidden: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of each row's binary cross-entropy of its first candidate against its others, and gradients.
+
+    Args:
+        hidden: ``float32[R, D]``.
+        vectors: ``float32[R, C, D]``, each row's target and then its negatives.
+
+    Returns:
+        The losses ``float64[R]``, and the gradients of their mean by ``hidden`` and ``vectors``.
+    """
+    _fit(hidden, vectors)
+    hidden, vectors = hidden.contiguous(), vectors.contiguous()
+    losses = torch.empty(len(hidden), dtype=torch.float64)
+    gradients = torch.empty_like(hidden), torch.empty_like(vectors)
+    call("binary_loss", at(hidden), at(vectors), *whole(*vectors.shape), *map(at, (losses, *gradients)))
+    return losses, *gradients
+
+
+def _fit(hidden: Tensor, vectors: Tensor) -> None:
+    if vectors.dim() != 3 or hidden.shape != (vectors.shape[0], vectors.shape[2]):
+        raise ValueError(f"hidden states {tuple(hidden.shape)} don't fit vectors {tuple(vectors.shape)}")
 
 
 def softmax_loss(

@@ -84,8 +84,9 @@ class SASRecBlock(nn.Module):
 
     def forward(self, x: Tensor, grouping: Grouping, last: Tensor | None = None) -> Tensor:
         """Packed ``[T, D]`` to ``[T, D]``, or to ``[B, D]`` of the users' last tokens ``last int64[B]`` alone."""
-        if self._compiled(x, last):
-            return self._at_once(x, grouping, last is not None)
+        parameters = self._compiled(x, last)
+        if parameters is not None:
+            return self._at_once(x, grouping, parameters, last is not None)
         if self.norm == "paper":
             queries = self.attention_norm(_chosen(x, last))
             x = self.feedforward_norm(queries + self.attention(queries, x, grouping, last))
@@ -98,30 +99,34 @@ class SASRecBlock(nn.Module):
         x = self.attention_norm(queries + self.attention(queries, x, grouping, last))
         return self.feedforward_norm(self.feedforward(x, x))
 
-    def _compiled(self, x: Tensor, last: Tensor | None) -> bool:
-        """Whether the compiled loops take it: it is as it was made, of the common shape."""
-        network, norms = self.feedforward, (self.attention_norm, self.feedforward_norm)
-        parts = (self.attention.query, self.attention.key_value, *network.layers, *norms)
-        active = network.dropout.active
-        return (
-            kernels.usable(x, *(part.weight for part in parts))
-            and self.attention.output is None
-            and len(network.layers) == 2
-            and all(type(part) in (nn.Linear, nn.LayerNorm) for part in parts)
-            and active == self.attention.dropout.active
-            and (not active or (last is None and None not in (network.dropout.random, self.attention.dropout.random)))
-            and (last is None or not torch.is_grad_enabled())
-        )
-
-    def _at_once(self, x: Tensor, grouping: Grouping, last_only: bool) -> Tensor:
-        """What ``forward`` does, in one compiled pass, from the same random numbers."""
+    def _compiled(self, x: Tensor, last: Tensor | None) -> list[Tensor] | None:
+        """What the compiled loops take of a block that is as it was made, of the common shape; None of another."""
         attention, network = self.attention, self.feedforward
-        parts = (self.attention_norm, attention.query, attention.key_value, self.feedforward_norm, *network.layers)
-        parameters: list[Tensor] = [parameter for part in parts for parameter in (part.weight, part.bias)]
+        layers = (attention.query, attention.key_value, *network.layers)
+        norms = (self.attention_norm, self.feedforward_norm)
+        active = network.dropout.active
+        if (
+            {*map(type, layers)} != {nn.Linear}
+            or {*map(type, norms)} != {nn.LayerNorm}
+            or attention.output is not None
+            or len(layers) != 4
+            or active != attention.dropout.active
+            or (active and (last is not None or None in (network.dropout.random, attention.dropout.random)))
+            or (last is not None and torch.is_grad_enabled())
+        ):
+            return None
+        parts = (norms[0], *layers[:2], norms[1], *layers[2:])
+        parameters = [parameter for part in parts for parameter in part.parameters(recurse=False)]
+        return parameters if kernels.usable(x, *parameters) else None
+
+    def _at_once(self, x: Tensor, grouping: Grouping, parameters: list[Tensor], last_only: bool) -> Tensor:
+        """What ``forward`` does, in one compiled pass, from the same random numbers."""
+        attention, dropout = self.attention, self.feedforward.dropout
         words = None
-        if network.dropout.active:
-            counts = [len(x) * len(weight) for weight in (parameters[8], parameters[10])]
-            words = [attention.dropout.words(attention.num_heads * grouping.pairs), *map(network.dropout.words, counts)]
+        if dropout.active:
+            tokens, counts = len(x), (parameters[9].numel(), parameters[11].numel())  # the biases of the network
+            words = [attention.dropout.words(attention.num_heads * grouping.pairs)]
+            words += [dropout.words(tokens * count) for count in counts]
         return kernels.block(
             x,
             grouping.offsets,
@@ -130,7 +135,7 @@ class SASRecBlock(nn.Module):
             self.norm,
             self.attention_norm.eps,
             words,
-            network.dropout.probability,
+            dropout.probability,
             last_only,
         )
 
