@@ -53,7 +53,8 @@ def test_everything_is_measured(found: dict[str, Any]) -> None:
     for row in found["steps"]:
         assert all(row[phase] > 0 for phase in PHASES)
         assert row["seconds"] > max(row[phase] for phase in PHASES) / 2
-        assert row["share"] > 0
+        assert set(row["rate"]) == set(row["share"]) == {"torch", "seqrec"}
+        assert all(value > 0 for value in (*row["rate"].values(), *row["share"].values()))
     assert set(found["growth"]) == {"embedding_dim", "max_length", "users", "catalogue, bce",
                                     "catalogue, sampled-softmax"}  # fmt: skip
     for rows in found["growth"].values():
