@@ -171,7 +171,7 @@ void drop_onto(int64_t count, const float* x, const float* base, const int16_t* 
 
 // The matrices of the linear layers as right sides of products, filled by all threads together.
 struct Weights {
-    std::unique_ptr<float[]> memory;
+    Room memory;
     Panels query, keys, first, second;
 
     // Forward multiplies by their transposes, backward by themselves.

@@ -23,7 +23,7 @@ struct Block {
     int64_t first, count, width;  // whole panels
     int64_t row;                  // of a tile; not a power of two, whose rows would meet in few places of the cache
     const float* states;
-    std::unique_ptr<float[]> memory;
+    Room memory;
     Panels across;
     std::vector<Pair> left_out;  // in the order of items
 
@@ -144,11 +144,17 @@ struct Softmax {
     }
 };
 
-void scale_columns(float* tile, int64_t items, const Block& block, const float* factors) {
-    for (int64_t i = 0; i < items; ++i) {
-        float* row = tile + i * block.row;
-        for (int64_t t = 0; t < block.width; t += LANES) store(row + t, load(row + t) * load(factors + t));
+// Rows times a factor each, or as they are without, with zeros after each up to a whole vector.
+Panels filled_up(const float* rows, int64_t count, int64_t dim, const float* factors, float* memory) {
+    const int64_t wide = (dim + LANES - 1) / LANES * LANES;
+    for (int64_t n = 0; n < count; ++n) {
+        const float *from = rows + n * dim, factor = factors ? factors[n] : 1.0f;
+        float* to = memory + n * wide;
+#pragma omp simd
+        for (int64_t k = 0; k < dim; ++k) to[k] = from[k] * factor;
+        for (int64_t k = dim; k < wide; ++k) to[k] = 0;
     }
+    return rows_of(memory, wide);
 }
 
 struct Candidate {
@@ -400,6 +406,7 @@ void seqrec_softmax_loss(
         const int64_t end = std::min(begin + together, all), mine = omp_get_thread_num(), crew = omp_get_num_threads();
         const Share own(tiles);
         const auto own_tile = room(keep ? 0 : tile_size);
+        const auto scaled = room(TOKENS * (dim + LANES));
         Softmax* softmax = softmaxes.data() + mine * together;
         for (int64_t b = 0; b < end - begin; ++b)
             softmax[b].begin(memory.get() + (mine * together + b) * TOKENS * dim, blocks[begin + b].count, dim);
@@ -457,9 +464,9 @@ void seqrec_softmax_loss(
                     highest_of(tile, some, block, log_probability ? log_probability + catalogue.first(n) : nullptr, highest);
                     exponentials(tile, some, block, top, sums);
                 }
-                scale_columns(tile, some, block, scale);
-                if (b == 0) product<ZERO>(some, dim, block.count, plain(tile, block.row), rows_of(block.states, dim), by, dim);
-                else product<ADD>(some, dim, block.count, plain(tile, block.row), rows_of(block.states, dim), by, dim);
+                const Panels states = filled_up(block.states, block.count, dim, scale, scaled.get());
+                if (b == 0) product<ZERO>(some, dim, block.count, plain(tile, block.row), states, by, dim);
+                else product<ADD>(some, dim, block.count, plain(tile, block.row), states, by, dim);
                 if (target_items)
                     catalogue.for_pairs(n, block, [&](int64_t item, int64_t t) {
                         add_times(dim, by_targets[block.first + t], block.states + t * dim, by + item * dim);
