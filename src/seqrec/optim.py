@@ -176,8 +176,7 @@ class RowAdam:
             eps=self.epsilon,
             maximize=False,
         )
-        for weight in weights:
-            increment_version(weight)  # which the fused step leaves out
+        increment_version(weights)  # which the fused step leaves out
 
     @torch.no_grad()
     def catch_up(self) -> None:

@@ -76,5 +76,4 @@ def adam_dense(
         *whole(count),
         *map(ctypes.c_double, (*betas, rate, epsilon)),
     )
-    for weight in weights:
-        increment_version(weight)
+    increment_version(weights)
