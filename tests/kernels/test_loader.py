@@ -1,0 +1,86 @@
+"""Which compiled library there is, and when it runs."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqrec import kernels
+from seqrec.models.blocks import FeedForward
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_they_are_built_here():
+    # So that the other tests, and users with a compiler, meet them.
+    assert kernels.library() is not None
+
+
+def test_autocast_goes_to_torch():
+    layer = FeedForward(8, (8,), 0.0)
+    x = torch.randn(100, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels.usable(x)
+        assert (layer(x, x) - layer.float()(x, x)).abs().max() < 0.1
+
+
+def test_other_types_go_to_torch():
+    assert kernels.usable(torch.zeros(1))
+    assert not kernels.usable(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
+    assert not kernels.usable(torch.zeros(1, dtype=torch.bfloat16))
+    assert not kernels.usable(torch.zeros(1, device="meta"))
+
+
+def test_the_environment_turns_them_off():
+    script = "from seqrec import kernels; print(kernels.library())"
+    for value, expected in (("0", True), ("1", False)):
+        environment = os.environ | {"SEQREC_KERNELS": value}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert (done.stdout == "None\n") == expected
+
+
+def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    sources, target = ROOT / "src" / "seqrec" / "kernels", tmp_path / "made"
+    target.mkdir()
+    monkeypatch.setenv("CXX", "false")
+    assert set(hook.compile_kernels(sources, target).values()) == {"false failed"}
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert all("no-such-compiler" in reason for reason in hook.compile_kernels(sources, target).values())
+    monkeypatch.delenv("CXX")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "broken.cpp").write_text("int f( {")
+    assert all("error" in reason for reason in hook.compile_kernels(broken, target).values())
+    assert not list(target.iterdir())
+    assert set(hook.compile_kernels(sources, target).values()) == {""}
+    assert {path.name for path in target.iterdir()} == {f"kernels-{name}.so.1" for name in hook.PROCESSORS}
+    monkeypatch.setenv("PATH", "")
+    assert all(reason.startswith("there is no C++") for reason in hook.compile_kernels(sources, target).values())
+
+
+@pytest.mark.parametrize("processor", ["default", "avx2"])
+def test_older_processors_have_loops_of_their_own(processor):
+    """The same tests, with what torch says of the processor held down."""
+    if os.environ.get("ATEN_CPU_CAPABILITY"):
+        return
+    folder = Path(__file__).parent
+    tests = [str(folder / f"test_{name}.py") for name in ("layers", "block", "scores", "adam")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *tests],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": processor},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
