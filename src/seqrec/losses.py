@@ -199,8 +199,9 @@ class _Backward(torch.autograd.Function):
 
 
 def _scaled(gradients: tuple[Tensor, ...], by: Tensor) -> tuple[Tensor, ...]:
-    # Nothing but the loss stands between it and the whole, as a rule.
-    return gradients if by == 1 else tuple(gradient * by for gradient in gradients)
+    # Nothing but the loss stands between it and the whole, as a rule; to look at it on a GPU would be to wait for it.
+    one = by.device.type == "cpu" and by == 1
+    return gradients if one else tuple(gradient * by for gradient in gradients)
 
 
 class _BlockedSampledSoftmax(torch.autograd.Function):

@@ -157,6 +157,7 @@ def test_rank_of_no_numbers_and_of_minus_infinity():
     assert (found.greater.tolist(), found.ties.tolist()) == ([0, -1, -1], [1, 1, 1])
     assert found.columns.tolist() == [[0, -1, -1]] * 3
     for wrong in ((states, vectors[:, :1]), (states, vectors, 1, (torch.tensor([3]), torch.tensor([0]))),
-                  (states, vectors, 1, None, None, torch.tensor([0, 0, 3]))):  # fmt: skip
-        with pytest.raises(ValueError, match=r"don't fit|reach"):
+                  (states, vectors, 1, None, None, torch.tensor([0, 0, 3])), (states, vectors, 1, None, skipped[:2]),
+                  (states, vectors, 1, None, skipped.long())):  # fmt: skip
+        with pytest.raises(ValueError, match=r"don't fit|reach|which are skipped"):
             kernels.rank(*wrong)

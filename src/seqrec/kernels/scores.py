@@ -194,6 +194,8 @@ def rank(
     count, items = len(states), len(vectors)
     if states.dim() != 2 or states.shape[1:] != vectors.shape[1:] or (targets is not None and len(targets) != count):
         raise ValueError(f"states {tuple(states.shape)} don't fit vectors {tuple(vectors.shape)} or their targets")
+    if skipped is not None and (skipped.shape != (items,) or skipped.dtype != torch.bool):
+        raise ValueError(f"{list(skipped.shape)} {skipped.dtype} do not say of {items} vectors which are skipped")
     _within(rows, count)
     _within(columns, items)
     _within(nothing if targets is None else targets, items)
