@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from rich.console import Console
@@ -81,6 +82,12 @@ def test_it_is_told_and_written(found: dict[str, Any], tmp_path: Path) -> None:
     write(found, tmp_path / "a" / "b")
     assert json.loads((tmp_path / "a" / "b" / "bench.json").read_text()) == found
     assert (tmp_path / "a" / "b" / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_log_with_nothing_to_train_on(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": [1, 2, 3], "item_id": [1, 2, 3]}).write_csv(tmp_path / "log.csv")
+    with pytest.raises(InputError, match="no user has two interactions"):
+        bench(tmp_path / "log.csv", BenchConfig(quick=True))
 
 
 def test_sizes_that_make_no_log() -> None:

@@ -407,6 +407,8 @@ BAD_ARGUMENTS = {
     "fit log.csv --out new --dropout much": '"much"',
     "fit log.csv --out new --model gru": '"gru".*sasrec',
     "fit log.csv --out new --model markov --dropout 0.1": "--dropout",
+    "fit log.csv --out new --loss bce --negatives 1000000000000": "not enough memory.*smaller sizes",
+    "fit log.csv --out new --device meta": "device 'meta'",
     "fit log.csv --out new --device tpu9": "device 'tpu9'",
     "fit log.csv --out new --valid-from 5": "split by time",
     "fit log.csv --out new --split time --valid-from 9 --test-from 5": "the first before the second",

@@ -167,6 +167,16 @@ def test_a_constant_model_gets_exactly_chance(protocol):
     assert found.metrics["ndcg@5"] == pytest.approx((gain / candidates).mean(), abs=1e-12)
 
 
+@pytest.mark.parametrize("dim", [1, 7, 15, 30, 64, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # the compiled loops, and torch
+def test_equal_candidates_have_equal_scores(dim, dtype):
+    model = SASRec(SASRecConfig(embedding_dim=dim), 50).to(dtype)
+    with torch.no_grad():
+        model.item_embedding.weight[1:] = torch.randn(dim)
+    scores = model.score(torch.randn(33, dim, dtype=dtype), torch.randint(1, 51, (33, 101)))
+    assert (scores == scores[:, :1]).all()
+
+
 @pytest.mark.parametrize("protocol", ["full", "sampled"])
 def test_a_model_that_knows_the_target_gets_everything(dataset, split, protocol):
     scores = np.zeros((dataset.num_users, dataset.num_items + 1))

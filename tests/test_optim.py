@@ -116,7 +116,7 @@ def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, toleran
     assert both.difference() < tolerance
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.99), (0.0, 0.9), (0.5, 0.9999), (0.95, 0.98)])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.99), (0.0, 0.9), (0.5, 0.9999), (0.95, 0.98), (0.9, 1 - 1e-8)])
 def test_row_adam_with_other_betas(betas):
     both = Both(betas=betas)
     random = np.random.default_rng(7)
@@ -125,7 +125,17 @@ def test_row_adam_with_other_betas(betas):
     assert both.difference() < 1e-5
 
 
-@pytest.mark.parametrize("betas", [(0.95, 0.9), (0.9, 1.0), (-0.1, 0.9)])
+@pytest.mark.parametrize("beta2", [0.95, 0.98, 0.9999, 1 - 1e-8])
+def test_row_adam_in_float32(beta2):
+    """Near 1 the second beta's difference from 1 is lost to float32."""
+    both = Both(betas=(0.9, beta2), dtype=torch.float32)
+    random = np.random.default_rng(7)
+    for step in range(400):
+        both.step(*rare_rows(random, step))
+    assert both.difference() < 3e-4
+
+
+@pytest.mark.parametrize("betas", [(0.95, 0.9), (0.9, 0.89), (0.9, 1.0), (-0.1, 0.9)])
 def test_betas_without_a_closed_form(betas):
     with pytest.raises(ValueError, match="betas are"):
         RowAdam(Tables(sparse=True), betas=betas)

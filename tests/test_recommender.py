@@ -546,6 +546,20 @@ def test_a_replacement_that_fails_leaves_the_old_run(tmp_path: Path) -> None:
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
 
 
+def test_a_run_is_replaced_through_a_link_and_not_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = pl.DataFrame({"user_id": [1, 1, 1, 1, 2, 2, 2, 2], "item_id": [1, 2, 3, 4, 2, 3, 4, 1]})
+    Recommender("markov").fit(log, tmp_path / "run")
+    (tmp_path / "link").symlink_to("run")
+    Recommender("popularity").fit(log, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert Recommender.load(tmp_path / "run").model_name == "popularity"
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(InputError, match="cannot be written"):
+        Recommender("markov").fit(log, ".", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+    assert Recommender.load(tmp_path / "run").model_name == "popularity"
+
+
 def test_brackets_in_a_folder_name_are_a_name(tmp_path: Path) -> None:
     log = pl.DataFrame({"user_id": [1, 1, 1, 1, 2, 2, 2, 2], "item_id": [1, 2, 3, 4, 2, 3, 4, 1]})
     recommender = Recommender("markov").fit(log, tmp_path / "run[1]*?")

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from seqrec.data.split import Histories, all_histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.topk import best, largest, last_states, scoring
+from seqrec.topk import best, largest, last_states, nearest, scoring
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,21 @@ def test_scores_that_are_not_numbers_are_refused(dataset, model):
     scores[:, 17] = np.nan
     with pytest.raises(InputError, match="lower the learning rate"):
         best(Fixed(scores), all_histories(dataset), 3)
+
+
+def test_nearest_in_blocks(model, monkeypatch):
+    items = np.array([3, 1, 17, 3])
+    whole = nearest(model, items, 4)
+    assert whole[0].shape == whole[1].shape == (4, 4)
+    monkeypatch.setattr("seqrec.topk._CELLS", 1)
+    found = nearest(model, items, 4)
+    assert np.array_equal(found[0], whole[0])
+    np.testing.assert_allclose(found[1], whole[1], rtol=1e-6)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.item_embedding.weight[5] = torch.nan
+    with pytest.raises(InputError, match="not numbers"):
+        nearest(broken, items, 4)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -23,7 +23,7 @@ from seqrec.evaluate import ranks
 from seqrec.metrics import hit_rate, ndcg
 from seqrec.models import SASRec
 from seqrec.models.sasrec import SASRecConfig
-from seqrec.run import Run
+from seqrec.run import Run, check_free
 
 SMALL: dict[str, Any] = {
     "embedding_dim": 16, "num_blocks": 1, "max_length": 8, "dropout": 0.1, "batch_size": 16, "epochs": 4,
@@ -209,6 +209,38 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_stop_while_the_last_epoch_is_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["seqrec.train"]
+    accuracy = module._accuracy  # type: ignore[attr-defined]
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return accuracy(*arguments)
+
+    monkeypatch.setattr(module, "_accuracy", interrupted)
+    options = SMALL | {"epochs": 1}
+    assert Recommender(**options).fit(ring(), tmp_path / "run").interrupted
+    assert Run(tmp_path / "run").metrics() == {}
+    monkeypatch.undo()
+    resumed = Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
+    assert not resumed.interrupted
+    Recommender(**options).fit(ring(), tmp_path / "whole")
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_kills_left_is_swept_when_a_run_goes_on(tmp_path: Path) -> None:
+    Recommender(**SMALL | {"epochs": 1}).fit(ring(), tmp_path / "run")
+    for name in ("state/.tmpAbC12x", "state/.training.safetensors.abcdefgh.partial", ".weights.safetensors.x.partial"):
+        (tmp_path / "run" / name).write_text("half")
+    for name in (".run.abcdefgh.old", ".run.abc_efgh.partial", ".run.other.old", ".other.abcdefgh.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    check_free(tmp_path / "run", overwrite=True)  # leftovers are nobody's
+    Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    assert [path.name for path in (tmp_path / "run").rglob(".*")] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.abcdefgh.old", ".run.other.old", "run"]
+
+
 def test_resuming_a_finished_run_returns_at_once(whole: Path, tmp_path: Path) -> None:
     Recommender(**SMALL).fit(ring(), tmp_path / "run")
     before = weights(tmp_path / "run"), (tmp_path / "run/epochs.csv").read_bytes()
@@ -353,7 +385,7 @@ def test_negatives_of_somebody_who_met_everything() -> None:
     dataset = prepare(everything)
     longer = replace(split_last_two(dataset), train=replace(split_last_two(dataset).train, ends=dataset.offsets[1:]))
     model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1), 4)
-    with pytest.raises(InputError, match="sampled-softmax"):
+    with pytest.raises(InputError, match="another loss"):
         train(model, longer, TrainConfig(loss="bce", epochs=1))
     rows = train(model, longer, TrainConfig(epochs=2)).epochs
     assert all(np.isfinite(row["loss"]) for row in rows)
@@ -407,7 +439,11 @@ def test_compiled_is_the_same() -> None:
         ({"table_learning_rate": -1.0}, "more than 0"),
         ({"clip_norm": 0.0}, "more than 0"),
         ({"calibration": 1.5}, "0 to 1"),
-        ({"popularity": float("nan")}, "0 or more"),
+        ({"popularity": float("nan")}, "0 to 10"),
+        ({"popularity": 400.0}, "0 to 10"),
+        ({"beta2": 0.85}, "0.9 or more"),
+        ({"checkpoint_minutes": float("nan")}, "0 or more"),
+        ({"negatives": 5, "loss": "cross-entropy"}, "whole catalogue"),
         ({"threads": 100_000}, "at most 1024"),
     ],
 )

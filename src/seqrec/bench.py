@@ -37,7 +37,7 @@ from seqrec.objective import SHARED_NEGATIVES, Objective, draw_task, mark_tables
 from seqrec.optim import RowAdam
 from seqrec.recommender import Recommender
 from seqrec.topk import best
-from seqrec.train import TrainConfig
+from seqrec.train import TrainConfig, check_trainable
 
 PHASES = ("draw", "forward", "backward", "optimizer")
 BATCH_SIZE = 128
@@ -191,7 +191,7 @@ def _trained_alone(arguments: str) -> None:
     """Train an epoch and print how much memory that took; in a process that does nothing else."""
     values = json.loads(arguments)
     torch.set_num_threads(1)
-    config = TrainConfig(epochs=1, evaluate_every=0, loss=values["loss"])
+    config = TrainConfig(epochs=1, evaluate_every=0, loss=values["loss"], device="cpu")
     # What the libraries take once is not training's.
     _train_in_a_folder(generated(1000, 1000, 9, 0), values["dim"], config)
     before = _peak_bytes()
@@ -235,6 +235,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
         dataset = generated(*size, config.mean_length, config.seed)
     split = split_last_two(dataset)
     train = split.train
+    check_trainable(split, TrainConfig())
     sizes = SASRecConfig(embedding_dim=config.embedding_dim, max_length=config.max_length, dropout=0.2)
     softmax, bce = Objective("sampled-softmax", None, 0.0, 0.0), Objective("bce", 1, 0.0, 0.0)
     found: dict[str, Any] = {"machine": machine(), "log": log.name if log else "generated",
@@ -257,7 +258,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
     growth["embedding_dim"] = [
         {"at": dim, **time_steps(train, replace(sizes, embedding_dim=dim), bce, config.steps)} for dim in widths
     ]
-    long = generated(500 if config.quick else 4000, dataset.num_items, 150, config.seed)
+    long = generated(500 if config.quick else 4000, max(dataset.num_items, 1000), 150, config.seed)
     growth["max_length"] = [
         {"at": length, **time_steps(all_histories(long), replace(sizes, max_length=length), bce, config.steps // 2)}
         for length in lengths

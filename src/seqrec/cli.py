@@ -368,6 +368,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message += ". See seqrec COMMAND --help."
         errors.print(f"error: {message}", style="red", markup=False, highlight=False)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        message = f"there is not enough memory ({one_line(error)}); give smaller sizes or a smaller log"
+        errors.print(f"error: {message}", style="red", markup=False, highlight=False)
+        return 2
     except KeyboardInterrupt:
         errors.print("stopped", style="yellow")
         return 130

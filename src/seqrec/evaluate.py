@@ -190,7 +190,7 @@ def ranks(
     together, for a paired test.
     """
     _check(targets, protocol, negatives, seed)
-    drawn = negatives if protocol == "sampled" else None
+    drawn = min(negatives, model.num_items) if protocol == "sampled" else None
     (ranking,) = _rank([model], targets, negatives=drawn, seed=seed, keep_seen=keep_seen, top=0, batch_size=batch_size)
     return ranking.greater, ranking.ties
 

@@ -108,14 +108,20 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 def kept_aside(path: str | Path) -> Iterator[None]:
     """Move a folder aside while another is made in its place; put it back where that fails and leaves nothing."""
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()
     if not path.exists():
         yield
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old = None
     try:
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
         path.replace(old)
-    except BaseException:
-        old.rmdir()
+    except BaseException as error:
+        if old is not None:
+            old.rmdir()
+        if isinstance(error, OSError):
+            raise explain_os_error(error, path) from error
         raise
     try:
         yield

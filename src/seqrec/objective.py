@@ -145,7 +145,7 @@ def draw_task(
             own = own_keys(owner, owned, model.num_items)
             drawn = negatives_for(random, sampler, token_rows, count, own)
         except ValueError as error:
-            raise InputError(f"{error}; use --loss sampled-softmax or leave such users out") from error
+            raise InputError(f"{error} for bce; take another loss or leave such users out") from error
         return Task(shown, tokens, torch.from_numpy(np.column_stack([items.numpy(), drawn])))
     shared = _shared(sampler, random, count)
     token, negative = _own_negatives(token_rows, owner, owned, shared)
@@ -213,7 +213,7 @@ def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.nda
 
 def _correction(sampler: Sampler, shared: np.ndarray) -> Tensor | None:
     """What sampled softmax takes off the negatives' logits: log of their probability against the uniform one,
-    so that a power near 0 is nearly the uniform sampler's loss."""  # fmt: skip
+    so that a power near 0 is nearly the uniform sampler's loss where training has all items."""  # fmt: skip
     if isinstance(sampler, UniformSampler):
         return None
     return torch.from_numpy((sampler.log_probability(shared) + np.log(sampler.num_items)).astype(np.float32))

@@ -35,7 +35,8 @@ class RowAdam:
             dense gradient; the rest densely.
         learning_rate: of everything that is not such a table.
         table_learning_rate: of the tables; ``learning_rate`` without it.
-        betas: decay of the moments.
+        betas: decay of the moments, the second's not the faster: a row's second moment must outlive its momentum, or
+            what epsilon is at the middle of the sum would not do for its end.
         epsilon: added to the root of the second moment.
     """
 
@@ -47,8 +48,8 @@ class RowAdam:
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
     ) -> None:
-        if not 0 <= betas[0] < betas[1] ** 0.5 < 1:
-            raise ValueError(f"betas are {betas}; the first must be below the root of the second, below 1")
+        if not 0 <= betas[0] <= betas[1] < 1:
+            raise ValueError(f"betas are {betas}; the second must be as large as the first, and below 1")
         self.table_learning_rate = learning_rate if table_learning_rate is None else table_learning_rate
         self.betas = betas
         self.epsilon = epsilon

@@ -162,7 +162,7 @@ class Recommender:
                 try:
                     ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
                     trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
-                except InputError:
+                except Exception:
                     if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
                         shutil.rmtree(run.folder, ignore_errors=True)
                     raise

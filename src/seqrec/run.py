@@ -7,8 +7,10 @@ the weights: all that a later process needs to go on). Each file is replaced who
 """
 
 import csv
+import glob
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -19,7 +21,7 @@ import numpy as np
 import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from seqrec.data.prepare import Dataset, PrepareConfig
@@ -227,8 +229,8 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there are weights to use or a checkpoint to go on from."""
-        return (self.folder / WEIGHTS).is_file() or (self.folder / STATE).is_file()
+        """Whether there is a checkpoint to go on from; weights may be there before it."""
+        return (self.folder / STATE).is_file()
 
     def model(self) -> Model:
         """The model with its weights, in evaluation mode on the CPU."""
@@ -266,16 +268,22 @@ class Run:
             raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
 
     def sweep(self) -> None:
-        """Remove what a killed process left half written."""
-        for path in self.folder.rglob(".*.partial"):
-            path.unlink(missing_ok=True)
+        """Remove what a killed process left half written, and the run that it was replacing with this one."""
+        for path in self.folder.rglob(".*"):
+            if _is_left_over(path.name):
+                path.unlink(missing_ok=True)
+        folder = self.folder.resolve()
+        beside = folder.parent.glob(f".{glob.escape(folder.name)}.????????.*") if self.begun else ()
+        for path in beside:
+            if path.suffix in (".old", ".partial") and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
 
     def check_resumable(self) -> None:
         """Refuse a run that ended or was saved without the state that training would go on from.
 
         Weights alone are no sign: a kill between the first weights and the first state leaves them too.
         """
-        if self.config.training and not (self.folder / STATE).is_file() and self.metrics():
+        if self.config.training and not self.begun and self.metrics():
             raise InputError(f"{self.folder}: has no {STATE} to go on from; train anew with --overwrite")
 
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -359,7 +367,7 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: holds something that is not a run; choose another folder")
     # A damaged run may be overwritten, so its content is not read: only what else would be lost counts.
-    foreign = sorted(e.name for e in folder.iterdir() if e.name not in _OWN and not e.name.endswith(".partial"))
+    foreign = sorted(e.name for e in folder.iterdir() if e.name not in _OWN and not _is_left_over(e.name))
     if overwrite and foreign:
         raise InputError(f"{folder}: holds other files too ({foreign[0]}), which would be lost; choose another folder")
     if not overwrite:
@@ -410,9 +418,16 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
         raise OSError(None, str(error)) from error
 
 
+def _is_left_over(name: str) -> bool:
+    """Whether this is the name of a file that was being written: ours, or safetensors' own beside it."""
+    return name.startswith(".") and (name.endswith(".partial") or name.startswith(".tmp"))
+
+
 def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, which are mapped: they take no memory that the system could not take back."""
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
 
@@ -425,7 +440,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # which a device without numbers has none of
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} is not to be had here ({one_line(error)}); give auto or cpu") from error
     return device

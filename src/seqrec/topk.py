@@ -20,6 +20,7 @@ from seqrec.models.base import Model
 
 CELLS = 2**24  # scores held at once: 64 MiB
 USERS_AT_ONCE = 8192  # histories encoded before their items are scored
+_CELLS = 2**24  # scores held at once
 _ATTENTION_CELLS = 2**24  # users times squared length in a batch, which is what attention holds
 
 
@@ -122,14 +123,19 @@ def nearest(model: Model, items: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
     Returns:
         ``items int64[M, k]`` and ``cosines float32[M, k]``.
     """
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.inference_mode():
         vectors = model.item_vectors().float()
         vectors = F.normalize(vectors[:, :-1] if model.BIAS_COLUMN else vectors, dim=1)
-        cosines = vectors[torch.from_numpy(items)] @ vectors.T
-        cosines[:, 0] = -torch.inf
-        cosines[torch.arange(len(items)), torch.from_numpy(items)] = -torch.inf
-        top = cosines.topk(k, dim=1)
-    return top.indices.numpy(), top.values.numpy()
+        for rows in torch.from_numpy(items).split(max(_CELLS // len(vectors), 1)):
+            cosines = vectors[rows] @ vectors.T
+            cosines[:, 0] = -torch.inf
+            cosines[torch.arange(len(rows)), rows] = -torch.inf
+            top = cosines.topk(k, dim=1)
+            require_numbers(top.values[:, 0])  # NaN sorts first
+            parts.append((top.indices.numpy(), top.values.numpy()))
+    found, values = zip(*parts, strict=True)
+    return np.concatenate(found), np.concatenate(values)
 
 
 @contextmanager

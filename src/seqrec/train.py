@@ -91,8 +91,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
-        for name, high, said in (("popularity", 1e9, "or more"), ("bpr_penalty", 1e9, "or more"),
-                                 ("calibration", 1, "to 1")):  # fmt: skip
+        for name, high, said in (("popularity", 10, "to 10"), ("bpr_penalty", 1e9, "or more"),
+                                 ("calibration", 1, "to 1"), ("checkpoint_minutes", 1e9, "or more")):  # fmt: skip
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= high:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 {said}")
         for name, least in (("batch_size", 1), ("epochs", 1), ("negatives", 1), ("evaluate_every", 0), ("patience", 0),
@@ -103,15 +103,18 @@ class TrainConfig:
         for name in ("beta2", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 0 and less than 1")
-        if self.beta2 <= BETA1**2:
-            raise InputError(f"beta2 is {self.beta2}; give more than {BETA1**2:g}")
+        if self.beta2 < BETA1:
+            raise InputError(f"beta2 is {self.beta2}; give {BETA1:g} or more")
+        if self.loss == "cross-entropy" and (self.negatives, self.popularity) != (None, None):
+            raise InputError("cross-entropy is over the whole catalogue; leave out negatives and popularity")
         for name in ("learning_rate", "table_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; give more than 0")
 
 
-#: Fields that may differ between a run and its resumption without changing what it would have computed.
+#: Fields that may differ between a run and its resumption. It computes the same but for what another device or number
+#: of threads rounds otherwise, and but for the validation at the end of fewer epochs, which counts too.
 RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 
 
@@ -192,7 +195,7 @@ def train(
                     torch.manual_seed(int(np.random.default_rng(where).integers(2**62)))
                 loss = _step(model, encode, optimizer, task, config, objective, device)
                 # Added up on the device: reading a number at every step would wait for it.
-                loop.loss_sum += loss.detach().double() * len(task.batch.items)
+                loop.loss_sum += loss.detach().to(loop.loss_sum.dtype) * len(task.batch.items)
                 loop.tokens += len(task.batch.items)
                 loop.step += 1
                 bar.update(loop.tokens)
@@ -216,6 +219,9 @@ def train(
                     loop.keep_if_better(row["ndcg@10"], counts=loop.epoch % every == 0)
             loop.checkpoint()
             bar.row(row)
+            if stopped():  # while it was validated
+                loop.finish(interrupted=True)
+                return Trained(loop.rows, loop.best_epoch, "interrupted")
         loop.finish(interrupted=False)
     ended: Literal["epochs", "early", "stopped"] = "early" if loop.epoch < config.epochs else "epochs"
     return Trained(loop.rows, loop.best_epoch, "stopped" if cut else ended)

@@ -144,6 +144,32 @@ def test_blocks_give_what_the_whole_gives(tmp_path, monkeypatch, case, zipped, s
     assert outcome(path, monkeypatch, size) == outcome(path, monkeypatch, None)
 
 
+def test_of_long_lines_few_are_enough_of_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "SAMPLE_BYTES", 16)
+    read = []
+
+    def counted(source, size):
+        for piece in pieces(source, size):
+            read.append(len(piece))
+            yield piece
+
+    pieces = source_module.read_pieces
+    monkeypatch.setattr(source_module, "read_pieces", counted)
+    path = tmp_path / "log.txt"
+    long = [f"{user} " + "7 " * 50 + "8" for user in range(1000)]
+    for start in ("", "\n   \n\n" + " " * 40 + "\n"):
+        read.clear()
+        path.write_text(start + "\n".join(long))
+        sample = source_module.read_sample(open_source(path))
+        assert 5 < len(sample) < 12
+        assert sample == long[: len(sample)]
+        assert sum(read) < 2000
+    path.write_text("1 2\n" + "\n".join(long))
+    assert source_module.read_sample(open_source(path)) == ["1 2"]
+    path.write_text(long[0])
+    assert source_module.read_sample(open_source(path)) == long[:1]
+
+
 @pytest.mark.parametrize("size", [1, 64])
 def test_latin_1_late(tmp_path, monkeypatch, size):
     path = tmp_path / "log.csv"

@@ -202,8 +202,9 @@ def test_the_start():
 @pytest.mark.parametrize("loss", ["bce", "sampled-softmax", "cross-entropy"])
 def test_training_never_reads_the_padding(loss):
     log = pl.DataFrame({"user_id": [1, 1, 1, 2, 2, 3, 3, 3], "item_id": [1, 2, 3, 3, 1, 4, 5, 6]})
+    negatives = None if loss == "cross-entropy" else 2
     for model in ("sasrec", "ssept", "tisasrec"):
-        recommender = Recommender(model, loss=loss, negatives=2, epochs=3, embedding_dim=4, l2=0.1).fit(log)
+        recommender = Recommender(model, loss=loss, negatives=negatives, epochs=3, embedding_dim=4, l2=0.1).fit(log)
         weight = recommender.model.item_embedding.weight
         assert (weight[0] == 0).all()
         assert (weight[1:] != 0).all()

@@ -13,6 +13,7 @@ import numpy as np
 from seqrec.errors import InputError
 
 SAMPLE_BYTES, SAMPLE_ROWS = 1 << 16, 1000
+LONG_LINES = 10  # that are enough of a sample where they are longer than its bytes
 BLOCK_BYTES = 1 << 23  # parsed at once; larger ones are no faster
 
 
@@ -95,16 +96,22 @@ def read_checked(source: Source) -> Iterator[bytes]:
 
 def read_sample(source: Source) -> list[str]:
     """The first lines that are not blank."""
-    head, cut = b"", 0
+    pieces: list[bytes] = []
+    size = ends = 0
     for piece in read_pieces(source, SAMPLE_BYTES):
-        head = head + piece if head else piece.lstrip(b"\r\n")
-        cut = head.rfind(b"\n", 0, SAMPLE_BYTES) + 1
-        if len(head) > SAMPLE_BYTES and (cut or head.count(b"\n") > SAMPLE_ROWS) and head.strip():
+        if not pieces and not piece.strip():
+            continue
+        piece = piece if pieces else piece.lstrip(b"\r\n")
+        pieces.append(piece)
+        size += len(piece)
+        ends += piece.count(b"\n")  # of what came, not of all: a line may be as long as the file
+        if size > SAMPLE_BYTES and (ends > LONG_LINES or b"\n" in pieces[0].strip()):
             break
-    else:
-        if not head.strip():
-            raise InputError(f"{source.path}: is empty; give a log with interactions")
-        cut = cut if len(head) > SAMPLE_BYTES else 0
+    if not pieces:
+        raise InputError(f"{source.path}: is empty; give a log with interactions")
+    head = b"".join(pieces)
+    first = len(pieces[0]) if b"\n" in pieces[0].strip() else len(head)
+    cut = head.rfind(b"\n", 0, first) + 1 if size > SAMPLE_BYTES else 0  # the last line may go on
     found = head[: cut or None].decode(errors="replace").splitlines()
     return [line for line in found if line.strip()][:SAMPLE_ROWS]
 

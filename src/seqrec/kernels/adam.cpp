@@ -5,16 +5,17 @@
 namespace {
 
 struct Adam {
-    float beta1, beta2, rate, epsilon;  // of a step, the rate with its correction of the first moment
-    float root;                         // of the correction of the second moment
+    float rest1, beta2, rest2;  // what is left of 1 beside each beta, which float32 would lose near 1
+    float rate, epsilon;        // of a step, the rate with its correction of the first moment
+    float root;                 // of the correction of the second moment
 };
 
 // Moments and weights of one row with the gradient g.
 void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* first, float* second) {
-    const float b1 = 1 - a.beta1, b2 = 1 - a.beta2, over = 1 / a.root;
+    const float over = 1 / a.root;
     for (int64_t k = 0; k < dim; ++k) {
-        const float m = first[k] + b1 * (g[k] - first[k]);
-        const float v = a.beta2 * second[k] + b2 * g[k] * g[k];
+        const float m = first[k] + a.rest1 * (g[k] - first[k]);
+        const float v = a.beta2 * second[k] + a.rest2 * g[k] * g[k];
         first[k] = m;
         second[k] = v;
         weight[k] -= a.rate * m / (std::sqrt(v) * over + a.epsilon);
@@ -88,7 +89,7 @@ inline void ask_for(const float* weight, const float* first, const float* second
 }
 
 Adam of_step(double beta1, double beta2, double rate, double epsilon, double step) {
-    return {float(beta1), float(beta2), float(rate / (1 - std::pow(beta1, step))), float(epsilon),
+    return {float(1 - beta1), float(beta2), float(1 - beta2), float(rate / (1 - std::pow(beta1, step))), float(epsilon),
             float(std::sqrt(1 - std::pow(beta2, step)))};
 }
 

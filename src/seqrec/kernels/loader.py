@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 16
+VERSION = 17
 #: The processors that it is compiled for, and which of these each of torch's names for a processor can run.
 RUNS = {"AVX512": ("avx512", "avx2", "plain"), "AVX2": ("avx2", "plain")}
 

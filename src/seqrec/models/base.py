@@ -3,7 +3,6 @@
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from seqrec import kernels
@@ -78,7 +77,8 @@ class Model(nn.Module):
         vectors = self.vectors_of(items)
         if kernels.usable(hidden, vectors) and len(hidden) == len(vectors):
             return kernels.score(hidden, vectors)
-        return torch.einsum("rd,rcd->rc", hidden, vectors)
+        # Not a product of matrices, in which the same candidate may have other last bits in another place.
+        return (hidden[:, None] * vectors).sum(dim=2)
 
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
         """What training sees instead of a batch (on the CPU), such as one with items masked."""
