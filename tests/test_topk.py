@@ -175,7 +175,7 @@ def test_nearest_in_blocks(model, monkeypatch):
     items = np.array([3, 1, 17, 3])
     whole = nearest(model, items, 4)
     assert whole[0].shape == whole[1].shape == (4, 4)
-    monkeypatch.setattr("seqrec.topk._CELLS", 1)
+    monkeypatch.setattr("seqrec.topk.CELLS", 1)
     found = nearest(model, items, 4)
     assert np.array_equal(found[0], whole[0])
     np.testing.assert_allclose(found[1], whole[1], rtol=1e-6)

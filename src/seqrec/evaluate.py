@@ -130,8 +130,7 @@ def evaluate(
     cutoffs = sorted(set(k))
     if not cutoffs or cutoffs[0] < 1:
         raise InputError(f"the lengths of the lists are {tuple(k)}; give 1 or more for each")
-    _check(targets, protocol, negatives, seed)
-    negatives = min(negatives, model.num_items)  # more than the catalogue has change nothing
+    negatives = _checked(targets, protocol, negatives, seed)
     others = dict(baselines or {})
     full = protocol == "full"
     rankings = _rank(
@@ -189,8 +188,8 @@ def ranks(
     The arguments are those of :func:`evaluate`. Rows of two models with the same arguments belong
     together, for a paired test.
     """
-    _check(targets, protocol, negatives, seed)
-    drawn = min(negatives, model.num_items) if protocol == "sampled" else None
+    negatives = _checked(targets, protocol, negatives, seed)
+    drawn = negatives if protocol == "sampled" else None
     (ranking,) = _rank([model], targets, negatives=drawn, seed=seed, keep_seen=keep_seen, top=0, batch_size=batch_size)
     return ranking.greater, ranking.ties
 
@@ -247,7 +246,8 @@ def _fewest(targets: Targets, negatives: int) -> int:
     return int(min(negatives, data.num_items - met[targets.histories.users].max()))
 
 
-def _check(targets: Targets, protocol: str, negatives: int, seed: int) -> None:
+def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
+    """How many negatives there can be at most, of arguments that are right."""
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
     if protocol not in ("full", "sampled"):
@@ -259,6 +259,7 @@ def _check(targets: Targets, protocol: str, negatives: int, seed: int) -> None:
             raise InputError(f"negatives is {negatives}; give 1 or more")
         if (targets.histories.users < 0).any():
             raise ValueError("the sampled protocol needs users of the dataset, to know what they never met")
+    return min(negatives, targets.histories.dataset.num_items)  # more than the catalogue has change nothing
 
 
 def _rank(

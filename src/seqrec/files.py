@@ -1,6 +1,7 @@
 """Writing files so that a crash or a full disk leaves the old content, never half of the new."""
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -113,16 +114,15 @@ def kept_aside(path: str | Path) -> Iterator[None]:
     if not path.exists():
         yield
         return
-    old = None
     try:
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        path.replace(old)
-    except BaseException as error:
-        if old is not None:
+        try:
+            path.replace(old)
+        except BaseException:
             old.rmdir()
-        if isinstance(error, OSError):
-            raise explain_os_error(error, path) from error
-        raise
+            raise
+    except OSError as error:
+        raise explain_os_error(error, path) from error
     try:
         yield
     finally:
@@ -130,6 +130,26 @@ def kept_aside(path: str | Path) -> Iterator[None]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.replace(path)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file of this name was being written when a process was killed: by us, or by safetensors beside it."""
+    return re.fullmatch(r"\..*\.partial|\.tmp\w{6}", name) is not None
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove files that a killed process left half written in a folder."""
+    for path in folder.rglob(".*"):
+        if is_left_over(path.name):
+            path.unlink(missing_ok=True)
+
+
+def remove_beside(folder: Path) -> None:
+    """Remove what a killed process left of a folder's replacement: what it was to replace, or half of the new."""
+    folder = folder.resolve()
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.????????.*"):
+        if path.suffix in (".old", ".partial") and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_frames(frames: Iterable[pl.DataFrame], path: str | Path, kind: str | None = None) -> None:

@@ -7,10 +7,8 @@ the weights: all that a later process needs to go on). Each file is replaced who
 """
 
 import csv
-import glob
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -27,7 +25,7 @@ from torch import Tensor
 from seqrec.data.prepare import Dataset, PrepareConfig
 from seqrec.data.split import Split, split_by_time, split_last_two
 from seqrec.errors import InputError, one_line
-from seqrec.files import replacing, replacing_folder
+from seqrec.files import is_left_over, remove_beside, remove_left_over, replacing, replacing_folder
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 
@@ -249,7 +247,7 @@ class Run:
     def load_weights(self, model: Model) -> None:
         """Put the weights into a model of the run's sizes, on the CPU."""
         path = self.folder / WEIGHTS
-        tensors = _load_tensors(path)
+        tensors, _ = _load_tensors(path)
         expected = model.state_dict()
         for name in sorted(set(expected) | set(tensors)):
             if name not in tensors:
@@ -269,14 +267,9 @@ class Run:
 
     def sweep(self) -> None:
         """Remove what a killed process left half written, and the run that it was replacing with this one."""
-        for path in self.folder.rglob(".*"):
-            if _is_left_over(path.name):
-                path.unlink(missing_ok=True)
-        folder = self.folder.resolve()
-        beside = folder.parent.glob(f".{glob.escape(folder.name)}.????????.*") if self.begun else ()
-        for path in beside:
-            if path.suffix in (".old", ".partial") and path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+        remove_left_over(self.folder)
+        if self.begun:
+            remove_beside(self.folder)
 
     def check_resumable(self) -> None:
         """Refuse a run that ended or was saved without the state that training would go on from.
@@ -299,9 +292,7 @@ class Run:
         path = self.folder / STATE
         if not path.is_file():
             return None
-        tensors = _load_tensors(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        tensors, metadata = _load_tensors(path)
         try:
             return tensors, json.loads(metadata["facts"])
         except (KeyError, json.JSONDecodeError) as error:
@@ -367,7 +358,7 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: holds something that is not a run; choose another folder")
     # A damaged run may be overwritten, so its content is not read: only what else would be lost counts.
-    foreign = sorted(e.name for e in folder.iterdir() if e.name not in _OWN and not _is_left_over(e.name))
+    foreign = sorted(e.name for e in folder.iterdir() if e.name not in _OWN and not is_left_over(e.name))
     if overwrite and foreign:
         raise InputError(f"{folder}: holds other files too ({foreign[0]}), which would be lost; choose another folder")
     if not overwrite:
@@ -418,16 +409,11 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
         raise OSError(None, str(error)) from error
 
 
-def _is_left_over(name: str) -> bool:
-    """Whether this is the name of a file that was being written: ours, or safetensors' own beside it."""
-    return name.startswith(".") and (name.endswith(".partial") or name.startswith(".tmp"))
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, which are mapped: they take no memory that the system could not take back."""
+def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file. The tensors are mapped: they take no memory that the system can't take back."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
 

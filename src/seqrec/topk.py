@@ -20,7 +20,6 @@ from seqrec.models.base import Model
 
 CELLS = 2**24  # scores held at once: 64 MiB
 USERS_AT_ONCE = 8192  # histories encoded before their items are scored
-_CELLS = 2**24  # scores held at once
 _ATTENTION_CELLS = 2**24  # users times squared length in a batch, which is what attention holds
 
 
@@ -127,7 +126,7 @@ def nearest(model: Model, items: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
     with torch.inference_mode():
         vectors = model.item_vectors().float()
         vectors = F.normalize(vectors[:, :-1] if model.BIAS_COLUMN else vectors, dim=1)
-        for rows in torch.from_numpy(items).split(max(_CELLS // len(vectors), 1)):
+        for rows in torch.from_numpy(items).split(max(CELLS // len(vectors), 1)):
             cosines = vectors[rows] @ vectors.T
             cosines[:, 0] = -torch.inf
             cosines[torch.arange(len(rows)), rows] = -torch.inf

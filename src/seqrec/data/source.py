@@ -97,21 +97,22 @@ def read_checked(source: Source) -> Iterator[bytes]:
 def read_sample(source: Source) -> list[str]:
     """The first lines that are not blank."""
     pieces: list[bytes] = []
-    size = ends = 0
+    size = ends = first = 0
     for piece in read_pieces(source, SAMPLE_BYTES):
-        if not pieces and not piece.strip():
-            continue
-        piece = piece if pieces else piece.lstrip(b"\r\n")
+        if not pieces:
+            if not piece.strip():
+                continue
+            piece = piece.lstrip(b"\r\n")
+            first = len(piece) if b"\n" in piece.strip() else 0  # lines as short as this can be are enough
         pieces.append(piece)
         size += len(piece)
         ends += piece.count(b"\n")  # of what came, not of all: a line may be as long as the file
-        if size > SAMPLE_BYTES and (ends > LONG_LINES or b"\n" in pieces[0].strip()):
+        if size > SAMPLE_BYTES and (first or ends > LONG_LINES):
             break
     if not pieces:
         raise InputError(f"{source.path}: is empty; give a log with interactions")
     head = b"".join(pieces)
-    first = len(pieces[0]) if b"\n" in pieces[0].strip() else len(head)
-    cut = head.rfind(b"\n", 0, first) + 1 if size > SAMPLE_BYTES else 0  # the last line may go on
+    cut = head.rfind(b"\n", 0, first or size) + 1 if size > SAMPLE_BYTES else 0  # the last line may go on
     found = head[: cut or None].decode(errors="replace").splitlines()
     return [line for line in found if line.strip()][:SAMPLE_ROWS]
 
