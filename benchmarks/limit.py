@@ -13,9 +13,14 @@ from statistics import median
 
 import torch
 
-from seqrec import SASRecConfig, prepare, read_log, split_last_two
-from seqrec.bench import matmul_rate, time_steps
-from seqrec.objective import Objective
+from seqrec import (
+    SASRecConfig,
+    prepare,
+    read_log,
+    split_last_two,
+)
+from seqrec.tools.bench import matmul_rate, time_steps
+from seqrec.training.objective import Objective
 
 
 def main() -> None:

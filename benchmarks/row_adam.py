@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqrec import SASRec, SASRecConfig, metrics, prepare, read_log, split_last_two
+from seqrec import (
+    SASRec,
+    SASRecConfig,
+    prepare,
+    read_log,
+    split_last_two,
+)
 from seqrec.data.batches import training_batches
 from seqrec.data.negatives import UniformSampler
-from seqrec.evaluate import ranks
-from seqrec.losses import sampled_softmax
 from seqrec.models.blocks import dropouts_of, seed_dropout
-from seqrec.optim import RowAdam
+from seqrec.ranking import metrics
+from seqrec.ranking.protocols import ranks
+from seqrec.training.losses import sampled_softmax
+from seqrec.training.optim import RowAdam
 
 
 class Torch:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seqrec import metrics
+from seqrec.ranking import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = "sasrec,ssept,gru4rec,caser,slirec,bert4rec,tisasrec"
@@ -29,7 +29,7 @@ CHILD = """
 import json, sys
 import numpy as np
 from seqrec import Recommender, metrics, prepare, read_log, split_last_two
-from seqrec.evaluate import ranks
+from seqrec.ranking.protocols import ranks
 log, model, options, out = sys.argv[1:]
 dataset = prepare(read_log(log))
 recommender = Recommender(model, **json.loads(options)).fit(dataset)
@@ -77,7 +77,7 @@ def main() -> None:
             losses.append([loss for _, loss, _ in found])
             seconds.append([time for _, _, time in found])
         old, new = np.mean(rows, axis=0)
-        low, high = metrics.bootstrap_intervals((new - old)[:, None], seed=0)[0]
+        low, high = statistics.bootstrap_intervals((new - old)[:, None], seed=0)[0]
         print(
             f"{model:9} NDCG@10 {old.mean():.4f} before, {new.mean():.4f} now: {(new - old).mean():+.4f} "
             f"({low:+.4f} to {high:+.4f}); loss {np.mean(losses, axis=0).round(4).tolist()}, "

@@ -16,8 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from seqrec import Dataset, Recommender, metrics, prepare, read_log, split_last_two
-from seqrec.evaluate import ranks
+from seqrec import (
+    Dataset,
+    Recommender,
+    prepare,
+    read_log,
+    split_last_two,
+)
+from seqrec.ranking import metrics, statistics
+from seqrec.ranking.protocols import ranks
 
 
 def with_shuffled_times(dataset: Dataset, what: str, seed: int) -> Dataset:
@@ -57,8 +64,8 @@ def main() -> None:
             print(f"seed {seed} {kind:8} NDCG@10 {values.mean():.4f}  ({recommender.summary})", flush=True)
         rows.append(pair[0] - pair[1])
     gain = np.mean(rows, axis=0)
-    low, high = metrics.bootstrap_intervals(gain[:, None], seed=0)[0]
-    p = metrics.paired_t_test(gain[:, None])[0]
+    low, high = statistics.bootstrap_intervals(gain[:, None], seed=0)[0]
+    p = statistics.paired_t_test(gain[:, None])[0]
     print(
         f"{options.model} {' '.join(options.set)}: real minus shuffled {options.what} {gain.mean():+.4f} "
         f"({low:+.4f} to {high:+.4f}), p {p:.2g} over {len(gain)} users, {options.seeds} seeds; by seed "

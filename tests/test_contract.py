@@ -9,12 +9,13 @@ import safetensors.torch
 import torch
 
 from seqrec.data.batches import Batch, histories_of, pack
-from seqrec.data.prepare import Dataset, prepare
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
-from seqrec.topk import best
+from seqrec.ranking.topk import best
 
 # Of a model's configuration, what makes it small enough to test; a model takes what it has.
 SMALL = {"embedding_dim": 8, "max_length": 6, "num_blocks": 2, "num_heads": 2, "dropout": 0.3}

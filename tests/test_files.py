@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqrec import InputError
-from seqrec.files import KINDS, replacing, write_frames
+from seqrec.data.formats.write import KINDS, write_frames
+from seqrec.files import replacing
 
 READERS = {"parquet": pl.read_parquet, "csv": pl.read_csv, "jsonl": pl.read_ndjson}
 

@@ -11,10 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec import MODELS, InputError, Recommender, SASRec, UnknownIdWarning, prepare
+from seqrec import (
+    MODELS,
+    InputError,
+    Recommender,
+    SASRec,
+    UnknownIdWarning,
+    prepare,
+)
 from seqrec.data.batches import pack
 from seqrec.data.split import all_histories
-from seqrec.topk import best
+from seqrec.ranking.topk import best
 
 OPTIONS: dict[str, Any] = {"embedding_dim": 8, "num_blocks": 1, "max_length": 5, "epochs": 3, "batch_size": 8,
                            "learning_rate": 0.01, "feedforward_dims": (6,)}  # fmt: skip
@@ -305,7 +312,7 @@ def at_once(recommender: Recommender, k: int) -> pl.DataFrame:
 @pytest.mark.parametrize("model", MODELS)
 def test_blocks_change_nothing(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recommender = Recommender(model, **{} if MODELS[model].COUNTED else {"epochs": 1}).fit(log())
-    monkeypatch.setattr("seqrec.topk.USERS_AT_ONCE", 4)  # 30 people are then blocks of whole groups and a rest
+    monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 4)  # 30 people: whole groups and a rest
     wanted = at_once(recommender, 5)
     assert recommender.recommend(k=5).equals(wanted)
     frames = list(recommender.recommend_batches(k=5, batch_size=8))
@@ -354,7 +361,7 @@ def test_a_block_is_made_when_it_is_asked_for(fitted: Recommender, monkeypatch: 
         sizes.append(len(people))
         return best(model, people, *more, **options)
 
-    monkeypatch.setattr("seqrec.topk.best", counts)
+    monkeypatch.setattr("seqrec.ranking.topk.best", counts)
     frames = fitted.recommend_batches(k=2, batch_size=12, progress=True)
     assert sizes == []
     assert next(frames).height == 24
@@ -375,7 +382,7 @@ def test_a_failure_midway_leaves_no_file(
             raise InputError("the model gives scores that are not numbers")
         return best(model, people, *more, **options)
 
-    monkeypatch.setattr("seqrec.topk.best", fails)
+    monkeypatch.setattr("seqrec.ranking.topk.best", fails)
     for name in ("out.parquet", "out.csv", "out.jsonl"):
         with pytest.raises(InputError, match="not numbers"):
             fitted.recommend_to(tmp_path / name, batch_size=10, progress=True)

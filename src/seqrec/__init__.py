@@ -1,17 +1,20 @@
 """Next-item recommendations from an interaction log: SASRec, trained fast, evaluated honestly, ready to use."""
 
+from seqrec.data.dataset import Dataset, Statistics
 from seqrec.data.fetch import fetch
-from seqrec.data.prepare import Dataset, PrepareConfig, Statistics, prepare
-from seqrec.data.read import read_log
-from seqrec.data.split import Split, split_by_time, split_last_two
+from seqrec.data.formats.read import read_log
+from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.split import Split, SplitConfig, split_by_time, split_last_two
 from seqrec.data.synthetic import SyntheticLog, synthetic_log
 from seqrec.errors import InputError
-from seqrec.evaluate import Evaluation, evaluate
 from seqrec.models import MODELS
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.recommender import Recommender, UnknownIdWarning
-from seqrec.run import Run, SplitConfig
-from seqrec.train import TrainConfig, train
+from seqrec.predictor import UnknownIdWarning
+from seqrec.ranking.protocols import Evaluation, evaluate
+from seqrec.recommender import Recommender
+from seqrec.run import Run
+from seqrec.training.config import TrainConfig
+from seqrec.training.loop import train
 
 __version__ = "0.1.0"
 

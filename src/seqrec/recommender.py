@@ -1,16 +1,11 @@
 """The public face: fit, recommend, evaluate, save, load."""
 
 import shutil
-import sys
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, fields
-from itertools import pairwise, takewhile
-from os import PathLike
 from pathlib import Path
-from traceback import walk_stack
 from typing import Any, Literal
 
 import numpy as np
@@ -19,25 +14,37 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from seqrec.data.batches import histories_of
-from seqrec.data.prepare import Dataset, PrepareConfig, prepare
-from seqrec.data.read import read_log
-from seqrec.data.split import Histories, Split, all_histories
+from seqrec.data.dataset import Dataset
+from seqrec.data.formats.read import read_log
+from seqrec.data.formats.write import write_frames
+from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.split import Histories, Split, SplitConfig
+from seqrec.device import threads
 from seqrec.errors import InputError, one_line
-from seqrec.evaluate import Evaluation, evaluate
-from seqrec.files import kept_aside, write_frames
-from seqrec.models import MODELS
+from seqrec.files import kept_aside
+from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.run import CONFIG, Run, RunConfig, SplitConfig, build_model, check_free, fingerprint
-from seqrec.threads import threads
-from seqrec.topk import USERS_AT_ONCE, check_k, most_popular, nearest, ranked
-from seqrec.train import RESUMABLE, TrainConfig, check_trainable, train
+from seqrec.predictor import given_people, ids_of, known_items, known_people, some_of, table_of, warn
+from seqrec.ranking.protocols import Evaluation, evaluate
+from seqrec.ranking.scoring import USERS_AT_ONCE
+from seqrec.ranking.topk import (
+    check_k,
+    most_popular,
+    nearest,
+    ranked,
+)
+from seqrec.run import (
+    CONFIG,
+    Run,
+    RunConfig,
+    check_free,
+    check_same,
+    fingerprint,
+)
+from seqrec.training.config import RESUMABLE, TrainConfig
+from seqrec.training.loop import check_trainable, train
 
 BLOCK = 2 * USERS_AT_ONCE  # people a frame: whole groups of those scored together, or the last bits would differ
-
-
-class UnknownIdWarning(UserWarning):
-    """A user or an item that the run does not know was asked for."""
 
 
 class Recommender:
@@ -145,7 +152,7 @@ class Recommender:
             if out is not None:
                 if resume:
                     run = Run(out)
-                    _check_same(run, config)
+                    check_same(run, config, RESUMABLE)
                     run.check_resumable()
                     run.sweep()
                 else:
@@ -249,11 +256,13 @@ class Recommender:
         check_k(k, dataset.num_items)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give 1 or more")
-        allowed = None if allow is None else self._items(allow, "allow", strict)
-        denied = None if deny is None else self._items(deny, "deny", strict)
+        allowed = None if allow is None else known_items(dataset, allow, "allow", strict)
+        denied = None if deny is None else known_items(dataset, deny, "deny", strict)
         if users is not None and histories is not None:
             raise InputError("users and histories exclude each other; ask for one at a time")
-        people, asked = self._known(users, strict) if histories is None else self._strangers(histories, strict)
+        people, asked = (
+            known_people(dataset, users, strict) if histories is None else given_people(dataset, histories, strict)
+        )
         filters = {"keep_seen": keep_seen, "allow": allowed, "deny": denied}
         return self._frames(people, asked, k, filters, batch_size, progress)
 
@@ -269,12 +278,12 @@ class Recommender:
         for start in track(starts, "recommending", console=bar, transient=True, disable=not show):
             block = slice(start, start + size)
             with threads():
-                frame = _frame(dataset, asked[block], ranked(model, people.take(block), k, popular, **filters))
+                frame = table_of(dataset, asked[block], ranked(model, people.take(block), k, popular, **filters))
             served += int((frame["rank"] == 1).sum())
             yield frame
             del frame  # or it would stay while the next is made
         if left := len(people) - served:
-            _warn(f"nothing is left to recommend to {left:,} of {len(people):,}; keep_seen (--keep-seen) leaves more")
+            warn(f"nothing is left to recommend to {left:,} of {len(people):,}; keep_seen (--keep-seen) leaves more")
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
         """The ``k`` items nearest to each given one, by the cosine of their embeddings.
@@ -289,12 +298,12 @@ class Recommender:
         check_k(k, dataset.num_items - 1)
         if model.COUNTED or not model.FACTORED:
             raise InputError(f"{self.model_name} has no item embeddings to compare; fit another model, such as sasrec")
-        asked = _series(items)
-        indices = self._items(asked, "similar", strict=True) if strict else dataset.item_indices(asked)
+        asked = ids_of(items)
+        indices = known_items(dataset, asked, "similar", strict=True) if strict else dataset.item_indices(asked)
         if not (indices > 0).any():
-            raise InputError(f"none of the items is in the catalogue: {_some(asked)}; check the ids")
+            raise InputError(f"none of the items is in the catalogue: {some_of(asked)}; check the ids")
         if (indices == 0).any():
-            _warn(f"unknown items left out: {_some(asked.filter(pl.Series(indices == 0)))}")
+            warn(f"unknown items left out: {some_of(asked.filter(pl.Series(indices == 0)))}")
         indices = indices[indices > 0]
         found, cosines = nearest(model, indices, k)
         return pl.DataFrame(
@@ -317,7 +326,7 @@ class Recommender:
         seed: int = 0,
         baselines: bool = True,
     ) -> Evaluation:
-        """Rank the held-out item of each user; see :func:`seqrec.evaluate.evaluate`."""
+        """Rank the held-out item of each user; see :func:`seqrec.evaluate`."""
         model, dataset = self._ready()
         assert self._split is not None
         others: dict[str, Model] = {}
@@ -385,116 +394,3 @@ class Recommender:
         if self._model is None or self._dataset is None:
             raise InputError("this recommender was not trained; call fit or load first")
         return self._model, self._dataset
-
-    def _known(self, users: Iterable[Any] | pl.Series | None, strict: bool) -> tuple[Histories, pl.Series]:
-        """Histories of users of the log, empty for unknown ones, and their ids."""
-        _, dataset = self._ready()
-        if users is None:
-            return all_histories(dataset), dataset.user_ids
-        asked = _series(users)
-        asked = asked.cast(dataset.user_ids.dtype) if asked.dtype == pl.Null else asked
-        indices = dataset.user_indices(asked)
-        unknown = indices < 0
-        if unknown.any():
-            some = _some(asked.filter(pl.Series(unknown)))
-            if strict:
-                raise InputError(f"unknown users: {some}; check the ids, or give their histories")
-            _warn(f"unknown users get the most popular items: {some}")
-        inside = np.where(unknown, 0, indices)
-        starts = np.where(unknown, 0, dataset.offsets[inside])
-        ends = np.where(unknown, 0, dataset.offsets[inside + 1])
-        return Histories(dataset, indices, starts, ends), asked
-
-    def _strangers(self, histories: Any, strict: bool) -> tuple[Histories, pl.Series]:
-        """Histories given as item ids, and the names of the people."""
-        _, dataset = self._ready()
-        if isinstance(histories, Mapping):
-            names, lists = _series(histories.keys()), list(histories.values())
-            names = names.cast(dataset.user_ids.dtype) if len(names) == 0 else names
-        elif isinstance(histories, str | PathLike) or hasattr(type(histories), "columns"):
-            given = prepare(read_log(histories))
-            bounds = np.asarray(given.offsets)
-            ids = given.item_ids.gather(np.asarray(given.items) - 1)
-            names, lists = given.user_ids, [ids[int(a) : int(b)] for a, b in pairwise(bounds)]
-        elif isinstance(histories, Iterable):
-            lists = list(histories)
-            names = pl.Series(range(len(lists)), dtype=pl.Int64)
-        else:
-            raise InputError(f"histories are lists of item ids, not {histories!r}; give [[...], [...]]")
-        for items in lists:
-            if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-                raise InputError(f"a history is a list of item ids, not {items!r}; give [[...], [...]]")
-        parts_of = [_series(items) for items in lists]
-        filled = [part for part in parts_of if len(part)]
-        if len({part.dtype for part in filled}) > 1:  # such as the ids of one as numbers, of another as texts
-            indices = np.concatenate([dataset.item_indices(part) for part in filled])
-            flat = pl.concat([part.cast(pl.String) for part in filled])
-        else:
-            flat = pl.concat(filled) if filled else dataset.item_ids.clear()
-            indices = dataset.item_indices(flat)
-        if (indices == 0).any():
-            some = _some(flat.filter(pl.Series(indices == 0)).unique(maintain_order=True))
-            if strict:
-                raise InputError(f"unknown items in a history: {some}; check the ids")
-            _warn(f"unknown items are left out of the histories: {some}")
-        cuts = np.cumsum([len(part) for part in parts_of])[:-1]
-        parts = [part[part > 0] for part in np.split(indices, cuts)] if lists else []
-        if any(len(part) == 0 for part in parts):
-            if strict:
-                raise InputError("a history is empty; give at least one item")
-            _warn("somebody with an empty history gets the most popular items")
-        return histories_of(dataset, parts), names.alias("user_id")
-
-    def _items(self, ids: Iterable[Any], what: str, strict: bool) -> np.ndarray:
-        """Indices of known items; unknown ones are a warning, or an error with ``strict``."""
-        asked = _series(ids)
-        indices = self._ready()[1].item_indices(asked)
-        if (indices == 0).any():
-            some = _some(asked.filter(pl.Series(indices == 0)))
-            if strict:
-                raise InputError(f"unknown items ({what}): {some}; check the ids")
-            _warn(f"unknown items ({what}) are left out: {some}")
-        return indices[indices > 0]
-
-
-def _frame(dataset: Dataset, asked: pl.Series, found: tuple[np.ndarray, ...]) -> pl.DataFrame:
-    rows, items, scores, ranks = found
-    ids = {"user_id": asked.gather(rows), "item_id": dataset.item_ids.gather(items - 1)}
-    return pl.DataFrame({**ids, "score": scores, "rank": ranks})
-
-
-def _check_same(run: Run, config: RunConfig) -> None:
-    """Refuse to resume with another log or other options than the run began with."""
-    old, new = asdict(run.config), asdict(config)
-    if old["fingerprint"] != new["fingerprint"]:
-        raise InputError(f"{run.folder}: the run was begun on another log; give that log, or --overwrite")
-    for part in ("model", "model_config", "prepare", "split", "training"):
-        before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
-        for name in before:
-            plain = [list(v) if isinstance(v, tuple) else v for v in (before[name], now.get(name))]
-            if plain[0] != plain[1] and name not in RESUMABLE:
-                raise InputError(
-                    f"{run.folder}: the run was begun with {name} = {before[name]}, not {now.get(name)}; "
-                    "resume with the same options, or --overwrite"
-                )
-
-
-def _series(ids: Iterable[Any] | pl.Series) -> pl.Series:
-    if isinstance(ids, pl.Series):
-        return ids.alias("user_id")
-    values = [ids] if isinstance(ids, str | int | np.integer) else list(ids)
-    if any(isinstance(value, str) for value in values):
-        values = [str(value) for value in values]
-    return pl.Series("user_id", values, strict=False)
-
-
-def _some(ids: pl.Series, most: int = 5) -> str:
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(str(value) for value in ids.head(most)) + more
-
-
-def _warn(message: str) -> None:
-    """Warn of the line that called the package, however deep in it this is."""
-    package = str(Path(__file__).parent)
-    inside = takewhile(lambda step: step[0].f_code.co_filename.startswith(package), walk_stack(sys._getframe()))
-    warnings.warn(message, UnknownIdWarning, stacklevel=1 + sum(1 for _ in inside))

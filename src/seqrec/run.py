@@ -10,27 +10,32 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seqrec.data.prepare import Dataset, PrepareConfig
-from seqrec.data.split import Split, split_by_time, split_last_two
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import PrepareConfig
+from seqrec.data.split import Split, SplitConfig
 from seqrec.errors import InputError, one_line
-from seqrec.files import is_left_over, remove_beside, remove_left_over, replacing, replacing_folder
-from seqrec.models import MODELS
+from seqrec.files import (
+    is_left_over,
+    remove_beside,
+    remove_left_over,
+    replacing,
+    replacing_folder,
+)
+from seqrec.models import build_model
 from seqrec.models.base import Model
 
 FORMAT_VERSION = 1
-
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 ITEMS = "items.parquet"
@@ -39,32 +44,6 @@ METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
 _OWN = {CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS, "state", "training.png", "recommendations.png"}
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """What trains, validates and tests.
-
-    Args:
-        split: ``last-two`` (the last item of a user tests, the one before validates; users of fewer
-            than 3 only train) or ``time`` (the same two moments for everybody).
-        valid_from: first moment of validation (unix seconds), for ``time``; 80 % of the log without it.
-        test_from: first moment of the test (unix seconds), for ``time``; 90 % of the log without it.
-    """
-
-    split: Literal["last-two", "time"] = "last-two"
-    valid_from: int | None = None
-    test_from: int | None = None
-
-    def apply(self, dataset: Dataset) -> Split:
-        """Split a dataset."""
-        if self.split == "time":
-            return split_by_time(dataset, self.valid_from, self.test_from)
-        if self.split != "last-two":
-            raise InputError(f"unknown split {self.split!r}; give last-two or time")
-        if self.valid_from is not None or self.test_from is not None:
-            raise InputError("valid_from and test_from belong to the split by time; give --split time too")
-        return split_last_two(dataset)
 
 
 @dataclass(frozen=True)
@@ -84,19 +63,6 @@ class RunConfig:
     def build(self) -> Model:
         """A model of these sizes with fresh weights."""
         return build_model(self.model, self.model_config, self.num_items, self.num_users)
-
-
-def build_model(name: str, config: Mapping[str, Any], num_items: int, num_users: int) -> Model:
-    """A model by name, with the fields of its ``Config`` from a mapping; unknown ones are an error."""
-    if name not in MODELS:
-        raise InputError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
-    kind = MODELS[name]
-    known = {f.name for f in fields(kind.Config)}
-    unknown = sorted(set(config) - known)
-    if unknown:
-        raise InputError(f"{name} has no {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    return kind(kind.Config(**values), num_items, num_users)
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -365,6 +331,22 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
         raise InputError(f"{folder}: already holds a run; go on with --resume, replace it with --overwrite")
 
 
+def check_same(run: Run, config: RunConfig, but: Sequence[str]) -> None:
+    """Refuse to resume with another log or other options than the run began with, but for those of some names."""
+    old, new = asdict(run.config), asdict(config)
+    if old["fingerprint"] != new["fingerprint"]:
+        raise InputError(f"{run.folder}: the run was begun on another log; give that log, or --overwrite")
+    for part in ("model", "model_config", "prepare", "split", "training"):
+        before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
+        for name in before:
+            plain = [list(v) if isinstance(v, tuple) else v for v in (before[name], now.get(name))]
+            if plain[0] != plain[1] and name not in but:
+                raise InputError(
+                    f"{run.folder}: the run was begun with {name} = {before[name]}, not {now.get(name)}; "
+                    "resume with the same options, or --overwrite"
+                )
+
+
 def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:
     """One list a user, without a Python loop."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -416,17 +398,3 @@ def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else MPS, else the CPU."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()  # which a device without numbers has none of
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not to be had here ({one_line(error)}); give auto or cpu") from error
-    return device

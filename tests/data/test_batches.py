@@ -5,8 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.data.batches import Batch, histories_of, pack, trainable, training_batches
-from seqrec.data.prepare import Dataset, prepare
+from seqrec.data.batches import (
+    Batch,
+    histories_of,
+    pack,
+    trainable,
+    training_batches,
+)
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=12)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.data.prepare import Dataset, PrepareConfig, prepare, tied_share
+from seqrec.data.dataset import Dataset, tied_share
+from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.errors import InputError
 
 # Rows of a log: few users, items and moments, so that ties, repetitions and small counts abound.

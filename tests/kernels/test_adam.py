@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.kernels import loader
-from seqrec.optim import RowAdam
+from seqrec.training.optim import RowAdam
 
 
 def test_rows_that_the_table_does_not_have_are_torchs_to_refuse():

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from seqrec.data.batches import histories_of, pack
-from seqrec.data.prepare import Dataset, prepare
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import prepare
 from seqrec.data.split import Split, all_histories, split_last_two
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.markov import Markov, MarkovConfig
 from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.models.recent_popularity import RecentPopularity, RecentPopularityConfig
-from seqrec.topk import best
+from seqrec.ranking.topk import best
 
 DAY = 86_400
 BASELINES = [Popularity, RecentPopularity, Markov]

@@ -8,13 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec import Recommender, TrainConfig, evaluate, prepare, split_last_two, train
+from seqrec import (
+    Recommender,
+    TrainConfig,
+    prepare,
+    split_last_two,
+)
 from seqrec.data.batches import Batch, histories_of, pack
-from seqrec.data.prepare import Dataset
+from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec, BERT4RecConfig
 from seqrec.models.popularity import Popularity, PopularityConfig
+from seqrec.ranking import protocols as evaluate
+from seqrec.training import loop as train
 
 NUM_ITEMS = 30
 

@@ -6,12 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec import Recommender, TrainConfig, evaluate, prepare, split_last_two, train
+from seqrec import (
+    Recommender,
+    TrainConfig,
+    prepare,
+    split_last_two,
+)
 from seqrec.data.batches import Batch, histories_of, pack
-from seqrec.data.prepare import Dataset
+from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError
 from seqrec.models.caser import Caser, CaserConfig
 from seqrec.models.popularity import Popularity, PopularityConfig
+from seqrec.ranking import protocols as evaluate
+from seqrec.training import loop as train
 
 NUM_ITEMS = 30
 NUM_USERS = 7

@@ -8,16 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec import Recommender, TrainConfig, prepare, split_last_two, train
+from seqrec import (
+    Recommender,
+    TrainConfig,
+    prepare,
+    split_last_two,
+)
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.split import Split
 from seqrec.errors import InputError
-from seqrec.evaluate import ranks
-from seqrec.metrics import hit_rate
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.models.gru4rec import GRU, GRU4Rec, GRU4RecConfig, Steps
-from seqrec.objective import mark_tables
+from seqrec.models.gru4rec import (
+    GRU,
+    GRU4Rec,
+    GRU4RecConfig,
+    Steps,
+)
+from seqrec.ranking.metrics import hit_rate
+from seqrec.ranking.protocols import ranks
+from seqrec.training import loop as train
+from seqrec.training.objective import mark_tables
 
 NUM_ITEMS = 30
 

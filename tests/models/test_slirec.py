@@ -9,15 +9,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from seqrec import Recommender, TrainConfig, evaluate, prepare, split_last_two, train
+from seqrec import (
+    Recommender,
+    TrainConfig,
+    prepare,
+    split_last_two,
+)
 from seqrec.data.batches import Batch, histories_of, pack
-from seqrec.data.prepare import Dataset
+from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError
 from seqrec.models import slirec
 from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.slirec import SLiRec, SLiRecConfig, log_interval
+from seqrec.ranking import protocols as evaluate
+from seqrec.training import loop as train
 
 NUM_ITEMS = 30
 History = tuple[list[int], list[int]]  # items and times

@@ -8,15 +8,22 @@ from torch import Tensor
 
 from seqrec import Recommender
 from seqrec.data.batches import Batch, pack, training_batches
-from seqrec.data.prepare import Dataset, prepare
-from seqrec.data.split import Histories, Split, all_histories, split_last_two
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import prepare
+from seqrec.data.split import (
+    Histories,
+    Split,
+    all_histories,
+    split_last_two,
+)
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.ssept import SSEPT, SSEPTConfig
-from seqrec.topk import best
-from seqrec.train import TrainConfig, train
+from seqrec.ranking.topk import best
+from seqrec.training.config import TrainConfig
+from seqrec.training.loop import train
 
 NUM_ITEMS = 30
 

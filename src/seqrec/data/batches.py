@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.data.prepare import Dataset
+from seqrec.data.dataset import Dataset
 from seqrec.data.split import Histories
 
 

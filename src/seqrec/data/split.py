@@ -1,10 +1,11 @@
 """What trains, what validates and what tests, as ranges over one :class:`Dataset`: nothing is copied."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from seqrec.data.prepare import Dataset, counts_of
+from seqrec.data.dataset import Dataset, counts_of
 from seqrec.errors import InputError
 
 
@@ -160,3 +161,29 @@ def _first_after(
     has_both = (cuts > starts) & (ends > cuts)
     histories = Histories(dataset, users[has_both], starts[has_both], cuts[has_both])
     return Targets(histories, dataset.items[cuts[has_both]])
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """What trains, validates and tests.
+
+    Args:
+        split: ``last-two`` (the last item of a user tests, the one before validates; users of fewer
+            than 3 only train) or ``time`` (the same two moments for everybody).
+        valid_from: first moment of validation (unix seconds), for ``time``; 80 % of the log without it.
+        test_from: first moment of the test (unix seconds), for ``time``; 90 % of the log without it.
+    """
+
+    split: Literal["last-two", "time"] = "last-two"
+    valid_from: int | None = None
+    test_from: int | None = None
+
+    def apply(self, dataset: Dataset) -> Split:
+        """Split a dataset."""
+        if self.split == "time":
+            return split_by_time(dataset, self.valid_from, self.test_from)
+        if self.split != "last-two":
+            raise InputError(f"unknown split {self.split!r}; give last-two or time")
+        if self.valid_from is not None or self.test_from is not None:
+            raise InputError("valid_from and test_from belong to the split by time; give --split time too")
+        return split_last_two(dataset)

@@ -1,4 +1,4 @@
-"""Adam's loops; see ``adam.cpp``, and :class:`seqrec.optim.RowAdam` for what they compute."""
+"""Adam's loops; see ``adam.cpp``, and :class:`seqrec.training.optim.RowAdam` for what they compute."""
 
 import ctypes
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from seqrec.kernels.loader import at, call, whole
 
 
 class Drifts(NamedTuple):
-    """What rows that steps passed over have missed, in tables of ``float64``; see :class:`seqrec.optim.RowAdam`."""
+    """What rows that steps passed over have missed, in tables of ``float64``; see :class:`seqrec.training.optim.RowAdam`."""
 
     steps: Tensor  # [S, 2], of each step: the drift from there on, and beta2 to its power
     missed: Tensor  # [M, 4], of so many missed steps: the powers of beta1 / sqrt(beta2), beta1, beta2, the middle's
@@ -21,7 +21,7 @@ def adam_catch_up(
     rows: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float, drifts: Drifts,
     weight: Tensor, first: Tensor, second: Tensor, last: Tensor,
 ) -> None:  # fmt: skip
-    """Bring rows of a table to ``step``; see :class:`seqrec.optim.RowAdam`."""
+    """Bring rows of a table to ``step``; see :class:`seqrec.training.optim.RowAdam`."""
     rows = rows.to(torch.int64).contiguous()
     moved = call(
         "adam_catch_up",

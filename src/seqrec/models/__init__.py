@@ -1,5 +1,10 @@
 """All models by name. A new model is one file beside this one and one line here."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec
 from seqrec.models.caser import Caser
@@ -24,3 +29,16 @@ MODELS: dict[str, type[Model]] = {
     "popularity": Popularity,
     "recent-popularity": RecentPopularity,
 }
+
+
+def build_model(name: str, config: Mapping[str, Any], num_items: int, num_users: int) -> Model:
+    """A model by name, with the fields of its ``Config`` from a mapping; unknown ones are an error."""
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+    kind = MODELS[name]
+    known = {f.name for f in fields(kind.Config)}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise InputError(f"{name} has no {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return kind(kind.Config(**values), num_items, num_users)

@@ -1,0 +1,326 @@
+"""The commands, one function each."""
+
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from seqrec.cli.console import like, output, write_json, write_table
+from seqrec.data.fetch import fetch
+from seqrec.data.formats.ids import lines_of
+from seqrec.data.formats.read import read_log
+from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.split import SplitConfig
+from seqrec.errors import InputError
+from seqrec.files import make_folder
+from seqrec.models import MODELS
+from seqrec.recommender import Recommender
+from seqrec.report.tables import statistics_table, table
+from seqrec.run import check_free
+from seqrec.tools.bench import (
+    BenchConfig,
+    bench,
+    tables,
+    write,
+)
+from seqrec.tools.compare import CompareConfig, compare
+from seqrec.training.config import TrainConfig
+
+
+def _no_flag(kind: Any, value: Any) -> None:
+    """A file name; cyclopts lets a lone - through only with anything else that begins so."""
+    del kind
+    if value is not None and value.startswith("-") and value != "-":
+        raise ValueError("give a file, or - for standard output")
+
+
+Json = Annotated[
+    str | None,
+    Parameter(
+        help="Also write the result as JSON to this file; - for standard output.",
+        allow_leading_hyphen=True,
+        validator=_no_flag,
+    ),
+]
+Flat = Parameter(name="*")
+Format = Literal["table", "csv", "jsonl", "parquet"] | None
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How the log is read; found by itself without these.
+
+    Args:
+        user: name of the user column.
+        item: name of the item column.
+        timestamp: name of the time column.
+        rating: name of the rating column.
+        format: format of the file, where its name and content mislead.
+    """
+
+    user: str | None = None
+    item: str | None = None
+    timestamp: str | None = None
+    rating: str | None = None
+    format: str | None = None
+
+
+def inspect(
+    log: Path,
+    *,
+    read: Annotated[ReadConfig | None, Flat] = None,
+    filters: Annotated[PrepareConfig | None, Flat] = None,
+    json: Json = None,
+) -> None:
+    """Statistics of a log, before and after the filters.
+
+    Args:
+        log: the log file, or a folder of Parquet parts.
+        read: the columns.
+        filters: what is kept.
+    """
+    frames = [read_log(log, **asdict(read or ReadConfig()))]
+    columns = frames[0].columns
+    dataset = prepare(frames.pop(), filters)  # no name keeps the frame
+    console = output(json)
+    console.print(f"{log}: columns {', '.join(columns)}", highlight=False)
+    console.print(statistics_table(dataset))
+    before = asdict(dataset.before) if dataset.before else None
+    write_json(json, {"columns": columns, "before": before, "after": asdict(dataset.statistics)})
+
+
+def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> None:
+    """Download a public data set by name, once.
+
+    Args:
+        name: ml-100k, ml-1m, amazon-beauty and so on; an unknown name lists all.
+        out: folder to put it into; the cache without it.
+    """
+    path = fetch(name, out)
+    console = output(json)
+    console.print(str(path), highlight=False, soft_wrap=True)
+    write_json(json, {"name": name, "path": str(path)})
+
+
+def fit_command(model: str) -> Any:
+    """The command ``fit`` with the flags of one model."""
+    config = MODELS[model].Config
+
+    def fit(
+        log: Path,
+        *,
+        out: Path,
+        model: Literal[tuple(MODELS)] = "sasrec",  # type: ignore[valid-type]
+        resume: bool = False,
+        overwrite: bool = False,
+        sizes: Annotated[config | None, Flat] = None,  # type: ignore[valid-type]
+        training: Annotated[TrainConfig | None, Flat] = None,
+        split: Annotated[SplitConfig | None, Flat] = None,
+        read: Annotated[ReadConfig | None, Flat] = None,
+        filters: Annotated[PrepareConfig | None, Flat] = None,
+        json: Json = None,
+    ) -> int:
+        """Train a model on a log and write a run folder.
+
+        Args:
+            log: the log file, or a folder of Parquet parts.
+            out: the run folder; must be new or empty without resume or overwrite.
+            model: what to train; --help shows the flags of the model named before it.
+            resume: go on with the run in the folder, exactly where its last checkpoint left off.
+            overwrite: replace the run in the folder.
+            sizes: of the model.
+            training: of the training.
+            split: what trains, validates and tests.
+            read: the columns.
+            filters: what is kept.
+        """
+        if not resume:
+            check_free(out, overwrite)  # before the log is read, which may take a while
+        dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)  # no name keeps the frame
+        options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
+        recommender = Recommender(model, **vars(sizes or config()) | options)
+        console = output(json)
+        console.print(statistics_table(dataset))
+        recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
+        if recommender.interrupted:
+            console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
+        else:
+            console.print(recommender.summary, highlight=False)
+            for evaluation in recommender.evaluations.values():
+                console.print(table(evaluation, model))
+            console.print(f"run written to {out}", soft_wrap=True)
+        write_json(json, {"run": str(out), "interrupted": recommender.interrupted, **recommender.metrics})
+        return 130 if recommender.interrupted else 0
+
+    return fit
+
+
+def evaluate_command(
+    run: Path,
+    *,
+    protocol: Literal["full", "sampled"] = "full",
+    negatives: int = 100,
+    split: Literal["test", "valid"] = "test",
+    keep_seen: bool = False,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Rank the held-out item of every user, beside the baselines.
+
+    Args:
+        run: the run folder.
+        protocol: full: against the whole catalogue; sampled: against random items never interacted with.
+        negatives: how many, for sampled.
+        split: which held-out items.
+        keep_seen: let items of the history take places in a full ranking.
+        seed: of the negatives and of the bootstrap.
+    """
+    recommender = Recommender.load(run)
+    evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
+    console = output(json)
+    console.print(table(evaluation, recommender.model_name))
+    write_json(json, evaluation.to_dict())
+
+
+def recommend_command(
+    run: Path,
+    *,
+    users: list[str] | None = None,
+    users_file: Path | None = None,
+    history: list[str] | None = None,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    keep_seen: bool = False,
+    allow: Path | None = None,
+    deny: Path | None = None,
+    strict: bool = False,
+    format: Format = None,
+    out: Path | None = None,
+    json: Json = None,
+) -> None:
+    """The best items for users of the log (all without --users), or for a history.
+
+    Args:
+        run: the run folder.
+        users: ids of users.
+        users_file: a file with a user id a line.
+        history: items of one person, the latest last; needs no user.
+        k: items a user.
+        keep_seen: recommend again what is in the history.
+        allow: a file with an item id a line: only these.
+        deny: a file with an item id a line: never these.
+        strict: an unknown user or item is an error instead of a warning.
+        format: of the output; without it what the ending of --out says, or a table.
+        out: file to write to; standard output without it.
+    """
+    if sum(given is not None for given in (users, users_file, history)) > 1:
+        raise InputError("give one of --users, --users-file and --history")
+    if users == [] or history == []:
+        raise InputError("no id given; write one or more after --users or --history")
+    recommender = Recommender.load(run)
+    asked = lines_of(users_file) if users_file else users
+    frames = recommender.recommend_batches(
+        users=None if asked is None else like(asked, recommender.dataset.user_ids),
+        histories=None if history is None else [history],
+        k=k,
+        keep_seen=keep_seen,
+        allow=None if allow is None else lines_of(allow),
+        deny=None if deny is None else lines_of(deny),
+        strict=strict,
+        progress=out is not None,
+    )
+    with closing(frames):
+        write_table(frames, format, out, json, "recommendations")
+
+
+def similar_command(
+    run: Path,
+    *items: str,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    format: Format = None,
+    out: Path | None = None,
+    json: Json = None,
+) -> None:
+    """The items nearest to an item.
+
+    Args:
+        run: the run folder.
+        items: ids of items.
+        k: neighbours an item.
+        format: of the output; without it what the ending of --out says, or a table.
+        out: file to write to; standard output without it.
+    """
+    if not items:
+        raise InputError("no item given; write its id after the run folder")
+    frame = Recommender.load(run).similar(items, k, strict=True)
+    write_table([frame], format, out, json, "similar items")
+
+
+def compare_command(
+    log: Path,
+    *,
+    models: list[str],
+    out: Path | None = None,
+    terms: Annotated[CompareConfig | None, Flat] = None,
+    training: Annotated[TrainConfig | None, Flat] = None,
+    split: Annotated[SplitConfig | None, Flat] = None,
+    read: Annotated[ReadConfig | None, Flat] = None,
+    filters: Annotated[PrepareConfig | None, Flat] = None,
+    json: Json = None,
+) -> int:
+    """Train several models under one budget, rank the same candidates with all, and tell chance from better.
+
+    Args:
+        log: the log file, or a folder of Parquet parts.
+        models: names, between commas or blanks; the others are tested against the first.
+        out: folder for compare.csv, compare.json and compare.png, replaced if they are there.
+        terms: beside the training, the same for all.
+        training: the same for all.
+        split: what trains, validates and tests.
+        read: the columns.
+        filters: what is kept.
+    """
+    names = [name.strip() for given in models for name in given.split(",") if name.strip()]
+    options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
+    dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)
+    console = output(json)
+    found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
+    console.print(found.table())
+    write_json(json, found.to_dict())
+    return 130 if found.interrupted else 0
+
+
+def demo_command(*, out: Path = Path("runs/demo"), overwrite: bool = False, json: Json = None) -> None:
+    """Train SASRec on the embedded data, beside the best score that anybody could reach.
+
+    Args:
+        out: the run folder.
+        overwrite: replace the run in it.
+    """
+    console = output(json)
+    from seqrec.tools.demo import run_demo  # brings matplotlib, which no other command needs
+
+    result = run_demo(out, console, overwrite=overwrite, progress=json != "-")
+    write_json(json, result)
+
+
+def bench_command(
+    log: Path | None = None, *, out: Path | None = None, sizes: Annotated[BenchConfig | None, Flat] = None,
+    json: Json = None,
+) -> None:  # fmt: skip
+    """Measure how fast this machine trains, ranks and recommends, and how that grows; some minutes.
+
+    Args:
+        log: a log for the main figures; a generated one without it.
+        out: folder for bench.json and bench.png.
+        sizes: what is measured.
+    """
+    if out is not None:
+        make_folder(out)  # before minutes of measuring rather than after them
+    console = output(json)
+    found = bench(log, sizes, console)
+    console.print(*tables(found), sep="\n")
+    if out is not None:
+        write(found, out)
+    write_json(json, found)

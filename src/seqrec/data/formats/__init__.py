@@ -1,0 +1,1 @@
+"""Logs in, tables out: every file format that is read or written."""

@@ -1,0 +1,385 @@
+"""Protocols: from a model and targets to a table of metrics with confidence intervals."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec import kernels
+from seqrec.data.negatives import distinct_negatives_for
+from seqrec.data.split import Targets
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.ranking import metrics, scoring, statistics
+from seqrec.ranking.scoring import (
+    Scorer,
+    evaluation_mode,
+    last_states,
+    mask,
+    require,
+    require_numbers,
+)
+from seqrec.ranking.topk import largest
+
+Protocol = Literal["full", "sampled"]
+# Negatives of so many targets come from one seed. Changing it changes every sampled result.
+_DRAWN_TOGETHER = 1024
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one model by name, such as ``ndcg@10``, and their 95 % intervals."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Evaluation(Scores):
+    """What :func:`evaluate` found.
+
+    Args:
+        protocol: ``full`` or ``sampled``.
+        split: the name of what was predicted: ``valid`` or ``test``.
+        users: how many targets, one a user.
+        seen: whether items of the history were ``removed`` from the ranking or ``kept``.
+        negatives: how many the target was ranked against; None for the full catalogue.
+        seed: of the negatives and of the intervals.
+        unreachable: targets that are in the history already while items of the history are removed: no
+            list can hold them, and each counts as a miss. 0 in the sampled protocol, whose target is
+            always a candidate.
+        cold: targets that never occur in training.
+        fewest_negatives: the least that a user really had, where some left fewer unseen; None for full.
+        seconds: time that all of it took, baselines too.
+        baselines: the same for other models on the same targets and negatives.
+    """
+
+    protocol: Protocol
+    split: str
+    users: int
+    seen: Literal["removed", "kept"]
+    negatives: int | None
+    seed: int
+    unreachable: int
+    cold: int
+    fewest_negatives: int | None
+    seconds: float
+    baselines: dict[str, Scores] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON has it; intervals are ``[low, high]``."""
+        found = asdict(self)
+        for scores in (found, *found["baselines"].values()):
+            scores["intervals"] = {name: list(ends) for name, ends in scores["intervals"].items()}
+        return found
+
+
+def evaluate(
+    model: Model,
+    targets: Targets,
+    *,
+    train_counts: np.ndarray,
+    protocol: Protocol = "full",
+    negatives: int = 100,
+    seed: int = 0,
+    k: Sequence[int] = (5, 10, 20),
+    keep_seen: bool = False,
+    baselines: Mapping[str, Model] | None = None,
+    split: str = "test",
+    batch_size: int = 512,
+) -> Evaluation:
+    """Rank each target among its candidates, with all users and no sampling of them.
+
+    The protocol ``full`` ranks the target in the whole catalogue, without the items of the history unless
+    ``keep_seen``. ``sampled`` ranks it against ``negatives`` different items, drawn uniformly from those
+    that the user never met in the whole log, as in section IV-A of Kang & McAuley 2018. Its values are
+    much higher and can even order models otherwise than the full ranking does (Krichene & Rendle 2020):
+    compare them only with other sampled ones.
+
+    Metrics: ``hr@k``, ``recall@k``, ``ndcg@k`` and ``mrr@k`` for each k, and ``mrr``. The full protocol,
+    which alone makes lists, adds ``coverage@k``, ``popularity@k`` and ``novelty@k``. See
+    :mod:`seqrec.ranking.metrics` for their definitions. Intervals are bootstrapped over users: they say what
+    other users would change, not what another training would.
+
+    Args:
+        model: any model; its ``config.max_length`` says how much of a history it sees.
+        targets: one a user.
+        train_counts: ``int64[I + 1]``, interactions of each item in training.
+        protocol: see above.
+        negatives: of the sampled protocol. They depend on the seed and the targets alone, so all models
+            and batch sizes meet the same ones. Users who left fewer items unseen have those.
+        seed: of negatives and intervals.
+        k: lengths of the lists.
+        keep_seen: rank among the items of the history too; of no meaning in the sampled protocol, whose
+            negatives are never of the history and whose target is always a candidate.
+        baselines: other models by name.
+        split: a name for the targets, for the report.
+        batch_size: users encoded and scored at once.
+
+    Raises:
+        InputError: no targets, an unknown protocol, or scores that are not numbers.
+    """
+    begin = time.perf_counter()
+    cutoffs = sorted(set(k))
+    if not cutoffs or cutoffs[0] < 1:
+        raise InputError(f"the lengths of the lists are {tuple(k)}; give 1 or more for each")
+    negatives = _checked(targets, protocol, negatives, seed)
+    others = dict(baselines or {})
+    full = protocol == "full"
+    rankings = _rank(
+        [model, *others.values()],
+        targets,
+        negatives=None if full else negatives,
+        seed=seed,
+        keep_seen=keep_seen,
+        top=cutoffs[-1] if full else 0,
+        batch_size=batch_size,
+    )
+    measured = [_per_user(ranking, cutoffs, train_counts) for ranking in rankings]
+    # All models in one call: each is resampled with the same users.
+    columns = np.column_stack([column for values in measured for column in values.values()])
+    means = iter(statistics.mean(columns).tolist())
+    ends = iter(statistics.bootstrap_intervals(columns, seed=seed).tolist())
+    scores = []
+    for values, ranking in zip(measured, rankings, strict=True):
+        value = {name: next(means) for name in values}
+        interval: dict[str, tuple[float, float]] = {name: tuple(next(ends)) for name in values}
+        for length in cutoffs if full else ():
+            lists = ranking.lists[:, :length]
+            value[f"coverage@{length}"] = metrics.coverage(lists, model.num_items)
+            interval[f"coverage@{length}"] = statistics.coverage_interval(lists, model.num_items, seed=seed)
+        scores.append(Scores(value, interval))
+    return Evaluation(
+        metrics=scores[0].metrics,
+        intervals=scores[0].intervals,
+        protocol=protocol,
+        split=split,
+        users=len(targets),
+        seen="kept" if keep_seen else "removed",
+        negatives=None if full else negatives,
+        seed=seed,
+        unreachable=rankings[0].unreachable,
+        cold=int(np.count_nonzero(train_counts[targets.items] == 0)),
+        fewest_negatives=None if full else _fewest(targets, negatives),
+        seconds=time.perf_counter() - begin,
+        baselines=dict(zip(others, scores[1:], strict=True)),
+    )
+
+
+def ranks(
+    model: Model,
+    targets: Targets,
+    *,
+    protocol: Protocol = "full",
+    negatives: int = 100,
+    seed: int = 0,
+    keep_seen: bool = False,
+    batch_size: int = 512,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``greater int64[M], ties int64[M]`` of each target, as :mod:`seqrec.ranking.metrics` takes them.
+
+    The arguments are those of :func:`evaluate`. Rows of two models with the same arguments belong
+    together, for a paired test.
+    """
+    negatives = _checked(targets, protocol, negatives, seed)
+    drawn = negatives if protocol == "sampled" else None
+    (ranking,) = _rank([model], targets, negatives=drawn, seed=seed, keep_seen=keep_seen, top=0, batch_size=batch_size)
+    return ranking.greater, ranking.ties
+
+
+@dataclass
+class _Ranking:
+    """Ranks and lists of one model, filled block by block."""
+
+    greater: np.ndarray  # int64[M]
+    ties: np.ndarray  # int64[M]
+    lists: np.ndarray  # int32[M, top]
+    unreachable: int = 0
+
+
+def _fewest(targets: Targets, negatives: int) -> int:
+    """The least number of negatives that a target met: users may have left fewer items unseen."""
+    data = targets.histories.dataset
+    met = np.bincount(np.unique(data.seen_keys) // (data.num_items + 1), minlength=data.num_users)
+    return int(min(negatives, data.num_items - met[targets.histories.users].max()))
+
+
+def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
+    """How many negatives there can be at most, of arguments that are right."""
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+    if protocol not in ("full", "sampled"):
+        raise InputError(f"unknown protocol {protocol!r}; give full or sampled")
+    if len(targets) == 0:
+        raise InputError("there is nobody to evaluate on: no user has a target; give a longer log or another split")
+    if protocol == "sampled":
+        if negatives < 1:
+            raise InputError(f"negatives is {negatives}; give 1 or more")
+        if (targets.histories.users < 0).any():
+            raise ValueError("the sampled protocol needs users of the dataset, to know what they never met")
+    return min(negatives, targets.histories.dataset.num_items)  # more than the catalogue has change nothing
+
+
+def _rank(
+    models: Sequence[Model],
+    targets: Targets,
+    *,
+    negatives: int | None,
+    seed: int,
+    keep_seen: bool,
+    top: int,
+    batch_size: int,
+) -> list[_Ranking]:
+    """Ranks of all models, in one walk over the users so that negatives are drawn once."""
+    count = len(targets)
+    rankings = [
+        _Ranking(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, top), np.int32)) for _ in models
+    ]
+    scorers: list[Scorer] = []
+    for start in range(0, count, scoring.USERS_AT_ONCE):
+        chosen = slice(start, start + scoring.USERS_AT_ONCE)
+        part = targets.take(chosen)
+        drawn = None if negatives is None else _draw(part, negatives, seed, start // _DRAWN_TOGETHER)
+        for number, (model, ranking) in enumerate(zip(models, rankings, strict=True)):
+            into = _Ranking(ranking.greater[chosen], ranking.ties[chosen], ranking.lists[chosen])
+            with evaluation_mode(model):
+                states = last_states(model, part.histories, batch_size=batch_size)
+                if drawn is not None:
+                    _rank_sampled(model, states, part, drawn, batch_size, into)
+                else:
+                    if number == len(scorers):
+                        scorers.append(Scorer(model))
+                    _rank_full(scorers[number], states, part, keep_seen, batch_size, into)
+            ranking.unreachable += into.unreachable
+    return rankings
+
+
+def _draw(targets: Targets, negatives: int, seed: int, first_block: int) -> np.ndarray:
+    """``int64[M, negatives]``, 0 where the user left fewer; a seed for each block of targets."""
+    data = targets.histories.dataset
+    users = np.asarray(targets.histories.users, dtype=np.int64)
+    blocks = [
+        distinct_negatives_for(
+            np.random.default_rng([seed, first_block + number]),
+            data.num_items,
+            users[start : start + _DRAWN_TOGETHER],
+            negatives,
+            data.seen_keys,
+        )
+        for number, start in enumerate(range(0, len(users), _DRAWN_TOGETHER))
+    ]
+    return np.concatenate(blocks)
+
+
+def _rank_sampled(
+    model: Model, states: Tensor, targets: Targets, drawn: np.ndarray, batch_size: int, into: _Ranking
+) -> None:
+    candidates = np.column_stack([targets.items.astype(np.int64), drawn])
+    # Each candidate of each user needs a vector of its own here; few enough of them stay in the cache.
+    rows = max(1, min(batch_size, scoring.CELLS // 16 // (candidates.shape[1] * states.shape[1])))
+    for start in range(0, len(targets), rows):
+        chosen = slice(start, start + rows)
+        items = torch.from_numpy(candidates[chosen]).to(states.device)
+        scores = model.score(states[chosen], items)
+        require_numbers(scores)
+        real = items[:, 1:] > 0
+        target, others = scores[:, :1], scores[:, 1:]
+        ranked = target[:, 0] > -torch.inf
+        greater = torch.where(ranked, ((others > target) & real).sum(dim=1), -1)
+        ties = torch.where(ranked, ((others == target) & real).sum(dim=1), 0)
+        into.greater[chosen] = greater.cpu().numpy()
+        into.ties[chosen] = ties.cpu().numpy()
+
+
+def _rank_full(
+    scorer: Scorer, states: Tensor, targets: Targets, keep_seen: bool, batch_size: int, into: _Ranking
+) -> None:
+    top = into.lists.shape[1]
+    if scorer.compiled(states):
+        _rank_at_once(scorer, states, targets, keep_seen, into)
+        return
+    rows = max(1, min(batch_size, scorer.cells // scorer.columns))
+    for start in range(0, len(targets), rows):
+        chosen = slice(start, start + rows)
+        part = targets.take(chosen)
+        scores = scorer(states[chosen], 0, scorer.columns)
+        scores[:, 0] = -torch.inf
+        items = part.items.astype(np.int64)
+        # The target's score comes out of the same matrix: computed apart it could differ in the last bit.
+        place = torch.from_numpy(items).to(scores.device)[:, None]
+        target = scores.gather(1, place)
+        if not keep_seen:
+            seen_rows, seen_items = part.histories.flat()
+            mask(scores, seen_rows, seen_items)
+            met = np.zeros(len(part), dtype=bool)
+            met[seen_rows[seen_items == items[seen_rows]]] = True
+            into.unreachable += int(met.sum())
+            target[torch.from_numpy(met).to(scores.device)] = -torch.inf
+        if top:
+            # The NaN check is in here.
+            into.lists[chosen] = np.maximum(largest(scores, top)[0].cpu().numpy(), 0)
+        else:
+            require_numbers(scores.amax(dim=1))
+        greater, ties = _count(scores, target)
+        # What scores -inf is never recommended: a miss, not a tie with all that was removed.
+        never = (target[:, 0] == -torch.inf).cpu().numpy()
+        into.greater[chosen] = np.where(never, -1, greater)
+        into.ties[chosen] = np.where(never, 0, ties)
+
+
+def _rank_at_once(scorer: Scorer, states: Tensor, targets: Targets, keep_seen: bool, into: _Ranking) -> None:
+    """What :func:`_rank_full` does, in the compiled loops; the target's score is that of the whole matrix there too."""
+    assert scorer.vectors is not None
+    items = targets.items.astype(np.int64)
+    met = np.zeros(len(targets), dtype=bool)
+    pairs = None
+    if not keep_seen:
+        seen_rows, seen_items = targets.histories.flat()
+        met[seen_rows[seen_items == items[seen_rows]]] = True
+        pairs = torch.from_numpy(seen_rows), torch.from_numpy(seen_items.astype(np.int64))
+    padding = torch.zeros(scorer.columns, dtype=torch.bool)
+    padding[0] = True
+    top = into.lists.shape[1]
+    found = kernels.rank(states, scorer.vectors, min(top, scorer.columns), pairs, padding, torch.from_numpy(items))
+    require(found.numbers)
+    assert found.greater is not None
+    assert found.ties is not None
+    into.unreachable += int(met.sum())
+    into.lists[:, : found.columns.shape[1]] = found.columns.clamp(min=0).numpy()
+    into.greater[:] = np.where(met, -1, found.greater.numpy())
+    into.ties[:] = np.where(met, 0, found.ties.numpy() - 1)
+
+
+def _count(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Scores above and, the target itself left out, equal to ``target[R, 1]`` in each row."""
+    if scores.device.type != "cpu":
+        above, equal = (scores > target).sum(dim=1), (scores == target).sum(dim=1)
+        return above.cpu().numpy(), equal.cpu().numpy() - 1
+    # A row at a time stays in the processor's cache, and numpy counts booleans without widening them:
+    # a tenth of the time of torch on the whole block.
+    greater = np.empty(len(scores), dtype=np.int64)
+    ties = np.empty(len(scores), dtype=np.int64)
+    values, all_scores = target[:, 0].numpy(), scores.numpy()
+    for row, value in enumerate(values):
+        greater[row] = np.count_nonzero(all_scores[row] > value)
+        ties[row] = np.count_nonzero(all_scores[row] == value) - 1
+    return greater, ties
+
+
+def _per_user(ranking: _Ranking, cutoffs: Sequence[int], train_counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics by name, ``float64[M]`` each."""
+    functions = {"hr": metrics.hit_rate, "recall": metrics.recall, "ndcg": metrics.ndcg, "mrr": metrics.mrr}
+    found = {
+        f"{name}@{k}": function(ranking.greater, ranking.ties, k)
+        for k in cutoffs
+        for name, function in functions.items()
+    }
+    found["mrr"] = metrics.mrr(ranking.greater, ranking.ties)
+    for k in cutoffs if ranking.lists.shape[1] > 0 else ():
+        found[f"popularity@{k}"] = metrics.popularity(ranking.lists[:, :k], train_counts)
+        found[f"novelty@{k}"] = metrics.novelty(ranking.lists[:, :k], train_counts)
+    return found

@@ -1,0 +1,68 @@
+"""Tables for people."""
+
+from typing import Any
+
+from rich.table import Table
+
+from seqrec.data.dataset import Dataset, Statistics
+from seqrec.ranking.protocols import Evaluation, Scores
+
+
+def table(evaluation: Evaluation, name: str = "model") -> Table:
+    """The main metrics of the model beside its baselines, with half the width of each interval.
+
+    Shown are the middle list length and what is not about lists; ``to_dict`` has everything. Recall is
+    left out: with one target a user it equals the hit rate.
+    """
+    columns = {name: Scores(evaluation.metrics, evaluation.intervals), **evaluation.baselines}
+    if evaluation.negatives is None:
+        against = f"full catalogue, seen items {evaluation.seen}"
+    else:
+        against = f"{evaluation.negatives} sampled negatives"
+    shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}")
+    shown.add_column("metric")
+    for column in columns:
+        shown.add_column(column, justify="right", overflow="fold")
+    lengths = sorted({int(metric.partition("@")[2]) for metric in evaluation.metrics if "@" in metric})
+    middle = lengths[len(lengths) // 2]
+    for metric in evaluation.metrics:
+        name, _, length = metric.partition("@")
+        if name == "recall" or (length and int(length) != middle):
+            continue
+        cells = []
+        for scores in columns.values():
+            low, high = scores.intervals[metric]
+            cells.append(f"{scores.metrics[metric]:.4f} ±{(high - low) / 2:.4f}")
+        shown.add_row(metric, *cells)
+    notes = [f"{evaluation.cold:,} targets never occur in training"] if evaluation.cold else []
+    if evaluation.unreachable:
+        notes.append(f"{evaluation.unreachable:,} are in the history and count as misses; --keep-seen ranks them")
+    if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
+        notes.append(f"some users left only {evaluation.fewest_negatives} items unseen to be negatives")
+    shown.caption = "; ".join(notes) or None
+    return shown
+
+
+def statistics_table(dataset: Dataset) -> Table:
+    """Size and shape of the log as read and as kept, for people."""
+    grid = Table(title="the log")
+    for name in ("", "read", "kept"):
+        grid.add_column(name, justify="left" if not name else "right")
+    before = dataset.before or dataset.statistics
+
+    def both(title: str, show: Any) -> None:
+        grid.add_row(title, show(before), show(dataset.statistics))
+
+    both("users", lambda s: f"{s.users:,}")
+    both("items", lambda s: f"{s.items:,}")
+    both("interactions", lambda s: f"{s.interactions:,}")
+    both("density", lambda s: f"{s.density:.4%}")
+    both("history, median", lambda s: f"{s.median_length:g}")
+    both("history, p90", lambda s: f"{s.p90_length:g}")
+    both("history, longest", lambda s: f"{s.max_length:,}")
+    both("tied timestamps", _tied)
+    return grid
+
+
+def _tied(statistics: Statistics) -> str:
+    return "no times" if statistics.tied_timestamps is None else f"{statistics.tied_timestamps:.1%}"

@@ -1,0 +1,363 @@
+"""Several models on one log, under one budget and against the same candidates: which is better, and is that chance?"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import PrepareConfig
+from seqrec.data.split import SplitConfig, Targets
+from seqrec.errors import InputError
+from seqrec.files import make_folder, replacing
+from seqrec.models import MODELS
+from seqrec.ranking import metrics, statistics
+from seqrec.ranking.protocols import Protocol, ranks
+from seqrec.recommender import Recommender
+from seqrec.training.config import TrainConfig
+
+PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "ndcg@10": lambda greater, ties: metrics.ndcg(greater, ties, 10),
+    "hr@10": lambda greater, ties: metrics.hit_rate(greater, ties, 10),
+    "mrr": metrics.mrr,
+}
+TESTED = "ndcg@10"
+METHOD = (
+    "intervals: 95 %, bootstrap over users, the same resamples for all models; p: two-sided paired t-test over users "
+    f"of {TESTED} minus that of the reference; p_holm: adjusted for the number of models (Holm 1979), each protocol "
+    "by itself; neither says what another training of the same model would change"
+)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What models are given alike, beside the training.
+
+    Args:
+        minutes: wall time for the training of each, at most, validations in it too; ``epochs`` and ``patience`` may
+            end it earlier, and the ranking of the last validation comes on top. What is found then depends on the
+            machine and can not be repeated to the byte.
+        test_negatives: items that each target is ranked against in the sampled protocol.
+        keep_seen: whether items of the history take places in the full ranking.
+        embedding_dim: width of the embeddings, in models that have them; each model's own without it.
+        max_length: items of a history that a model sees, the last ones, likewise.
+    """
+
+    minutes: float | None = None
+    test_negatives: int = 100
+    keep_seen: bool = False
+    embedding_dim: int | None = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes is {self.minutes}; give more than 0")
+        if self.test_negatives < 1:
+            raise InputError(f"test_negatives is {self.test_negatives}; give 1 or more")
+
+
+@dataclass
+class Entry:
+    """One model of a comparison.
+
+    Args:
+        model: its name.
+        failed: why there is nothing else here; None where it went well.
+        how: how training ended.
+        seconds: that fitting took, validations in it too.
+        epochs: how many were trained; None for a counted model.
+        parameters: learnt numbers.
+        bytes: size of all weights as a run folder holds them, counts too.
+        config: the model's.
+        results: by protocol: ``metrics`` and their ``intervals``, and beside the reference ``difference`` of
+            the NDCG@10, ``difference_interval``, ``p`` and ``p_holm`` (None for the reference itself).
+    """
+
+    model: str
+    failed: str | None = None
+    how: str | None = None
+    seconds: float | None = None
+    epochs: int | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    config: dict[str, Any] | None = None
+    results: dict[str, dict[str, Any]] | None = None
+
+
+@dataclass
+class Comparison:
+    """What :func:`compare` found.
+
+    Args:
+        entries: one a model, in the order asked.
+        users: how many were tested on.
+        training: the options of training that all were given.
+        config: the other terms.
+        reference: the first model that could be trained, against which all others are tested.
+        interrupted: whether a person stopped it before its end.
+    """
+
+    entries: list[Entry]
+    users: int
+    training: dict[str, Any]
+    config: CompareConfig
+    reference: str | None = None
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as ``compare.json`` has it."""
+        found = asdict(self)
+        entries = found.pop("entries")
+        return found | found.pop("config") | {"tested": TESTED, "method": METHOD, "models": entries}
+
+    def frame(self) -> pl.DataFrame:
+        """A row a model and protocol, as ``compare.csv`` has it; one that failed has its reason alone."""
+        rows = []
+        for entry in self.entries:
+            for protocol in PROTOCOLS:
+                result = (entry.results or {}).get(protocol)
+                row: dict[str, Any] = {"model": entry.model, "protocol": protocol, "users": self.users}
+                for name in METRICS:
+                    low, high = result["intervals"][name] if result else (None, None)
+                    row |= {name: result["metrics"][name] if result else None}
+                    row |= {f"{name}_low": low, f"{name}_high": high}
+                low, high = (result and result["difference_interval"]) or (None, None)
+                row |= {"difference": result and result["difference"], "difference_low": low, "difference_high": high}
+                row |= {name: result and result[name] for name in ("p", "p_holm")}
+                rows.append(
+                    row | {n: getattr(entry, n) for n in ("seconds", "epochs", "parameters", "bytes", "failed")}
+                )
+        texts, whole = ("model", "protocol", "failed"), ("users", "epochs", "parameters", "bytes")
+        schema = {n: pl.String if n in texts else pl.Int64 if n in whole else pl.Float64 for n in rows[0]}
+        return pl.DataFrame(rows, schema=schema)
+
+    def table(self) -> Table:
+        """Both protocols beside each other for every model, with half the width of each interval."""
+        seen = "kept" if self.config.keep_seen else "removed"
+        grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        against = f"against {self.config.test_negatives} negatives"
+        grid.title = f"test: {self.users:,} users; full (seen items {seen}), sampled ({against})"
+        grid.add_column("model, training,\nweights", overflow="fold")
+        for name in ("protocol", "NDCG@10", "HR@10", "gain", "p"):
+            grid.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=True)
+        for entry in self.entries:
+            if entry.results is None:
+                grid.add_row(entry.model, "failed")
+                continue
+            trained = "counted" if entry.epochs is None else f"{entry.epochs} epoch{'s' * (entry.epochs != 1)}"
+            cells: list[list[str]] = [list(PROTOCOLS), *([] for _ in range(4))]
+            for result in entry.results.values():
+                for cell, name in zip(cells[1:3], ("ndcg@10", "hr@10"), strict=True):
+                    low, high = result["intervals"][name]
+                    cell.append(f"{result['metrics'][name]:.4f} ±{(high - low) / 2:.4f}")
+                cells[3].append("" if result["difference"] is None else f"{result['difference']:+.4f}")
+                cells[4].append(_p(result["p_holm"]))
+            size = f"{_short(entry.parameters or 0).rstrip()}, {_short(entry.bytes or 0)}B"
+            facts = [entry.model, f"{trained}, {_time(entry.seconds or 0)}", size]
+            grid.add_row("\n".join(facts), *("\n".join(cell) for cell in cells))
+        notes = [f"gain, p: in NDCG@10 over {self.reference}; paired t-test over users, Holm's correction"]
+        notes += [f"{entry.model} failed: {entry.failed}" for entry in self.entries if entry.failed]
+        grid.caption = escape("\n".join(notes))
+        return grid
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``compare.json``, ``compare.csv`` and ``compare.png``, each whole or not at all."""
+        from seqrec.report.pictures import comparison_picture  # brings matplotlib
+
+        folder = Path(folder)
+        with replacing(folder / "compare.json") as new:
+            new.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with replacing(folder / "compare.csv") as new:
+            self.frame().write_csv(new)
+        titles = {"full": "full ranking", "sampled": f"against {self.config.test_negatives} negatives"}
+        panels = {
+            titles[protocol]: [
+                (entry.model, result["metrics"][TESTED], *result["intervals"][TESTED])
+                for entry in self.entries
+                if entry.results and (result := entry.results[protocol])
+            ]
+            for protocol in PROTOCOLS
+        }
+        comparison_picture(panels, folder / "compare.png")
+
+
+def compare(
+    dataset: Dataset,
+    models: Sequence[str],
+    config: CompareConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: bool = False,
+    console: Console | None = None,
+    **options: Any,
+) -> Comparison:
+    """Train models one after another on the same data and rank the same candidates with all.
+
+    A model that fails leaves its reason in its entry, and the others go on. Nothing is kept of a model but what it
+    scored.
+
+    Args:
+        dataset: what all are trained and tested on.
+        models: names of ``seqrec.MODELS``; the first is what the others are tested against.
+        config: on what terms.
+        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``, written anew after each model, so that
+            a crash loses one model only.
+        progress: show a bar.
+        console: is told how each model went.
+        options: any options of :class:`Recommender`. Those of models go to the models that have them.
+
+    Raises:
+        InputError: an unknown model or option, nobody to test on, or no model that could be trained.
+    """
+    config = config or CompareConfig()
+    sizes = {"embedding_dim": config.embedding_dim, "max_length": config.max_length}
+    chosen = _options(models, {name: value for name, value in sizes.items() if value is not None} | options)
+    plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
+    targets = plan.split_config.apply(dataset).test
+    if len(targets) == 0:
+        raise InputError("there is nobody to test on: no user has a target; give a longer log or another split")
+    made = out is not None and make_folder(Path(out))
+    found = Comparison([], len(targets), asdict(plan.train_config), config)
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for name in models:
+        entry = Entry(name)
+        found.entries.append(entry)
+        if found.interrupted:
+            entry.failed = "not trained, because a person stopped the comparison"
+            continue
+        if console is not None:
+            console.print(f"{name} …", highlight=False)
+        try:
+            recommender = _fit(entry, dataset, chosen[name], config.minutes, progress)
+            if recommender.interrupted:
+                found.interrupted = True
+                entry.failed = "a person stopped its training"
+            else:
+                values[name] = _values(recommender, targets, config, found.training["seed"])
+        except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+            # An hour of other models is not lost to one that does not fit this log or this machine.
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            entry.failed = f"{kind}{' '.join(str(error).split())}"
+        if name in values:
+            _judge(found, values)
+        if console is not None:
+            told = f"failed: {entry.failed}" if entry.failed else f"{entry.how}, {_time(entry.seconds or 0)}"
+            console.print(f"{name}: {told}", highlight=False, markup=False, soft_wrap=True)
+        if out is not None and values:
+            found.write(out)
+    if out is not None and values and found.interrupted:
+        found.write(out)  # with those that were not trained
+    if not values and made:
+        Path(out or "").rmdir()
+    if not values and not found.interrupted:
+        raise InputError("; ".join(f"{entry.model}: {entry.failed}" for entry in found.entries))
+    return found
+
+
+def _common() -> set[str]:
+    """Options that belong to no model."""
+    return {field.name for kind in (TrainConfig, PrepareConfig, SplitConfig) for field in fields(kind)}
+
+
+def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each model, out of those for all."""
+    if not models:
+        raise InputError("no model given; name at least one")
+    twice = sorted({name for name in models if models.count(name) > 1})
+    if twice:
+        raise InputError(f"{twice[0]} is named twice; name each model once")
+    chosen = {}
+    for name in models:
+        if name not in MODELS:
+            raise InputError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+        known = _common() | {field.name for field in fields(MODELS[name].Config)}
+        chosen[name] = {key: value for key, value in options.items() if key in known}
+    unknown = sorted(set(options) - set().union(*chosen.values()))
+    if unknown:
+        raise InputError(f"none of {', '.join(models)} has an option {unknown[0]!r}; leave it out")
+    return chosen
+
+
+def _fit(
+    entry: Entry, dataset: Dataset, options: Mapping[str, Any], minutes: float | None, progress: bool
+) -> Recommender:
+    recommender = Recommender(entry.model, **options)
+    entry.config = asdict(recommender.model_config)
+    begin = time.monotonic()
+    stop = None if minutes is None else lambda: time.monotonic() - begin >= 60 * minutes
+    recommender.fit(dataset, progress=progress, stop=stop)
+    entry.seconds = time.monotonic() - begin
+    entry.how = recommender.summary
+    entry.epochs = None if recommender.model.COUNTED else len(recommender.epochs)
+    entry.parameters = sum(weight.numel() for weight in recommender.model.parameters())
+    entry.bytes = sum(weight.numel() * weight.element_size() for weight in recommender.model.state_dict().values())
+    return recommender
+
+
+def _values(recommender: Recommender, targets: Targets, config: CompareConfig, seed: int) -> dict[str, np.ndarray]:
+    """``float64[U, len(METRICS)]`` by protocol."""
+    found: dict[str, np.ndarray] = {}
+    more: dict[str, Any] = {"negatives": config.test_negatives, "keep_seen": config.keep_seen, "seed": seed}
+    for protocol in PROTOCOLS:
+        greater, ties = ranks(recommender.model, targets, protocol=protocol, **more)
+        found[protocol] = np.column_stack([metric(greater, ties) for metric in METRICS.values()])
+    return found
+
+
+def _judge(found: Comparison, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Fill in the results of all models so far: each new one changes what Holm's correction makes of the others."""
+    names = list(values)
+    found.reference = names[0]
+    results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
+    tested = list(METRICS).index(TESTED)
+    for protocol in PROTOCOLS:
+        blocks = [values[name][protocol] for name in names]
+        differences = np.column_stack([block[:, tested] - blocks[0][:, tested] for block in blocks])
+        # All in one call: each model and each difference meets the same resamples.
+        columns = np.column_stack([*blocks, differences])
+        means = statistics.mean(columns).tolist()
+        ends = statistics.bootstrap_intervals(columns, seed=found.training["seed"]).tolist()
+        p = statistics.paired_t_test(differences[:, 1:])
+        adjusted = statistics.holm(p)
+        for number, name in enumerate(names):
+            first, last = number * len(METRICS), len(blocks) * len(METRICS) + number
+            results[name][protocol] = {
+                "metrics": dict(zip(METRICS, means[first:], strict=False)),
+                "intervals": dict(zip(METRICS, ends[first:], strict=False)),
+                "difference": means[last] if number else None,
+                "difference_interval": ends[last] if number else None,
+                "p": float(p[number - 1]) if number else None,
+                "p_holm": float(adjusted[number - 1]) if number else None,
+            }
+    for entry in found.entries:
+        if entry.model in results:
+            entry.results = results[entry.model]
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _short(count: float) -> str:
+    """1234567 as ``1.2 M``."""
+    if count < 1000:
+        return f"{count:g} "
+    for unit in ("k", "M"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} G"

@@ -1,0 +1,97 @@
+"""The demonstration: SASRec on a log whose best reachable score is known."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from seqrec.data.synthetic import synthetic_log
+from seqrec.ranking.protocols import Evaluation
+from seqrec.recommender import Recommender
+from seqrec.report.pictures import recommendations_picture, training_curve
+from seqrec.report.tables import table
+from seqrec.run import check_free
+
+#: Found on the validation targets of other seeds than the demonstration's.
+OPTIONS: dict[str, Any] = {"epochs": 40, "learning_rate": 0.003, "dropout": 0.2, "evaluate_every": 1}
+
+
+def run_demo(
+    out: Path,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train on the embedded data, print what came of it, and leave a run folder with two pictures.
+
+    Args:
+        out: the run folder.
+        console: where tables and words go.
+        overwrite: replace a run in ``out``.
+        progress: show a bar.
+        options: of the recommender, instead of the demonstration's own.
+
+    Returns:
+        ``share_of_best`` (NDCG@10 as a part of the best reachable), ``best``, ``metrics`` and
+        ``popularity`` (NDCG@10 and HR@10 each), ``run``.
+    """
+    check_free(out, overwrite)
+    console.print("A log is made up: users with drifting tastes, items in genres, each with likely successors.")
+    log = synthetic_log()
+    recommender = Recommender("sasrec", **(OPTIONS if options is None else options))
+    recommender.fit(log.frame, out, overwrite=overwrite, progress=progress)
+    result: dict[str, Any] = {"run": str(out)}
+    if recommender.interrupted:
+        console.print(f"stopped; {out} holds what was learnt so far")
+        return result
+    evaluation = recommender.evaluate()
+    console.print(table(evaluation, recommender.model_name))
+    console.print(_beside_best(evaluation, log.best))
+    rows = _in_words(recommender)
+    grid = Table(title="recommendations", show_lines=True)
+    for name in rows[0]:
+        grid.add_column(name)
+    for row in rows:
+        grid.add_row(*row.values())
+    console.print(grid)
+    training_curve(pl.DataFrame(recommender.epochs), out / "training.png", log.best_valid["ndcg@10"])
+    recommendations_picture(rows, out / "recommendations.png")
+    console.print(f"run written to {out}; try: seqrec recommend {out} --users {rows[0]['user']}", soft_wrap=True)
+    names = ("ndcg@10", "hr@10")
+    return result | {
+        "best": {name: log.best[name] for name in names},
+        "metrics": {name: evaluation.metrics[name] for name in names},
+        "popularity": {name: evaluation.baselines["popularity"].metrics[name] for name in names},
+        "share_of_best": evaluation.metrics["ndcg@10"] / log.best["ndcg@10"],
+    }
+
+
+def _beside_best(evaluation: Evaluation, best: dict[str, float]) -> Table:
+    grid = Table(title="beside the best that is reachable")
+    for name in ("", "NDCG@10", "HR@10", "share of the best NDCG@10"):
+        grid.add_column(name, justify="right" if name else "left")
+    shown = {"best reachable (Bayes-optimal)": best, "sasrec": evaluation.metrics}
+    shown |= {name: values.metrics for name, values in evaluation.baselines.items()}
+    for name, metrics in shown.items():
+        share = metrics["ndcg@10"] / best["ndcg@10"]
+        grid.add_row(name, f"{metrics['ndcg@10']:.4f}", f"{metrics['hr@10']:.4f}", f"{share:.1%}")
+    return grid
+
+
+def _in_words(recommender: Recommender, people: int = 4, k: int = 5) -> list[dict[str, str]]:
+    """A few users: the end of their history, and what comes next."""
+    dataset = recommender.dataset
+    users = dataset.user_ids.head(people)
+    frame = recommender.recommend(users=users, k=k)
+    rows = []
+    for index, user in enumerate(users):
+        end = int(dataset.offsets[index + 1])
+        start = max(int(dataset.offsets[index]), end - k)
+        history = dataset.item_ids.gather(dataset.items[start:end] - 1).to_list()
+        best = frame.filter(pl.col("user_id") == user)["item_id"].to_list()
+        rows.append({"user": str(user), "lately": "\n".join(history), "recommended next": "\n".join(best)})
+    return rows

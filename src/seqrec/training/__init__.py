@@ -1,0 +1,1 @@
+"""Training: losses, the optimizer, the loop and its checkpoints."""

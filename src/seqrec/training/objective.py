@@ -1,0 +1,246 @@
+"""From a batch to a loss: what is predicted, against which negatives, by which loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqrec.data.batches import Batch
+from seqrec.data.negatives import (
+    PopularitySampler,
+    Sampler,
+    UniformSampler,
+    collisions,
+    negatives_for,
+    own_keys,
+)
+from seqrec.data.split import Histories
+from seqrec.errors import InputError
+from seqrec.models.base import Loss, Model
+from seqrec.training.losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_of,
+    blocked_cross_entropy,
+    blocked_sampled_softmax,
+    bpr_max,
+    cross_entropy,
+    gbce_weight,
+    sampled_softmax,
+    top1_max,
+)
+
+DEFAULT_NEGATIVES = {"bce": 1, "gbce": 256}  # bce's of a position; the others share theirs in a batch
+SHARED_NEGATIVES = 1024
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step of training minimises.
+
+    Args:
+        loss: a name of ``Loss``; that of the model's paper or default without it.
+        negatives: negatives a position (bce) or a batch (the others; cross-entropy has none).
+        popularity: power of an item's training count in the probability of being drawn as a negative; 0 for
+            uniform.
+        bpr_penalty: weight of the score regularisation in bpr-max.
+        calibration: t of gbce.
+    """
+
+    loss: Loss
+    negatives: int | None
+    popularity: float
+    bpr_penalty: float
+    calibration: float = 0.75
+
+    def sampler(self, histories: Histories) -> Sampler:
+        """Where negatives come from."""
+        if self.popularity == 0:
+            return UniformSampler(histories.dataset.num_items)
+        return PopularitySampler(histories.item_counts(), self.popularity)
+
+
+def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> float:
+    """The ``popularity`` where none is named.
+
+    Sampled softmax does better with negatives a little nearer to what is popular: items that training hardly
+    knows are not pushed down at every chance (games.txt: benchmarks/RESULTS.md). Where all items are negatives
+    there is nothing to choose, and the other losses' papers draw uniformly.
+    """
+    return 0.25 if loss == "sampled-softmax" and (negatives or SHARED_NEGATIVES) < num_items else 0.0
+
+
+def check_loss(loss: str | None) -> None:
+    """Raise an InputError for an unknown name."""
+    if loss is not None and loss not in get_args(Loss):
+        raise InputError(f"unknown loss {loss!r}; give {', '.join(get_args(Loss))}")
+
+
+def mark_tables(model: Model) -> None:
+    """Let lookups in the embedding tables of items and users have gradients by row."""
+    sizes = (model.num_items + 1, model.num_users + 1)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings in sizes:
+            module.sparse = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a step is to predict, on the CPU or where the model is.
+
+    Args:
+        batch: what the model is shown.
+        tokens: ``int64[P]`` tokens that predict, in rising order; None for every token once.
+        items: the items to predict: ``int64[P]``; for bce ``int64[P, 1 + N]``, the negatives of each beside it.
+        shared: ``int64[N]`` negatives of all, for the losses that share them.
+        left_out: pairs (prediction, index into ``shared``) that don't count: two ``int64``.
+        correction: ``float32[N]``, what sampled softmax takes off the logits of ``shared``.
+    """
+
+    batch: Batch
+    tokens: Tensor | None
+    items: Tensor
+    shared: Tensor | None = None
+    left_out: tuple[Tensor, Tensor] | None = None
+    correction: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Task":
+        """The same on another device."""
+        if self.items.device == device:
+            return self
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        pairs = self.left_out
+        return Task(
+            self.batch.to(device), moved(self.tokens), self.items.to(device, non_blocking=True), moved(self.shared),
+            None if pairs is None else (pairs[0].to(device), pairs[1].to(device)), moved(self.correction),
+        )  # fmt: skip
+
+
+def draw_task(
+    model: Model,
+    batch: Batch,
+    histories: Histories,
+    objective: Objective,
+    sampler: Sampler,
+    random: np.random.Generator,
+) -> Task:
+    """What a batch is to predict, against which negatives. Nothing here reads the model's weights.
+
+    Args:
+        model: what is trained.
+        batch: on the CPU.
+        histories: the whole training histories of the batch's users, in its order; no negative is one of a
+            user's own items.
+        objective: the loss and its negatives.
+        sampler: ``objective.sampler(...)``.
+        random: of corruption and negatives.
+    """
+    shown = model.corrupt(batch, random)
+    tokens, items = model.training_targets(shown)
+    if len(items) == 0 or objective.loss == "cross-entropy":
+        return Task(shown, tokens, items)
+    owner, owned = histories.flat()
+    token_rows = (shown.rows if tokens is None else shown.rows[tokens]).numpy()
+    count = objective.negatives or DEFAULT_NEGATIVES.get(objective.loss, SHARED_NEGATIVES)
+    if objective.loss == "bce":
+        try:
+            own = own_keys(owner, owned, model.num_items)
+            drawn = negatives_for(random, sampler, token_rows, count, own)
+        except ValueError as error:
+            raise InputError(f"{error} for bce; take another loss or leave such users out") from error
+        return Task(shown, tokens, torch.from_numpy(np.column_stack([items.numpy(), drawn])))
+    shared = _shared(sampler, random, count)
+    token, negative = _own_negatives(token_rows, owner, owned, shared)
+    pairs = torch.from_numpy(token), torch.from_numpy(negative)
+    return Task(shown, tokens, items, torch.from_numpy(shared), pairs, _correction(sampler, shared))
+
+
+def training_loss(
+    model: Model, encode: Callable[[Batch], Tensor], task: Task, objective: Objective, device: torch.device
+) -> Tensor:
+    """The loss of a step, a mean over its predictions.
+
+    Args:
+        model: what is trained.
+        encode: its ``encode``, compiled or not.
+        task: what it is to predict.
+        objective: the loss.
+        device: where the model is.
+    """
+    if len(task.items) == 0:
+        return torch.zeros((), device=device, requires_grad=True)
+    task = task.to(device)
+    hidden = encode(task.batch)
+    if task.tokens is not None:
+        hidden = hidden[task.tokens]
+    loss = _loss(model, hidden, task, objective, model.FACTORED and device.type == "cpu")
+    penalty = model.penalty(task.batch)
+    return loss if penalty is None else loss + penalty
+
+
+def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocked: bool) -> Tensor:
+    items = task.items
+    if objective.loss == "bce" and blocked:
+        return binary_cross_entropy_of(hidden, model.vectors_of(items))
+    if objective.loss == "bce":
+        logits = model.score(hidden, items).float()
+        return binary_cross_entropy(logits[:, 0], logits[:, 1:])
+    if objective.loss == "cross-entropy" and not blocked:
+        return cross_entropy(model.score(hidden).float(), items)
+    if objective.loss == "cross-entropy":
+        return blocked_cross_entropy(hidden, model.item_vectors(), items)
+    target_logits = model.score(hidden, items[:, None])[:, 0].float()
+    assert task.shared is not None
+    assert task.left_out is not None
+    correction = task.correction
+    if objective.loss == "sampled-softmax" and blocked:
+        vectors = model.vectors_of(task.shared)
+        correction = None if correction is None else correction.to(hidden.dtype)
+        return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, correction)
+    negative_logits = model.score(hidden, task.shared).float()
+    negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_tensor(-torch.inf))
+    if objective.loss == "gbce":
+        weight = gbce_weight(len(task.shared), model.num_items, objective.calibration)
+        return binary_cross_entropy(target_logits, negative_logits, weight)
+    if objective.loss == "bpr-max":
+        return bpr_max(target_logits, negative_logits, objective.bpr_penalty)
+    if objective.loss == "top1-max":
+        return top1_max(target_logits, negative_logits)
+    return sampled_softmax(target_logits, negative_logits, None, correction)
+
+
+def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.ndarray:
+    return sampler.draw_distinct(random, count) if isinstance(sampler, UniformSampler) else sampler.draw(random, count)
+
+
+def _correction(sampler: Sampler, shared: np.ndarray) -> Tensor | None:
+    """What sampled softmax takes off the negatives' logits: log of their probability against the uniform one,
+    so that a power near 0 is nearly the uniform sampler's loss where training has all items."""  # fmt: skip
+    if isinstance(sampler, UniformSampler):
+        return None
+    return torch.from_numpy((sampler.log_probability(shared) + np.log(sampler.num_items)).astype(np.float32))
+
+
+def _own_negatives(
+    token_rows: np.ndarray, owner: np.ndarray, owned: np.ndarray, shared: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (prediction, index into ``shared``) where a shared negative is an item of its user, in rising order of
+    the prediction.
+
+    Args:
+        token_rows: ``int64[P]``, the row in the batch of each prediction.
+        owner: rows of the users' own items, rising.
+        owned: the items.
+        shared: the negatives.
+    """
+    which, negative = collisions(shared, owned)
+    rows = owner[which]  # rising, as owner is
+    first = np.searchsorted(rows, token_rows, side="left")
+    counts = np.searchsorted(rows, token_rows, side="right") - first
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(np.arange(len(token_rows)), counts), negative[np.repeat(first, counts) + within]

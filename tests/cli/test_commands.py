@@ -1,0 +1,542 @@
+"""The command line: every command, every form of output, and one line for every bad input."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+import seqrec
+from seqrec import Recommender, synthetic_log
+from seqrec.cli.app import main, make_app
+from seqrec.models import MODELS
+from seqrec.tools.demo import run_demo
+
+SMALL = ["--embedding-dim=8", "--num-blocks=1", "--max-length=5", "--batch-size=16", "--epochs=3", "--evaluate-every=1"]
+COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "compare", "demo", "bench"]
+
+
+def ring(numbers: bool = False) -> pl.DataFrame:
+    rows = [(u, (u + step) % 12, 1000 + step) for u in range(30) for step in range(5 + u % 3)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    if numbers:
+        return frame
+    ids = pl.format("u{}", "user_id").alias("user_id"), pl.format("i{}", "item_id").alias("item_id")
+    return frame.with_columns(*ids)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``log.csv``, and the runs ``run`` and ``counted`` of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    ring().write_csv(folder / "log.csv")
+    Recommender(embedding_dim=8, num_blocks=1, max_length=5, epochs=3).fit(ring(), folder / "run")
+    Recommender("markov").fit(ring(), folder / "counted")
+    return folder
+
+
+@pytest.fixture
+def place(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own, with copies, as the working directory."""
+    shutil.copytree(shared, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Standard output of a command that goes well and has nothing to say on standard error."""
+    capsys.readouterr()
+    assert main(arguments) == 0
+    out, errors = capsys.readouterr()
+    assert errors == ""
+    return out
+
+
+def one_error(errors: str) -> str:
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in errors
+    return lines[0]
+
+
+def fails(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    """The one line of a command that must fail, and must leave the folder as it was."""
+    before = tree(folder)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    line = one_error(capsys.readouterr().err)
+    assert tree(folder) == before
+    return line
+
+
+def process(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "seqrec.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
+
+
+def strict_json(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_inspect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "inspect", "log.csv", "--json", "facts.json", "--min-user-interactions", "6")
+    assert "interactions" in out
+    assert "180" in out
+    facts = strict_json((place / "facts.json").read_text())
+    assert facts["columns"] == ["user_id", "item_id", "timestamp"]
+    assert (facts["before"]["users"], facts["after"]["users"]) == (30, 20)
+    assert facts["after"]["tied_timestamps"] == 0.0
+
+
+def test_fit_writes_a_run_and_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "fit", "log.csv", "--out", "new", *SMALL, "--json", "fit.json", "--feedforward-dims", "6", "4")
+    assert "epoch   1  loss" in out
+    assert "run written to new" in out
+    facts = strict_json((place / "fit.json").read_text())
+    assert (facts["run"], facts["interrupted"], facts["epochs"]) == ("new", False, 3)
+    assert set(facts["test"]) == {"full", "sampled"}
+    assert strict_json((place / "new/metrics.json").read_text())["test"] == facts["test"]
+    frame = pl.read_csv(place / "new/epochs.csv")
+    assert frame.columns == ["epoch", "loss", "seconds", "tokens_per_second", "ndcg@10", "hr@10"]
+    assert frame["epoch"].to_list() == [1, 2, 3]
+    assert frame.null_count().sum_horizontal().item() == 0
+    assert Recommender.load("new").model_config.feedforward_dims == (6, 4)
+    before = (place / "new/weights.safetensors").read_bytes()
+    run(capsys, "fit", "log.csv", "--out", "new", *SMALL, "--feedforward-dims", "6", "4", "--resume")
+    assert (place / "new/weights.safetensors").read_bytes() == before
+    run(capsys, "fit", "log.csv", "--out", "new", "--overwrite", "--model", "markov", "--alpha", "2")
+    assert Recommender.load("new").model_config.alpha == 2.0
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if MODELS[name].COUNTED])
+def test_counted_models_through_all_commands(place: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
+    run(capsys, "fit", "log.csv", "--out", "new", "--model", model)
+    assert pl.read_csv(place / "new/epochs.csv").columns == ["epoch", "loss", "seconds", "tokens_per_second"]
+    run(capsys, "evaluate", "new")
+    assert "u3" in run(capsys, "recommend", "new", "--users", "u3")
+    assert "no item embeddings" in fails(capsys, place, "similar", "new", "i1")
+
+
+@pytest.mark.parametrize("protocol", ["full", "sampled"])
+def test_evaluate(place: Path, capsys: pytest.CaptureFixture[str], protocol: str) -> None:
+    arguments = ["evaluate", "run", "--protocol", protocol, "--negatives", "4", "--split", "valid"]
+    out = run(capsys, *arguments, "--json", "found.json")
+    assert "valid: 30 users" in out
+    found = strict_json((place / "found.json").read_text())
+    assert {"protocol", "split", "users", "metrics", "intervals", "baselines", "seconds"} <= set(found)
+    assert (found["protocol"], found["split"], found["users"]) == (protocol, "valid", 30)
+    assert {"ndcg@10", "hr@10"} <= set(found["metrics"])
+    assert set(found["intervals"]) == set(found["metrics"])
+    assert all(low <= found["metrics"][name] <= high for name, (low, high) in found["intervals"].items())
+    assert set(found["baselines"]) == {"popularity", "recent-popularity", "markov"}
+    again = strict_json(json_of(capsys, *arguments))
+    assert again | {"seconds": 0} == found | {"seconds": 0}
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Standard output with ``--json -``; words go to standard error."""
+    capsys.readouterr()
+    assert main([*arguments, "--json", "-"]) == 0
+    out = capsys.readouterr().out
+    strict_json(out)
+    return out
+
+
+def test_json_on_standard_output_is_json_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(strict_json(json_of(capsys, "inspect", "log.csv"))) == {"columns", "before", "after"}
+    assert strict_json(json_of(capsys, "fit", "log.csv", "--out", "new", *SMALL))["epochs"] == 3
+    rows = strict_json(json_of(capsys, "recommend", "run", "--users", "u1", "u2", "-k", "2"))
+    assert [row["user_id"] for row in rows] == ["u1", "u1", "u2", "u2"]
+    assert set(rows[0]) == {"user_id", "item_id", "score", "rank"}
+    rows = strict_json(json_of(capsys, "similar", "run", "i1", "-k", "2"))
+    assert [row["rank"] for row in rows] == [1, 2]
+    json_of(capsys, "recommend", "run", "--users", "u1", "-k", "2", "--format", "csv", "--out", "both.csv")
+    assert (place / "both.csv").read_text().startswith("user_id,item_id,score,rank\n")
+    run(capsys, "recommend", "run", "--users", "u1", "--json=file.json")
+    assert len(strict_json((place / "file.json").read_text())) > 2
+    assert "give a file" in fails(capsys, place, "recommend", "run", "--json", "--users", "u1")
+
+
+READERS: dict[str, Callable[[Any], pl.DataFrame]] = {
+    "csv": pl.read_csv, "jsonl": pl.read_ndjson, "parquet": pl.read_parquet
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["table", "csv", "jsonl", "parquet"])
+def test_recommend_in_all_formats(place: Path, capfdbinary: pytest.CaptureFixture[bytes], format: str) -> None:
+    wanted = Recommender.load("run").recommend(k=3)
+    assert main(["recommend", "run", "-k", "3", "--format", format, "--out", f"deep/out.{format}"]) == 0
+    assert capfdbinary.readouterr().out == b""
+    assert main(["recommend", "run", "-k", "3", "--format", format]) == 0
+    out = capfdbinary.readouterr().out
+    if format == "table":
+        assert out.decode().count("u29") == 3
+        assert (place / "deep/out.table").read_text().count("u29") == 3
+        return
+    for source in (out, (place / f"deep/out.{format}").read_bytes()):
+        found = READERS[format](io.BytesIO(source))
+        assert found.columns == wanted.columns
+        assert found["item_id"].equals(wanted["item_id"])
+        assert np.allclose(found["score"], wanted["score"])
+    assert [path.name for path in (place / "deep").iterdir()] == [f"out.{format}"]
+
+
+def test_the_ending_of_the_file_says_the_format(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("recommend run", "similar run i1 i2"):
+        for name in ("a.csv", "a.jsonl", "a.parquet", "a.txt"):
+            run(capsys, *command.split(), "-k", "3", "--out", name)
+        wanted = pl.read_parquet(place / "a.parquet")
+        assert (place / "a.csv").read_text() == wanted.write_csv()
+        assert (place / "a.jsonl").read_text() == wanted.write_ndjson()
+        assert "│ i1" in (place / "a.txt").read_text()
+        run(capsys, *command.split(), "-k", "3", "--out", "b.csv", "--format", "parquet")
+        assert pl.read_parquet(place / "b.csv").equals(wanted)
+        assert main([*command.split(), "-k", "3", "--out", "a.xlsx"]) == 2
+        assert "end its name in .parquet, .csv, .jsonl, or give --format" in one_error(capsys.readouterr().err)
+        assert not (place / "a.xlsx").exists()
+
+
+@pytest.mark.parametrize("kind", ["table", "csv", "jsonl", "parquet"])
+def test_blocks_of_people_change_no_output(
+    place: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    sizes: list[int] = []
+    made = Recommender.recommend_batches
+
+    def blocks(self: Recommender, **options: Any) -> Any:
+        for frame in made(self, **options, batch_size=size):
+            sizes.append(frame["user_id"].n_unique())
+            yield frame
+
+    monkeypatch.setattr(Recommender, "recommend_batches", blocks)
+    found = {}
+    for size in (30, 8):
+        command = ["recommend", "counted", "-k", "8", "--keep-seen", "--format", kind]
+        assert main(command) == 0
+        assert main([*command, "--out", "out"]) == 0
+        out, errors = capfdbinary.readouterr()
+        found[size] = [out, (place / "out").read_bytes()]
+        assert errors == b""
+    assert sizes == 2 * [30] + 2 * [8, 8, 8, 6]
+    if kind == "parquet":  # whose row groups differ
+        assert len({str(pl.read_parquet(content).to_dicts()) for content in [*found[30], *found[8]]}) == 1
+    else:
+        assert found[30] == found[8]
+    if kind == "table":
+        assert b"the first 200 of" in found[8][0]
+
+
+def test_nothing_left_is_said_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "some.txt").write_text("i1\n")
+    assert main(["recommend", "run", "--allow", "some.txt", "--out", "out.parquet", "-k", "2"]) == 0
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"warning: nothing is left to recommend to \d+ of 30; .*--keep-seen.*\n", errors)
+    assert pl.read_parquet(place / "out.parquet")["item_id"].unique().to_list() == ["i1"]
+
+
+def test_recommend_to_whom(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "users.txt").write_text("\ufeffu4\r\n\n  u2  \n")
+    asked = strict_json(json_of(capsys, "recommend", "run", "--users-file", "users.txt", "-k", "1"))
+    assert [row["user_id"] for row in asked] == ["u4", "u2"]
+    mine = strict_json(json_of(capsys, "recommend", "run", "--history", "i4", "i5", "-k", "2"))
+    wanted = Recommender.load("run").recommend(histories=[["i4", "i5"]], k=2)
+    assert [row["item_id"] for row in mine] == wanted["item_id"].to_list()
+    seen = strict_json(json_of(capsys, "recommend", "run", "--history", "i4", "-k", "12", "--keep-seen"))
+    assert len(seen) == 12
+    (place / "some.txt").write_text("i1\ni2\ni3\n")
+    allowed = json_of(capsys, "recommend", "run", "--history", "i4", "-k", "9", "--allow", "some.txt")
+    assert {row["item_id"] for row in strict_json(allowed)} == {"i1", "i2", "i3"}
+    denied = json_of(capsys, "recommend", "run", "--history", "i4", "-k", "12", "--deny", "some.txt")
+    assert len(strict_json(denied)) == 8
+    assert len(strict_json(json_of(capsys, "recommend", "run"))) == sum(min(10, 12 - 5 - u % 3) for u in range(30))
+
+
+def test_users_have_the_type_of_the_log(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Recommender("popularity").fit(ring(numbers=True), "numbers")
+    rows = strict_json(json_of(capsys, "recommend", "numbers", "--users", "3", "-k", "1"))
+    assert (rows[0]["user_id"], type(rows[0]["item_id"])) == (3, int)
+    capsys.readouterr()
+    assert main(["recommend", "numbers", "--users", "3", "anna", "-k", "1", "--json", "-"]) == 0
+    out, errors = capsys.readouterr()
+    assert [row["user_id"] for row in strict_json(out)] == ["3", "anna"]
+    assert errors == "warning: unknown users get the most popular items: anna\n"
+
+
+def test_unknown_ids_warn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "zz.txt").write_text("zz\ni1\n")
+    for arguments in (["--users", "u1", "zz"], ["--history", "i1", "zz"], ["--allow", "zz.txt"], ["--deny", "zz.txt"]):
+        assert main(["recommend", "run", "-k", "1", *arguments]) == 0
+        errors = capsys.readouterr().err
+        assert re.match(r"warning: unknown .*zz\n", errors), errors
+        assert "zz" in fails(capsys, place, "recommend", "run", "-k", "1", *arguments, "--strict")
+
+
+def test_similar(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "similar", "run", "i1", "i2", "-k", "3").count("│ i1 ") == 3
+    run(capsys, "similar", "run", "i1", "-k", "3", "--format", "csv", "--out", "near.csv")
+    assert pl.read_csv(place / "near.csv").columns == ["item_id", "similar_item_id", "score", "rank"]
+    assert "zz" in fails(capsys, place, "similar", "run", "i1", "zz")
+    assert "no item given" in fails(capsys, place, "similar", "run")
+
+
+def test_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = [flag for flag in SMALL if "blocks" not in flag]
+    arguments = ["compare", "log.csv", "--models", "sasrec,markov", "popularity", *shared, "--test-negatives", "4"]
+    out = run(capsys, *arguments, "--out", "deep/compared")
+    assert all(name in out for name in ("sasrec", "markov", "popularity", "±", "Holm"))
+    assert {path.name for path in (place / "deep/compared").iterdir()} == {
+        f"compare.{e}" for e in ("csv", "json", "png")
+    }
+    found = strict_json(json_of(capsys, *arguments))
+    assert [entry["model"] for entry in found["models"]] == ["sasrec", "markov", "popularity"]
+    assert (found["test_negatives"], found["models"][0]["config"]["embedding_dim"]) == (4, 8)
+    written = strict_json((place / "deep/compared/compare.json").read_text())
+    assert [entry["results"] for entry in written["models"]] == [entry["results"] for entry in found["models"]]
+
+
+def test_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = synthetic_log(120, genres=2, items_per_genre=10, mean_length=6)
+    monkeypatch.setattr("seqrec.tools.demo.synthetic_log", lambda: small)
+    words = io.StringIO()
+    options = {"epochs": 2, "embedding_dim": 8, "num_blocks": 1, "max_length": 10}
+    result = run_demo(place / "demo", Console(file=words, width=120), progress=False, options=options)
+    out = words.getvalue()
+    for part in ("best reachable", "popularity", "markov", "recommended next", "seqrec recommend"):
+        assert part in out
+    assert 0 < result["share_of_best"] <= 1.5
+    assert result["metrics"]["ndcg@10"] == pytest.approx(result["share_of_best"] * result["best"]["ndcg@10"])
+    assert json.loads(json.dumps(result)) == result
+    for name in ("training.png", "recommendations.png"):
+        assert (place / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    assert Recommender.load(place / "demo").dataset.num_users == 120
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version").strip() == seqrec.__version__
+    for arguments in ([], ["--help"], ["-h"]):
+        out = run(capsys, *arguments)
+        assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"fit --model {name}" for name in MODELS)])
+def test_help_explains_every_flag(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = run(capsys, *command.split(), "--help")
+    name, _, model = command.partition(" --model ")
+    arguments = [a for a in make_app(model or "sasrec")[name].assemble_argument_collection() if a.show]
+    assert arguments
+    for argument in arguments:
+        flag = next((name for name in argument.names if name.startswith("-")), argument.names[0])
+        assert re.search(rf"{flag}\b.*  +[A-Za-z]", out), f"{flag} is not explained"  # a column of text after it
+    if name == "fit":
+        fields = MODELS[model or "sasrec"].Config.__dataclass_fields__
+        assert all("--" + field.replace("_", "-") in out for field in fields)
+
+
+BAD_LOGS: dict[str, tuple[str | bytes, str]] = {
+    "empty.csv": ("", "empty.csv: is empty"),
+    "blank.csv": ("\n\n", "blank.csv: is empty"),
+    "header.csv": ("user,item,time\n", "header.csv: has no rows"),
+    "few.csv": ("user,item,time\na,b,1\na,b\n", "few.csv, line 3: .*few"),
+    "no_user.csv": ("user,item,time\na,b,1\n,c,2\n", "no_user.csv, line 3: .*empty"),
+    "no_item.csv": ("user,item,time\na,,1\na,c,2\n", "no_item.csv, line 2: .*empty"),
+    "word.csv": ("user,item,time\na,b,1\na,c,soon\n", "word.csv, line 3: .*soon"),
+    "nan.csv": ("user,item,time\na,b,1\na,c,NaN\n", "nan.csv, line 3: .*NaN"),
+    "nanid.csv": ("user,item,time\n1,5,1\nnan,6,2\n", "nanid.csv, line 3: .*missing"),
+    "csv.parquet": ("user,item\na,b\n", "csv.parquet: no Parquet"),
+    "csv.csv.gz": ("user,item\na,b\n", "csv.csv.gz: .*not gzipped"),
+    "cut.csv.gz": (b"\x1f\x8b\x08\x00abc", "cut.csv.gz: .*gzip"),
+    "lines.jsonl": ('{"user": 1, "item": 2}\nuser item\n', "lines.jsonl, line 2: not a JSON object"),
+    "latin.csv": ("user,item\na,é\n".encode("latin-1"), "latin.csv, line 2: .*UTF-8"),
+    "zeros.csv": (b"user,item\0\n", "zeros.csv: is binary"),
+    "columns.csv": ("who,what,when\nann,tea,1\nann,rum,2\n", "columns.csv: .*--(user|item)"),
+    "one.csv": ("user,item,time\na,b,1\nc,b,2\nd,b,3\n", "no user has two interactions"),
+    "missing.csv": (b"", "missing.csv: No such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOGS)
+def test_bad_logs(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    content, wanted = BAD_LOGS[name]
+    if name != "missing.csv":
+        (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    line = fails(capsys, place, "fit", name, "--out", "new", *SMALL)
+    assert re.search(wanted, line), line
+    assert re.search(";|advice|--", line)
+    if name != "one.csv":
+        assert re.search(wanted, fails(capsys, place, "inspect", name))
+
+
+BAD_ARGUMENTS = {
+    "fit log.csv --out new --min-item-interactions 1000": "nothing is left of 180 interactions",
+    "fit log.csv --out new --min-rating 3": "no rating column.*--rating",
+    "fit log.csv --out new --user nobody": "no column 'nobody'.*--user",
+    "fit log.csv --out new --format jsonl": "log.csv, line 1: not a JSON object",
+    "fit log.csv --out run": "run: already holds a run.*--resume.*--overwrite",
+    "fit log.csv --out run --resume --overwrite": "exclude each other",
+    "fit log.csv --out log.csv": "log.csv: is a file",
+    "fit log.csv --out .": "holds something that is not a run",
+    "fit log.csv --out . --overwrite": "holds something that is not a run",
+    "fit log.csv --out run --resume --epochs 9 --embedding-dim 16": "begun with",
+    "fit log.csv": "--out",
+    "fit": "--log",
+    "fit log.csv --out new --dropout 1": "dropout is 1.0",
+    "fit log.csv --out new --dropout much": '"much"',
+    "fit log.csv --out new --model gru": '"gru".*sasrec',
+    "fit log.csv --out new --model markov --dropout 0.1": "--dropout",
+    "fit log.csv --out new --loss bce --negatives 1000000000000": "not enough memory.*smaller sizes",
+    "fit log.csv --out new --device meta": "device 'meta'",
+    "fit log.csv --out new --device tpu9": "device 'tpu9'",
+    "fit log.csv --out new --valid-from 5": "split by time",
+    "fit log.csv --out new --split time --valid-from 9 --test-from 5": "the first before the second",
+    "evaluate nowhere": "nowhere: no such run folder",
+    "evaluate .": "not a run folder",
+    "evaluate log.csv": "log.csv: no such run folder",
+    "evaluate run --protocol half": '"half"',
+    "evaluate run --protocol sampled --negatives 0": "negatives is 0",
+    "recommend run -k 13": "k is 13, more than there are items to choose from .12.",
+    "recommend run -k 0": "k is 0; give 1 or more",
+    "recommend run -k x": '"x"',
+    "recommend run --users": "no id given",
+    "recommend run --history": "no id given",
+    "recommend run --users u1 --history i1": "give one of",
+    "recommend run --users-file nowhere.txt": "nowhere.txt: cannot be read",
+    "recommend run --allow run": "run: cannot be read",
+    "recommend run --deny empty.txt": "empty.txt: is empty",
+    "recommend run --users zz --strict": "unknown users: zz",
+    "recommend run --out log.csv/x --format csv": "log.csv/x: cannot be written",
+    "recommend run --out run --format parquet": "run: cannot be written .Is a directory",
+    "recommend run --json log.csv/x": "log.csv/x: cannot be written",
+    "similar run zz": "zz",
+    "similar run i1 -k 12": "give at most 11",
+    "similar counted i1": "no item embeddings",
+    "fetch nothing": "nothing.*ml-100k",
+    "compare log.csv": "--models",
+    "compare log.csv --models": "no model given",
+    "compare log.csv --models sasrec,gru": "unknown model 'gru'; there are sasrec",
+    "compare log.csv --models markov --minutes 0": "minutes is 0.0",
+    "compare log.csv --models markov --out log.csv": "log.csv: is a file",
+    "compare log.csv --models markov --embedding-dim 8": "none of markov has an option 'embedding_dim'",
+    "demo --out run": "already holds a run",
+    "dance": "dance",
+}
+
+
+@pytest.mark.parametrize("command", BAD_ARGUMENTS)
+def test_bad_arguments(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    (place / "empty.txt").write_text(" \n")
+    line = fails(capsys, place, *command.split())
+    assert re.search(BAD_ARGUMENTS[command], line), line
+
+
+def damage_shape(folder: Path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    save_file(weights | {"item_embedding.weight": torch.zeros(4, 8)}, folder / "weights.safetensors")
+
+
+def damage_version(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+
+
+def cut(name: str) -> Callable[[Path], Any]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+BAD_RUNS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    f"{name} is missing": (lambda folder, name=name: (folder / name).unlink(), f"{name}.*is missing")
+    for name in ("config.json", "weights.safetensors", "items.parquet", "users.parquet")
+} | {
+    f"{name} is cut": (cut(name), f"run/{name}: is damaged")
+    for name in ("config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json")
+}  # fmt: skip
+BAD_RUNS["newer"] = damage_version, "run/config.json: format 99 is newer.*update seqrec"
+BAD_RUNS["shape"] = damage_shape, r"run/weights.safetensors: weight item_embedding.weight is .*\[4, 8\].*\[13, 8\]"
+
+
+@pytest.mark.parametrize("damage", BAD_RUNS)
+def test_bad_runs(place: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    action, wanted = BAD_RUNS[damage]
+    action(place / "run")
+    for command in (["evaluate", "run"], ["recommend", "run", "--users", "u1"], ["similar", "run", "i1", "-k", "2"]):
+        assert re.search(wanted, fails(capsys, place, *command))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
+    before = tree(place)
+    options = " ".join(SMALL)
+    commands = {
+        f"fit log.csv --out new {options}": 1,
+        f"fit log.csv --out new {options.replace('dim=8', 'dim=64')}": 8,
+        "recommend run -k 12 --keep-seen --out new.csv": 1,
+        "recommend run -k 12 --keep-seen --out new.parquet": 1,
+    }
+    for command, blocks in commands.items():
+        script = f"ulimit -f {blocks}; exec '{sys.executable}' -m seqrec.cli {command}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "no space left on the disk" in one_error(done.stderr)
+        assert tree(place) == before
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_standard_output_is_full(place: Path, unbuffered: str) -> None:
+    command = f"'{sys.executable}' -m seqrec.cli recommend run -k 12 --keep-seen --format csv"
+    script = f"export PYTHONUNBUFFERED={unbuffered}; ulimit -f 1; exec {command} > out.csv"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "standard output: no space left" in one_error(done.stderr)
+
+
+def test_devices_are_written_to_and_not_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(place / "pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
+    run(capsys, "recommend", "run", "--users", "u1", "-k", "1", "--out", os.devnull, "--json", "pipe")
+    assert strict_json(reader.communicate(timeout=60)[0])[0]["user_id"] == "u1"
+    assert (place / "pipe").is_fifo()
+    assert Path(os.devnull).is_char_device()
+    (place / "link").symlink_to("target")
+    run(capsys, "recommend", "run", "--users", "u1", "-k", "1", "--json", "link", "--out", os.devnull)
+    assert (place / "link").is_symlink()
+    assert (place / "target").is_file()
+
+
+@pytest.mark.parametrize("format", ["csv", "table"])
+def test_a_reader_that_leaves_early(place: Path, format: str) -> None:
+    arguments = f"recommend run -k 12 --keep-seen --format {format}"
+    script = f"'{sys.executable}' -m seqrec.cli {arguments} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == ""
+    assert done.stdout == "0\n"
+
+
+def test_as_a_process(place: Path) -> None:
+    good = process("recommend", "run", "--users", "u1", "-k", "2", "--format", "csv", cwd=place)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert len(good.stdout.splitlines()) == 3
+    bad = process("recommend", "run", "--users", "zz", "--strict", cwd=place)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "unknown users: zz" in one_error(bad.stderr)

@@ -1,0 +1,275 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.errors import InputError
+
+
+def numbers() -> Dataset:
+    return prepare(pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 9, 7], "timestamp": [1, 2, 3]}))
+
+
+def words() -> Dataset:
+    return prepare(pl.DataFrame({"user_id": ["u", "u", "v"], "item_id": ["7", "a", "7"]}))
+
+
+def some_dataset(scale: int = 1) -> Dataset:
+    random = np.random.default_rng(2)
+    count = 500 * scale
+    return prepare(
+        pl.DataFrame(
+            {
+                "user_id": random.integers(0, 60, count),
+                "item_id": [f"item-{i}" for i in random.integers(0, 90, count)],
+                "timestamp": random.integers(0, 10**10, count),
+            }
+        ),
+        PrepareConfig(min_item_interactions=2),
+    )
+
+
+def check_same(one: Dataset, other: Dataset) -> None:
+    for name in ("items", "timestamps", "offsets"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert getattr(one, name).dtype == getattr(other, name).dtype
+    assert one.user_ids.equals(other.user_ids, check_dtypes=True, check_names=True)
+    assert one.item_ids.equals(other.item_ids, check_dtypes=True, check_names=True)
+    assert one.has_timestamps == other.has_timestamps
+    assert one.before == other.before
+    assert one.statistics == other.statistics
+
+
+def test_save_and_load_memory_maps(tmp_path):
+    dataset = some_dataset()
+    dataset.save(tmp_path / "new" / "log")
+    loaded = Dataset.load(tmp_path / "new" / "log")
+    for name in ("items", "timestamps", "offsets"):
+        assert isinstance(getattr(loaded, name), np.memmap)
+        assert not getattr(loaded, name).flags.writeable
+    check_same(loaded, dataset)
+    assert loaded.item_indices(["item-3"]).tolist() == dataset.item_indices(["item-3"]).tolist()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["log"]
+    loaded.save(tmp_path / "new" / "log")  # onto the files that it is mapped from
+    check_same(Dataset.load(tmp_path / "new" / "log"), dataset)
+    check_same(loaded, dataset)
+
+
+def test_a_dataset_without_times_or_origin_survives_saving(tmp_path):
+    dataset = replace(words(), before=None)
+    dataset.save(str(tmp_path / "log"))
+    check_same(Dataset.load(str(tmp_path / "log")), dataset)
+
+
+def test_saving_through_a_link_keeps_the_link(tmp_path):
+    numbers().save(tmp_path / "there")
+    (tmp_path / "link").symlink_to("there")
+    some_dataset().save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    check_same(Dataset.load(tmp_path / "there"), some_dataset())
+
+
+FILES = ["items.npy", "timestamps.npy", "offsets.npy", "users.parquet", "items.parquet", "dataset.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        None,
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: bytes(len(content)),
+        lambda content: b"\x80" + content,
+        lambda content: b"PAR1" + content[4:-30] + bytes(26) + content[-4:],
+    ],
+    ids=["missing", "empty", "half", "one byte short", "zeros", "shifted", "torn"],
+)
+def test_damaged_files_are_one_line(tmp_path, name, damage):
+    folder = tmp_path / "log"
+    numbers().save(folder)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage is not None:
+        (folder / name).write_bytes(damage(content))
+    with pytest.raises(InputError, match="prepare it again") as raised:
+        Dataset.load(folder)
+    assert str(raised.value).startswith(f"{folder}: ")
+    assert "\n" not in str(raised.value)
+    assert "pickle" not in str(raised.value)  # no advice to trust the file
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"format_version": "one"},
+        {"format_version": None},
+        {"interactions": 2},
+        {"interactions": "3"},
+        {"before": {"users": 1}},
+        {"before": "x"},
+        *({"without": key} for key in ("format_version", "interactions", "before", "has_timestamps")),
+    ],
+    ids=str,
+)
+def test_damaged_facts_are_one_line(tmp_path, facts):
+    folder = tmp_path / "log"
+    numbers().save(folder)
+    whole = json.loads((folder / "dataset.json").read_text()) | facts
+    whole.pop(whole.pop("without", None), None)
+    (folder / "dataset.json").write_text(json.dumps(whole))
+    with pytest.raises(InputError, match="prepare it again") as raised:
+        Dataset.load(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("items", np.array([1, 2], dtype=np.int32)),
+        ("items", np.array([1.0, 2.0, 1.0], dtype=np.float32)),
+        ("items", np.array([[1], [2], [1]], dtype=np.int32)),
+        ("timestamps", np.array([1, 2])),
+        ("timestamps", np.array([1, 2, 3, 4])),
+        ("offsets", np.array([], dtype=np.int64)),
+        ("offsets", np.array([0, 3])),
+        ("offsets", np.array([0, 5, 3])),
+        ("offsets", np.array([1, 2, 3])),
+        ("offsets", np.array([0, 1, 2])),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_line(tmp_path, name, array):
+    numbers().save(tmp_path / "log")
+    np.save(tmp_path / "log" / f"{name}.npy", array)
+    with pytest.raises(InputError, match="prepare it again"):
+        Dataset.load(tmp_path / "log")
+
+
+def test_id_tables_of_another_length_are_one_line(tmp_path):
+    numbers().save(tmp_path / "log")
+    pl.DataFrame({"user_id": [1]}).write_parquet(tmp_path / "log" / "users.parquet")
+    with pytest.raises(InputError, match="damaged"):
+        Dataset.load(tmp_path / "log")
+
+
+def test_a_newer_format_asks_for_an_update(tmp_path):
+    numbers().save(tmp_path / "log")
+    facts = json.loads((tmp_path / "log" / "dataset.json").read_text())
+    (tmp_path / "log" / "dataset.json").write_text(json.dumps({**facts, "format_version": 99}))
+    with pytest.raises(InputError, match="format 99 is newer; update seqrec"):
+        Dataset.load(tmp_path / "log")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="not a whole saved dataset"):
+        Dataset.load(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not a whole saved dataset"):
+        Dataset.load(tmp_path / "file")
+
+
+def check_old_is_left(folder: Path, old: Dataset) -> None:
+    check_same(Dataset.load(folder), old)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing half-written beside it
+
+
+def test_a_full_disk_midway_leaves_the_old_one(tmp_path, monkeypatch):
+    old = numbers()
+    old.save(tmp_path / "log")
+    save = np.save
+
+    def full(file, array):
+        if Path(file).name == "offsets.npy":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(InputError, match="log: no space left on the disk") as raised:
+        some_dataset().save(tmp_path / "log")
+    assert "\n" not in str(raised.value)
+    check_old_is_left(tmp_path / "log", old)
+
+
+def test_an_interruption_midway_leaves_the_old_one(tmp_path, monkeypatch):
+    old = numbers()
+    old.save(tmp_path / "log")
+
+    def interrupt(self, file):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        some_dataset().save(tmp_path / "log")
+    check_old_is_left(tmp_path / "log", old)
+
+
+def test_a_failing_rename_leaves_the_old_one(tmp_path, monkeypatch):
+    old = numbers()
+    old.save(tmp_path / "log")
+    rename = Path.replace
+
+    def fail(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match="cannot be written"):
+        some_dataset().save(tmp_path / "log")
+    monkeypatch.undo()
+    check_old_is_left(tmp_path / "log", old)
+
+
+# A process whose files may not grow past a limit meets what a full disk gives: short writes.
+LIMITED = """
+import resource, sys
+import numpy as np, polars as pl
+from seqrec.data.prepare import prepare
+from seqrec.errors import InputError
+count = 20_000
+random = np.random.default_rng(0)
+items = [random.bytes(20).hex() for _ in range(count)]
+dataset = prepare(pl.DataFrame({"user_id": np.arange(count) // 5, "item_id": items}))
+for limit in map(int, sys.argv[2:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        dataset.save(sys.argv[1])
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_short_writes_say_no_space_and_leave_the_old_one(tmp_path):
+    pytest.importorskip("resource")
+    old = numbers()
+    old.save(tmp_path / "log")
+    limits = ["0", "50000", "150000", "170000"]  # a header, items, timestamps, a Parquet file
+    script = [sys.executable, "-c", LIMITED, str(tmp_path / "log"), *limits]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    line = f"{tmp_path / 'log'}: no space left on the disk; free some or choose another folder\n"
+    assert done.stdout == len(limits) * line
+    check_old_is_left(tmp_path / "log", old)
+
+
+def test_saving_never_removes_what_is_not_a_dataset(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"holds other files \(thesis.txt\)"):
+        numbers().save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(InputError, match=r"thesis\.txt: cannot be written"):
+        numbers().save(tmp_path / "thesis.txt")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(InputError, match="cannot be written"):
+        numbers().save(tmp_path / "thesis.txt" / "log")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

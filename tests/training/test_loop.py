@@ -1,0 +1,461 @@
+"""Training: it learns, one seed gives the same bytes, and a killed run ends as one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import rich
+import torch
+
+from seqrec import (
+    Dataset,
+    InputError,
+    Recommender,
+    TrainConfig,
+    prepare,
+    split_last_two,
+)
+from seqrec.cli.app import main
+from seqrec.models import SASRec
+from seqrec.models.sasrec import SASRecConfig
+from seqrec.ranking.metrics import hit_rate, ndcg
+from seqrec.ranking.protocols import ranks
+from seqrec.run import Run, check_free
+from seqrec.training import loop as train
+
+SMALL: dict[str, Any] = {
+    "embedding_dim": 16, "num_blocks": 1, "max_length": 8, "dropout": 0.1, "batch_size": 16, "epochs": 4,
+    "evaluate_every": 1, "learning_rate": 0.01,
+}  # fmt: skip
+
+
+def ring(users: int = 60, items: int = 12, seed: int = 0) -> pl.DataFrame:
+    """Everybody walks round the same ring of items from a place of their own: the next item is certain."""
+    random = np.random.default_rng(seed)
+    starts, lengths = random.integers(items, size=users), random.integers(4, 9, size=users)
+    rows = [(u, int(starts[u] + step) % items, step) for u in range(users) for step in range(lengths[u])]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def epochs(folder: Path) -> pl.DataFrame:
+    """``epochs.csv`` without what the clock says."""
+    return pl.read_csv(folder / "epochs.csv").drop("seconds", "tokens_per_second")
+
+
+def same_run(one: Path, other: Path) -> bool:
+    return weights(one) == weights(other) and epochs(one).equals(epochs(other))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    Recommender(**SMALL).fit(ring(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("loss", ["sampled-softmax", "bce"])
+def test_learns_what_is_certain(loss: str) -> None:
+    split = split_last_two(prepare(ring()))
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(max_length=8, embedding_dim=16, num_blocks=1, dropout=0.0), 12)
+    config = TrainConfig(loss=loss, epochs=60, batch_size=16, learning_rate=0.01, evaluate_every=5, patience=0)
+    trained = train(model, split, config)
+    losses = [row["loss"] for row in trained.epochs]
+    assert trained.ended == "epochs"
+    assert losses[-1] < losses[10] < losses[0]
+    assert float(hit_rate(*ranks(model, split.test), 1).mean()) > 0.9
+    assert not model.training
+
+
+def test_epochs_have_the_columns_promised(whole: Path) -> None:
+    frame = pl.read_csv(whole / "epochs.csv")
+    assert frame.columns == ["epoch", "loss", "seconds", "tokens_per_second", "ndcg@10", "hr@10"]
+    assert frame["epoch"].to_list() == [1, 2, 3, 4]
+    assert frame["loss"].is_sorted(descending=True)
+    assert frame.null_count().sum_horizontal().item() == 0
+    assert (frame["tokens_per_second"] > 0).all()
+
+
+def test_one_seed_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    Recommender(**SMALL).fit(ring(), tmp_path / "same")
+    Recommender(**SMALL, seed=1).fit(ring(), tmp_path / "other")
+    assert same_run(whole, tmp_path / "same")
+    assert weights(whole) != weights(tmp_path / "other")
+    assert not epochs(whole).equals(epochs(tmp_path / "other"))
+
+
+def test_checkpoints_change_nothing(whole: Path, tmp_path: Path) -> None:
+    Recommender(**SMALL, checkpoint_minutes=0).fit(ring(), tmp_path / "run")
+    assert same_run(whole, tmp_path / "run")
+
+
+def test_another_thread_trains_the_same(whole: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=lambda: Recommender(**SMALL).fit(ring(), tmp_path / "run"))
+    thread.start()
+    thread.join()
+    assert same_run(whole, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_leaves_the_process_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    Recommender(**SMALL | {"epochs": 1}).fit(ring())
+    assert capsys.readouterr().out == ""
+    rich.print("still to be seen")
+    assert capsys.readouterr().out == "still to be seen\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+# Children are forked from a process that has imported everything, so that a kill meets training and not
+# the import. Each is killed, with SIGKILL, at a random moment after its first new checkpoint or without
+# waiting for one, and the next goes on.
+KILLER = """
+import json, os, random, signal, sys, time, traceback
+import torch
+torch.set_num_threads(1)
+from seqrec import Recommender
+from seqrec.run import STATE, Run
+
+log, folder, options, kills, seed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+random.seed(int(seed))
+state = os.path.join(folder, STATE)
+
+def train():
+    child = os.fork()
+    if child == 0:
+        try:
+            Recommender(**options).fit(log, folder, resume=True)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return child
+
+def changed():
+    return os.stat(state).st_mtime_ns if os.path.exists(state) else 0
+
+met = []
+for _ in range(kills):
+    before = changed()
+    child = train()
+    ended = 0
+    while changed() == before and not ended:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.06))
+    if ended or os.waitpid(child, os.WNOHANG)[0]:
+        break
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    facts = Run(folder).load_state()[1]
+    met.append([facts["epoch"], facts["step"]])
+print(json.dumps(met))
+child = train()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("loss", ["sampled-softmax", "bce"])
+def test_killed_and_resumed_ends_as_the_run_that_was_not(tmp_path: Path, loss: str) -> None:
+    log = tmp_path / "log.csv"
+    ring(users=200).write_csv(log)
+    options = SMALL | {"checkpoint_minutes": 0, "loss": loss, "epochs": 3, "batch_size": 8, "clip_norm": 1.0}
+    command = [sys.executable, "-c", KILLER, str(log), str(tmp_path / "killed"), json.dumps(options), "6", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    met = json.loads(done.stdout)
+    assert len(met) >= 3
+    assert any(step > 0 for _, step in met)
+    assert not list(tmp_path.rglob("*.partial"))
+    Recommender(**options | {"checkpoint_minutes": 10}).fit(str(log), tmp_path / "whole")
+    assert same_run(tmp_path / "killed", tmp_path / "whole")
+    frames = [Recommender.load(tmp_path / name).recommend(k=3) for name in ("killed", "whole")]
+    assert frames[0].equals(frames[1])
+
+
+def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    ring(users=200).write_csv(log)
+    options = ["--embedding-dim", "16", "--num-blocks", "1", "--batch-size", "4", "--epochs", "2", "--max-length", "8",
+               "--evaluate-every", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "seqrec.cli", "fit", str(log), "--out", str(tmp_path / "run"), *options]
+    command += ["--checkpoint-minutes", "0"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums round by their order
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread)
+    state = tmp_path / "run/state/training.safetensors"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors == ""
+    assert "--resume goes on" in out
+    stopped = Run(tmp_path / "run")
+    assert stopped.metrics() == {}
+    assert (stopped.load_state() or ({}, {}))[1]["epoch"] < 2
+    assert not list(tmp_path.rglob("*.partial"))
+    assert Recommender.load(tmp_path / "run").recommend(k=3).height == 600
+
+    assert main(["fit", str(log), "--out", str(tmp_path / "run"), *options, "--resume"]) == 0
+    assert main(["fit", str(log), "--out", str(tmp_path / "whole"), *options]) == 0
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_stop_while_the_last_epoch_is_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["seqrec.training.loop"]
+    accuracy = module._accuracy  # type: ignore[attr-defined]
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return accuracy(*arguments)
+
+    monkeypatch.setattr(module, "_accuracy", interrupted)
+    options = SMALL | {"epochs": 1}
+    assert Recommender(**options).fit(ring(), tmp_path / "run").interrupted
+    assert Run(tmp_path / "run").metrics() == {}
+    monkeypatch.undo()
+    resumed = Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
+    assert not resumed.interrupted
+    Recommender(**options).fit(ring(), tmp_path / "whole")
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_kills_left_is_swept_when_a_run_goes_on(tmp_path: Path) -> None:
+    Recommender(**SMALL | {"epochs": 1}).fit(ring(), tmp_path / "run")
+    for name in ("state/.tmpAbC12x", "state/.training.safetensors.abcdefgh.partial", ".weights.safetensors.x.partial"):
+        (tmp_path / "run" / name).write_text("half")
+    for name in (".run.abcdefgh.old", ".run.abc_efgh.partial", ".run.other.old", ".other.abcdefgh.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    check_free(tmp_path / "run", overwrite=True)  # leftovers are nobody's
+    Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    assert [path.name for path in (tmp_path / "run").rglob(".*")] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.abcdefgh.old", ".run.other.old", "run"]
+
+
+def test_resuming_a_finished_run_returns_at_once(whole: Path, tmp_path: Path) -> None:
+    Recommender(**SMALL).fit(ring(), tmp_path / "run")
+    before = weights(tmp_path / "run"), (tmp_path / "run/epochs.csv").read_bytes()
+    again = Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    assert (weights(tmp_path / "run"), (tmp_path / "run/epochs.csv").read_bytes()) == before
+    assert len(again.epochs) == 4
+    assert again.recommend(k=3).equals(Recommender.load(whole).recommend(k=3))
+
+
+@pytest.mark.parametrize("evaluate_every", [0, 1])
+def test_more_epochs_equal_one_long_run(tmp_path: Path, evaluate_every: int) -> None:
+    options = SMALL | {"evaluate_every": evaluate_every}
+    Recommender(**options | {"epochs": 2}).fit(ring(), tmp_path / "two")
+    Recommender(**options).fit(ring(), tmp_path / "two", resume=True)
+    Recommender(**options).fit(ring(), tmp_path / "four")
+    assert same_run(tmp_path / "two", tmp_path / "four")
+
+
+def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> None:
+    Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    assert same_run(whole, tmp_path / "run")
+    (tmp_path / "run/state/training.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no state/training\.safetensors to go on from"):
+        Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    (tmp_path / "run/metrics.json").unlink()  # killed before the first checkpoint
+    Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    assert same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"learning_rate": 0.02}, "learning_rate"),
+        ({"loss": "bce"}, "loss"),
+        ({"seed": 5}, "seed"),
+        ({"embedding_dim": 8}, "embedding_dim"),
+        ({"feedforward_dims": (4, 4)}, "feedforward_dims"),
+        ({"split": "time"}, "split"),
+        ({"min_item_interactions": 2}, "min_item_interactions"),
+        ({"batch_size": 17}, "batch_size"),
+        ({"patience": 1}, "patience"),
+    ],
+)
+def test_resume_with_other_options_is_refused(whole: Path, change: dict[str, Any], hint: str) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"begun with {hint}") as caught:
+        Recommender(**SMALL | change).fit(ring(), whole, resume=True)
+    assert "--overwrite" in str(caught.value)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_resume_with_another_log_or_model_is_refused(whole: Path) -> None:
+    with pytest.raises(InputError, match="another log"):
+        Recommender(**SMALL).fit(ring(seed=1), whole, resume=True)
+    with pytest.raises(InputError, match="model = sasrec, not popularity"):
+        Recommender("popularity").fit(ring(), whole, resume=True)
+    with pytest.raises(InputError, match="give out"):
+        Recommender(**SMALL).fit(ring(), resume=True)
+    with pytest.raises(InputError, match="exclude each other"):
+        Recommender(**SMALL).fit(ring(), whole, resume=True, overwrite=True)
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)  # no structure at all: validation soon gets worse
+    noise = pl.DataFrame({"user_id": np.repeat(np.arange(50), 6), "item_id": random.integers(30, size=300)})
+    options = SMALL | {"epochs": 200, "patience": 3, "learning_rate": 0.03}
+    recommender = Recommender(**options).fit(noise, tmp_path / "run")
+    rows = recommender.epochs
+    values = [row["ndcg@10"] for row in rows]
+    best = int(np.argmax(values)) + 1
+    assert len(rows) == best + 3 < 200
+    assert recommender.metrics["best_epoch"] == best
+    loaded = Recommender.load(tmp_path / "run")
+    split = split_last_two(loaded.dataset)
+    assert float(ndcg(*ranks(loaded.model, split.valid), 10).mean()) == values[best - 1]
+    assert float(ndcg(*ranks(recommender.model, split.valid), 10).mean()) == values[best - 1]
+    before = weights(tmp_path / "run")
+    assert len(Recommender(**options).fit(noise, tmp_path / "run", resume=True).epochs) == len(rows)
+    assert weights(tmp_path / "run") == before
+
+
+def test_validation_looks_at_so_many_users_and_the_same_ones() -> None:
+    split = split_last_two(prepare(ring()))
+
+    def fit(users: int) -> list[float]:
+        torch.manual_seed(0)
+        model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=0), 12)
+        found = train(model, split, TrainConfig(epochs=2, evaluate_every=1, validation_users=users, patience=0))
+        return [row["hr@10"] for row in found.epochs]
+
+    assert fit(7) == fit(7)
+    assert all(abs(7 * value - round(7 * value)) < 1e-9 for value in fit(7))
+    assert fit(60) == fit(10_000)
+
+
+def test_validation_comes_every_so_many_epochs_and_last() -> None:
+    rows = Recommender(**SMALL | {"epochs": 5, "evaluate_every": 3}).fit(ring()).epochs
+    assert ["ndcg@10" in row for row in rows] == [False, False, True, False, True]
+
+
+def test_trains_without_anybody_to_validate_on(tmp_path: Path) -> None:
+    pairs = pl.DataFrame({"user_id": [1, 1, 2, 2, 3, 3, 4], "item_id": [1, 2, 2, 3, 3, 1, 2]})
+    recommender = Recommender(**SMALL).fit(pairs, tmp_path / "run")
+    assert pl.read_csv(tmp_path / "run/epochs.csv").columns == ["epoch", "loss", "seconds", "tokens_per_second"]
+    assert recommender.metrics == {"best_epoch": 4, "epochs": 4}
+    assert Recommender.load(tmp_path / "run").recommend(users=[1], k=3)["item_id"].to_list() == [3]
+    with pytest.raises(InputError, match="nobody to evaluate on"):
+        recommender.evaluate()
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    singles = pl.DataFrame({"user_id": [1, 2, 3], "item_id": [1, 2, 3]})
+    with pytest.raises(InputError, match="no user has two interactions"):
+        Recommender(**SMALL).fit(singles, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    split = split_last_two(prepare(singles))
+    with pytest.raises(InputError, match="no user has two interactions"):
+        train(SASRec(SASRecConfig(), 3), split)
+
+
+def test_divergence_ends_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lower the learning rate"):
+        Recommender(**SMALL | {"learning_rate": 1e6}).fit(ring(), tmp_path / "first")
+    assert not (tmp_path / "first").exists()  # there never were good weights
+
+    # A run that goes wrong only later: the embedding gets a value that is not a number after two epochs.
+    options = SMALL | {"epochs": 2}
+    Recommender(**options).fit(ring(), tmp_path / "run")
+    good = weights(tmp_path / "run")
+    run = Run(tmp_path / "run")
+    tensors, facts = run.load_state() or ({}, {})
+    tensors["model.item_embedding.weight"][3] = torch.nan
+    run.save_state(tensors, facts)
+    with pytest.raises(InputError, match="diverged"):
+        Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == good
+    assert Recommender.load(tmp_path / "run").recommend(k=3).height > 0
+
+
+def test_negatives_of_somebody_who_met_everything() -> None:
+    everything = pl.DataFrame({"user_id": [1] * 6 + [2] * 4, "item_id": [1, 2, 3, 4, 1, 2, 2, 3, 4, 1]})
+    dataset = prepare(everything)
+    longer = replace(split_last_two(dataset), train=replace(split_last_two(dataset).train, ends=dataset.offsets[1:]))
+    model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1), 4)
+    with pytest.raises(InputError, match="another loss"):
+        train(model, longer, TrainConfig(loss="bce", epochs=1))
+    rows = train(model, longer, TrainConfig(epochs=2)).epochs
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def steps_of(clip_norm: float | None, table_learning_rate: float | None = None) -> torch.Tensor:
+    """How far one step moves the table of a fresh model."""
+    split = split_last_two(prepare(ring()))
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1, dropout=0.0), 12)
+    before = model.item_embedding.weight.detach().clone()
+    config = TrainConfig(epochs=1, batch_size=1000, clip_norm=clip_norm, table_learning_rate=table_learning_rate,
+                         learning_rate=0.01, evaluate_every=0)  # fmt: skip
+    train(model, split, config)
+    return (model.item_embedding.weight.detach() - before).abs()
+
+
+def test_clipping_and_the_tables_own_rate() -> None:
+    free, tiny, loose = steps_of(None), steps_of(1e-10), steps_of(1e10)
+    assert torch.allclose(free, loose, rtol=1e-5, atol=1e-7)  # the sum of a row's gradients may be in another order
+    assert free.max() == pytest.approx(0.01, rel=0.01)  # Adam's first step is its rate
+    assert tiny.max() < 0.5 * free.max()  # but where gradients are below its epsilon
+    assert steps_of(None, 0.002).max() == pytest.approx(0.002, rel=0.01)
+    assert (free[0] == 0).all()
+
+
+def test_compiled_is_the_same() -> None:
+    dataset: Dataset = prepare(ring(users=8))
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=0, dropout=0.0), 12)
+        rows = train(model, split_last_two(dataset), TrainConfig(epochs=3, evaluate_every=0, compile=compiled)).epochs
+        losses.append([row["loss"] for row in rows])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"loss": "hinge"}, "sampled-softmax, bce"),
+        ({"epochs": 0}, "1 or more"),
+        ({"batch_size": 0}, "1 or more"),
+        ({"negatives": 0}, "1 or more"),
+        ({"evaluate_every": -1}, "0 or more"),
+        ({"patience": -1}, "0 or more"),
+        ({"validation_users": 0}, "1 or more"),
+        ({"seed": -1}, "0 or more"),
+        ({"learning_rate": 0}, "more than 0"),
+        ({"learning_rate": float("nan")}, "more than 0"),
+        ({"table_learning_rate": -1.0}, "more than 0"),
+        ({"clip_norm": 0.0}, "more than 0"),
+        ({"calibration": 1.5}, "0 to 1"),
+        ({"popularity": float("nan")}, "0 to 10"),
+        ({"popularity": 400.0}, "0 to 10"),
+        ({"beta2": 0.85}, "0.9 or more"),
+        ({"checkpoint_minutes": float("nan")}, "0 or more"),
+        ({"negatives": 5, "loss": "cross-entropy"}, "whole catalogue"),
+        ({"threads": 100_000}, "at most 1024"),
+    ],
+)
+def test_options_out_of_range(change: dict[str, Any], hint: str) -> None:
+    with pytest.raises(InputError, match=hint) as caught:
+        TrainConfig(**change)
+    assert next(iter(change)) in str(caught.value)

@@ -1,0 +1,360 @@
+"""From a batch to a loss, against loops over predictions and negatives."""
+
+import math
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from seqrec import TrainConfig, prepare, split_last_two
+from seqrec.data.batches import Batch, pack
+from seqrec.data.dataset import Dataset
+from seqrec.data.negatives import PopularitySampler, UniformSampler
+from seqrec.data.split import Histories
+from seqrec.errors import InputError
+from seqrec.models.base import Loss, Model
+from seqrec.models.gru4rec import GRU4Rec, GRU4RecConfig
+from seqrec.models.sasrec import SASRec, SASRecConfig
+from seqrec.ranking.metrics import hit_rate
+from seqrec.ranking.protocols import ranks
+from seqrec.training import loop as train
+from seqrec.training.objective import (
+    Objective,
+    _own_negatives,
+    check_loss,
+    default_popularity,
+    draw_task,
+    mark_tables,
+    training_loss,
+)
+
+NUM_ITEMS = 30
+SHARED = [loss for loss in get_args(Loss) if loss not in ("bce", "cross-entropy")]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """A log whose low items are far more popular than the high ones."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(3, 12, 40)
+    users = np.repeat(np.arange(40), lengths)
+    items = np.r_[np.arange(NUM_ITEMS), (NUM_ITEMS * random.random(len(users) - NUM_ITEMS) ** 3).astype(np.int64)]
+    return prepare(pl.DataFrame({"user_id": users, "item_id": items, "timestamp": np.arange(len(users))}))
+
+
+class Plain(Model):
+    """Hidden states and scores from one table; remembers what it was asked to score."""
+
+    def __init__(self, num_items: int, factored: bool = True) -> None:
+        super().__init__()
+        self.FACTORED = factored  # type: ignore[misc]
+        self.num_items = num_items
+        self.item_embedding = torch.nn.Embedding(num_items + 1, 4)
+        self.user_embedding = torch.nn.Embedding(1, 4)
+        self.asked: list[Tensor | None] = []
+
+    def encode(self, batch: Batch) -> Tensor:
+        return self.item_embedding(batch.items) + self.user_embedding(torch.zeros_like(batch.items))
+
+    def item_vectors(self) -> Tensor:
+        return self.item_embedding.weight
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        self.asked.append(items)
+        return self.item_embedding(items)
+
+
+class TwoTargets(Plain):
+    """Each token but the first of a user predicts its own item and its target; the first predicts nothing."""
+
+    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+        return replace(batch, items=torch.where(batch.positions % 2 == 0, batch.items, batch.targets))
+
+    def training_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        tokens = (batch.positions > 0).nonzero()[:, 0].repeat_interleave(2)
+        items = torch.stack([batch.items, batch.targets], dim=1)[batch.positions > 0].flatten()
+        return tokens, items
+
+
+class NoTargets(Plain):
+    """Predicts nothing at all."""
+
+    def training_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+
+
+def model_of(kind: type[Plain], dataset: Dataset, factored: bool = True) -> Plain:
+    torch.manual_seed(0)
+    return kind(dataset.num_items, factored).double()
+
+
+def objective_of(
+    loss: Loss, negatives: int | None = 12, popularity: float = 0.0, bpr_penalty: float = 0.7
+) -> Objective:
+    return Objective(loss, negatives, popularity, bpr_penalty)
+
+
+def loss_of(
+    model: Model, histories: Histories, objective: Objective, seed: int = 0, max_length: int = 5
+) -> tuple[Tensor, Batch]:
+    """The loss of a batch of all the histories, and the batch."""
+    batch = pack(histories, max_length, with_targets=True)
+    sampler = objective.sampler(histories)
+    random = np.random.default_rng(seed)
+    cpu = torch.device("cpu")
+    task = draw_task(model, batch, histories, objective, sampler, random)
+    return training_loss(model, model.encode, task, objective, cpu), batch
+
+
+def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 0, max_length: int = 5) -> float:
+    """The same in a loop over predictions, with the negatives drawn in the same way."""
+    batch = pack(histories, max_length, with_targets=True)
+    random = np.random.default_rng(seed)
+    sampler = objective.sampler(histories)
+    shown = model.corrupt(batch, random)
+    tokens, items = model.training_targets(shown)
+    tokens = torch.arange(len(items)) if tokens is None else tokens
+    count = objective.negatives or 1024
+    drawn = []
+    if objective.loss != "cross-entropy":
+        uniform = isinstance(sampler, UniformSampler)
+        drawn = (sampler.draw_distinct(random, count) if uniform else sampler.draw(random, count)).tolist()
+    table = model.item_embedding.weight.detach().numpy()
+    counts = histories.item_counts().astype(float)
+    total = 0.0
+    for token, target in zip(tokens.tolist(), items.tolist(), strict=True):
+        row = int(np.searchsorted(batch.offsets.numpy(), token, side="right")) - 1
+        own = set(histories.dataset.items[histories.starts[row] : histories.ends[row]].tolist())
+        hidden = table[int(shown.items[token])] + model.user_embedding.weight.detach().numpy()[0]
+        r_i = float(hidden @ table[target])
+        if objective.loss == "cross-entropy":
+            total += math.log(sum(math.exp(hidden @ table[j]) for j in range(1, len(table)))) - r_i
+            continue
+        negatives = [j for j in drawn if j not in own]
+        scores = [float(hidden @ table[j]) for j in negatives]
+        if objective.loss == "sampled-softmax":
+            if objective.popularity:
+                weights = [counts[j] ** objective.popularity for j in negatives]
+                whole = sum(c**objective.popularity for c in counts[1:] if c)
+                scores = [
+                    r - math.log(w / whole * histories.dataset.num_items) for r, w in zip(scores, weights, strict=True)
+                ]
+            total += math.log(1 + sum(math.exp(r - r_i) for r in scores))
+            continue
+        if objective.loss == "gbce":
+            alpha = min(len(drawn) / (len(table) - 2), 1)  # more negatives than items are drawn in vain
+            beta = alpha * (objective.calibration * (1 - 1 / alpha) + 1 / alpha)  # as the paper has it
+            total -= beta * math.log(1 / (1 + math.exp(-r_i))) + sum(math.log(1 / (1 + math.exp(r))) for r in scores)
+            continue
+        shares = [math.exp(r) / sum(map(math.exp, scores)) for r in scores]
+        if not scores:
+            continue
+        if objective.loss == "bpr-max":
+            total -= math.log(sum(s / (1 + math.exp(r - r_i)) for s, r in zip(shares, scores, strict=True)))
+            total += objective.bpr_penalty * sum(s * r * r for s, r in zip(shares, scores, strict=True))
+        else:
+            pairs = zip(shares, scores, strict=True)
+            total += sum(s * (1 / (1 + math.exp(r_i - r)) + 1 / (1 + math.exp(-r * r))) for s, r in pairs)
+    return total / len(items)
+
+
+@pytest.mark.parametrize("loss", [*SHARED, "cross-entropy"])
+@pytest.mark.parametrize("popularity", [0.0, 0.75])
+@pytest.mark.parametrize("kind", [Plain, TwoTargets])
+@pytest.mark.parametrize("factored", [True, False])
+def test_the_loss_is_the_naive_loop(dataset, loss, popularity, kind, factored):
+    histories = split_last_two(dataset).train
+    model = model_of(kind, dataset, factored)
+    for negatives in (1, 12, 40):
+        objective = objective_of(loss, negatives, popularity)
+        found, _ = loss_of(model, histories, objective, seed=3)
+        # Logits go through float32 but where all is done at once.
+        assert found.item() == pytest.approx(naive(model, histories, objective, seed=3), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Plain, TwoTargets])
+def test_bce_takes_negatives_of_each_prediction(dataset, kind):
+    histories = split_last_two(dataset).train
+    model = model_of(kind, dataset)
+    loss, batch = loss_of(model, histories, objective_of("bce", 3))
+    shown = model.corrupt(batch, np.random.default_rng(0))
+    tokens, items = model.training_targets(shown)
+    (both,) = model.asked  # the target and its negatives at once
+    asked, drawn = both[:, :1], both[:, 1:]
+    assert torch.equal(asked, items[:, None])
+    assert drawn.shape == (len(items), 3)
+    rows = (batch.rows if tokens is None else batch.rows[tokens]).tolist()
+    for row, line in zip(rows, drawn.tolist(), strict=True):
+        assert not {*dataset.items[histories.starts[row] : histories.ends[row]].tolist()} & {*line}
+    hidden = model.encode(shown) if tokens is None else model.encode(shown)[tokens]
+    target, negative = model.score(hidden, asked), model.score(hidden, drawn)
+    expected = -(target.sigmoid().log().sum() + (-negative).sigmoid().log().sum()) / len(items)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_how_many_negatives_without_a_number(dataset):
+    histories = split_last_two(dataset).train
+    for loss, count in (("bce", 1), ("gbce", 256), ("bpr-max", 1024), ("sampled-softmax", 1024)):
+        expected = (2,) if loss == "bce" else ()  # bce's with the target
+        for popularity, shared in ((0.0, min(count, dataset.num_items)), (0.5, count)):
+            model = model_of(Plain, dataset, factored=False)
+            loss_of(model, histories, objective_of(loss, None, popularity))
+            assert model.asked[-1].shape[1:] == expected
+            assert expected or len(model.asked[-1]) == shared  # uniform ones are all different
+
+
+@pytest.mark.parametrize("loss", SHARED)
+@pytest.mark.parametrize("popularity", [0.0, 1.0])
+def test_a_shared_negative_never_counts_against_its_own_user(dataset, loss, popularity):
+    """The score of an item that one user owns, also beyond the window, changes nothing of that user's loss."""
+    histories = split_last_two(dataset).train
+    for row in np.flatnonzero(histories.lengths > 3)[:6]:  # more than the window of 2 and its target
+        one = histories.take(slice(row, row + 1))
+        own = dataset.items[one.starts[0] : one.ends[0]].tolist()
+        # Every item is drawn, so all the owned ones are among the negatives.
+        objective = objective_of(loss, 3000, popularity)
+        model = model_of(Plain, dataset)
+        sampler = objective.sampler(histories)
+        batch = pack(one, 2, with_targets=True)
+        task = draw_task(model, batch, one, objective, sampler, np.random.default_rng(1))
+        value = training_loss(model, model.encode, task, objective, torch.device("cpu"))
+        (gradient,) = torch.autograd.grad(value, model.item_embedding.weight)
+        used = {*batch.items.tolist(), *batch.targets.tolist()}
+        for item in set(own) - used:
+            assert (gradient[item] == 0).all()
+        for item in set(range(1, dataset.num_items + 1)) - set(own):
+            drawable = popularity == 0 or histories.item_counts()[item] > 0
+            assert (gradient[item] != 0).any() == drawable
+
+
+@pytest.mark.parametrize("loss", SHARED)
+def test_users_who_own_all_negatives_cost_nothing(loss):
+    """Everybody has every item: no negative is left to anybody."""
+    log = pl.DataFrame({"user_id": np.repeat([1, 2], 5), "item_id": [*range(5), *range(5)], "timestamp": [*range(10)]})
+    dataset = prepare(log)
+    histories = Histories(dataset, np.arange(2), dataset.offsets[:-1], dataset.offsets[1:])
+    model = model_of(Plain, dataset)
+    value, _ = loss_of(model, histories, objective_of(loss))
+    if loss == "gbce":  # its target has a term of its own
+        batch = pack(histories, 5, with_targets=True)
+        own = model.score(model.encode(batch), batch.targets[:, None])
+        assert value.item() == pytest.approx((1 + (-own).exp()).log().mean().item(), rel=1e-6)
+        return
+    assert value.item() == 0
+    (gradient,) = torch.autograd.grad(value, model.item_embedding.weight)
+    assert (gradient == 0).all()
+
+
+def test_bce_says_what_to_do_where_no_negative_is_left():
+    log = pl.DataFrame({"user_id": [1] * 5, "item_id": [*range(5)], "timestamp": [*range(5)]})
+    dataset = prepare(log)
+    histories = Histories(dataset, np.arange(1), dataset.offsets[:-1], dataset.offsets[1:])
+    with pytest.raises(InputError, match="no negative for bce") as raised:
+        loss_of(model_of(Plain, dataset), histories, objective_of("bce", 1))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_nothing_to_predict_is_a_loss_of_0(dataset, loss):
+    value, _ = loss_of(model_of(NoTargets, dataset), split_last_two(dataset).train, objective_of(loss))
+    value.backward()
+    assert value.item() == 0
+
+
+def test_the_penalty_is_added(dataset):
+    histories = split_last_two(dataset).train
+    for loss in get_args(Loss):
+        without, _ = loss_of(model_of(Plain, dataset), histories, objective_of(loss))
+        model = model_of(Plain, dataset)
+        model.penalty = lambda batch: torch.tensor(0.25 * len(batch))  # type: ignore[method-assign]
+        with_penalty, batch = loss_of(model, histories, objective_of(loss))
+        assert with_penalty.item() == pytest.approx(without.item() + 0.25 * len(batch), rel=1e-5)
+
+
+def test_samplers(dataset):
+    histories = split_last_two(dataset).train
+    assert isinstance(objective_of("bce").sampler(histories), UniformSampler)
+    sampler = objective_of("bce", popularity=0.5).sampler(histories)
+    assert isinstance(sampler, PopularitySampler)
+    counts = histories.item_counts().astype(float)
+    expected = np.sqrt(counts) / np.sqrt(counts).sum()
+    drawn = np.bincount(sampler.draw(np.random.default_rng(0), 200_000), minlength=len(counts)) / 200_000
+    np.testing.assert_allclose(drawn, expected, atol=0.005)
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_every_loss_trains_a_model(loss):
+    """Everybody walks round the same ring of items: what comes next is certain."""
+    starts = np.random.default_rng(0).integers(12, size=60)
+    rows = [(user, int(start + step) % 12, step) for user, start in enumerate(starts) for step in range(7)]
+    split = split_last_two(prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")))
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(max_length=8, embedding_dim=16, num_blocks=1, dropout=0.0), 12)
+    options = {"epochs": 40, "batch_size": 16, "learning_rate": 0.01, "evaluate_every": 0}
+    popularity = None if loss == "cross-entropy" else 0.5
+    trained = train(model, split, TrainConfig(loss=loss, popularity=popularity, bpr_penalty=0.1, **options))
+    losses = [row["loss"] for row in trained.epochs]
+    assert losses[-1] < losses[10] < losses[0]
+    assert float(hit_rate(*ranks(model, split.test), 1).mean()) > 0.9
+
+
+def test_marked_tables():
+    """Tables of items and users have gradients by row, that of positions has not."""
+    model = GRU4Rec(GRU4RecConfig(embedding_dim=8, separate_output=True), NUM_ITEMS)
+    tables = [model.item_embedding, model.output_embedding, model.item_bias]
+    sasrec = SASRec(SASRecConfig(max_length=50, embedding_dim=8), NUM_ITEMS)
+    mark_tables(model)
+    assert [table.sparse for table in tables] == [True] * 3
+    mark_tables(sasrec)
+    assert sasrec.item_embedding.sparse
+    assert not sasrec.position_embedding.sparse
+    plain = Plain(NUM_ITEMS)  # its user table is of nobody but the unknown
+    mark_tables(plain)
+    assert plain.user_embedding.sparse
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_gradients_are_sparse_but_where_a_loss_reads_all_of_the_catalogue(dataset, loss):
+    model = GRU4Rec(GRU4RecConfig(embedding_dim=8, max_length=5), dataset.num_items)
+    mark_tables(model)
+    value, _ = loss_of(model, split_last_two(dataset).train, objective_of(loss))
+    value.backward()
+    for table in (model.item_embedding, model.item_bias):
+        assert table.weight.grad.is_sparse == (loss != "cross-entropy")
+
+
+def test_unknown_losses_are_refused():
+    for loss in (None, *get_args(Loss)):
+        check_loss(loss)
+    with pytest.raises(InputError, match="unknown loss 'hinge'; give sampled-softmax, bce"):
+        check_loss("hinge")
+
+
+def test_the_popularity_of_negatives_where_none_is_named():
+    assert default_popularity("sampled-softmax", None, 3000) == 0.25
+    assert default_popularity("sampled-softmax", None, 1024) == 0.0
+    assert default_popularity("sampled-softmax", 100, 101) == 0.25
+    assert default_popularity("bce", None, 3000) == default_popularity("bpr-max", 10, 3000) == 0.0
+
+
+def test_own_negatives_are_the_naive_loop():
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        users = int(random.integers(1, 6))
+        token_rows = np.sort(random.integers(0, users, random.integers(1, 30)))
+        owner = np.sort(random.integers(0, users, random.integers(0, 20)))
+        owned = random.integers(1, 15, len(owner))
+        shared = random.integers(1, 15, random.integers(1, 12))
+        tokens, negatives = _own_negatives(token_rows, owner, owned, shared)
+        assert (np.diff(tokens) >= 0).all()
+        naive = {
+            (token, place)
+            for token, row in enumerate(token_rows)
+            for place, item in enumerate(shared)
+            if item in owned[owner == row]
+        }
+        assert set(zip(tokens.tolist(), negatives.tolist(), strict=True)) == naive

@@ -1,0 +1,417 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqrec.training.optim import RowAdam, clip_gradients
+
+
+class Tables(nn.Module):
+    """Two tables and a dense layer, whose weights change what the tables learn."""
+
+    def __init__(self, sparse: bool, items: int = 40, users: int = 25, dim: int = 4) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, dim, padding_idx=0, sparse=sparse)
+        self.users = nn.Embedding(users, dim, sparse=sparse)
+        self.mix = nn.Linear(dim, dim)
+        self.whole = False  # whether the loss reads all of the items too
+
+    def forward(self, items: Tensor, users: Tensor) -> Tensor:
+        """A loss with gradients of very different sizes."""
+        x = self.items(items) * 3 + self.mix(self.users(users))
+        again = self.items(items.flip(0))  # the table is read twice in a step
+        loss = (x.tanh() * again).sum() / len(items) + 0.01 * x.square().mean()
+        return loss + 0.1 * self.items.weight[1:].sigmoid().sum() if self.whole else loss
+
+
+class Both:
+    """The same model under RowAdam, and in float64 under torch's Adam with dense gradients.
+
+    With ours in float64 too, what differs is the method; float32 rounds gradients, which Adam magnifies.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        rate: float = 0.01,
+        table_rate: float | None = None,
+        dtype: torch.dtype = torch.float64,
+        **options,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.ours = Tables(sparse=True).to(dtype)
+        self.start = copy.deepcopy(self.ours.state_dict())
+        self.theirs = Tables(sparse=False).double()
+        self.theirs.load_state_dict(self.ours.state_dict())
+        self.row_adam = RowAdam(self.ours, rate, table_rate, **options)
+        tables = [self.theirs.items.weight, self.theirs.users.weight]
+        groups = [{"params": tables, "lr": rate if table_rate is None else table_rate}]
+        groups.append({"params": list(self.theirs.mix.parameters())})
+        settings = {"betas": options.get("betas", (0.9, 0.999)), "eps": options.get("epsilon", 1e-8)}
+        self.adam = torch.optim.Adam(groups, lr=rate, **settings)
+
+    def step(self, items: Tensor, users: Tensor, clip: float | None = None) -> None:
+        self.row_adam.zero_grad()
+        self.ours(items, users).backward()
+        if clip is not None:
+            clip_gradients(self.row_adam.gradients(), clip)
+        self.row_adam.step()
+        self.adam.zero_grad()
+        self.theirs(items, users).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.theirs.parameters(), clip)
+        self.adam.step()
+
+    def difference(self) -> float:
+        """The largest difference of a weight, as a share of its tensor's largest movement."""
+        self.row_adam.catch_up()
+        worst = 0.0
+        for name, value in self.theirs.state_dict().items():
+            moved = (value - self.start[name]).abs().max()
+            worst = max(worst, ((self.ours.state_dict()[name] - value).abs().max() / moved).item())
+        return worst
+
+
+def rare_rows(random: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
+    """A few common rows at every step, others now and then, some after hundreds of steps, some never."""
+    items = random.integers(1, 8, 6)
+    if random.random() < 0.3:
+        items[0] = random.integers(8, 30)
+    if step in (3, 300, 301, 390):
+        items[1:3] = [30, 31]
+    users = np.minimum(random.geometric(0.2, 6), 20)
+    return torch.from_numpy(items), torch.from_numpy(users)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("table_rate", [None, 0.03])
+def test_row_adam_is_dense_adam(table_rate, dtype, tolerance):
+    both = Both(table_rate=table_rate, dtype=dtype)
+    random = np.random.default_rng(0)
+    for step in range(400):
+        both.step(*rare_rows(random, step))
+        if step in (0, 1, 10, 100, 299):
+            # catch_up in between must change nothing.
+            assert both.difference() < tolerance
+    assert both.difference() < tolerance
+    assert (both.ours.items.weight[32:] == both.start["items.weight"][32:]).all()  # never touched
+    assert (both.ours.items.weight[0] == 0).all()  # the padding
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("turns", [True, False])
+def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, tolerance, clip, turns):
+    both = Both(dtype=dtype, table_rate=0.02)
+    random = np.random.default_rng(0)
+    for step in range(120):
+        both.ours.whole = both.theirs.whole = step // 20 % 2 == 0 or not turns
+        if both.ours.whole and step % 20 == 0:
+            both.row_adam.catch_up()  # as what reads all rows in turn with a few has to
+        both.step(*rare_rows(random, step), clip)
+        assert both.ours.items.weight.grad.is_sparse != both.ours.whole
+        assert both.ours.users.weight.grad.is_sparse
+    assert both.difference() < tolerance
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.99), (0.0, 0.9), (0.5, 0.9999), (0.95, 0.98), (0.9, 1 - 1e-8)])
+def test_row_adam_with_other_betas(betas):
+    both = Both(betas=betas)
+    random = np.random.default_rng(7)
+    for step in range(400):
+        both.step(*rare_rows(random, step))
+    assert both.difference() < 1e-5
+
+
+@pytest.mark.parametrize("beta2", [0.95, 0.98, 0.9999, 1 - 1e-8])
+def test_row_adam_in_float32(beta2):
+    """Near 1 the second beta's difference from 1 is lost to float32."""
+    both = Both(betas=(0.9, beta2), dtype=torch.float32)
+    random = np.random.default_rng(7)
+    for step in range(400):
+        both.step(*rare_rows(random, step))
+    assert both.difference() < 3e-4
+
+
+@pytest.mark.parametrize("betas", [(0.95, 0.9), (0.9, 0.89), (0.9, 1.0), (-0.1, 0.9)])
+def test_betas_without_a_closed_form(betas):
+    with pytest.raises(ValueError, match="betas are"):
+        RowAdam(Tables(sparse=True), betas=betas)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-6, 1e-8, 1e-10, 1e-18, 1e-22, 1e-30])
+def test_tiny_gradients(size):
+    """Where epsilon counts, and where the second moment underflows while the first does not.
+
+    Where epsilon is all that counts, RowAdam's drift is off by a few percent: rows hardly move then.
+    """
+    ours, theirs = nn.Embedding(4, 2, sparse=True), nn.Embedding(4, 2).double()
+    with torch.no_grad():
+        for table in (ours, theirs):
+            table.weight.zero_()  # so that small movements are not rounded away
+    row_adam, adam = RowAdam(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    for step in range(60):
+        rows = torch.tensor([0, 1] if step % 25 == 0 else [0])
+        for table, optimizer in ((ours, row_adam), (theirs, adam)):
+            optimizer.zero_grad()
+            (table(rows) * table.weight.new_tensor([size, -3 * size])).sum().backward()
+            optimizer.step()
+    row_adam.catch_up()
+    torch.testing.assert_close(ours.weight.double(), theirs.weight, rtol=2e-3 if size > 1e-7 else 0.15, atol=1e-22)
+
+
+def test_a_row_that_is_missing_for_very_long():
+    both = Both()
+    common = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3])
+    rare = torch.tensor([30, 30, 1]), torch.tensor([20, 20, 1])
+    both.step(*rare)
+    for _ in range(1500):  # past the first table of drifts, and momentum long gone
+        both.step(*common)
+    both.step(*rare)
+    both.step(*common)
+    both.row_adam.catch_up()
+    for name, row in (("items", 30), ("users", 20)):
+        ours, theirs = getattr(both.ours, name).weight[row], getattr(both.theirs, name).weight[row]
+        moved = (theirs - both.start[f"{name}.weight"][row]).abs().max()
+        assert moved > 0.01
+        assert (ours - theirs).abs().max() < 1e-5 * moved
+    for name in ("items", "users"):
+        assert torch.isfinite(getattr(both.ours, name).weight).all()
+
+
+def test_rows_are_up_to_date_when_they_are_read():
+    both = Both()
+    random = np.random.default_rng(3)
+    for step in range(50):
+        items, users = rare_rows(random, step)
+        both.step(items, users)
+        asked = torch.tensor([[5, 9, 9], [30, 12, 0]])
+        torch.testing.assert_close(both.ours.items(asked), both.theirs.items(asked), rtol=0, atol=1e-7)
+
+
+def test_reading_in_eval_mode_changes_nothing():
+    both = Both()
+    for step in range(20):
+        both.step(*rare_rows(np.random.default_rng(step), step))
+    before = both.ours.items.weight.detach().clone()
+    both.ours.eval()
+    both.ours.items(torch.arange(40))
+    assert torch.equal(both.ours.items.weight, before)
+
+
+def test_steps_on_rows_that_were_read_in_eval_mode():
+    # Their values were stale when they were read, but the gradient does not ask for them here.
+    ours, theirs = nn.Embedding(9, 2, sparse=True).double().eval(), nn.Embedding(9, 2).double()
+    theirs.load_state_dict(ours.state_dict())
+    row_adam, adam = RowAdam(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        rows = torch.randint(9, (3,), generator=random)
+        weights = torch.randn(3, 2, generator=random, dtype=torch.float64)
+        for table, optimizer in ((ours, row_adam), (theirs, adam)):
+            optimizer.zero_grad()
+            (table(rows) * weights).sum().backward()
+            optimizer.step()
+    row_adam.catch_up()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=1e-6)
+
+
+def test_repeated_rows_in_a_batch_are_summed_once():
+    both = Both()
+    for _ in range(3):
+        for items in ([5, 5, 5, 5], [5, 6, 5, 6], [6, 6, 7, 7]):
+            both.step(torch.tensor(items), torch.tensor([1, 1, 1, 2]))
+    assert both.difference() < 1e-5
+
+
+def test_a_table_that_no_step_touches_and_gradients_of_zero():
+    both = Both()
+    for step in range(30):
+        items, users = rare_rows(np.random.default_rng(step), step)
+        for model, optimizer in ((both.ours, both.row_adam), (both.theirs, both.adam)):
+            optimizer.zero_grad()
+            loss = model.items(items).square().sum()
+            if step % 3 == 1:
+                loss = loss + (model.users(users) * 0).sum()  # a gradient, but nought
+            loss.backward()
+            optimizer.step()
+    both.row_adam.catch_up()
+    assert torch.equal(both.ours.users.weight, both.start["users.weight"])
+    torch.testing.assert_close(both.ours.items.weight, both.theirs.items.weight, rtol=0, atol=1e-7)
+
+
+def test_sparse_adam_learns_much_less_from_rare_rows():
+    """What RowAdam is for: torch's SparseAdam ends far from dense Adam on rows that are seldom touched."""
+    both = Both()
+    sparse = Tables(sparse=True).double()
+    sparse.load_state_dict(both.start)
+    sparse_adam = torch.optim.SparseAdam([sparse.items.weight, sparse.users.weight], lr=0.01)
+    dense_adam = torch.optim.Adam(sparse.mix.parameters(), lr=0.01)
+    random = np.random.default_rng(0)
+    for step in range(400):
+        items, users = rare_rows(random, step)
+        both.step(items, users)
+        sparse_adam.zero_grad()
+        dense_adam.zero_grad()
+        sparse(items, users).backward()
+        sparse_adam.step()
+        dense_adam.step()
+    both.row_adam.catch_up()
+    rare = slice(8, 32)
+    reference, ours, other = (model.items.weight[rare] for model in (both.theirs, both.ours, sparse))
+    start = both.start["items.weight"][rare]
+    moved = (reference - start).norm()
+    assert (ours - reference).norm() < 1e-5 * moved
+    assert (other - reference).norm() > 0.5 * moved
+    assert (other - start).norm() < 0.5 * moved
+
+
+@pytest.mark.parametrize(("clip", "tolerance"), [(1e-3, 3e-4), (0.1, 1e-4), (1e6, 1e-5)])
+def test_clipping_is_that_of_torch(clip, tolerance):
+    both = Both()
+    random = np.random.default_rng(2)
+    for step in range(60):
+        items, users = rare_rows(random, step)
+        both.theirs.zero_grad()
+        both.theirs(items, users).backward()
+        norm = torch.linalg.vector_norm(torch.cat([p.grad.reshape(-1) for p in both.theirs.parameters()]))
+        both.row_adam.zero_grad()
+        both.ours(items, users).backward()
+        clip_gradients(both.row_adam.gradients(), clip)
+        clipped = torch.cat([gradient.reshape(-1) for gradient in both.row_adam.gradients()])
+        torch.testing.assert_close(clipped.norm().double(), norm.clamp(max=clip), rtol=2e-3, atol=1e-8)
+        both.step(items, users, clip)
+    # Adam forgets the size of gradients but for its epsilon, so compare the moments too.
+    both.row_adam.catch_up()
+    for name in ("first", "second"):
+        reference = both.adam.state[both.theirs.items.weight]["exp_avg" if name == "first" else "exp_avg_sq"]
+        ours = getattr(both.row_adam.tables["items.weight"], name)
+        assert (ours - reference).abs().max() < 1e-3 * reference.abs().max()
+    assert both.difference() < tolerance  # epsilon is felt where gradients are tiny
+
+
+def test_clip_gradients_alone():
+    random = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (7,), (2, 2, 2)]
+    gradients = [torch.randn(shape, generator=random) for shape in shapes]
+    for norm in (0.5, 3.0, 100.0):
+        ours = [gradient.clone() for gradient in gradients]
+        theirs = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        clip_gradients(iter(ours), norm)
+        torch.nn.utils.clip_grad_norm_(theirs, norm)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b.grad)
+    zeros = [torch.zeros(3)]
+    clip_gradients(zeros, 1.0)
+    assert (zeros[0] == 0).all()
+
+
+def test_step_after_clipping_uses_the_clipped_rows():
+    ours, same = (Tables(sparse=True) for _ in range(2))
+    same.load_state_dict(ours.state_dict())
+    batch = torch.tensor([1, 1, 2]), torch.tensor([3, 4, 3])
+    optimizers = [RowAdam(model, epsilon=1.0) for model in (ours, same)]  # sizes matter with a large epsilon
+    for model, optimizer, clip in zip((ours, same), optimizers, (1e-3, None), strict=True):
+        model(*batch).backward()
+        if clip:
+            clip_gradients(optimizer.gradients(), clip)
+        optimizer.step()
+    clipped, full = (optimizer.tables["items.weight"].first.norm() for optimizer in optimizers)
+    assert clipped < 0.01 * full
+
+
+def test_gradients_that_no_step_used_are_forgotten():
+    model = Tables(sparse=True)
+    optimizer = RowAdam(model)
+    model(torch.tensor([1, 2]), torch.tensor([1, 2])).backward()
+    clip_gradients(optimizer.gradients(), 1.0)  # and no step, as after a loss that is no number
+    optimizer.zero_grad()
+    before = model.items.weight.detach().clone()
+    model(torch.tensor([5, 6]), torch.tensor([1, 2])).backward()
+    optimizer.step()
+    changed = (model.items.weight != before).any(dim=1).nonzero()[:, 0]
+    assert changed.tolist() == [5, 6]
+
+
+def test_accumulated_gradients():
+    both = Both()
+    for step in range(20):
+        items, users = rare_rows(np.random.default_rng(step), step)
+        for model, optimizer in ((both.ours, both.row_adam), (both.theirs, both.adam)):
+            optimizer.zero_grad()
+            model(items, users).backward()
+            model(items.flip(0), users + 1).backward()
+            optimizer.step()
+    assert both.difference() < 1e-5
+
+
+@pytest.mark.parametrize("which", ["sparse", "dense"])
+def test_models_of_one_kind_only(which):
+    model = nn.Sequential(nn.Embedding(5, 2, sparse=True)) if which == "sparse" else nn.Linear(2, 1)
+    optimizer = RowAdam(model)
+    start = copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.tensor([1, 2]) if which == "sparse" else torch.ones(3, 2)).sum().backward()
+        clip_gradients(optimizer.gradients(), 1.0)
+        optimizer.step()
+    optimizer.catch_up()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert any((value != start[name]).any() for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stop", [0, 1, 77])
+def test_a_state_goes_on_bit_by_bit(stop):
+    torch.manual_seed(2)
+    model = Tables(sparse=True)
+    optimizer = RowAdam(model, 0.01, 0.02)
+    batches = [rare_rows(np.random.default_rng(step), step) for step in range(150)]
+
+    def advance(model, optimizer, batches):
+        for batch in batches:
+            optimizer.zero_grad()
+            model(*batch).backward()
+            optimizer.step()
+
+    advance(model, optimizer, batches[:stop])
+    weights = copy.deepcopy(model.state_dict())
+    state = {name: value.clone() for name, value in optimizer.state_dict().items()}
+    assert all(isinstance(value, Tensor) for value in state.values())
+    advance(model, optimizer, batches[stop:])
+
+    again = Tables(sparse=True)
+    again.load_state_dict(weights)
+    resumed = RowAdam(again, 0.01, 0.02)
+    resumed.load_state_dict(state)
+    loaded = {name: value.clone() for name, value in state.items()}
+    advance(again, resumed, batches[stop:])
+    for name, value in state.items():
+        assert torch.equal(value, loaded[name]), name  # training on does not write into what was loaded
+    for one, other in ((model, again), (optimizer, resumed)):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    optimizer.catch_up()
+    resumed.catch_up()
+    assert torch.equal(model.items.weight, again.items.weight)
+
+
+def test_catch_up_goes_through_all_blocks():
+    model = nn.Sequential(nn.Embedding(70_000, 1, sparse=True))
+    optimizer = RowAdam(model, 0.1)
+    model(torch.tensor([1, 65_535, 65_536, 69_999])).sum().backward()
+    optimizer.step()
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.tensor([2])).sum().backward()
+        optimizer.step()
+    before = model[0].weight.detach().clone()
+    optimizer.catch_up()
+    changed = (model[0].weight != before).any(dim=1).nonzero()[:, 0]
+    assert changed.tolist() == [1, 65_535, 65_536, 69_999]
+    moved = (model[0].weight - before)[changed]
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=1e-4, atol=0)
