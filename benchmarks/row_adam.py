@@ -15,13 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqrec import (
-    SASRec,
-    SASRecConfig,
-    prepare,
-    read_log,
-    split_last_two,
-)
+from seqrec import SASRec, SASRecConfig, prepare, read_log, split_last_two
 from seqrec.data.batches import training_batches
 from seqrec.data.negatives import UniformSampler
 from seqrec.models.blocks import dropouts_of, seed_dropout

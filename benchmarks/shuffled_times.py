@@ -16,13 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from seqrec import (
-    Dataset,
-    Recommender,
-    prepare,
-    read_log,
-    split_last_two,
-)
+from seqrec import Dataset, Recommender, prepare, read_log, split_last_two
 from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import ranks
 

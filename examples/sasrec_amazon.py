@@ -31,16 +31,7 @@ from pathlib import Path
 import polars as pl
 from IPython.display import Image, display
 
-from seqrec import (
-    InputError,
-    PrepareConfig,
-    Recommender,
-    fetch,
-    prepare,
-    read_log,
-    split_last_two,
-    synthetic_log,
-)
+from seqrec import InputError, PrepareConfig, Recommender, fetch, prepare, read_log, split_last_two, synthetic_log
 from seqrec.data.fetch import SOURCES
 from seqrec.report.pictures import recommendations_picture, training_curve
 

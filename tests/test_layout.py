@@ -62,7 +62,7 @@ def imports_of(module: str, text: str) -> set[str]:
                 up = node.level - 1 if is_package else node.level
                 base = ".".join([*here[: len(here) - up], *filter(None, [base])])
             for alias in node.names:
-                # ``from seqrec.ranking import metrics`` names a module, ``from seqrec.ranking.topk import best`` does not.
+                # ``from seqrec.ranking import metrics`` names a module, ``from seqrec.data import Batch`` not.
                 whole = f"{base}.{alias.name}"
                 found.add(whole if whole.removeprefix("seqrec.") in MODULES else base)
     return {

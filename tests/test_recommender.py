@@ -11,14 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqrec import (
-    MODELS,
-    InputError,
-    Recommender,
-    SASRec,
-    UnknownIdWarning,
-    prepare,
-)
+from seqrec import MODELS, InputError, Recommender, SASRec, UnknownIdWarning, prepare
 from seqrec.data.batches import pack
 from seqrec.data.split import all_histories
 from seqrec.ranking.topk import best

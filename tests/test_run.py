@@ -16,21 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seqrec import (
-    Dataset,
-    InputError,
-    PrepareConfig,
-    Recommender,
-    SplitConfig,
-    prepare,
-)
+from seqrec import Dataset, InputError, PrepareConfig, Recommender, SplitConfig, prepare
 from seqrec.device import pick_device
-from seqrec.run import (
-    Run,
-    RunConfig,
-    check_free,
-    fingerprint,
-)
+from seqrec.run.config import RunConfig, fingerprint
+from seqrec.run.folder import Run, check_free
 
 SIZES = {"embedding_dim": 8, "num_blocks": 1, "max_length": 6, "feedforward_dims": (12, 8)}
 

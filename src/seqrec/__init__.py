@@ -12,7 +12,7 @@ from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.predictor import UnknownIdWarning
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.recommender import Recommender
-from seqrec.run import Run
+from seqrec.run.folder import Run
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 

@@ -27,20 +27,9 @@ from seqrec.models.base import Model
 from seqrec.predictor import given_people, ids_of, known_items, known_people, some_of, table_of, warn
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE
-from seqrec.ranking.topk import (
-    check_k,
-    most_popular,
-    nearest,
-    ranked,
-)
-from seqrec.run import (
-    CONFIG,
-    Run,
-    RunConfig,
-    check_free,
-    check_same,
-    fingerprint,
-)
+from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
+from seqrec.run.config import CONFIG, RunConfig, fingerprint
+from seqrec.run.folder import Run, check_free
 from seqrec.training.config import RESUMABLE, TrainConfig
 from seqrec.training.loop import check_trainable, train
 
@@ -152,7 +141,7 @@ class Recommender:
             if out is not None:
                 if resume:
                     run = Run(out)
-                    check_same(run, config, RESUMABLE)
+                    run.check_same(config, RESUMABLE)
                     run.check_resumable()
                     run.sweep()
                 else:

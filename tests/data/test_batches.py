@@ -5,13 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.data.batches import (
-    Batch,
-    histories_of,
-    pack,
-    trainable,
-    training_batches,
-)
+from seqrec.data.batches import Batch, histories_of, pack, trainable, training_batches
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two

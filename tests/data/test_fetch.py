@@ -15,12 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from seqrec.data.fetch import (
-    SOURCES,
-    Source,
-    cache_folder,
-    fetch,
-)
+from seqrec.data.fetch import SOURCES, Source, cache_folder, fetch
 from seqrec.errors import InputError
 
 module = importlib.import_module("seqrec.data.fetch")  # by name, whatever the package calls `fetch`

@@ -6,12 +6,7 @@ from hypothesis import strategies as st
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
-from seqrec.data.split import (
-    Histories,
-    all_histories,
-    split_by_time,
-    split_last_two,
-)
+from seqrec.data.split import Histories, all_histories, split_by_time, split_last_two
 from seqrec.errors import InputError
 
 ROWS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=60)

@@ -11,15 +11,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.kernels import loader
-from seqrec.models.blocks import (
-    Attention,
-    Dropout,
-    FeedForward,
-    add_positions,
-    dropouts_of,
-    group,
-    seed_dropout,
-)
+from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, dropouts_of, group, seed_dropout
 
 
 def naive(query: Tensor, key_value: Tensor, lengths: list[int], heads: int, causal: bool,

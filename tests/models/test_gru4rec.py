@@ -8,23 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqrec import (
-    Recommender,
-    TrainConfig,
-    prepare,
-    split_last_two,
-)
+from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.split import Split
 from seqrec.errors import InputError
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.models.gru4rec import (
-    GRU,
-    GRU4Rec,
-    GRU4RecConfig,
-    Steps,
-)
+from seqrec.models.gru4rec import GRU, GRU4Rec, GRU4RecConfig, Steps
 from seqrec.ranking.metrics import hit_rate
 from seqrec.ranking.protocols import ranks
 from seqrec.training import loop as train

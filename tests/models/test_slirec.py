@@ -9,12 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from seqrec import (
-    Recommender,
-    TrainConfig,
-    prepare,
-    split_last_two,
-)
+from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError

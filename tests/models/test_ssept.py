@@ -10,12 +10,7 @@ from seqrec import Recommender
 from seqrec.data.batches import Batch, pack, training_batches
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
-from seqrec.data.split import (
-    Histories,
-    Split,
-    all_histories,
-    split_last_two,
-)
+from seqrec.data.split import Histories, Split, all_histories, split_last_two
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.popularity import Popularity, PopularityConfig

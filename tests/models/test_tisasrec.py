@@ -8,24 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqrec import (
-    Recommender,
-    TrainConfig,
-    prepare,
-    split_last_two,
-)
+from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.models.tisasrec import (
-    TiSASRec,
-    TiSASRecConfig,
-    pairs_of,
-    scaled_intervals,
-)
+from seqrec.models.tisasrec import TiSASRec, TiSASRecConfig, pairs_of, scaled_intervals
 from seqrec.ranking import protocols as evaluate
 from seqrec.training import loop as train
 

@@ -14,13 +14,7 @@ import scipy.stats
 from matplotlib.image import imread
 from rich.console import Console
 
-from seqrec import (
-    InputError,
-    Recommender,
-    prepare,
-    read_log,
-    synthetic_log,
-)
+from seqrec import InputError, Recommender, prepare, read_log, synthetic_log
 from seqrec.data.dataset import Dataset
 from seqrec.models.sasrec import SASRec
 from seqrec.ranking import metrics

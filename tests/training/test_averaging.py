@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.run import Run
+from seqrec.run.folder import Run
 from seqrec.training import averaging
 from seqrec.training.averaging import RunningMean
 

@@ -17,20 +17,13 @@ import pytest
 import rich
 import torch
 
-from seqrec import (
-    Dataset,
-    InputError,
-    Recommender,
-    TrainConfig,
-    prepare,
-    split_last_two,
-)
+from seqrec import Dataset, InputError, Recommender, TrainConfig, prepare, split_last_two
 from seqrec.cli.app import main
 from seqrec.models import SASRec
 from seqrec.models.sasrec import SASRecConfig
 from seqrec.ranking.metrics import hit_rate, ndcg
 from seqrec.ranking.protocols import ranks
-from seqrec.run import Run, check_free
+from seqrec.run.folder import Run, check_free
 from seqrec.training import loop as train
 
 SMALL: dict[str, Any] = {

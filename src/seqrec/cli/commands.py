@@ -18,13 +18,8 @@ from seqrec.files import make_folder
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender
 from seqrec.report.tables import statistics_table, table
-from seqrec.run import check_free
-from seqrec.tools.bench import (
-    BenchConfig,
-    bench,
-    tables,
-    write,
-)
+from seqrec.run.folder import check_free
+from seqrec.tools.bench import BenchConfig, bench, tables, write
 from seqrec.tools.compare import CompareConfig, compare
 from seqrec.training.config import TrainConfig
 

@@ -11,12 +11,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from seqrec.data.formats.write import (
-    KINDS,
-    text_of,
-    write_frames,
-    write_parquet,
-)
+from seqrec.data.formats.write import KINDS, text_of, write_frames, write_parquet
 from seqrec.errors import InputError
 from seqrec.files import replacing
 

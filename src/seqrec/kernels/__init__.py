@@ -5,30 +5,11 @@ another device and for other types than float32, torch does the same work in mor
 ``SEQREC_KERNELS=0`` in the environment turns them off. What they save is in benchmarks/RESULTS.md.
 """
 
-from seqrec.kernels.adam import (
-    Drifts,
-    adam_catch_up,
-    adam_dense,
-    adam_step,
-)
+from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step
 from seqrec.kernels.block import block
-from seqrec.kernels.layers import (
-    attention,
-    dropout,
-    dropped_words,
-    feedforward,
-    positions,
-)
+from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward, positions
 from seqrec.kernels.loader import library, usable
-from seqrec.kernels.scores import (
-    Ranked,
-    binary_loss,
-    cross_entropy,
-    product,
-    rank,
-    score,
-    softmax_loss,
-)
+from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, rank, score, softmax_loss
 
 __all__ = [
     "Drifts", "Ranked", "adam_catch_up", "adam_dense", "adam_step", "attention", "binary_loss", "block",

@@ -11,7 +11,7 @@ from seqrec.kernels.loader import at, call, whole
 
 
 class Drifts(NamedTuple):
-    """What rows that steps passed over have missed, in tables of ``float64``; see :class:`seqrec.training.optim.RowAdam`."""
+    """What rows that steps passed over have missed, in tables of ``float64``; see ``RowAdam``."""
 
     steps: Tensor  # [S, 2], of each step: the drift from there on, and beta2 to its power
     missed: Tensor  # [M, 4], of so many missed steps: the powers of beta1 / sqrt(beta2), beta1, beta2, the middle's

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
-from seqrec.models.blocks import (
-    Attention,
-    Dropout,
-    Grouping,
-    group,
-    reset_layers,
-)
+from seqrec.models.blocks import Attention, Dropout, Grouping, group, reset_layers
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class GRU4Rec(Model):
       cuDNN and so their PyTorch code have it after.
     - Hidden states start at zero with each user and never pass from one to another; in stacked layers too.
     - Losses: BPR-max with softmax weights over the negatives alone and with score regularisation, TOP1-max, and
-      cross-entropy in the stable form (2018, section 3), in :mod:`seqrec.training.losses`. Their cross-entropy with sampled
+      cross-entropy in the stable form (2018, section 3), in ``training/losses.py``. Their cross-entropy with sampled
       negatives is ``sampled-softmax`` here, their ``logq = 1`` its correction where negatives are drawn by
       popularity.
     - Activation of the scores (their ``final_act``): ``elu``, in their files 0.5 or 1 with bpr-max and none with

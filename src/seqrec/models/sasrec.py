@@ -10,15 +10,7 @@ from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import (
-    Attention,
-    Dropout,
-    FeedForward,
-    Grouping,
-    add_positions,
-    group,
-    reset_layers,
-)
+from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, add_positions, group, reset_layers
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import (
-    Dropout,
-    FeedForward,
-    Grouping,
-    group,
-    reset_layers,
-)
+from seqrec.models.blocks import Dropout, FeedForward, Grouping, group, reset_layers
 
 # Longer than any interval, and small enough that millions of users of a batch fit above it in 64 bits.
 _NO_INTERVAL = 2**42

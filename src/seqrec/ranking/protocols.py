@@ -15,14 +15,7 @@ from seqrec.data.split import Targets
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
-from seqrec.ranking.scoring import (
-    Scorer,
-    evaluation_mode,
-    last_states,
-    mask,
-    require,
-    require_numbers,
-)
+from seqrec.ranking.scoring import Scorer, evaluation_mode, last_states, mask, require, require_numbers
 from seqrec.ranking.topk import largest
 
 Protocol = Literal["full", "sampled"]

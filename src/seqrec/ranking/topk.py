@@ -15,15 +15,7 @@ from seqrec.errors import InputError
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.ranking import scoring
-from seqrec.ranking.scoring import (
-    Scorer,
-    evaluation_mode,
-    last_states,
-    mask,
-    require,
-    require_numbers,
-    seen_columns,
-)
+from seqrec.ranking.scoring import Scorer, evaluation_mode, last_states, mask, require, require_numbers, seen_columns
 
 
 def best(

@@ -38,13 +38,7 @@ from seqrec.ranking.topk import best
 from seqrec.recommender import Recommender
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import check_trainable
-from seqrec.training.objective import (
-    SHARED_NEGATIVES,
-    Objective,
-    draw_task,
-    mark_tables,
-    training_loss,
-)
+from seqrec.training.objective import SHARED_NEGATIVES, Objective, draw_task, mark_tables, training_loss
 from seqrec.training.optim import RowAdam
 
 PHASES = ("draw", "forward", "backward", "optimizer")

@@ -12,7 +12,7 @@ from seqrec.ranking.protocols import Evaluation
 from seqrec.recommender import Recommender
 from seqrec.report.pictures import recommendations_picture, training_curve
 from seqrec.report.tables import table
-from seqrec.run import check_free
+from seqrec.run.folder import check_free
 
 #: Found on the validation targets of other seeds than the demonstration's.
 OPTIONS: dict[str, Any] = {"epochs": 40, "learning_rate": 0.003, "dropout": 0.2, "evaluate_every": 1}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.files import explain_os_error
-from seqrec.run import Run
+from seqrec.run.folder import Run
 
 _BLOCK = 2**20  # numbers at once
 

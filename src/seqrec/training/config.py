@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from seqrec.errors import InputError
 from seqrec.models.base import Loss
-from seqrec.training.objective import (
-    check_loss,
-)
+from seqrec.training.objective import check_loss
 
 BETA1 = 0.9
 MOST_THREADS = 1024  # the system refuses a process that asks for very many, which torch does not say

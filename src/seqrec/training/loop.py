@@ -24,13 +24,9 @@ from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
-from seqrec.run import Run
+from seqrec.run.folder import Run
 from seqrec.training.config import BETA1, TrainConfig
-from seqrec.training.objective import (
-    Objective,
-    default_popularity,
-    mark_tables,
-)
+from seqrec.training.objective import Objective, default_popularity, mark_tables
 from seqrec.training.optim import RowAdam
 from seqrec.training.progress import described, epoch_bar
 from seqrec.training.state import TrainingState

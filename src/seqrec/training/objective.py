@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
-from seqrec.data.negatives import (
-    PopularitySampler,
-    Sampler,
-    UniformSampler,
-    collisions,
-    negatives_for,
-    own_keys,
-)
+from seqrec.data.negatives import PopularitySampler, Sampler, UniformSampler, collisions, negatives_for, own_keys
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model

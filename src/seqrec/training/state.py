@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqrec.errors import InputError, one_line
 from seqrec.models.base import Model
-from seqrec.run import Run
+from seqrec.run.folder import Run
 from seqrec.training.averaging import RunningMean
 from seqrec.training.optim import RowAdam
 

@@ -11,12 +11,7 @@ from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
-from seqrec.training.objective import (
-    Objective,
-    Task,
-    draw_task,
-    training_loss,
-)
+from seqrec.training.objective import Objective, Task, draw_task, training_loss
 from seqrec.training.optim import RowAdam, clip_gradients
 
 

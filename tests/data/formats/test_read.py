@@ -372,7 +372,7 @@ def test_other_objects(source):
 
 def test_pandas_is_not_imported_without_need(tmp_path):
     path = write(tmp_path, "a.csv", "user,item\n1,2\n")
-    code = "import sys; from seqrec.data.formats.read import read_log; read_log(sys.argv[1]); assert 'pandas' not in sys.modules"
+    code = "import sys, seqrec; seqrec.read_log(sys.argv[1]); assert 'pandas' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 

@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 
 from seqrec.data.formats import blocks as source_module
 from seqrec.data.formats import text as text_module
-from seqrec.data.formats.blocks import (
-    Unsafe,
-    check_block,
-    open_source,
-    read_blocks,
-)
+from seqrec.data.formats.blocks import Unsafe, check_block, open_source, read_blocks
 from seqrec.data.formats.read import read_log
 from seqrec.errors import InputError
 

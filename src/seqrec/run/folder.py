@@ -6,37 +6,27 @@
 the weights: all that a later process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
 """
 
-import csv
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import Split, SplitConfig
 from seqrec.errors import InputError, one_line
-from seqrec.files import (
-    is_left_over,
-    remove_beside,
-    remove_left_over,
-    replacing,
-    replacing_folder,
-)
-from seqrec.models import build_model
+from seqrec.files import is_left_over, remove_beside, remove_left_over, replacing, replacing_folder
 from seqrec.models.base import Model
+from seqrec.run.config import CONFIG, FORMAT_VERSION, RunConfig, fingerprint
+from seqrec.run.records import read_json, write_epochs, write_json
+from seqrec.run.tensors import load_tensors, save_tensors, write_tensors
 
-FORMAT_VERSION = 1
-CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 ITEMS = "items.parquet"
 USERS = "users.parquet"
@@ -44,41 +34,6 @@ METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
 _OWN = {CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS, "state", "training.png", "recommendations.png"}
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What ``config.json`` holds; ``training`` is empty for a model that was only counted."""
-
-    model: str
-    model_config: dict[str, Any]
-    num_items: int
-    num_users: int
-    has_timestamps: bool
-    fingerprint: str
-    prepare: PrepareConfig = field(default_factory=PrepareConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    training: dict[str, Any] = field(default_factory=dict)
-
-    def build(self) -> Model:
-        """A model of these sizes with fresh weights."""
-        return build_model(self.model, self.model_config, self.num_items, self.num_users)
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """A digest of a dataset's interactions and ids, to tell on resume whether the log is the same."""
-    digest = hashlib.sha256()
-    for array in (dataset.items, dataset.timestamps, dataset.offsets):
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    for ids in (dataset.user_ids, dataset.item_ids):
-        digest.update(str(ids.dtype).encode())
-        if ids.dtype.is_integer():
-            digest.update(ids.to_numpy().astype(np.int64).tobytes())
-        else:
-            # The lengths tell "ab", "c" from "a", "bc".
-            digest.update(ids.str.len_bytes().to_numpy().astype(np.int64).tobytes())
-            digest.update("".join(ids.to_list()).encode())
-    return digest.hexdigest()
 
 
 class Run:
@@ -110,7 +65,7 @@ class Run:
         folder = Path(folder)
         check_free(folder, overwrite)
         with replacing_folder(folder) as new:
-            _write_json(new / CONFIG, {"format_version": FORMAT_VERSION, **asdict(config)})
+            write_json(new / CONFIG, {"format_version": FORMAT_VERSION, **asdict(config)})
             dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
             offsets = np.asarray(dataset.offsets)
             pl.DataFrame(
@@ -121,16 +76,16 @@ class Run:
                 }
             ).write_parquet(new / USERS)
             if weights is not None:
-                _write_tensors(new / WEIGHTS, weights, {})
-                _write_epochs(new / EPOCHS, epochs)
-                _write_json(new / METRICS, metrics or {})
+                write_tensors(new / WEIGHTS, weights, {})
+                write_epochs(new / EPOCHS, epochs)
+                write_json(new / METRICS, metrics or {})
         return cls(folder)
 
     @cached_property
     def config(self) -> RunConfig:
         """The configuration."""
         path = self.folder / CONFIG
-        values = _read_json(path)
+        values = read_json(path)
         version = values.pop("format_version", None)
         if not isinstance(version, int):
             raise InputError(f"{path}: has no format_version; give a folder that seqrec fit wrote")
@@ -213,7 +168,7 @@ class Run:
     def load_weights(self, model: Model) -> None:
         """Put the weights into a model of the run's sizes, on the CPU."""
         path = self.folder / WEIGHTS
-        tensors, _ = _load_tensors(path)
+        tensors, _ = load_tensors(path)
         expected = model.state_dict()
         for name in sorted(set(expected) | set(tensors)):
             if name not in tensors:
@@ -245,20 +200,35 @@ class Run:
         if self.config.training and not self.begun and self.metrics():
             raise InputError(f"{self.folder}: has no {STATE} to go on from; train anew with --overwrite")
 
+    def check_same(self, config: RunConfig, but: Sequence[str]) -> None:
+        """Refuse to resume with another log or other options than the run began with, but for those of some names."""
+        old, new = asdict(self.config), asdict(config)
+        if old["fingerprint"] != new["fingerprint"]:
+            raise InputError(f"{self.folder}: the run was begun on another log; give that log, or --overwrite")
+        for part in ("model", "model_config", "prepare", "split", "training"):
+            before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
+            for name in before:
+                plain = [list(v) if isinstance(v, tuple) else v for v in (before[name], now.get(name))]
+                if plain[0] != plain[1] and name not in but:
+                    raise InputError(
+                        f"{self.folder}: the run was begun with {name} = {before[name]}, not {now.get(name)}; "
+                        "resume with the same options, or --overwrite"
+                    )
+
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights."""
-        _save_tensors(self.folder / WEIGHTS, weights, {})
+        save_tensors(self.folder / WEIGHTS, weights, {})
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace the training state: tensors and JSON facts in one file, so they can't part."""
-        _save_tensors(self.folder / STATE, tensors, {"facts": json.dumps(facts)})
+        save_tensors(self.folder / STATE, tensors, {"facts": json.dumps(facts)})
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The training state, or None where no checkpoint was written yet."""
         path = self.folder / STATE
         if not path.is_file():
             return None
-        tensors, metadata = _load_tensors(path)
+        tensors, metadata = load_tensors(path)
         try:
             return tensors, json.loads(metadata["facts"])
         except (KeyError, json.JSONDecodeError) as error:
@@ -270,7 +240,7 @@ class Run:
 
     def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
         """Write the running mean of an epoch beside that of the one before, which the training state still needs."""
-        _save_tensors(self.mean_path(epoch), weights, {})
+        save_tensors(self.mean_path(epoch), weights, {})
 
     def forget_means(self, but: int) -> None:
         """Remove the running means of all epochs but one, which the training state now needs."""
@@ -281,7 +251,7 @@ class Run:
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace ``epochs.csv``; a column is there if any epoch has it."""
         with replacing(self.folder / EPOCHS) as new:
-            _write_epochs(new, rows)
+            write_epochs(new, rows)
 
     def epochs(self) -> pl.DataFrame:
         """``epochs.csv``."""
@@ -290,12 +260,12 @@ class Run:
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``."""
         with replacing(self.folder / METRICS) as new:
-            _write_json(new, metrics)
+            write_json(new, metrics)
 
     def metrics(self) -> dict[str, Any]:
         """``metrics.json``, empty where training has not ended."""
         path = self.folder / METRICS
-        return _read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def _read(self, name: str, reader: Callable[..., pl.DataFrame], columns: list[str]) -> pl.DataFrame:
         path = self.folder / name
@@ -331,70 +301,8 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
         raise InputError(f"{folder}: already holds a run; go on with --resume, replace it with --overwrite")
 
 
-def check_same(run: Run, config: RunConfig, but: Sequence[str]) -> None:
-    """Refuse to resume with another log or other options than the run began with, but for those of some names."""
-    old, new = asdict(run.config), asdict(config)
-    if old["fingerprint"] != new["fingerprint"]:
-        raise InputError(f"{run.folder}: the run was begun on another log; give that log, or --overwrite")
-    for part in ("model", "model_config", "prepare", "split", "training"):
-        before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
-        for name in before:
-            plain = [list(v) if isinstance(v, tuple) else v for v in (before[name], now.get(name))]
-            if plain[0] != plain[1] and name not in but:
-                raise InputError(
-                    f"{run.folder}: the run was begun with {name} = {before[name]}, not {now.get(name)}; "
-                    "resume with the same options, or --overwrite"
-                )
-
-
 def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:
     """One list a user, without a Python loop."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     flat = pl.DataFrame({"user": users, "value": pl.Series(np.asarray(values), dtype=dtype)})
     return flat.group_by("user", maintain_order=True).agg("value")["value"]
-
-
-def _write_epochs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = dict.fromkeys(("epoch", "loss", "seconds", "tokens_per_second"))  # before the first epoch ends, too
-    for row in rows:
-        names |= dict.fromkeys(row)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(names), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: is not a JSON object; copy it back or train again")
-    return values
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    with replacing(path) as new:
-        _write_tensors(new, tensors, metadata)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(None, str(error)) from error
-
-
-def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file. The tensors are mapped: they take no memory that the system can't take back."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error

@@ -1,0 +1,1 @@
+"""The run folder: what training writes and everything else reads. No pickle anywhere."""
