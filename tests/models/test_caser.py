@@ -13,7 +13,7 @@ from seqrec.errors import InputError
 from seqrec.models.caser import Caser, CaserConfig
 from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.ranking import protocols as evaluate
-from seqrec.training import loop as train
+from seqrec.training.loop import train
 
 NUM_ITEMS = 30
 NUM_USERS = 7

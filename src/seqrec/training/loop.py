@@ -76,7 +76,9 @@ def train(
     popularity = config.popularity
     if popularity is None:
         popularity = default_popularity(loss_name, config.negatives, model.num_items)
-    objective = Objective(loss_name, config.negatives, popularity, config.bpr_penalty, config.calibration)
+    objective = Objective(
+        loss_name, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction
+    )
     sampler = objective.sampler(split.train)
     mark_tables(model)
     model.to(device).train()
