@@ -81,6 +81,7 @@ def train(
     )
     sampler = objective.sampler(split.train)
     mark_tables(model)
+    model.prepare_training(split.train)
     model.to(device).train()
     optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
     encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
