@@ -76,9 +76,12 @@ def train(
     popularity = config.popularity
     if popularity is None:
         popularity = default_popularity(loss_name, config.negatives, model.num_items)
-    objective = Objective(loss_name, config.negatives, popularity, config.bpr_penalty, config.calibration)
+    objective = Objective(
+        loss_name, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction
+    )
     sampler = objective.sampler(split.train)
     mark_tables(model)
+    model.prepare_training(split.train)
     model.to(device).train()
     optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
     encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
