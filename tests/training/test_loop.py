@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from seqrec.models.sasrec import SASRecConfig
 from seqrec.ranking.metrics import hit_rate, ndcg
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run, check_free
-from seqrec.training import loop as train
+from seqrec.training.loop import train
 
 SMALL: dict[str, Any] = {
     "embedding_dim": 16, "num_blocks": 1, "max_length": 8, "dropout": 0.1, "batch_size": 16, "epochs": 4,
@@ -123,7 +124,7 @@ import json, os, random, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)
 from seqrec import Recommender
-from seqrec.run import STATE, Run
+from seqrec.run.folder import STATE, Run
 
 log, folder, options, kills, seed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 random.seed(int(seed))
@@ -271,6 +272,15 @@ def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> Non
     assert same_run(whole, tmp_path / "run")
 
 
+def test_resume_of_a_run_from_before_there_was_an_option_is_refused(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["training"]["logq_correction"]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="begun with logq_correction = None, not all"):
+        Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
@@ -283,6 +293,7 @@ def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> Non
         ({"min_item_interactions": 2}, "min_item_interactions"),
         ({"batch_size": 17}, "batch_size"),
         ({"patience": 1}, "patience"),
+        ({"logq_correction": "negatives"}, "logq_correction"),
     ],
 )
 def test_resume_with_other_options_is_refused(whole: Path, change: dict[str, Any], hint: str) -> None:

@@ -348,6 +348,3 @@ class SLiRec(Model):
         columns = candidates.shape[-2]
         padded = logits.new_full((len(states), self.slots, columns), -torch.inf).index_put((row, slot), logits)
         return torch.bmm(padded.softmax(dim=1).transpose(1, 2).to(states.dtype), states)
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        return self.dropout(F.relu(x))

@@ -207,11 +207,11 @@ class Run:
             raise InputError(f"{self.folder}: the run was begun on another log; give that log, or --overwrite")
         for part in ("model", "model_config", "prepare", "split", "training"):
             before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
-            for name in before:
-                plain = [list(v) if isinstance(v, tuple) else v for v in (before[name], now.get(name))]
+            for name in now | before:  # a version before this one may not have known them all
+                plain = [list(v) if isinstance(v, tuple) else v for v in (before.get(name), now.get(name))]
                 if plain[0] != plain[1] and name not in but:
                     raise InputError(
-                        f"{self.folder}: the run was begun with {name} = {before[name]}, not {now.get(name)}; "
+                        f"{self.folder}: the run was begun with {name} = {before.get(name)}, not {now.get(name)}; "
                         "resume with the same options, or --overwrite"
                     )
 
