@@ -17,7 +17,7 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories
-from seqrec.errors import InputError
+from seqrec.errors import InputError, printable
 
 
 class UnknownIdWarning(UserWarning):
@@ -124,4 +124,4 @@ def warn(message: str) -> None:
     """Warn of the line that called the package, however deep in it this is."""
     package = str(Path(__file__).parent)
     inside = takewhile(lambda step: step[0].f_code.co_filename.startswith(package), walk_stack(sys._getframe()))
-    warnings.warn(message, UnknownIdWarning, stacklevel=1 + sum(1 for _ in inside))
+    warnings.warn(printable(message), UnknownIdWarning, stacklevel=1 + sum(1 for _ in inside))

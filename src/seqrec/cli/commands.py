@@ -231,7 +231,7 @@ def recommend_command(
 
 def similar_command(
     run: Path,
-    *items: str,
+    *items: Annotated[str, Parameter(allow_leading_hyphen=True)],
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     format: Format = None,
     out: Path | None = None,

@@ -80,6 +80,10 @@ class Model(nn.Module):
         # Not a product of matrices, in which the same candidate may have other last bits in another place.
         return (hidden[:, None] * vectors).sum(dim=2)
 
+    def prepare_training(self, histories: Histories) -> None:
+        """Look at the training histories, each user at its index, before the first step with fresh weights."""
+        del histories
+
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
         """What training sees instead of a batch (on the CPU), such as one with items masked."""
         del random

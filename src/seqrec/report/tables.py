@@ -9,7 +9,7 @@ from seqrec.ranking.protocols import Evaluation, Scores
 
 
 def table(evaluation: Evaluation, name: str = "model") -> Table:
-    """The main metrics of the model beside its baselines, with half the width of each interval.
+    """The main metrics of the model beside its baselines, each with its interval (:func:`with_interval`).
 
     Shown are the middle list length and what is not about lists; ``to_dict`` has everything. Recall is
     left out: with one target a user it equals the hit rate.
@@ -31,8 +31,7 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
             continue
         cells = []
         for scores in columns.values():
-            low, high = scores.intervals[metric]
-            cells.append(f"{scores.metrics[metric]:.4f} ±{(high - low) / 2:.4f}")
+            cells.append(with_interval(scores.metrics[metric], *scores.intervals[metric]))
         shown.add_row(metric, *cells)
     notes = [f"{evaluation.cold:,} targets never occur in training"] if evaluation.cold else []
     if evaluation.unreachable:
@@ -41,6 +40,23 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
         notes.append(f"some users left only {evaluation.fewest_negatives} items unseen to be negatives")
     shown.caption = "; ".join(notes) or None
     return shown
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A mean with half the width of its interval, or with both ends where it lies clearly off the middle.
+
+    It does where hits, or misses, are few: ``0.0100 ±0.0301`` would let it be below 0.
+    """
+    half = (high - low) / 2
+    if abs((low + high) / 2 - value) <= half / 4:
+        return f"{value:.4f} ±{half:.4f}"
+    return f"{value:.4f} {_short(low)}–{_short(high)}"
+
+
+def _short(value: float) -> str:
+    """``.0123``, as narrow as possible."""
+    text = f"{value:.4f}"
+    return text[1:] if text.startswith("0.") else text
 
 
 def statistics_table(dataset: Dataset) -> Table:

@@ -23,6 +23,7 @@ from seqrec.models import MODELS
 from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
+from seqrec.report.tables import with_interval
 from seqrec.training.config import TrainConfig
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
@@ -33,7 +34,8 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 TESTED = "ndcg@10"
 METHOD = (
-    "intervals: 95 %, bootstrap over users, the same resamples for all models; p: two-sided paired t-test over users "
+    "intervals: 95 %, over users (Agresti & Coull 1998, by the number of users that the variance is worth; of the "
+    "difference: Newcombe 1998, both parts by the former); p: two-sided paired t-test over users "
     f"of {TESTED} minus that of the reference; p_holm: adjusted for the number of models (Holm 1979), each protocol "
     "by itself; neither says what another training of the same model would change"
 )
@@ -142,7 +144,7 @@ class Comparison:
         return pl.DataFrame(rows, schema=schema)
 
     def table(self) -> Table:
-        """Both protocols beside each other for every model, with half the width of each interval."""
+        """Both protocols beside each other for every model, each metric with its interval."""
         seen = "kept" if self.config.keep_seen else "removed"
         grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         against = f"against {self.config.test_negatives} negatives"
@@ -158,8 +160,7 @@ class Comparison:
             cells: list[list[str]] = [list(PROTOCOLS), *([] for _ in range(4))]
             for result in entry.results.values():
                 for cell, name in zip(cells[1:3], ("ndcg@10", "hr@10"), strict=True):
-                    low, high = result["intervals"][name]
-                    cell.append(f"{result['metrics'][name]:.4f} ±{(high - low) / 2:.4f}")
+                    cell.append(with_interval(result["metrics"][name], *result["intervals"][name]))
                 cells[3].append("" if result["difference"] is None else f"{result['difference']:+.4f}")
                 cells[4].append(_p(result["p_holm"]))
             size = f"{_short(entry.parameters or 0).rstrip()}, {_short(entry.bytes or 0)}B"
@@ -323,10 +324,12 @@ def _judge(found: Comparison, values: Mapping[str, Mapping[str, np.ndarray]]) ->
     for protocol in PROTOCOLS:
         blocks = [values[name][protocol] for name in names]
         differences = np.column_stack([block[:, tested] - blocks[0][:, tested] for block in blocks])
-        # All in one call: each model and each difference meets the same resamples.
-        columns = np.column_stack([*blocks, differences])
-        means = statistics.mean(columns).tolist()
-        ends = statistics.bootstrap_intervals(columns, seed=found.training["seed"]).tolist()
+        columns = np.column_stack(blocks)
+        means = statistics.mean(np.column_stack([columns, differences])).tolist()
+        ends = [
+            *statistics.gain_intervals(columns).tolist(),
+            *statistics.difference_intervals(differences).tolist(),
+        ]
         p = statistics.paired_t_test(differences[:, 1:])
         adjusted = statistics.holm(p)
         for number, name in enumerate(names):

@@ -99,6 +99,7 @@ class _Work:
         self.objective = objective_of(model, model.num_items, config)
         self.sampler = self.objective.sampler(split.train)
         mark_tables(model)
+        model.prepare_training(split.train)
         model.to(device).train()
         self.optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
         self.validation = _validation(split.valid, config)
