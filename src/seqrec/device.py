@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -46,15 +46,69 @@ def usable_processors() -> int:
     return max(few, 1)
 
 
+def memory() -> int:
+    """Bytes of memory that the machine, or the container's limit, gives this process."""
+    few = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            few = min(few, int((CGROUP / name).read_text()))  # "max" is no number: there is no limit
+        except (OSError, ValueError):
+            continue
+    return few
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Torch as training needs it, whatever the program has set: gradients, float32 and the CPU by default, no autocast.
+
+    It is as the program had it afterwards.
+    """
+    kind = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if kind != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, kind)
+        yield
+
+
+@contextmanager
+def own_random_state(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """What torch's global generators do within leaves their state as it was.
+
+    Args:
+        device: whose generators are kept, beside the CPU's.
+        seed: of the CPU's within; by default it goes on from where it is.
+    """
+    devices = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else MPS, else the CPU."""
+    """``auto`` is CUDA where there is one, else MPS, else the CPU.
+
+    Raises:
+        InputError: the device is not available, or no device that numbers can be computed on.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
+        if not isinstance(name, str):
+            raise TypeError("it is no name")
         device = torch.device(name)
         torch.empty(1, device=device).item()  # which a device without numbers has none of
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not to be had here ({one_line(error)}); give auto or cpu") from error
-    return device
+    except Exception as error:  # each backend has its own for a device that is not there
+        reason = one_line(error).partition(". ")[0]
+        raise InputError(f"device {name!r} is not available ({reason}); give auto or cpu") from error
+    return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 and its like are one device

@@ -1,6 +1,11 @@
 """The one exception for input that a person can correct, and what is shown to people."""
 
 import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 #: What a terminal would act on, or what would break a line or turn its direction: C0 and C1 controls, line and
 #: paragraph separators, marks of direction, and lone surrogates.
@@ -36,3 +41,21 @@ def one_line(error: BaseException) -> str:
         return type(error).__name__
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+
+
+def unchanged_by_failure(method: Method) -> Method:
+    """A method that fails leaves its object as it was, never half of the old and half of the new.
+
+    That holds for the object's attributes, not for what they hold: the method must set them, not change them.
+    """
+
+    @wraps(method)
+    def tried(self: Any, *arguments: Any, **options: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return method(self, *arguments, **options)
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    return tried  # type: ignore[return-value]

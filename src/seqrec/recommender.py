@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ from rich.progress import track
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
 from seqrec.data.formats.write import write_frames
-from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.prepare import PrepareConfig, filters_of, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
-from seqrec.device import threads
-from seqrec.errors import InputError, one_line
+from seqrec.device import own_random_state, pick_device, threads, usual_torch
+from seqrec.errors import InputError, unchanged_by_failure
 from seqrec.files import kept_aside
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
@@ -30,8 +30,9 @@ from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
 from seqrec.run.config import CONFIG, RunConfig, fingerprint
 from seqrec.run.folder import Run, check_free
+from seqrec.training.checks import COPIES, build_checked, check_trainable, settle_seen
 from seqrec.training.config import RESUMABLE, TrainConfig
-from seqrec.training.loop import check_trainable, train
+from seqrec.training.loop import train
 
 BLOCK = 2 * USERS_AT_ONCE  # people a frame: whole groups of those scored together, or the last bits would differ
 
@@ -74,6 +75,8 @@ class Recommender:
         self.interrupted = False
         self.summary = ""
 
+    @unchanged_by_failure
+    @usual_torch()
     def fit(
         self,
         log: Any,
@@ -97,7 +100,8 @@ class Recommender:
             stop: asked after every step of training, which ends where it says True; see :func:`train`.
 
         Raises:
-            InputError: bad input or options, or an ``out`` that may not be written to.
+            InputError: bad input or options, an ``out`` that may not be written to, or nothing that could be learnt;
+                the recommender is as it was before.
         """
         if (resume or overwrite) and out is None:
             raise InputError("resume and overwrite need a run folder; give out")
@@ -110,8 +114,14 @@ class Recommender:
             check_free(out)
         dataset = log if isinstance(log, Dataset) else prepare(read_log(log), self.prepare_config)
         del log  # a frame that nobody else holds need not stay while the model trains
+        filters = filters_of(dataset, self.prepare_config)
         split = self.split_config.apply(dataset)
         counted = MODELS[self.model_name].COUNTED
+        if not counted:
+            check_trainable(split, self.train_config, MODELS[self.model_name])
+        keep_seen = settle_seen(split, self.split_config)
+        self.epochs, self.metrics, self.evaluations = [], {}, {}
+        self.interrupted, self.summary = False, ""
         config = RunConfig(
             model=self.model_name,
             model_config=asdict(self.model_config),
@@ -119,23 +129,18 @@ class Recommender:
             num_users=dataset.num_users,
             has_timestamps=dataset.has_timestamps,
             fingerprint=fingerprint(dataset),
-            prepare=self.prepare_config,
-            split=self.split_config,
+            prepare=filters,
+            split=replace(self.split_config, keep_seen=keep_seen),
             training={} if counted else asdict(self.train_config),
         )
-        torch.manual_seed(self.train_config.seed)
-        try:
-            model = build_model(self.model_name, config.model_config, dataset.num_items, dataset.num_users)
-        except (RuntimeError, MemoryError) as error:
-            reason = one_line(error)
-            raise InputError(f"{self.model_name} of these sizes can't be made ({reason}); give smaller ones") from error
+        copies = COPIES if not counted and pick_device(self.train_config.device).type == "cpu" else 1
+        with own_random_state(torch.device("cpu"), self.train_config.seed):
+            model = build_checked(config.build, self.model_name, copies)
         # All that can be found wrong is found before anything is written.
         started = time.perf_counter()
         if counted:
             model.count(split.train)
             seconds = max(time.perf_counter() - started, 1e-9)
-        else:
-            check_trainable(split, self.train_config)
         run: Run | None = None
         with kept_aside(out) if out is not None and overwrite else nullcontext():
             if out is not None:
@@ -149,14 +154,15 @@ class Recommender:
             best_epoch = 1
             if counted:
                 tokens = int(split.train.lengths.sum())
-                self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
+                rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
+                self.epochs = [{"epoch": 1, "loss": "", **rate}]
                 self.summary = f"counted {tokens:,} interactions"
                 if run is not None:
                     run.save_weights(model.state_dict())
                     run.save_epochs(self.epochs)
             else:
                 try:
-                    ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+                    ways = {"run": run, "resume": resume, "progress": progress, "stop": stop, "keep_seen": keep_seen}
                     trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
                 except Exception:
                     if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
@@ -183,7 +189,7 @@ class Recommender:
         histories: Any = None,
         k: int = 10,
         *,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         strict: bool = False,
@@ -196,7 +202,8 @@ class Recommender:
                 then the place in the sequence), a mapping of a name to such a list, or a frame that
                 :func:`read_log` takes. Nobody needs to have been there in training.
             k: items a person; fewer where the filters leave fewer.
-            keep_seen: recommend again what is in the history.
+            keep_seen: recommend again what is in the history; by default as the run was validated and tested, which
+                is without, unless most users take again what they had.
             allow: recommend these items only.
             deny: never recommend these items.
             strict: an unknown user or item is an error; otherwise a warning, and somebody of whom nothing
@@ -229,7 +236,7 @@ class Recommender:
         histories: Any = None,
         k: int = 10,
         *,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         strict: bool = False,
@@ -252,7 +259,7 @@ class Recommender:
         people, asked = (
             known_people(dataset, users, strict) if histories is None else given_people(dataset, histories, strict)
         )
-        filters = {"keep_seen": keep_seen, "allow": allowed, "deny": denied}
+        filters = {"keep_seen": self._keeps_seen(keep_seen), "allow": allowed, "deny": denied}
         return self._frames(people, asked, k, filters, batch_size, progress)
 
     def _frames(
@@ -311,11 +318,14 @@ class Recommender:
         split: str = "test",
         *,
         negatives: int = 100,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
         seed: int = 0,
         baselines: bool = True,
     ) -> Evaluation:
-        """Rank the held-out item of each user; see :func:`seqrec.evaluate`."""
+        """Rank the held-out item of each user; see :func:`seqrec.evaluate`.
+
+        Without ``keep_seen``, items of the history take places in the ranking where they did in validation.
+        """
         model, dataset = self._ready()
         assert self._split is not None
         others: dict[str, Model] = {}
@@ -329,7 +339,7 @@ class Recommender:
             protocol=protocol,
             split=split,
             negatives=negatives,
-            keep_seen=keep_seen,
+            keep_seen=self._keeps_seen(keep_seen),
             seed=seed,
             train_counts=self._split.train.item_counts(),
             baselines=others,
@@ -378,6 +388,10 @@ class Recommender:
     def model(self) -> Model:
         """The trained model."""
         return self._ready()[0]
+
+    def _keeps_seen(self, asked: bool | None) -> bool:
+        """What was asked for, or else what the run chose."""
+        return bool(self._config and self._config.split.keep_seen) if asked is None else asked
 
     def _ready(self) -> tuple[Model, Dataset]:
         if self._model is None or self._dataset is None:

@@ -51,6 +51,7 @@ class Dataset:
     item_ids: pl.Series
     has_timestamps: bool
     before: Statistics | None = field(default=None, compare=False)  # the log before the filters
+    filters: dict[str, Any] | None = field(default=None, compare=False)  # those of ``PrepareConfig``; None: unknown
 
     @property
     def num_users(self) -> int:
@@ -120,6 +121,7 @@ class Dataset:
                 "has_timestamps": self.has_timestamps,
                 "interactions": self.num_interactions,
                 "before": vars(self.before) if self.before else None,
+                "filters": self.filters,
             }
             (new / "dataset.json").write_text(json.dumps(facts, indent=2))
 
@@ -136,8 +138,8 @@ class Dataset:
             user_ids = pl.read_parquet(folder / "users.parquet", glob=False).to_series()
             item_ids = pl.read_parquet(folder / "items.parquet", glob=False).to_series()
             before = Statistics(**facts["before"]) if facts["before"] else None
-            dataset = cls(**arrays, user_ids=user_ids, item_ids=item_ids,
-                          has_timestamps=facts["has_timestamps"], before=before)  # fmt: skip
+            dataset = cls(**arrays, user_ids=user_ids, item_ids=item_ids, has_timestamps=facts["has_timestamps"],
+                          before=before, filters=facts.get("filters"))  # fmt: skip
             whole = _is_whole(dataset, facts["interactions"])
         except InputError:
             raise

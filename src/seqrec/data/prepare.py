@@ -96,7 +96,28 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         item_ids=item_ids,
         has_timestamps=has_timestamps,
         before=before,
+        filters=dict(vars(config)),
     )
+
+
+def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
+    """What a dataset was prepared with.
+
+    Raises:
+        InputError: something else was asked for; a dataset that nothing is known of counts as unfiltered.
+    """
+    plain, used = PrepareConfig(), dataset.filters or {}
+    for name, value in vars(asked).items():
+        had = used.get(name, getattr(plain, name))
+        if value not in (getattr(plain, name), had):
+            raise InputError(
+                f"{name} is {value}, but the Dataset was made with {name} = {had}, and fit filters no Dataset; prepare "
+                f"the log with PrepareConfig({name}={value!r}), or give fit the log itself"
+            )
+    try:
+        return PrepareConfig(**used)
+    except TypeError as error:
+        raise InputError(f"the filters of the Dataset are damaged ({error}); prepare it again") from error
 
 
 def _check(config: PrepareConfig) -> None:

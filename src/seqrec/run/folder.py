@@ -120,6 +120,7 @@ class Run:
                 user_ids=users["user_id"],
                 item_ids=items["item_id"],
                 has_timestamps=self.config.has_timestamps,
+                filters=asdict(self.config.prepare),
             )
         except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
             raise InputError(f"{self.folder / USERS}: is damaged ({one_line(error)}); train again") from error

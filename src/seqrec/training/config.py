@@ -40,7 +40,6 @@ class TrainConfig:
         seed: of everything random; with the same number of threads, the same seed gives the same bytes.
         device: ``auto`` (CUDA, MPS or CPU, in this order), or a torch device.
         threads: of the CPU; without it a core each, as far as affinity, a container's quota and OMP_NUM_THREADS go.
-        compile: whether the encoder goes through ``torch.compile``.
         checkpoint_minutes: minutes between checkpoints inside an epoch, whose end has one too.
     """
 
@@ -63,7 +62,6 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
-    compile: bool = False
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:

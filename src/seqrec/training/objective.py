@@ -188,7 +188,7 @@ def training_loss(
 
     Args:
         model: what is trained.
-        encode: its ``encode``, compiled or not.
+        encode: its ``encode``.
         task: what it is to predict.
         objective: the loss.
         device: where the model is.

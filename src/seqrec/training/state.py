@@ -27,13 +27,28 @@ class TrainingState:
         self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
         self.best: dict[str, Tensor] | None = None
         self.saved_at = time.monotonic()
+        self.start_clock()
         self._start_epoch()
 
     def _start_epoch(self) -> None:
         device = next(self.model.parameters()).device
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.step, self.tokens, self.seconds, self.total_seconds = 0, 0, 0.0, 0.0
         self.loss_sum = torch.zeros((), dtype=kind, device=device)
+
+    def start_clock(self) -> None:
+        """Count time from now on."""
+        self.clock = time.perf_counter()
+
+    def _count_time(self, steps: bool) -> None:
+        """Give the time since it was last counted to the epoch that is open, or else to the one that ended last."""
+        passed = time.perf_counter() - self.clock
+        self.clock += passed
+        if self.step:
+            self.total_seconds += passed
+            self.seconds += passed * steps
+        elif self.rows:
+            self.rows[-1]["total_seconds"] += passed
 
     def ended_early(self, patience: int) -> bool:
         """Whether validation got no better for so many times."""
@@ -46,6 +61,7 @@ class TrainingState:
     def end_of_epoch(self) -> dict[str, Any]:
         """Close the epoch; the row of ``epochs.csv``."""
         loss = self.loss_sum.item() / self.tokens
+        self._count_time(steps=True)
         if not np.isfinite(loss):
             kept = " (the last good weights are kept)" if self.best_epoch else ""
             raise InputError(
@@ -57,6 +73,7 @@ class TrainingState:
             "epoch": self.epoch,
             "loss": loss,
             "seconds": self.seconds,
+            "total_seconds": self.total_seconds,
             "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
         }
         self.rows.append(row)
@@ -88,6 +105,7 @@ class TrainingState:
 
     def checkpoint(self) -> None:
         """All that ``restore`` needs. Rows are not caught up, which would round otherwise than without a checkpoint."""
+        self._count_time(steps=True)
         self.saved_at = time.monotonic()
         if self.run is None:
             return
@@ -95,11 +113,12 @@ class TrainingState:
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
         facts = {
             "epoch": self.epoch, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-            "loss_sum": self.loss_sum.item(), "rows": self.rows, "worse": self.worse,
-            "best_epoch": self.best_epoch, "best_value": self.best_value,
+            "total_seconds": self.total_seconds, "loss_sum": self.loss_sum.item(), "rows": self.rows,
+            "worse": self.worse, "best_epoch": self.best_epoch, "best_value": self.best_value,
         }  # fmt: skip
         self.run.save_state(tensors, facts)
         self.run.forget_means(but=self.epoch)
+        self._count_time(steps=False)
         self.run.save_epochs(self.rows)
 
     def restore(self) -> None:
@@ -116,7 +135,8 @@ class TrainingState:
                 parts[part][rest] = tensor
             self.model.load_state_dict(parts["model"])
             self.optimizer.load_state_dict(parts["optimizer"])
-            for name in ("epoch", "step", "tokens", "seconds", "rows", "worse", "best_epoch", "best_value"):
+            for name in ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse",
+                         "best_epoch", "best_value"):  # fmt: skip
                 setattr(self, name, facts[name])
             self.loss_sum.fill_(facts["loss_sum"])
         except (KeyError, RuntimeError, TypeError) as error:
