@@ -24,6 +24,10 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class RunWarning(UserWarning):
+    """What became of a run folder, where nobody asked: left-overs of a killed process, or another one at work."""
+
+
 def printable(text: str, keep: str = "") -> str:
     """The text with control characters escaped as Python writes them, so that no terminal acts on them.
 

@@ -42,9 +42,7 @@ def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig
     popularity = config.popularity
     if popularity is None:
         popularity = default_popularity(loss, config.negatives, num_items)
-    return Objective(
-        loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction
-    )
+    return Objective(loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction)
 
 
 def settle_seen(split: Split, config: SplitConfig) -> bool:

@@ -120,6 +120,7 @@ class TrainingState:
         self.run.forget_means(but=self.epoch)
         self._count_time(steps=False)
         self.run.save_epochs(self.rows)
+        self.run.take_over()
 
     def restore(self) -> None:
         """Take up the run's last checkpoint; without one, begin anew."""
