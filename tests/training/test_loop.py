@@ -24,7 +24,7 @@ from seqrec.models.sasrec import SASRecConfig
 from seqrec.ranking.metrics import hit_rate, ndcg
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run, check_free
-from seqrec.training import loop as train
+from seqrec.training.loop import train
 
 SMALL: dict[str, Any] = {
     "embedding_dim": 16, "num_blocks": 1, "max_length": 8, "dropout": 0.1, "batch_size": 16, "epochs": 4,
@@ -123,7 +123,7 @@ import json, os, random, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)
 from seqrec import Recommender
-from seqrec.run import STATE, Run
+from seqrec.run.folder import STATE, Run
 
 log, folder, options, kills, seed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 random.seed(int(seed))

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ MOST_JSON = 2**26  # bytes; Python's objects take some twenty times as many
 MOST_UNPACKED, MOST_EXPANSION = 2**28, 200
 
 
-def check_files(folder: Path, names: Mapping[str, str], advice: str) -> None:
+def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
     """Refuse symbolic links in a folder, and anything but a file or a folder where one is expected.
 
     The folder may itself be a link. A link in it would be followed out of it, by who reads and by who writes.
 
     Args:
-        folder: all of whose entries are looked at, and of those of ``names`` that are folders, all entries too.
-        names: ``file`` or ``folder`` for the names that are ours.
+        folder: all of whose entries are looked at.
+        known: patterns of the names that are ours; None for a file, and for a folder what is known in it.
         advice: what to do about a damaged file.
     """
     for name, status in _entries(folder):
@@ -34,11 +35,14 @@ def check_files(folder: Path, names: Mapping[str, str], advice: str) -> None:
                 f"{path}: is a symbolic link, which may lead out of the folder; put a copy of the file in its place "
                 "(cp -rL copies a folder so)"
             )
-        kind = names.get(name)
-        if kind == "folder" and stat.S_ISDIR(status.st_mode):
-            check_files(path, {inner: "file" for inner, _ in _entries(path)}, advice)
-        elif kind is not None and not (stat.S_ISDIR if kind == "folder" else stat.S_ISREG)(status.st_mode):
-            raise InputError(f"{path}: is {_kind(status.st_mode)} where a {kind} should be; {advice}")
+        for pattern, inside in known.items():
+            if not fnmatchcase(name, pattern):
+                continue
+            if not (stat.S_ISREG if inside is None else stat.S_ISDIR)(status.st_mode):
+                wanted = "a file" if inside is None else "a folder"
+                raise InputError(f"{path}: is {_kind(status.st_mode)} where {wanted} should be; {advice}")
+            if inside is not None:
+                check_files(path, inside, advice)
 
 
 def size_of(path: Path, advice: str) -> int:

@@ -142,7 +142,7 @@ class Dataset:
         """
         folder = Path(folder)
         try:
-            check_files(folder, dict.fromkeys(_FILES, "file"), _ADVICE)
+            check_files(folder, dict.fromkeys(_FILES), _ADVICE)
             facts = read_json(folder / "dataset.json", _ADVICE)
             known = _facts(facts)
             # open_memmap knows no pickles, which np.load would advise to trust.

@@ -46,7 +46,10 @@ USERS = "users.parquet"
 METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
-_KINDS = dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS), "file") | {"state": "folder"}
+_KNOWN: dict[str, Any] = {
+    **dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS)),
+    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
+}
 _ADVICE = "copy it back from where the run was made, or train again"
 _PEOPLE, _ITEMS = 4, 64  # enough to see whether scores differ
 _OWN = {CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS, "state", "training.png", "recommendations.png"}
@@ -65,7 +68,7 @@ class Run:
             raise InputError(f"{self.folder}: no such run folder; seqrec fit LOG --out {self.folder} makes one")
         if not known:
             raise InputError(f"{self.folder}: not a run folder ({CONFIG} is missing); give one that seqrec fit wrote")
-        check_files(self.folder, _KINDS, "train again, or copy the folder again")
+        check_files(self.folder, _KNOWN, "train again, or copy the folder again")
 
     @classmethod
     def create(
@@ -177,7 +180,7 @@ class Run:
         try:
             # What config.json says is compared with what the file holds before anything of these sizes is made.
             shapes = self.config.shapes(len(header.names))
-            header.check_shapes(shapes, self.config.model, MODELS[self.config.model].LENGTHS_OF_THE_LOG)
+            header.check_shapes(shapes, MODELS[self.config.model].LENGTHS_OF_THE_LOG)
             model = self.config.build()
         except InputError as error:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
@@ -202,7 +205,7 @@ class Run:
     def read_weights(self, model: Model) -> dict[str, Tensor]:
         """The weights, mapped, once it is known that they are this run's, fit the model, and are numbers."""
         header = read_header(self.folder / WEIGHTS)
-        header.check_shapes(model.state_dict(), self.config.model, model.LENGTHS_OF_THE_LOG)
+        header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
         mark = header.check_mark(self.id, "weights")
         tensors = load_tensors(header)
         check_finite(header.path, tensors.items())

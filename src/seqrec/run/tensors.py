@@ -55,19 +55,18 @@ class Header:
             )
         return dict(mark)
 
-    def check_shapes(self, expected: Mapping[str, Tensor], what: str, free: Collection[str] = ()) -> None:
+    def check_shapes(self, expected: Mapping[str, Tensor], free: Collection[str] = ()) -> None:
         """Refuse tensors of other names, types and shapes than those expected.
 
         Args:
             expected: tensors by name; their content does not matter.
-            what: the model, for the message.
             free: names of arrays whose length is what the log gave.
         """
         for name in sorted(set(expected) | set(self.names)):
             if name not in self.names:
                 raise InputError(f"{self.path}: weight {name} is missing; the file is of another model, train again")
             if name not in expected:
-                raise InputError(f"{self.path}: weight {name[:80]!r} is unknown to {what}; train again")
+                raise InputError(f"{self.path}: weight {name[:80]!r} is unknown to the model; train again")
             dtype, shape = self.names[name]
             like = expected[name]
             same = len(shape) == like.dim() if name in free else shape == tuple(like.shape)

@@ -84,11 +84,11 @@ def train(
     encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
     validation = _validation(split.valid, config)
     dropouts = dropouts_of(model)
+    steps = -(-len(trainable(split.train)) // config.batch_size)
     loop = TrainingState(model, optimizer, run, config.average_decay)
     if resume and run is not None:
-        loop.restore()
+        loop.restore(steps)
     tokens = int(np.minimum(trainable(split.train).lengths - 1, model.config.max_length).sum())
-    steps = -(-len(trainable(split.train)) // config.batch_size)
     every = -(-100 // steps) if config.evaluate_every is None else config.evaluate_every
 
     cut = False
