@@ -14,23 +14,24 @@ from rich.console import Console
 from rich.progress import track
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.fields import check_fields
 from seqrec.data.formats.read import read_log
 from seqrec.data.formats.write import write_frames
 from seqrec.data.prepare import PrepareConfig, filters_of, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import own_random_state, pick_device, threads, usual_torch
-from seqrec.errors import InputError, unchanged_by_failure
+from seqrec.errors import InputError, one_line, unchanged_by_failure
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
 from seqrec.predictor import given_people, ids_of, known_items, known_people, some_of, table_of, warn
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
-from seqrec.run.config import CONFIG, RunConfig, fingerprint
+from seqrec.run.config import CONFIG, RESUMABLE, RunConfig, fingerprint
 from seqrec.run.folder import Run
 from seqrec.run.place import Place, reading
 from seqrec.training.checks import COPIES, build_checked, check_trainable, settle_seen
-from seqrec.training.config import RESUMABLE, TrainConfig
+from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 
 BLOCK = 2 * USERS_AT_ONCE  # people a frame: whole groups of those scored together, or the last bits would differ
@@ -368,15 +369,16 @@ class Recommender:
         config = run.config
         options = {**config.model_config, **config.training, **asdict(config.prepare), **asdict(config.split)}
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        model = run.model()
         try:
+            check_fields(TrainConfig, config.training, fractions=True)
             recommender = cls(config.model, **options)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{run.folder / CONFIG}: is damaged ({error}); train again") from error
+            raise InputError(f"{run.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error
         recommender._config = config
-        recommender._model = model
+        recommender._model = run.model()
         recommender._dataset = run.dataset
         recommender._split = run.split
+        run.check_scores(recommender._model)
         recommender.epochs = run.epochs().to_dicts()
         recommender.metrics = run.metrics()
         return recommender

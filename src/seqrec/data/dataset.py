@@ -1,5 +1,6 @@
 """The Dataset: interactions as arrays, id tables, and their form on disk."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from seqrec.data.checked import check_files, check_ids, read_json, read_parquet
+from seqrec.data.fields import check_fields
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing_folder
 
@@ -18,6 +21,8 @@ FORMAT_VERSION = 1
 _ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
 PART_ROWS = 1 << 22  # rows at once, where numpy would make int64 of all of them
 _FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in _ARRAYS)}
+_ADVICE = "prepare it again"
+_LATEST = 2**62  # so that differences of times have 64 bits
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,9 @@ class Dataset:
                 "format_version": FORMAT_VERSION,
                 "has_timestamps": self.has_timestamps,
                 "interactions": self.num_interactions,
+                "users": self.num_users,
+                "items": self.num_items,
+                "fingerprint": fingerprint(self),
                 "before": vars(self.before) if self.before else None,
                 "filters": self.filters,
             }
@@ -127,27 +135,76 @@ class Dataset:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Dataset":
-        """Open a saved dataset; the arrays stay on the disk and are memory-mapped."""
+        """Open a saved dataset; the arrays stay on the disk and are memory-mapped.
+
+        They are read once, to see that they are what was saved and that no value is out of range.
+
+        Raises:
+            InputError: something is missing, damaged, or of another dataset.
+        """
         folder = Path(folder)
         try:
-            facts = json.loads((folder / "dataset.json").read_text())
-            if facts["format_version"] > FORMAT_VERSION:
-                raise InputError(f"{folder}: dataset format {facts['format_version']} is newer; update seqrec")
+            check_files(folder, dict.fromkeys(_FILES), _ADVICE)
+            facts = read_json(folder / "dataset.json", _ADVICE)
+            known = _facts(facts)
             # open_memmap knows no pickles, which np.load would advise to trust.
-            arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in _ARRAYS}
-            user_ids = pl.read_parquet(folder / "users.parquet", glob=False).to_series()
-            item_ids = pl.read_parquet(folder / "items.parquet", glob=False).to_series()
-            before = Statistics(**facts["before"]) if facts["before"] else None
-            dataset = cls(**arrays, user_ids=user_ids, item_ids=item_ids, has_timestamps=facts["has_timestamps"],
-                          before=before, filters=facts.get("filters"))  # fmt: skip
-            whole = _is_whole(dataset, facts["interactions"])
-        except InputError:
-            raise
-        except (OSError, ValueError, LookupError, TypeError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{folder}: not a whole saved dataset ({one_line(error)}); prepare it again") from error
-        if not whole:
-            raise InputError(f"{folder}: the saved dataset is damaged (its parts differ); prepare it again")
+            arrays: dict[str, Any] = {
+                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in _ARRAYS
+            }
+            if wrong := _misshapen(arrays, facts["interactions"], facts["users"]):
+                raise ValueError(wrong)
+            for name in ("users", "items"):
+                path = folder / f"{name}.parquet"
+                ids = read_parquet(path, None, facts[name], _ADVICE).to_series()
+                known[f"{name.removesuffix('s')}_ids"] = check_ids(ids, path, _ADVICE)
+            dataset = cls(**arrays, **known)
+            if wrong := fault_of(dataset):
+                raise ValueError(wrong)
+            if facts["fingerprint"] != fingerprint(dataset):
+                raise ValueError("its files are not those that were saved together")
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+            said = one_line(error).replace(f"{folder}{os.sep}", "").removesuffix(f"; {_ADVICE}")
+            if said.endswith("update seqrec"):
+                raise InputError(f"{folder}: {said}") from error
+            raise InputError(f"{folder}: not a whole saved dataset ({said}); {_ADVICE}") from error
         return dataset
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A digest of a dataset's interactions and ids, to tell whether it is the same."""
+    digest = hashlib.sha256()
+    for array in (dataset.items, dataset.timestamps, dataset.offsets):
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    for ids in (dataset.user_ids, dataset.item_ids):
+        digest.update(str(ids.dtype).encode())
+        if ids.dtype.is_integer():
+            digest.update(ids.to_numpy().astype(np.int64).tobytes())
+        else:
+            # The lengths tell "ab", "c" from "a", "bc".
+            digest.update(ids.str.len_bytes().to_numpy().astype(np.int64).tobytes())
+            digest.update("".join(ids.to_list()).encode())
+    return digest.hexdigest()
+
+
+def fault_of(dataset: Dataset) -> str | None:
+    """What is wrong with the values of a dataset that was read: a short phrase, or None.
+
+    After this its items may index arrays of ``num_items + 1`` and its offsets its items.
+    """
+    offsets, items, timestamps = dataset.offsets, dataset.items, dataset.timestamps
+    if offsets[0] != 0 or offsets[-1] != len(items) or (offsets[1:] < offsets[:-1]).any():
+        return "the histories do not follow each other"
+    for start in range(0, len(items), PART_ROWS):
+        part = items[start : start + PART_ROWS]
+        if part.min() < 1 or part.max() > dataset.num_items:
+            return f"an item is not one of the {dataset.num_items} in the catalogue"
+        times = timestamps[start : start + PART_ROWS + 1]  # and the one after, to compare with
+        if times.min() <= -_LATEST or times.max() >= _LATEST:
+            return "a timestamp is out of range"
+        falls = np.flatnonzero(times[1:] < times[:-1]) + start + 1
+        if len(falls) and not (offsets[np.searchsorted(offsets, falls).clip(max=len(offsets) - 1)] == falls).all():
+            return "a history is not in the order of time"
+    return None
 
 
 def tied_share(users: np.ndarray, timestamps: np.ndarray) -> float:
@@ -186,15 +243,29 @@ def statistics_of(lengths: np.ndarray, num_items: int, tied: float | None) -> St
     )
 
 
-def _is_whole(dataset: Dataset, interactions: int) -> bool:
-    """Whether the parts fit each other, without going through the interactions."""
-    offsets = dataset.offsets
-    return (
-        all(getattr(dataset, name).dtype == dtype for name, dtype in _ARRAYS.items())
-        and dataset.items.shape == dataset.timestamps.shape == (interactions,)
-        and offsets.shape == (len(dataset.user_ids) + 1,)
-        and bool(offsets[0] == 0 and offsets[-1] == interactions and (offsets[1:] >= offsets[:-1]).all())
-    )
+def _facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """What ``dataset.json`` says of the dataset beside its arrays and ids; each value is looked at."""
+    for name in ("format_version", "interactions", "users", "items"):
+        if type(facts[name]) is not int or not 0 <= facts[name] < 2**62:
+            raise ValueError(f"{name} is no count")
+    if facts["format_version"] > FORMAT_VERSION:
+        raise InputError(f"dataset format {facts['format_version']} is newer; update seqrec")
+    if type(facts["has_timestamps"]) is not bool:
+        raise ValueError("has_timestamps is neither true nor false")
+    before = facts["before"]
+    if before is not None:
+        if not isinstance(before, dict):
+            raise ValueError("before is no object")
+        check_fields(Statistics, before, complete=True)
+    return {"has_timestamps": facts["has_timestamps"], "before": None if before is None else Statistics(**before)}
+
+
+def _misshapen(arrays: dict[str, Any], interactions: int, users: int) -> str | None:
+    for name, dtype in _ARRAYS.items():
+        shape = (users + 1,) if name == "offsets" else (interactions,)
+        if arrays[name].dtype != dtype or arrays[name].shape != shape:
+            return f"{name}.npy is {arrays[name].dtype} {list(arrays[name].shape)}, not {np.dtype(dtype)} {list(shape)}"
+    return None
 
 
 def _lookup(table: pl.Series, ids: Iterable[Any] | pl.Series, missing: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from seqrec.data.batches import Batch, pack
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.popularity import same_for_all
+from seqrec.models.popularity import check_counts, same_for_all
 
 _SECONDS_A_DAY = 86_400
 _HISTORIES_AT_ONCE = 65_536
@@ -75,6 +75,13 @@ class RecentPopularity(Model):
                 recent += np.bincount(batch.items.numpy()[late], minlength=self.num_items + 1)
         self.recent.copy_(torch.from_numpy(recent))
         self.counts.copy_(torch.from_numpy(histories.item_counts()))
+
+    def check_weights(self) -> None:
+        """Refuse counts that can't be."""
+        check_counts(self.counts, "counts")
+        check_counts(self.recent, "recent counts")
+        if not self.counts.any() or (self.recent > self.counts).any():
+            raise ValueError("the recent counts do not fit those of all time")
 
     def encode(self, batch: Batch) -> Tensor:
         """Ones, ``[T, 1]``: nothing of the history matters."""

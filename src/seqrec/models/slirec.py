@@ -255,6 +255,14 @@ class SLiRec(Model):
             raise ValueError(f"categories go from {int(categories.min())} to {int(categories.max())}")
         self.categories.copy_(categories)
 
+    def check_weights(self) -> None:
+        """Refuse categories that there are not."""
+        super().check_weights()
+        if self.config.num_categories:
+            low, high = (float(value) for value in self.categories.aminmax())
+            if low < 0 or high > self.config.num_categories or (self.categories != self.categories.floor()).any():
+                raise ValueError("categories are out of range")
+
     def vectors(self, items: Tensor) -> Tensor:
         """Embeddings ``[..., D]`` of items, those of their categories behind."""
         vectors = self.item_embedding(items)

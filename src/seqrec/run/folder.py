@@ -7,7 +7,8 @@ the weights: all that a later process needs to go on). Each file is replaced who
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +16,40 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from torch import Tensor
 
-from seqrec.data.dataset import Dataset
-from seqrec.data.prepare import PrepareConfig
-from seqrec.data.split import Split, SplitConfig
+from seqrec.data.batches import pack
+from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
+from seqrec.data.dataset import Dataset, fault_of, fingerprint
+from seqrec.data.split import Split, all_histories
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
+from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.run.config import CONFIG, FORMAT_VERSION, RunConfig, fingerprint
+from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, RunConfig, config_of, run_id
 from seqrec.run.layout import EPOCHS, ITEMS, METRICS, STATE, USERS, WEIGHTS, is_begun, remove_left_over
 from seqrec.run.place import Place, check_free
-from seqrec.run.records import read_json, write_epochs, write_json
-from seqrec.run.tensors import load_tensors, save_tensors, write_tensors
+from seqrec.run.records import read_epochs, write_epochs, write_json
+from seqrec.run.tensors import (
+    Header,
+    check_finite,
+    checksum,
+    load_tensors,
+    mark_of,
+    read_header,
+    save_tensors,
+    write_tensors,
+)
 
 __all__ = ["EPOCHS", "ITEMS", "METRICS", "STATE", "USERS", "WEIGHTS", "Run", "check_free"]
+
+_KNOWN: dict[str, Any] = {
+    **dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS)),
+    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
+}
+_ADVICE = "copy it back from where the run was made, or train again"
+_PEOPLE, _ITEMS = 4, 64  # enough to see whether scores differ
 
 
 class Run:
@@ -44,10 +64,15 @@ class Run:
 
     def __init__(self, folder: str | Path, place: Place | None = None) -> None:
         self.folder, self.place = Path(folder), place
-        if not self.folder.is_dir():
+        try:
+            there, known = self.folder.is_dir(), os.path.lexists(self.folder / CONFIG)
+        except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into
+            raise InputError(f"{self.folder}: cannot be opened ({one_line(error)}); check the path") from error
+        if not there:
             raise InputError(f"{self.folder}: no such run folder; seqrec fit LOG --out {self.folder} makes one")
-        if not (self.folder / CONFIG).is_file():
+        if not known:
             raise InputError(f"{self.folder}: not a run folder ({CONFIG} is missing); give one that seqrec fit wrote")
+        check_files(self.folder, _KNOWN, "train again, or copy the folder again")
 
     @classmethod
     def create(
@@ -84,7 +109,8 @@ class Run:
     ) -> "Run":
         """Make a run in a place that was found free; one that is there stays until the new one has weights."""
         with place.making() as new:
-            write_json(new / CONFIG, {"format_version": FORMAT_VERSION, **asdict(config)})
+            values = {"format_version": FORMAT_VERSION, **asdict(config)}
+            write_json(new / CONFIG, values)
             dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
             offsets = np.asarray(dataset.offsets)
             pl.DataFrame(
@@ -95,7 +121,7 @@ class Run:
                 }
             ).write_parquet(new / USERS)
             if weights is not None:
-                write_tensors(new / WEIGHTS, weights, {})
+                write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
                 write_epochs(new / EPOCHS, epochs)
                 if metrics is not None:
                     write_json(new / METRICS, metrics)
@@ -139,57 +165,48 @@ class Run:
             self.place.check()
 
     @cached_property
+    def _values(self) -> dict[str, Any]:
+        return read_json(self.folder / CONFIG, most=MOST_CONFIG)
+
+    @cached_property
     def config(self) -> RunConfig:
         """The configuration."""
-        path = self.folder / CONFIG
-        values = read_json(path)
-        version = values.pop("format_version", None)
-        if not isinstance(version, int):
-            raise InputError(f"{path}: has no format_version; give a folder that seqrec fit wrote")
-        if version > FORMAT_VERSION:
-            raise InputError(f"{path}: format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
-        try:
-            values["prepare"] = PrepareConfig(**values["prepare"])
-            values["split"] = SplitConfig(**values["split"])
-            config = RunConfig(**values)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: is damaged ({error}); train again") from error
-        kinds = {"model": str, "model_config": dict, "num_items": int, "num_users": int, "has_timestamps": bool,
-                 "fingerprint": str, "training": dict}  # fmt: skip
-        for name, kind in kinds.items():
-            value = getattr(config, name)
-            if type(value) is not kind:
-                raise InputError(f"{path}: is damaged ({name} is {value!r}); train again")
-        return config
+        return config_of(self._values, self.folder / CONFIG)
+
+    @cached_property
+    def id(self) -> str:
+        """What every file of weights of this run bears; see :func:`seqrec.run.config.run_id`."""
+        assert self.config  # or it is not known that the values are what they should be
+        return run_id(self._values)
 
     @cached_property
     def dataset(self) -> Dataset:
         """The interactions that the run was given, all of them."""
-        items = self._read(ITEMS, pl.read_parquet, ["item_id"])
-        users = self._read(USERS, pl.read_parquet, ["user_id", "items", "timestamps"])
-        try:
-            lengths = users["items"].list.len().to_numpy().astype(np.int64)
-            same = (users["timestamps"].list.len().to_numpy() == lengths).all()
-            dataset = Dataset(
-                items=users["items"].explode().to_numpy().astype(np.int32, copy=False),
-                timestamps=users["timestamps"].explode().to_numpy().astype(np.int64, copy=False),
-                offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-                user_ids=users["user_id"],
-                item_ids=items["item_id"],
-                has_timestamps=self.config.has_timestamps,
-                filters=asdict(self.config.prepare),
-            )
-        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{self.folder / USERS}: is damaged ({one_line(error)}); train again") from error
-        sizes = (dataset.num_users, dataset.num_items)
-        known = (self.config.num_users, self.config.num_items)
-        bounds = dataset.num_interactions == 0 or (dataset.items.min() >= 1 and dataset.items.max() <= known[1])
-        if sizes != known or not same or not bounds:
-            raise InputError(
-                f"{self.folder}: {USERS} and {ITEMS} hold {sizes} users and items, {CONFIG} says {known}, or the "
-                "histories do not fit; the folder was mixed or damaged, train again"
-            )
-        if fingerprint(dataset) != self.config.fingerprint:
+        config = self.config
+        users_path, items_path = self.folder / USERS, self.folder / ITEMS
+        items = read_parquet(items_path, {"item_id": None}, config.num_items, _ADVICE)
+        lists = {"items": pl.List(pl.Int32), "timestamps": pl.List(pl.Int64)}
+        users = read_parquet(users_path, {"user_id": None, **lists}, config.num_users, _ADVICE)
+        lengths = users["items"].list.len().to_numpy().astype(np.int64)
+        flat = {name: users[name].explode() for name in lists}
+        if (
+            lengths.min() < 1
+            or not (users["timestamps"].list.len().to_numpy() == lengths).all()
+            or any(values.has_nulls() for values in flat.values())
+        ):
+            raise InputError(f"{users_path}: is damaged (a history has gaps); {_ADVICE}")
+        dataset = Dataset(
+            items=flat["items"].to_numpy(),
+            timestamps=flat["timestamps"].to_numpy(),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            user_ids=check_ids(users["user_id"], users_path, _ADVICE),
+            item_ids=check_ids(items["item_id"], items_path, _ADVICE),
+            has_timestamps=config.has_timestamps,
+            filters=asdict(config.prepare),
+        )
+        if wrong := fault_of(dataset):
+            raise InputError(f"{users_path}: is damaged ({wrong}); {_ADVICE}")
+        if fingerprint(dataset) != config.fingerprint:
             raise InputError(
                 f"{self.folder}: {USERS} and {ITEMS} are not those that the run was made with; copy them back or "
                 "train again"
@@ -201,8 +218,10 @@ class Run:
         """The dataset, split as for training."""
         try:
             return self.config.split.apply(self.dataset)
-        except InputError as error:
-            raise InputError(f"{self.folder / CONFIG}: does not fit the histories ({error}); train again") from error
+        except (InputError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"{self.folder / CONFIG}: does not fit the histories ({one_line(error)}); train again"
+            ) from error
 
     @property
     def begun(self) -> bool:
@@ -212,37 +231,59 @@ class Run:
     def model(self) -> Model:
         """The model with its weights, in evaluation mode on the CPU."""
         path = self.folder / WEIGHTS
-        if not path.is_file():
+        if not path.exists():
             raise InputError(
                 f"{path}: is missing; copy it back, or go on with seqrec fit --resume where no epoch was finished"
             )
+        header = read_header(path)
         try:
+            # What config.json says is compared with what the file holds before anything of these sizes is made.
+            shapes = self.config.shapes(len(header.names))
+            header.check_shapes(shapes, MODELS[self.config.model].LENGTHS_OF_THE_LOG)
             model = self.config.build()
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error
+        except InputError as error:
+            raise error if str(error).startswith(str(path)) else self._damaged(error) from error
+        except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+            raise self._damaged(error) from error
         self.load_weights(model)
         return model.eval()
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again")
 
     def load_weights(self, model: Model) -> None:
         """Put the weights into a model of the run's sizes, on the CPU."""
         path = self.folder / WEIGHTS
-        tensors, _ = load_tensors(path)
-        expected = model.state_dict()
-        for name in sorted(set(expected) | set(tensors)):
-            if name not in tensors:
-                raise InputError(f"{path}: weight {name} is missing; the file is of another model, train again")
-            if name not in expected:
-                raise InputError(f"{path}: weight {name} is unknown to {self.config.model}; train again")
-            wrong = tensors[name].shape != expected[name].shape or tensors[name].dtype != expected[name].dtype
-            if wrong and not model.COUNTED:  # counted models have arrays as long as what they counted
-                raise InputError(
-                    f"{path}: weight {name} is {tensors[name].dtype} {list(tensors[name].shape)} where the model has "
-                    f"{expected[name].dtype} {list(expected[name].shape)}; the file is of another model, train again"
-                )
+        tensors = self.read_weights(model)
         try:
             model.load_state_dict(tensors)
+            model.check_weights()
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
+
+    def read_weights(self, model: Model) -> dict[str, Tensor]:
+        """The weights, mapped, once it is known that they are this run's, fit the model, and are numbers."""
+        header = read_header(self.folder / WEIGHTS)
+        header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
+        mark = header.check_mark(self.id, "weights")
+        tensors = load_tensors(header)
+        check_finite(header.path, tensors.items())
+        if mark.get("crc32") != checksum(tensors):
+            raise InputError(f"{header.path}: is damaged (its checksum differs); copy it back or train again")
+        return tensors
+
+    @torch.no_grad()
+    def check_scores(self, model: Model) -> None:
+        """Refuse a model whose weights score all items alike, for the first users and items of the run."""
+        if model.COUNTED or model.num_items < 2:  # counts may well be equal
+            return
+        people = all_histories(self.dataset).take(slice(0, _PEOPLE))
+        hidden = model.encode_last(pack(people, model.config.max_length))
+        scores = model.score(hidden, torch.arange(1, min(model.num_items, _ITEMS) + 1))
+        if (scores == scores[:, :1]).all():
+            raise InputError(
+                f"{self.folder / WEIGHTS}: scores all items alike, so it can't rank them; copy it back or train again"
+            )
 
     def check_resumable(self) -> None:
         """Refuse a run that ended or was saved without the state that training would go on from.
@@ -270,23 +311,32 @@ class Run:
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights."""
         self.check_there()
-        save_tensors(self.folder / WEIGHTS, weights, {})
+        save_tensors(self.folder / WEIGHTS, weights, mark_of(self.id, "weights", weights))
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace the training state: tensors and JSON facts in one file, so they can't part."""
         self.check_there()
-        save_tensors(self.folder / STATE, tensors, {"facts": json.dumps(facts)})
+        save_tensors(self.folder / STATE, tensors, mark_of(self.id, "training state") | {"facts": json.dumps(facts)})
+
+    def state_header(self) -> tuple[Header, dict[str, Any]] | None:
+        """What the training state holds and its facts, or None where no checkpoint was written yet."""
+        path = self.folder / STATE
+        if not path.exists():
+            return None
+        header = read_header(path)
+        header.check_mark(self.id, "training state")
+        try:
+            facts = parse_json(header.metadata["facts"])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: is damaged ({one_line(error)}); train again with --overwrite") from error
+        if not isinstance(facts, dict):
+            raise InputError(f"{path}: is damaged (its facts are no object); train again with --overwrite")
+        return header, facts
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The training state, or None where no checkpoint was written yet."""
-        path = self.folder / STATE
-        if not path.is_file():
-            return None
-        tensors, metadata = load_tensors(path)
-        try:
-            return tensors, json.loads(metadata["facts"])
-        except (KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: is damaged; train again with --overwrite") from error
+        state = self.state_header()
+        return None if state is None else (load_tensors(state[0]), state[1])
 
     def mean_path(self, epoch: int) -> Path:
         """Where the running mean of the weights at the end of an epoch is."""
@@ -295,7 +345,7 @@ class Run:
     def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
         """Write the running mean of an epoch beside that of the one before, which the training state still needs."""
         self.check_there()
-        save_tensors(self.mean_path(epoch), weights, {})
+        save_tensors(self.mean_path(epoch), weights, mark_of(self.id, mean_part(epoch)))
 
     def forget_means(self, but: int) -> None:
         """Remove the running means of all epochs but one, which the training state now needs."""
@@ -311,7 +361,7 @@ class Run:
 
     def epochs(self) -> pl.DataFrame:
         """``epochs.csv``."""
-        return self._read(EPOCHS, pl.read_csv, ["epoch", "loss"])
+        return read_epochs(self.folder / EPOCHS)
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``."""
@@ -322,21 +372,12 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """``metrics.json``, empty where training has not ended."""
         path = self.folder / METRICS
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if path.exists() else {}
 
-    def _read(self, name: str, reader: Callable[..., pl.DataFrame], columns: list[str]) -> pl.DataFrame:
-        path = self.folder / name
-        if not path.is_file():
-            raise InputError(f"{path}: is missing; copy it back from where the run was made, or train again")
-        try:
-            frame = reader(path, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
-        for column in columns:
-            # A counted model has no loss.
-            if column not in frame.columns or (frame[column].has_nulls() and column != "loss"):
-                raise InputError(f"{path}: is damaged (column {column}); copy it back or train again")
-        return frame
+
+def mean_part(epoch: int) -> str:
+    """What a file of the running mean says that it is."""
+    return f"running mean of epoch {epoch}"
 
 
 def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:
