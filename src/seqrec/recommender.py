@@ -28,6 +28,7 @@ from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
 from seqrec.run.config import CONFIG, RunConfig, fingerprint
 from seqrec.run.folder import Run
+from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
 from seqrec.training.config import RESUMABLE, TrainConfig
 from seqrec.training.loop import check_trainable, train
@@ -219,6 +220,7 @@ class Recommender:
             users: as for :meth:`recommend`, and so are ``histories`` and ``k``.
             more: keywords of :meth:`recommend_batches`.
         """
+        check_outputs(out)
         with closing(self.recommend_batches(users, histories, k, **more)) as frames:
             write_frames(frames, out)
 
