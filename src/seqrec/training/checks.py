@@ -42,9 +42,7 @@ def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig
     popularity = config.popularity
     if popularity is None:
         popularity = default_popularity(loss, config.negatives, num_items)
-    return Objective(
-        loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction
-    )
+    return Objective(loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction)
 
 
 def settle_seen(split: Split, config: SplitConfig) -> bool:
@@ -64,7 +62,7 @@ def settle_seen(split: Split, config: SplitConfig) -> bool:
     if config.keep_seen is None and share > 0.5:
         warn(
             f"{share:.0%} of the {name} items were in the user's history already, so items of the history stay in the "
-            "rankings that validate and test, and in what is recommended (--keep-seen; --keep-seen=false removes them)"
+            "rankings that validate and test, and in what is recommended; --keep-seen=false removes them"
         )
     elif config.keep_seen is False and share > 0.5:
         warn(
