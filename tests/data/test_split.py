@@ -94,7 +94,7 @@ def test_by_time_is_the_naive_loop(rows, cuts, shift):
             test.append((user, before_valid + between, after[0]))
     times = [time for history in lists(dataset) for _, time in history]
     if not min(times) < valid_from < test_from <= max(times):
-        with pytest.raises(InputError, match="no interaction lies|the first before the second"):
+        with pytest.raises(InputError, match=r"no interaction lies|the first before the second"):
             split_by_time(dataset, valid_from + shift, test_from + shift)
         return
     split = split_by_time(dataset, valid_from + shift, test_from + shift)

@@ -164,7 +164,7 @@ def evaluate_command(
     protocol: Literal["full", "sampled"] = "full",
     negatives: int = 100,
     split: Literal["test", "valid"] = "test",
-    keep_seen: bool = False,
+    keep_seen: bool | None = None,
     seed: int = 0,
     json: Json = None,
 ) -> None:
@@ -175,7 +175,8 @@ def evaluate_command(
         protocol: full: against the whole catalogue; sampled: against random items never interacted with.
         negatives: how many, for sampled.
         split: which held-out items.
-        keep_seen: let items of the history take places in a full ranking.
+        keep_seen: let items of the history take places in a full ranking; --keep-seen=false removes them. By default
+            as the run was validated.
         seed: of the negatives and of the bootstrap.
     """
     check_outputs(json, run=run)
@@ -193,7 +194,7 @@ def recommend_command(
     users_file: Path | None = None,
     history: list[str] | None = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
-    keep_seen: bool = False,
+    keep_seen: bool | None = None,
     allow: Path | None = None,
     deny: Path | None = None,
     strict: bool = False,
@@ -209,7 +210,8 @@ def recommend_command(
         users_file: a file with a user id a line.
         history: items of one person, the latest last; needs no user.
         k: items a user.
-        keep_seen: recommend again what is in the history.
+        keep_seen: recommend again what is in the history; --keep-seen=false does not. By default as the run was
+            validated.
         allow: a file with an item id a line: only these.
         deny: a file with an item id a line: never these.
         strict: an unknown user or item is an error instead of a warning.

@@ -62,7 +62,7 @@ def settle_seen(split: Split, config: SplitConfig) -> bool:
     if config.keep_seen is None and share > 0.5:
         warn(
             f"{share:.0%} of the {name} items were in the user's history already, so items of the history stay in the "
-            "rankings that validate and test, and in what is recommended (--keep-seen; --keep-seen=false removes them)"
+            "rankings that validate and test, and in what is recommended; --keep-seen=false removes them"
         )
     elif config.keep_seen is False and share > 0.5:
         warn(
