@@ -137,7 +137,7 @@ def is_left_over(name: str) -> bool:
 def remove_left_over(folder: Path) -> None:
     """Remove files that a killed process left half written in a folder."""
     for path in folder.rglob(".*"):
-        if is_left_over(path.name):
+        if is_left_over(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
