@@ -12,3 +12,7 @@ class InputError(ValueError):
 def one_line(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class RunWarning(UserWarning):
+    """What became of a run folder, where nobody asked: left-overs of a killed process, or another one at work."""

@@ -1,6 +1,5 @@
 """The public face: fit, recommend, evaluate, save, load."""
 
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
@@ -22,7 +21,6 @@ from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import threads
 from seqrec.errors import InputError, one_line
-from seqrec.files import kept_aside
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
 from seqrec.predictor import given_people, ids_of, known_items, known_people, some_of, table_of, warn
@@ -30,7 +28,8 @@ from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
 from seqrec.run.config import CONFIG, RESUMABLE, RunConfig, fingerprint
-from seqrec.run.folder import Run, check_free
+from seqrec.run.folder import Run
+from seqrec.run.place import Place, reading
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import check_trainable, train
 
@@ -104,13 +103,19 @@ class Recommender:
             raise InputError("resume and overwrite need a run folder; give out")
         if resume and overwrite:
             raise InputError("resume and overwrite exclude each other; give one")
-        if out is not None and not resume:
-            check_free(out, overwrite)  # before the work, not after it
-        if resume and out is not None and not (Path(out) / CONFIG).is_file():
-            resume = False  # killed before the folder was made, or a first start under a supervisor
-            check_free(out)
-        dataset = log if isinstance(log, Dataset) else prepare(read_log(log), self.prepare_config)
+        given = [log]
         del log  # a frame that nobody else holds need not stay while the model trains
+        with Place(out) if out is not None else nullcontext() as place:  # held from before the work to its end
+            resume = place.settle(resume, overwrite) if place is not None else False
+            self._fit(given, place, resume, progress, stop)
+        return self
+
+    def _fit(
+        self, given: list[Any], place: Place | None, resume: bool, progress: bool, stop: Callable[[], bool] | None
+    ) -> None:
+        log = given.pop()
+        dataset = log if isinstance(log, Dataset) else prepare(read_log(log), self.prepare_config)
+        del log
         split = self.split_config.apply(dataset)
         counted = MODELS[self.model_name].COUNTED
         config = RunConfig(
@@ -138,36 +143,31 @@ class Recommender:
         else:
             check_trainable(split, self.train_config)
         run: Run | None = None
-        with kept_aside(out) if out is not None and overwrite else nullcontext():
-            if out is not None:
-                if resume:
-                    run = Run(out)
-                    run.check_same(config, RESUMABLE)
-                    run.check_resumable()
-                    run.sweep()
-                else:
-                    run = Run.create(out, config, dataset, overwrite)
-            best_epoch = 1
-            if counted:
-                tokens = int(split.train.lengths.sum())
-                self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
-                self.summary = f"counted {tokens:,} interactions"
-                if run is not None:
-                    run.save_weights(model.state_dict())
-                    run.save_epochs(self.epochs)
-            else:
-                try:
-                    ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
-                    trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
-                except Exception:
-                    if run is not None and not run.begun:  # nothing was learnt that somebody could go on with
-                        shutil.rmtree(run.folder, ignore_errors=True)
-                    raise
-                self.epochs, best_epoch = trained.epochs, trained.best_epoch
-                self.interrupted = trained.ended == "interrupted"
-                how = {"early": ", stopped as validation got no better", "interrupted": ", interrupted",
-                       "stopped": ", stopped where its budget ended"}.get(trained.ended, "")  # fmt: skip
-                self.summary = f"epochs: {len(self.epochs)}{how}; the weights are those of epoch {best_epoch}"
+        best_epoch = 1
+        if place is not None and resume:
+            run = Run.resume(place, config, RESUMABLE)
+        if counted:
+            tokens = int(split.train.lengths.sum())
+            self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
+            self.summary = f"counted {tokens:,} interactions"
+            if place is not None and run is None:
+                run = Run.begin(place, config, dataset, weights=model.state_dict(), epochs=self.epochs)
+            elif run is not None:
+                run.save_weights(model.state_dict())
+                run.save_epochs(self.epochs)
+        else:
+            if place is not None and run is None:
+                run = Run.begin(place, config, dataset)
+            ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+            trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
+            self.epochs, best_epoch = trained.epochs, trained.best_epoch
+            self.interrupted = trained.ended == "interrupted"
+            how = {"early": ", stopped as validation got no better", "interrupted": ", interrupted",
+                   "stopped": ", stopped where its budget ended"}.get(trained.ended, "")  # fmt: skip
+            self.summary = f"epochs: {len(self.epochs)}{how}; the weights are those of epoch {best_epoch}"
+        if run is not None:
+            run.check_there()
+            run.take_over()
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
@@ -176,7 +176,6 @@ class Recommender:
                     self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
-        return self
 
     def recommend(
         self,
@@ -352,8 +351,11 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
-        """Open a run folder."""
-        run = Run(folder)
+        """Open a run folder; while another process replaces the run, it is the one or the other."""
+        return reading(folder, lambda: cls._load(Run(folder)))
+
+    @classmethod
+    def _load(cls, run: Run) -> "Recommender":
         config = run.config
         options = {**config.model_config, **config.training, **asdict(config.prepare), **asdict(config.split)}
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

@@ -72,10 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
             raise
         message = f"there is not enough memory ({one_line(error)}); give smaller sizes or a smaller log"
+        message = "; ".join([message, *getattr(error, "__notes__", [])])
         errors.print(f"error: {message}", style="red", markup=False, highlight=False)
         return 2
-    except KeyboardInterrupt:
-        errors.print("stopped", style="yellow")
+    except KeyboardInterrupt as error:
+        errors.print("; ".join(["stopped", *getattr(error, "__notes__", [])]), style="yellow", highlight=False)
         return 130
     except BrokenPipeError:
         # The reader (head, less) has gone; Python would complain once more when it closes the stream.

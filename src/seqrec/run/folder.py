@@ -21,13 +21,15 @@ from torch import Tensor
 
 from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
-from seqrec.data.dataset import Dataset, fault_of, fingerprint
+from seqrec.data.dataset import Dataset, fault_of
 from seqrec.data.split import Split, all_histories
 from seqrec.errors import InputError, one_line
-from seqrec.files import is_left_over, remove_beside, remove_left_over, replacing, replacing_folder
+from seqrec.files import replacing
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, RunConfig, config_of, run_id
+from seqrec.run.layout import EPOCHS, ITEMS, METRICS, STATE, USERS, WEIGHTS, is_begun, remove_left_over
+from seqrec.run.place import Place, check_free
 from seqrec.run.records import read_epochs, write_epochs, write_json
 from seqrec.run.tensors import (
     Header,
@@ -40,26 +42,28 @@ from seqrec.run.tensors import (
     write_tensors,
 )
 
-WEIGHTS = "weights.safetensors"
-ITEMS = "items.parquet"
-USERS = "users.parquet"
-METRICS = "metrics.json"
-EPOCHS = "epochs.csv"
-STATE = "state/training.safetensors"
+__all__ = ["EPOCHS", "ITEMS", "METRICS", "STATE", "USERS", "WEIGHTS", "Run", "check_free"]
+
 _KNOWN: dict[str, Any] = {
     **dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS)),
     "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
 }
 _ADVICE = "copy it back from where the run was made, or train again"
 _PEOPLE, _ITEMS = 4, 64  # enough to see whether scores differ
-_OWN = {CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS, "state", "training.png", "recommendations.png"}
 
 
 class Run:
-    """A run folder that exists."""
+    """A run folder that exists.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    Args:
+        folder: where it is.
+        place: where it is to be, held by this process; whoever writes for long gives it.
+    """
+
+    place: Place | None = None
+
+    def __init__(self, folder: str | Path, place: Place | None = None) -> None:
+        self.folder, self.place = Path(folder), place
         try:
             there, known = self.folder.is_dir(), os.path.lexists(self.folder / CONFIG)
         except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into
@@ -86,9 +90,25 @@ class Run:
 
         It has configuration, ids and histories; with ``weights`` it is a finished run.
         """
-        folder = Path(folder)
-        check_free(folder, overwrite)
-        with replacing_folder(folder) as new:
+        with Place(folder) as place:
+            place.settle(resume=False, overwrite=overwrite)
+            run = cls.begin(place, config, dataset, weights=weights, epochs=epochs, metrics=metrics)
+            run.take_over(unfinished=True)
+        return cls(folder)
+
+    @classmethod
+    def begin(
+        cls,
+        place: Place,
+        config: RunConfig,
+        dataset: Dataset,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        epochs: Sequence[Mapping[str, Any]] = (),
+        metrics: Mapping[str, Any] | None = None,
+    ) -> "Run":
+        """Make a run in a place that was found free; one that is there stays until the new one has weights."""
+        with place.making() as new:
             values = {"format_version": FORMAT_VERSION, **asdict(config)}
             write_json(new / CONFIG, values)
             dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
@@ -103,8 +123,46 @@ class Run:
             if weights is not None:
                 write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
                 write_epochs(new / EPOCHS, epochs)
-                write_json(new / METRICS, metrics or {})
-        return cls(folder)
+                if metrics is not None:
+                    write_json(new / METRICS, metrics)
+        run = cls(place.at, place)
+        run.take_over()
+        return run
+
+    @classmethod
+    def resume(cls, place: Place, config: RunConfig, but: Sequence[str]) -> "Run":
+        """Open the run of a place to go on with it, or the one that a killed process was to put there.
+
+        Raises:
+            InputError: it was begun on another log or with other options, but for those of some names.
+        """
+        run = None
+        for new in place.unfinished():
+            try:
+                found = cls(new, place)
+                found.check_same(config, but)
+            except InputError:
+                continue
+            run = run or found
+        if run is None:
+            run = cls(place.folder, place)
+            run.check_same(config, but)
+            run.check_resumable()
+        place.go_on(run.folder)
+        remove_left_over(run.folder)
+        run.take_over()
+        return run
+
+    def take_over(self, unfinished: bool = False) -> None:
+        """Put the run in the place of the one that it replaces, once it has weights (or without, where asked)."""
+        if self.place is not None:
+            self.place.take_over(unfinished)
+            self.folder = self.place.at
+
+    def check_there(self) -> None:
+        """Refuse to write where somebody removed or replaced the folder."""
+        if self.place is not None:
+            self.place.check()
 
     @cached_property
     def _values(self) -> dict[str, Any]:
@@ -147,7 +205,7 @@ class Run:
         )
         if wrong := fault_of(dataset):
             raise InputError(f"{users_path}: is damaged ({wrong}); {_ADVICE}")
-        if fingerprint(dataset) != config.fingerprint:
+        if dataset.fingerprint != config.fingerprint:
             raise InputError(
                 f"{self.folder}: {USERS} and {ITEMS} are not those that the run was made with; copy them back or "
                 "train again"
@@ -167,7 +225,7 @@ class Run:
     @property
     def begun(self) -> bool:
         """Whether there is a checkpoint to go on from; weights may be there before it."""
-        return (self.folder / STATE).is_file()
+        return is_begun(self.folder)
 
     def model(self) -> Model:
         """The model with its weights, in evaluation mode on the CPU."""
@@ -226,12 +284,6 @@ class Run:
                 f"{self.folder / WEIGHTS}: scores all items alike, so it can't rank them; copy it back or train again"
             )
 
-    def sweep(self) -> None:
-        """Remove what a killed process left half written, and the run that it was replacing with this one."""
-        remove_left_over(self.folder)
-        if self.begun:
-            remove_beside(self.folder)
-
     def check_resumable(self) -> None:
         """Refuse a run that ended or was saved without the state that training would go on from.
 
@@ -257,10 +309,12 @@ class Run:
 
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights."""
+        self.check_there()
         save_tensors(self.folder / WEIGHTS, weights, mark_of(self.id, "weights", weights))
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace the training state: tensors and JSON facts in one file, so they can't part."""
+        self.check_there()
         save_tensors(self.folder / STATE, tensors, mark_of(self.id, "training state") | {"facts": json.dumps(facts)})
 
     def state_header(self) -> tuple[Header, dict[str, Any]] | None:
@@ -289,6 +343,7 @@ class Run:
 
     def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
         """Write the running mean of an epoch beside that of the one before, which the training state still needs."""
+        self.check_there()
         save_tensors(self.mean_path(epoch), weights, mark_of(self.id, mean_part(epoch)))
 
     def forget_means(self, but: int) -> None:
@@ -299,6 +354,7 @@ class Run:
 
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace ``epochs.csv``; a column is there if any epoch has it."""
+        self.check_there()
         with replacing(self.folder / EPOCHS) as new:
             write_epochs(new, rows)
 
@@ -308,6 +364,7 @@ class Run:
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace ``metrics.json``."""
+        self.check_there()
         with replacing(self.folder / METRICS) as new:
             write_json(new, metrics)
 
@@ -315,25 +372,6 @@ class Run:
         """``metrics.json``, empty where training has not ended."""
         path = self.folder / METRICS
         return read_json(path) if path.exists() else {}
-
-
-def check_free(folder: str | Path, overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something, but for a run that may be overwritten."""
-    folder = Path(folder)
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder that does not exist yet")
-    if not any(folder.iterdir()):
-        return
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: holds something that is not a run; choose another folder")
-    # A damaged run may be overwritten, so its content is not read: only what else would be lost counts.
-    foreign = sorted(e.name for e in folder.iterdir() if e.name not in _OWN and not is_left_over(e.name))
-    if overwrite and foreign:
-        raise InputError(f"{folder}: holds other files too ({foreign[0]}), which would be lost; choose another folder")
-    if not overwrite:
-        raise InputError(f"{folder}: already holds a run; go on with --resume, replace it with --overwrite")
 
 
 def mean_part(epoch: int) -> str:

@@ -83,6 +83,7 @@ class RunningMean:
 
     @contextmanager
     def _in_folder(self, run: Run, weights: Mapping[str, Tensor], epoch: int) -> Iterator[None]:
+        run.check_there()
         before = run.mean_path(epoch - 1) if epoch > 1 else None
         with _aside(run.mean_path(epoch).parent) as aside:
             with _of_the_disk(run.folder):

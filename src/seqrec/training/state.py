@@ -103,6 +103,7 @@ class TrainingState:
         self.run.save_state(tensors, facts)
         self.run.forget_means(but=self.epoch)
         self.run.save_epochs(self.rows)
+        self.run.take_over()
 
     def restore(self, steps: int) -> None:
         """Take up the run's last checkpoint; without one, begin anew.
