@@ -223,7 +223,9 @@ def test_of_threads_one_trains(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     [trained] = [text for text in ended if text.startswith("trained")]
-    assert all("is in use by this process" in text or "already holds a run" in text for text in ended if text != trained)
+    assert all(
+        "is in use by this process" in text or "already holds a run" in text for text in ended if text != trained
+    )
     assert Recommender.load(tmp_path / "run").train_config.seed == int(trained[-1])
 
 
@@ -235,15 +237,18 @@ def test_a_run_that_is_being_written_says_so_to_readers(run: Path) -> None:
             Recommender.load(run.parent / "new")
 
     Recommender(epochs=1, **SMALL).fit(
-        log(2), run.parent / "new", stop=at_step(1, lambda: pytest.raises(InputError, Recommender.load, run.parent / "new"))
+        log(2),
+        run.parent / "new",
+        stop=at_step(1, lambda: pytest.raises(InputError, Recommender.load, run.parent / "new")),
     )
-    with Place(run):
-        with pytest.warns(RunWarning, match="this process on .* writes there; this is what it holds now"):
-            Recommender.load(run)
+    with Place(run), pytest.warns(RunWarning, match="this process on .* writes there; this is what it holds now"):
+        Recommender.load(run)
 
 
 def test_a_lock_of_a_killed_process_stops_nobody(tmp_path: Path) -> None:
-    script = f"import os\nfrom seqrec.run.place import Place\nwith Place({str(tmp_path / 'run')!r}): os.kill(os.getpid(), 9)"
+    script = (
+        f"import os\nfrom seqrec.run.place import Place\nwith Place({str(tmp_path / 'run')!r}): os.kill(os.getpid(), 9)"
+    )
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == -signal.SIGKILL
     assert names(tmp_path) == [".run.lock"]
     Recommender("markov").fit(log(), tmp_path / "run")

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
         known: patterns of the names that are ours; None for a file, and for a folder what is known in it.
         advice: what to do about a damaged file.
     """
-    for name, status in _entries(folder):
+    for name, mode in _entries(folder):
         path = folder / name
-        if stat.S_ISLNK(status.st_mode):
+        if stat.S_ISLNK(mode):
             raise InputError(
                 f"{path}: is a symbolic link, which may lead out of the folder; put a copy of the file in its place "
                 "(cp -rL copies a folder so)"
@@ -38,9 +39,9 @@ def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
         for pattern, inside in known.items():
             if not fnmatchcase(name, pattern):
                 continue
-            if not (stat.S_ISREG if inside is None else stat.S_ISDIR)(status.st_mode):
+            if not (stat.S_ISREG if inside is None else stat.S_ISDIR)(mode):
                 wanted = "a file" if inside is None else "a folder"
-                raise InputError(f"{path}: is {_kind(status.st_mode)} where {wanted} should be; {advice}")
+                raise InputError(f"{path}: is {_kind(mode)} where {wanted} should be; {advice}")
             if inside is not None:
                 check_files(path, inside, advice)
 
@@ -136,13 +137,17 @@ def check_ids(ids: pl.Series, path: Path, advice: str) -> pl.Series:
     return ids
 
 
-def _entries(folder: Path) -> list[tuple[str, os.stat_result]]:
+def _entries(folder: Path) -> list[tuple[str, int]]:
     """Names in a folder, sorted, and what they are, links not followed."""
+    found = []
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry.name, entry.stat(follow_symlinks=False)) for entry in entries)
+            for entry in entries:
+                with suppress(FileNotFoundError):  # a file that another process had not finished yet
+                    found.append((entry.name, entry.stat(follow_symlinks=False).st_mode))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+    return sorted(found)
 
 
 def _kind(mode: int) -> str:

@@ -96,6 +96,22 @@ class Dataset:
         keys.sort()
         return keys
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the interactions and ids, to tell whether it is the same; costs one pass over all of them."""
+        digest = hashlib.sha256()
+        for array in (self.items, self.timestamps, self.offsets):
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        for ids in (self.user_ids, self.item_ids):
+            digest.update(str(ids.dtype).encode())
+            if ids.dtype.is_integer():
+                digest.update(ids.to_numpy().astype(np.int64).tobytes())
+            else:
+                # The lengths tell "ab", "c" from "a", "bc".
+                digest.update(ids.str.len_bytes().to_numpy().astype(np.int64).tobytes())
+                digest.update("".join(ids.to_list()).encode())
+        return digest.hexdigest()
+
     def user_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
         """``int64`` index of each id, -1 where it is unknown."""
         return _lookup(self.user_ids, ids, -1)
@@ -127,7 +143,7 @@ class Dataset:
                 "interactions": self.num_interactions,
                 "users": self.num_users,
                 "items": self.num_items,
-                "fingerprint": fingerprint(self),
+                "fingerprint": self.fingerprint,
                 "before": vars(self.before) if self.before else None,
                 "filters": self.filters,
             }
@@ -160,7 +176,7 @@ class Dataset:
             dataset = cls(**arrays, **known)
             if wrong := fault_of(dataset):
                 raise ValueError(wrong)
-            if facts["fingerprint"] != fingerprint(dataset):
+            if facts["fingerprint"] != dataset.fingerprint:
                 raise ValueError("its files are not those that were saved together")
         except (OSError, ValueError, LookupError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
             said = one_line(error).replace(f"{folder}{os.sep}", "").removesuffix(f"; {_ADVICE}")
@@ -172,18 +188,7 @@ class Dataset:
 
 def fingerprint(dataset: Dataset) -> str:
     """A digest of a dataset's interactions and ids, to tell whether it is the same."""
-    digest = hashlib.sha256()
-    for array in (dataset.items, dataset.timestamps, dataset.offsets):
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    for ids in (dataset.user_ids, dataset.item_ids):
-        digest.update(str(ids.dtype).encode())
-        if ids.dtype.is_integer():
-            digest.update(ids.to_numpy().astype(np.int64).tobytes())
-        else:
-            # The lengths tell "ab", "c" from "a", "bc".
-            digest.update(ids.str.len_bytes().to_numpy().astype(np.int64).tobytes())
-            digest.update("".join(ids.to_list()).encode())
-    return digest.hexdigest()
+    return dataset.fingerprint
 
 
 def fault_of(dataset: Dataset) -> str | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
-from seqrec.data.dataset import Dataset, fault_of, fingerprint
+from seqrec.data.dataset import Dataset, fault_of
 from seqrec.data.split import Split, all_histories
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
@@ -206,7 +206,7 @@ class Run:
         )
         if wrong := fault_of(dataset):
             raise InputError(f"{users_path}: is damaged ({wrong}); {_ADVICE}")
-        if fingerprint(dataset) != config.fingerprint:
+        if dataset.fingerprint != config.fingerprint:
             raise InputError(
                 f"{self.folder}: {USERS} and {ITEMS} are not those that the run was made with; copy them back or "
                 "train again"

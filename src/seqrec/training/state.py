@@ -19,6 +19,7 @@ from seqrec.training.optim import RowAdam
 
 #: What a checkpoint says beside tensors and the sum of losses: attributes of :class:`TrainingState`.
 _FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
+_FAR = 2.0**60  # tokens, seconds or loss beyond which nothing is believed
 
 
 class TrainingState:
@@ -193,10 +194,10 @@ def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
         if name not in facts:
             raise ValueError(f"{name} is missing")
         value = facts[name]
-        if not fits(value, kind) or (kind is float and not np.isfinite(value)):
+        if not fits(value, kind) or (kind is float and not abs(value) <= _FAR):
             raise ValueError(f"{name} is no {'list' if name == 'rows' else 'number'} or out of range")
-    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": 2**62, "seconds": np.inf,
-            "total_seconds": np.inf, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
+    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _FAR, "seconds": _FAR,
+            "total_seconds": _FAR, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
     for name, high in most.items():
         if not 0 <= facts[name] <= high:
             raise ValueError(f"{name} is {facts[name]}, not 0 to {high}")
