@@ -1,4 +1,4 @@
-"""."""
+"""A log of any format → a frame with canonical columns."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import polars as pl
 
 from seqrec.data.formats.columns import canonical, choose_columns
 from seqrec.data.formats.frames import from_frame, read_path
+from seqrec.data.formats.summary import LogSummary
 from seqrec.errors import InputError
 
 FORMATS = ("csv", "inter", "jsonl", "movielens", "parquet", "sequences", "tsv", "whitespace")
@@ -53,6 +54,24 @@ def read_log(
 
     Raises `InputError`, one line with path, line (or row) and advice, for anything else.
     """
+    names = {"user": user, "item": item, "timestamp": timestamp, "rating": rating}
+    return read_log_with_summary(source, **names, format=format)[0]
+
+
+def read_log_with_summary(
+    source: Any,
+    *,
+    user: str | None = None,
+    item: str | None = None,
+    timestamp: str | None = None,
+    rating: str | None = None,
+    format: str | None = None,
+    needs_rating: bool = False,
+) -> tuple[pl.DataFrame, LogSummary]:
+    """What :func:`read_log` gives, and what was understood of the log.
+
+    With ``needs_rating``, a rating column that is not all numbers is an error, as one that was named is.
+    """
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     asked = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
@@ -61,7 +80,8 @@ def read_log(
     frame, origin = read_path(Path(source).expanduser(), format, given) if is_path else from_frame(source)
     if frame.height == 0:
         raise InputError(f"{origin.name}: has no rows (nothing below a header?); give a log with interactions")
-    chosen = choose_columns(frame, origin, given)
+    summary = LogSummary(origin.name)
+    choice = choose_columns(frame, origin, given, summary)
     columns = {column.name: column for column in frame.iter_columns()}
     del frame  # so that a column goes when it has been converted
-    return canonical(columns, origin, chosen)
+    return canonical(columns, origin, choice, needs_rating or rating is not None, summary), summary

@@ -1,0 +1,46 @@
+"""What was understood of a log, and the warning for what was guessed."""
+
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from traceback import walk_stack
+
+
+class LogWarning(UserWarning):
+    """Something in a log was guessed, or left aside although it looks like something that matters."""
+
+
+@dataclass
+class LogSummary:
+    """What was understood of a log.
+
+    Args:
+        name: the path, or what else messages call the log.
+        columns: role (``user``, ``item``, ``timestamp``, ``rating``) to the column or columns that play it.
+        ignored: the other columns, which nothing uses.
+        time_unit: how the times are written; None without times.
+        notes: what was guessed or left aside, each of which was a :class:`LogWarning` too.
+    """
+
+    name: str
+    columns: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    time_unit: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def warn(self, note: str) -> None:
+        """Keep a note, and warn of it where the package was called."""
+        self.notes.append(note)
+        package = str(Path(__file__).parents[2])
+        inside = takewhile(lambda step: step[0].f_code.co_filename.startswith(package), walk_stack(sys._getframe()))
+        warnings.warn(f"{self.name}: {note}", LogWarning, stacklevel=1 + sum(1 for _ in inside))
+
+
+def some_names(names: Iterable[str], most: int = 40) -> str:
+    """The first names of columns, for a message."""
+    shown = list(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
