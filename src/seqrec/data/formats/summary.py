@@ -1,16 +1,9 @@
-"""What was understood of a log, and the warning for what was guessed."""
+"""What was understood of a log."""
 
-import sys
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import takewhile
-from pathlib import Path
-from traceback import walk_stack
 
-
-class LogWarning(UserWarning):
-    """Something in a log was guessed, or left aside although it looks like something that matters."""
+from seqrec.data.formats.notes import warn_of_log
 
 
 @dataclass
@@ -34,9 +27,7 @@ class LogSummary:
     def warn(self, note: str) -> None:
         """Keep a note, and warn of it where the package was called."""
         self.notes.append(note)
-        package = str(Path(__file__).parents[2])
-        inside = takewhile(lambda step: step[0].f_code.co_filename.startswith(package), walk_stack(sys._getframe()))
-        warnings.warn(f"{self.name}: {note}", LogWarning, stacklevel=1 + sum(1 for _ in inside))
+        warn_of_log(self.name, note)
 
 
 def some_names(names: Iterable[str], most: int = 40) -> str:

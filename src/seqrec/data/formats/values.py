@@ -19,6 +19,8 @@ MISSING = ("NaN nan NAN NA na <NA> <na> N/A n/a #N/A null Null NULL (null) none 
 ROUNDED = "may have been rounded, as floats are exact below 2^53 only; store ids as integers or strings"
 CONTROLS = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 
+LONE = re.compile("[\ud800-\udfff]")
+
 
 def is_text(log: Origin) -> bool:
     """Whether the columns are those of `read_text`: text, or integers that stand for it."""
@@ -64,11 +66,17 @@ def _plain_type(log: Origin, values: pl.Series, role: str) -> pl.Series:
         return values.cast(pl.String)
     if values.dtype == pl.Binary:
         return _text_of_bytes(log, values, role)
+    if values.dtype.is_decimal():
+        digits = values.cast(pl.String).str.replace(r"\.0+$", "")
+        fits = digits.cast(pl.Int64, strict=False).null_count() == values.null_count()
+        return values if fits or digits.str.contains(".", literal=True).any() else digits
     if values.dtype == pl.Object:
         found = values.to_list()
-        known = all(value is None or type(value) in (int, str, uuid.UUID) for value in found)
-        if known:
-            return pl.Series(values.name, [None if value is None else str(value) for value in found], dtype=pl.String)
+        if all(value is None or type(value) in (int, str, uuid.UUID) for value in found):
+            text = [None if value is None else str(value) for value in found]
+            good = pl.Series([value is None or value.isprintable() or not LONE.search(value) for value in text])
+            log.check(good, lambda row: f"the {role} id holds a lone surrogate, which is no text; correct it")
+            return pl.Series(values.name, text, dtype=pl.String)
     return values
 
 
@@ -117,8 +125,8 @@ def _whole_numbers(log: Origin, values: pl.Series, role: str) -> pl.Series:
 def _missing(values: pl.Series, missing: pl.Series, row: int, role: str, instead: list[str]) -> str:
     """What to do where ids are missing, which in a log of people who did not log in may be most."""
     count = int(missing.sum())
-    what = f"the {role} id is empty" if values[row] is None or not str(values[row]).strip() else ""
-    what = what or f"the {role} id is missing ({values[row]})"
+    is_word = values.dtype == pl.String and (values[row] or "").strip()
+    what = f"the {role} id is missing ({values[row]})" if is_word else f"the {role} id is empty"
     rows = f" (so are {count:,} of {len(values):,} rows)" if count > 1 else ""
     other = f", or take another column for the {role}: " + " or ".join(f"--{role} {quote(name)}" for name in instead)
     return f"{what}{rows}; give the row an id, or remove it{other if instead else ''}"
