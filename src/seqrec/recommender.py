@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.formats.read import read_log
+from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
@@ -108,7 +108,7 @@ class Recommender:
         if resume and out is not None and not (Path(out) / CONFIG).is_file():
             resume = False  # killed before the folder was made, or a first start under a supervisor
             check_free(out)
-        dataset = log if isinstance(log, Dataset) else prepare(read_log(log), self.prepare_config)
+        dataset = log if isinstance(log, Dataset) else prepare(self._read(log), self.prepare_config)
         del log  # a frame that nobody else holds need not stay while the model trains
         split = self.split_config.apply(dataset)
         counted = MODELS[self.model_name].COUNTED
@@ -176,6 +176,10 @@ class Recommender:
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
         return self
+
+    def _read(self, log: Any) -> pl.DataFrame:
+        """The log as a frame, with its ratings where the filters need them."""
+        return read_log_with_summary(log, needs_rating=self.prepare_config.min_rating is not None)[0]
 
     def recommend(
         self,

@@ -117,13 +117,14 @@ def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[
     early = [name for name in times if name in ("1", "2")]
     dates = [name for name in early if not frame[name].dtype.is_integer()]
     if not dates and (len(times) > len(early) or all(frame[name].n_unique() * 2 < frame.height for name in early)):
-        return _item_of_ratings(frame, log)
+        _refuse_ratings_as_items(frame, log)
+        return None
     time = (dates or early)[0]
     left = [name for name in frame.columns if name != time]
     flags = " ".join(f"--{role} {name}" for role, name in zip(("user", "item"), left, strict=False))
     if len(left) < 2:
         raise InputError(f"{log.name}: column {time} holds times, so that a user and an item are not both there")
-    if not dates or len(early) > 1 or frame.width == 4 and time == "1":
+    if not dates or len(early) > 1 or (frame.width == 4 and time == "1"):
         raise InputError(
             f"{log.name}: column {time} looks like times, and there is no header that says which column is what; "
             f"name them: {flags} --timestamp {time}, if that is the order"
@@ -132,7 +133,7 @@ def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[
     return {"user_id": left[:1], "item_id": left[1:2], "timestamp": [time]}
 
 
-def _item_of_ratings(frame: pl.DataFrame, log: Origin) -> None:
+def _refuse_ratings_as_items(frame: pl.DataFrame, log: Origin) -> None:
     """Raise where the second column holds ratings and the third does not."""
     if frame.width < 3:
         return
@@ -184,6 +185,7 @@ def canonical(
         # The caller may have chosen another column than the one that bears a canonical name.
         columns[f"{name}_other" if name in ROLES else name] = extra.cast(pl.String) if is_text(log) else extra
     frame = pl.DataFrame(columns)
+    summary.frame_columns = frame.columns
     fine = None if found is None else found.fine
     if fine is not None and not fine.is_sorted():
         # Rounding makes ties of stamps that differed, and ties keep the log's order: make that the fine one.
@@ -206,7 +208,7 @@ def _ratings_of(log: Origin, values: pl.Series, strict: bool, summary: LogSummar
         if (floats.is_not_null() | empty.fill_null(True)).all():
             return floats
     bad = "values of another type" if floats is None else f"{values.filter(floats.is_null() & ~empty)[0]!r}"
-    summary.warn(f"column {values.name!r} holds {bad} and so is no rating; it is left as it is (--rating names another)")
+    summary.warn(f"column {values.name!r} holds {bad} and is left as it is, as no rating (--rating names another)")
     return None
 
 

@@ -73,7 +73,7 @@ def _from_pandas(source: Any) -> Any:
         if getattr(values.dtype, "tz", None) is not None:  # polars knows no zones such as +05:30
             values = values.dt.tz_convert("UTC")
         try:
-            columns.append(pl.from_pandas(values).alias(str(name)))
+            columns.append(pl.Series(str(name), pl.from_pandas(values)))
         except (pl.exceptions.PolarsError, ValueError, TypeError, OverflowError):
             missing = values.isna()
             plain = [None if none else value for value, none in zip(values, missing, strict=True)]

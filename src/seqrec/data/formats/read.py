@@ -54,8 +54,7 @@ def read_log(
 
     Raises `InputError`, one line with path, line (or row) and advice, for anything else.
     """
-    names = {"user": user, "item": item, "timestamp": timestamp, "rating": rating}
-    return read_log_with_summary(source, **names, format=format)[0]
+    return read_log_with_summary(source, user=user, item=item, timestamp=timestamp, rating=rating, format=format)[0]
 
 
 def read_log_with_summary(

@@ -14,6 +14,7 @@ class LogSummary:
         name: the path, or what else messages call the log.
         columns: role (``user``, ``item``, ``timestamp``, ``rating``) to the column or columns that play it.
         ignored: the other columns, which nothing uses.
+        frame_columns: the columns of the frame that came of it.
         time_unit: how the times are written; None without times.
         notes: what was guessed or left aside, each of which was a :class:`LogWarning` too.
     """
@@ -21,6 +22,7 @@ class LogSummary:
     name: str
     columns: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    frame_columns: list[str] = field(default_factory=list)
     time_unit: str | None = None
     notes: list[str] = field(default_factory=list)
 

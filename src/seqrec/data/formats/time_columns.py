@@ -23,11 +23,12 @@ from seqrec.data.formats.times import (
 SAMPLE_ROWS = 1000
 YEAR_1900, YEAR_1990, YEAR_2040 = -2_208_988_800, 631_152_000, 2_208_988_800
 # Parts of a name that speak of time, alone (t_dat, created_at, watched_on) or inside of a word (unixtime, InvoiceDate).
-TIME_WORDS = set("at on dat dt ts day days when created clicked watched played bought moment utc gmt".split())
+TIME_WORDS = "at on dat dt ts day days when created clicked watched played bought moment utc gmt"
 INSIDE_WORDS = ("time", "date", "stamp", "epoch", "datum", "fecha")
-# Times of people and things, not of what people did with things.
-OTHER_TIMES = set("birth born dob birthday release released publish published signup registered registration expiry".split())
-DURATIONS = set("run runtime duration spent length play playtime watch elapsed".split())
+# Times of people and things, not of what people did with things; and how long something took.
+OTHER_TIMES = "birth born dob birthday release released publish published signup registered registration expiry"
+DURATIONS = "run runtime duration spent length play playtime watch elapsed"
+NAMES_OF_CLOCKS = ("time", "timeofday", "eventtime", "hhmm", "timehhmm")
 
 
 class Found(NamedTuple):
@@ -60,12 +61,12 @@ def find_times(
     if usual:
         return _usual(columns, log, usual, summary)
     likely = [name for name in columns if log.header and has_time_name(name) and _looks_like_times(columns[name], True)]
-    clear = [name for name in likely if not parts_of(name) & OTHER_TIMES]
+    clear = [name for name in likely if not parts_of(name) & words(OTHER_TIMES)]
     pair = _date_and_clock(columns, clear)
     if pair is not None or len(clear) == 1:
         names = list(pair or clear)
         which = " and ".join(map(repr, names))
-        summary.warn(f"no time column of a usual name; {which} is taken, which looks like one (--timestamp names another)")
+        summary.warn(f"no time column of a usual name; {which}, which looks like one, is taken (--timestamp says it)")
         return _checked(columns, log, names, _parsed(columns, names), summary)
     likely += [name for name in columns if name not in likely and _looks_like_times(columns[name], False)]
     if likely:
@@ -80,12 +81,17 @@ def find_times(
 
 def has_time_name(name: str) -> bool:
     """Whether a column's name speaks of time."""
-    return bool(parts_of(name) & TIME_WORDS) or any(word in plain_name(name) for word in INSIDE_WORDS)
+    return bool(parts_of(name) & words(TIME_WORDS)) or any(word in plain_name(name) for word in INSIDE_WORDS)
 
 
 def parts_of(name: str) -> set[str]:
     """The words of a name such as createdAt, CREATED_AT or 'created at'."""
     return {part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)}
+
+
+def words(text: str) -> set[str]:
+    """The words between blanks."""
+    return set(text.split())
 
 
 def _parsed(columns: dict[str, pl.Series], names: list[str]) -> Times | None:
@@ -127,9 +133,9 @@ def _date_and_clock(columns: dict[str, pl.Series], likely: list[str]) -> tuple[s
 
 def _is_clock(values: pl.Series) -> bool:
     """Whether a column holds times of the day; without colons only where its name can mean nothing else."""
-    if "time" not in plain_name(values.name) or parts_of(values.name) & DURATIONS:
+    if "time" not in plain_name(values.name) or parts_of(values.name) & words(DURATIONS):
         return False
-    if values.dtype != pl.Time and not plain_name(values.name) in ("time", "timeofday", "eventtime", "hhmm", "timehhmm"):
+    if values.dtype != pl.Time and plain_name(values.name) not in NAMES_OF_CLOCKS:
         head = values.head(SAMPLE_ROWS)
         if head.dtype != pl.String or not head.str.contains(":").fill_null(False).all():
             return False
@@ -141,7 +147,9 @@ def _usual(columns: dict[str, pl.Series], log: Origin, usual: list[str], summary
     best = usual[0]
     times = times_of(columns[best])
     if times is None or times.share < 0.5:
-        named = [name for name in columns if log.header and has_time_name(name) and not parts_of(name) & OTHER_TIMES]
+        named = [
+            name for name in columns if log.header and has_time_name(name) and not parts_of(name) & words(OTHER_TIMES)
+        ]
         for other in [*usual[1:], *(name for name in named if name not in usual)]:
             if _looks_like_times(columns[other], True):
                 summary.warn(f"column {best!r} holds no times; {other!r} is taken (--timestamp names another)")

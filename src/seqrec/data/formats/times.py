@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import polars as pl
 
-from seqrec.data.formats.blocks import short
 from seqrec.data.formats.text import Origin
 from seqrec.data.formats.values import by_parts, floats_of, numbers_of, written
 
@@ -190,15 +189,8 @@ def _whole_dates(floats: pl.Series, exact: pl.Series, middle: float) -> Times | 
 
 def _date(digits: pl.Series) -> pl.Series:
     """Unix milliseconds of yyyymmddHHMMSS, null where that is no date."""
-    parts = [digits.str.slice(start, 2) for start in (4, 6, 8, 10, 12)]
-    month, day, hour, minute, second = parts
-    iso = pl.select(
-        pl.concat_str(
-            [digits.str.slice(0, 4), pl.lit("-"), month, pl.lit("-"), day, pl.lit(" ")]
-            + [hour, pl.lit(":"), minute, pl.lit(":"), second]
-        )
-    ).to_series()
-    iso = iso.set(second > "59", None)  # a leap second is none of the log's
+    iso = digits.str.replace("^(....)(..)(..)(..)(..)(..)$", "$1-$2-$3 $4:$5:$6")
+    iso = iso.set(digits.str.slice(12, 2) > "59", None)  # 60 would be a leap second, which Unix times have not
     return iso.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.timestamp("ms")
 
 

@@ -15,7 +15,7 @@ PART_ROWS = 1 << 22
 EXACT = 2**53  # from here on, two integers may be one float
 AS_FLOATS = r"^(0|-?[1-9][0-9]*)(\.0+|(\.[0-9]+)?[eE]\+[0-9]+)?$"
 # What other tools write for a missing value.
-MISSING = ("NaN nan NAN NA na <NA> <na> N/A n/a #N/A null Null NULL (null) none None NONE nil NIL \\N nat NaT").split()
+MISSING = r"NaN nan NAN NA na <NA> <na> N/A n/a #N/A null Null NULL (null) none None NONE nil NIL \N NaT"
 ROUNDED = "may have been rounded, as floats are exact below 2^53 only; store ids as integers or strings"
 CONTROLS = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 
@@ -106,7 +106,7 @@ def _words_for_nothing(values: pl.Series, numbers: pl.Series) -> pl.Series | boo
     for rows in (slice(0, 1000), slice(None)):  # the first rows tell mostly, which spares a look at all
         words = values[rows].filter(numbers[rows].is_null()).unique()
         words = words.filter(~words.str.contains(AS_FLOATS).fill_null(True))
-        if not words.str.strip_chars().is_in(["", *MISSING]).all():
+        if not words.str.strip_chars().is_in(["", *MISSING.split()]).all():
             return False
     return values.is_in(words.implode()).fill_null(False)
 
@@ -165,5 +165,5 @@ def words_for_nothing(ids: pl.Series) -> tuple[str, int] | None:
     """The most frequent id that other tools write for a missing one, and in how many rows it stands."""
     if ids.dtype != pl.String:
         return None
-    found = by_parts(ids, lambda part: part.filter(part.is_in(MISSING)))
+    found = by_parts(ids, lambda part: part.filter(part.is_in(MISSING.split())))
     return None if len(found) == 0 else (found.mode().sort()[0], len(found))
