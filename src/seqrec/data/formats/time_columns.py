@@ -157,8 +157,11 @@ def _usual(columns: dict[str, pl.Series], log: Origin, usual: list[str], summary
     return _checked(columns, log, [best], times, summary)
 
 
-def _looks_like_times(values: pl.Series, named: bool) -> bool:
-    """Whether all values are times of our days; without a name that says so, dates or numbers of 10 or 13 digits."""
+def _looks_like_times(values: pl.Series, named: bool, finest: int = 1000) -> bool:
+    """Whether all values are times of our days; without a name that says so, dates, or numbers of today's size.
+
+    Ids of 16 to 19 digits are as frequent as times in micro- or nanoseconds, the `finest` units per second.
+    """
     if values.null_count():
         return False
     for rows in (values.head(SAMPLE_ROWS), values):  # the first rows tell mostly, which spares a look at all
@@ -167,9 +170,9 @@ def _looks_like_times(values: pl.Series, named: bool) -> bool:
             return False
         if named or times.unit == "dates":
             span = (YEAR_1980 if times.is_number else YEAR_1900), YEAR_2100
-        else:
+        elif times.is_number and times.per_second <= finest:
             span = YEAR_1990, YEAR_2040
-        if not (named or (times.is_number and times.per_second <= 1000) or times.unit == "dates"):
+        else:
             return False
         if not times.lie_between(*span):
             return False
@@ -178,7 +181,7 @@ def _looks_like_times(values: pl.Series, named: bool) -> bool:
 
 def position_of_times(columns: Iterable[pl.Series]) -> list[str]:
     """Of columns that have no names, those that can be nothing but times."""
-    return [column.name for column in columns if _looks_like_times(column, False)]
+    return [column.name for column in columns if _looks_like_times(column, False, 10**9)]
 
 
 def usual_times(names: Iterable[str]) -> list[str]:
