@@ -15,7 +15,7 @@ from rich.progress import track
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
-from seqrec.data.formats.read import read_log
+from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.prepare import PrepareConfig, filters_of, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
@@ -119,7 +119,7 @@ class Recommender:
         self, given: list[Any], place: Place | None, resume: bool, progress: bool, stop: Callable[[], bool] | None
     ) -> None:
         log = given.pop()
-        dataset = log if isinstance(log, Dataset) else prepare(read_log(log), self.prepare_config)
+        dataset = log if isinstance(log, Dataset) else prepare(self._read(log), self.prepare_config)
         del log
         filters = filters_of(dataset, self.prepare_config)
         split = self.split_config.apply(dataset)
@@ -183,6 +183,10 @@ class Recommender:
                     self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
+
+    def _read(self, log: Any) -> pl.DataFrame:
+        """The log as a frame, with its ratings where the filters need them."""
+        return read_log_with_summary(log, needs_rating=self.prepare_config.min_rating is not None)[0]
 
     def recommend(
         self,

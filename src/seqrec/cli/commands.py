@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from seqrec.cli.console import like, output, write_json, write_table
+from seqrec.data.dataset import Dataset
 from seqrec.data.fetch import fetch
 from seqrec.data.formats.ids import lines_of
-from seqrec.data.formats.read import read_log
+from seqrec.data.formats.read import read_log_with_summary
+from seqrec.data.formats.summary import LogSummary
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError
 from seqrec.files import make_folder
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender
-from seqrec.report.tables import statistics_table, table
+from seqrec.report.tables import moment, statistics_table, summary_lines, table
 from seqrec.run.folder import check_free
 from seqrec.run.outputs import check_log, check_outputs
 from seqrec.tools.bench import BenchConfig, bench, tables, write
@@ -49,10 +52,10 @@ class ReadConfig:
     """How the log is read; found by itself without these.
 
     Args:
-        user: name of the user column.
-        item: name of the item column.
-        timestamp: name of the time column.
-        rating: name of the rating column.
+        user: name of the user column, or its number (from 1) in a file without a header.
+        item: the same for the item column.
+        timestamp: the same for the time column.
+        rating: the same for the rating column.
         format: format of the file, where its name and content mislead.
     """
 
@@ -78,14 +81,35 @@ def inspect(
         filters: what is kept.
     """
     check_outputs(json, reads=[log])
-    frames = [read_log(log, **asdict(read or ReadConfig()))]
-    columns = frames[0].columns
-    dataset = prepare(frames.pop(), filters)  # no name keeps the frame
+    dataset, summary = _prepared(log, read, filters)
     console = output(json)
-    console.print(f"{log}: columns {', '.join(columns)}", highlight=False)
-    console.print(statistics_table(dataset))
+    _show_log(console, dataset, summary)
     before = asdict(dataset.before) if dataset.before else None
-    write_json(json, {"columns": columns, "before": before, "after": asdict(dataset.statistics)})
+    facts = {"columns": summary.frame_columns, "log": _log_facts(dataset, summary)}
+    write_json(json, facts | {"before": before, "after": asdict(dataset.statistics)})
+
+
+def _prepared(log: Path, read: ReadConfig | None, filters: PrepareConfig | None) -> tuple[Dataset, LogSummary]:
+    """The log as read and filtered, and what was understood of it."""
+    needs_rating = filters is not None and filters.min_rating is not None
+    frame, summary = read_log_with_summary(log, **asdict(read or ReadConfig()), needs_rating=needs_rating)
+    frames = [frame]
+    del frame
+    return prepare(frames.pop(), filters), summary  # no name keeps the frame
+
+
+def _show_log(console: Console, dataset: Dataset, summary: LogSummary) -> None:
+    """What was understood of the log, and its size and shape."""
+    for line in summary_lines(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(statistics_table(dataset))
+
+
+def _log_facts(dataset: Dataset, summary: LogSummary) -> dict[str, Any]:
+    """What was understood of the log, for JSON."""
+    before = dataset.before or dataset.statistics
+    times = {name: getattr(before, name) for name in ("first_time", "last_time")}
+    return asdict(summary) | {name: None if time is None else moment(time) for name, time in times.items()}
 
 
 def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> None:
@@ -138,11 +162,11 @@ def fit_command(model: str) -> Any:
         check_log(log, out)
         if not resume:
             check_free(out, overwrite)  # before the log is read, which may take a while
-        dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)  # no name keeps the frame
+        dataset, summary = _prepared(log, read, filters)
         options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
         recommender = Recommender(model, **vars(sizes or config()) | options)
         console = output(json)
-        console.print(statistics_table(dataset))
+        _show_log(console, dataset, summary)
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
         if recommender.interrupted:
             before = ", the run before it is removed" if overwrite else ""
@@ -152,7 +176,8 @@ def fit_command(model: str) -> Any:
             for evaluation in recommender.evaluations.values():
                 console.print(table(evaluation, model))
             console.print(f"run written to {out}", soft_wrap=True)
-        write_json(json, {"run": str(out), "interrupted": recommender.interrupted, **recommender.metrics})
+        facts = {"run": str(out), "interrupted": recommender.interrupted, "log": _log_facts(dataset, summary)}
+        write_json(json, facts | recommender.metrics)
         return 130 if recommender.interrupted else 0
 
     return fit
@@ -291,8 +316,9 @@ def compare_command(
     check_outputs(*written, json, reads=[log])
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
     options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
-    dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)
+    dataset, summary = _prepared(log, read, filters)
     console = output(json)
+    _show_log(console, dataset, summary)
     found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
     console.print(found.table())
     write_json(json, found.to_dict())

@@ -27,7 +27,7 @@ _LATEST = 2**62  # so that differences of times have 64 bits
 
 @dataclass(frozen=True)
 class Statistics:
-    """Size and shape of a log; lengths are interactions a user."""
+    """Size and shape of a log; lengths are interactions per user. What needs times is None where there are none."""
 
     users: int
     items: int
@@ -36,7 +36,10 @@ class Statistics:
     median_length: float
     p90_length: float
     max_length: int
-    tied_timestamps: float | None  # share of interactions that share user and time; None: no times
+    tied_timestamps: float | None  # share of interactions that share user and time
+    copies: int | None = None  # interactions that share user, item and time with an earlier one
+    first_time: int | None = None  # Unix seconds
+    last_time: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +79,11 @@ class Dataset:
     @cached_property
     def statistics(self) -> Statistics:
         """Size and shape of what is kept."""
-        tied = None
+        same = None
         if self.has_timestamps:
             same = self.timestamps[1:] == self.timestamps[:-1]
             same[self.offsets[1:-1] - 1] = False  # the last of one user and the first of the next
-            tied = share_of_either(same)
-        return statistics_of(np.diff(self.offsets), self.num_items, tied)
+        return statistics_of(np.diff(self.offsets), self.num_items, self.items, self.timestamps, same)
 
     @cached_property
     def item_counts(self) -> np.ndarray:
@@ -212,17 +214,36 @@ def fault_of(dataset: Dataset) -> str | None:
     return None
 
 
-def tied_share(users: np.ndarray, timestamps: np.ndarray) -> float:
-    """Share of interactions whose user has another one at the same time; input ordered by both."""
-    return share_of_either((users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1]))
+def tied_to_next(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """Which interactions share user and time with the next one, ``bool[N - 1]``; input ordered by both."""
+    return (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
 
 
-def share_of_either(same: np.ndarray) -> float:
-    """Share of places that are like the one before or the one after; ``same`` compares neighbours."""
-    tied = np.zeros(len(same) + 1, dtype=bool)
-    tied[1:] |= same
+def copies_of(items: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Places of interactions that an earlier one equals in user, item and time; ``same`` is of :func:`tied_to_next`."""
+    places, keys = _tied_keys(items, same)
+    order = np.argsort(keys, kind="stable")  # the first of the copies comes first
+    places, keys = places[order], keys[order]
+    return places[1:][keys[1:] == keys[:-1]]
+
+
+def count_copies(items: np.ndarray, same: np.ndarray) -> int:
+    """How many places :func:`copies_of` gives, for less work."""
+    _, keys = _tied_keys(items, same)
+    keys.sort()
+    return int((keys[1:] == keys[:-1]).sum())
+
+
+def _tied_keys(items: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of interactions that share user and time with a neighbour, and a number for each such moment and item."""
+    first = np.concatenate([[True], ~same])
+    tied = ~first
     tied[:-1] |= same
-    return float(tied.mean())
+    places = np.flatnonzero(tied)
+    keys = np.cumsum(first[places], dtype=np.int64)
+    keys *= int(items.max()) + 1 if len(items) else 1
+    keys += items[places]
+    return places, keys
 
 
 def counts_of(values: np.ndarray, size: int) -> np.ndarray:
@@ -233,9 +254,17 @@ def counts_of(values: np.ndarray, size: int) -> np.ndarray:
     return counts
 
 
-def statistics_of(lengths: np.ndarray, num_items: int, tied: float | None) -> Statistics:
-    """Size and shape of histories of these lengths."""
+def statistics_of(
+    lengths: np.ndarray, num_items: int, items: np.ndarray, timestamps: np.ndarray, same: np.ndarray | None
+) -> Statistics:
+    """Size and shape of histories of these lengths; ``same`` is of :func:`tied_to_next`, None without times."""
     total = int(lengths.sum())
+    tied = None
+    if same is not None:
+        either = np.zeros(total, dtype=bool)
+        either[1:] |= same
+        either[:-1] |= same
+        tied = float(either.mean())
     return Statistics(
         users=len(lengths),
         items=num_items,
@@ -245,6 +274,9 @@ def statistics_of(lengths: np.ndarray, num_items: int, tied: float | None) -> St
         p90_length=float(np.percentile(lengths, 90)),
         max_length=int(lengths.max()),
         tied_timestamps=tied,
+        copies=None if same is None else count_copies(items, same),
+        first_time=None if same is None else int(timestamps.min()),
+        last_time=None if same is None else int(timestamps.max()),
     )
 
 

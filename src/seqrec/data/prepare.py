@@ -6,11 +6,11 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
-from seqrec.data.dataset import PART_ROWS, Dataset, counts_of, statistics_of, tied_share
+from seqrec.data.dataset import PART_ROWS, Dataset, copies_of, counts_of, statistics_of, tied_to_next
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
-Duplicates = Literal["keep", "drop-consecutive", "drop"]
+Duplicates = Literal["keep", "drop-copies", "drop-consecutive", "drop"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class PrepareConfig:
 
     Args:
         min_rating: keep interactions rated at least this; needs a rating column.
-        duplicates: what to do when a user meets an item again: ``keep`` every interaction,
-            ``drop-consecutive`` repetitions in a row (the first of a run stays), or ``drop`` every
-            repetition (the first interaction with the item stays).
+        duplicates: what to do when a user meets an item again: ``keep`` every interaction, ``drop-copies``
+            (rows with the same user, item and time), ``drop-consecutive`` repetitions in a row (the first of a
+            run stays), or ``drop`` every repetition (the first interaction with the item stays).
         min_user_interactions: keep users with at least so many interactions (k-core).
         min_item_interactions: keep items with at least so many interactions (k-core).
         core: ``once`` counts users and items on the same log and filters in one pass, after which
@@ -53,9 +53,11 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     has_timestamps = "timestamp" in frame.columns
     if config.min_rating is not None and "rating" not in frame.columns:
         raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
+    if config.duplicates == "drop-copies" and not has_timestamps:
+        raise InputError("the log has no times, which tell copies of rows from repetitions; give duplicates='drop'")
     # What is needed of the frame, which goes at once unless the caller keeps it.
     columns = {name: frame[name] for name in ("user_id", "item_id", "timestamp") if name in frame.columns}
-    good = None if config.min_rating is None else frame["rating"].to_numpy() >= config.min_rating
+    good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
     del frame
     users, user_ids = _index(columns.pop("user_id"))
     items, item_ids = _index(columns.pop("item_id"))
@@ -64,16 +66,14 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     users = users[order]
     items = items[order]
     timestamps = order if timestamps is None else timestamps[order]
-    before = statistics_of(
-        counts_of(users, len(user_ids)),
-        len(item_ids),
-        tied_share(users, timestamps) if has_timestamps else None,
-    )
+    same = tied_to_next(users, timestamps) if has_timestamps else None
+    before = statistics_of(counts_of(users, len(user_ids)), len(item_ids), items, timestamps, same)
+    del same
     keep = None if good is None else good[order]
     del order, good
     if keep is not None:
         users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    keep = _duplicates(users, items, config.duplicates)
+    keep = _duplicates(users, items, timestamps, config.duplicates)
     if keep is not None:
         users, items, timestamps = users[keep], items[keep], timestamps[keep]
     keep = _core(users, items, len(user_ids), len(item_ids), config)
@@ -191,11 +191,25 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def _duplicates(users: np.ndarray, items: np.ndarray, rule: Duplicates) -> np.ndarray | None:
+def _well_rated(ratings: pl.Series, least: float) -> np.ndarray:
+    """Which interactions are rated at least so much; raises where one is not rated at all."""
+    missing = ratings.null_count() if ratings.dtype.is_numeric() else len(ratings)
+    if missing:
+        raise InputError(
+            f"{missing:,} of {len(ratings):,} interactions have no number as rating, which the minimum rating needs; "
+            "correct or remove them, or name another column with --rating"
+        )
+    return ratings.to_numpy() >= least
+
+
+def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, rule: Duplicates) -> np.ndarray | None:
     """Which interactions stay, or None for all; the input is ordered by user and time."""
     if rule == "keep" or len(users) == 0:
         return None
     keep = np.ones(len(users), dtype=bool)
+    if rule == "drop-copies":
+        keep[copies_of(items, tied_to_next(users, timestamps))] = False
+        return keep
     if rule == "drop-consecutive":
         keep[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
         return keep

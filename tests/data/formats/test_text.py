@@ -15,7 +15,7 @@ from seqrec.data.formats.blocks import Unsafe, check_block, open_source, read_bl
 from seqrec.data.formats.read import read_log
 from seqrec.errors import InputError
 
-LINES = [f"{n % 7},{n % 11},{1_600_000_000 + n}" for n in range(60)]
+LINES = [f"{n % 7},{n % 11},{1000 + n}" for n in range(60)]
 HEADER = "user_id,item_id,timestamp"
 
 

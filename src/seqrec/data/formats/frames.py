@@ -20,7 +20,7 @@ def from_frame(source: Any) -> tuple[pl.DataFrame, Origin]:
         if isinstance(source, pl.LazyFrame):
             source = source.collect()
         elif libraries & {"pandas", "pyarrow"}:
-            source = pl.from_pandas(source) if "pandas" in libraries else pl.from_arrow(source)
+            source = _from_pandas(source) if "pandas" in libraries else pl.from_arrow(_in_utc(source))
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
         raise InputError(f"the {kind} cannot be read ({short(error)}); give columns one type and name") from None
     if not isinstance(source, pl.DataFrame):
@@ -58,3 +58,37 @@ def _read_parquet(path: Path, sources: dict[Path, Any]) -> tuple[pl.DataFrame, O
         return pl.concat(frames, how="vertical_relaxed"), Origin(str(path))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: the parts differ in types ({short(error)}); make them alike") from None
+
+
+def _from_pandas(source: Any) -> Any:
+    """A pandas frame; columns that have no type of their own stay Python objects, as they may not be needed."""
+    try:
+        return pl.from_pandas(source)
+    except (pl.exceptions.PolarsError, ValueError, TypeError, OverflowError):
+        if getattr(source, "ndim", 0) != 2 or not source.columns.is_unique:
+            raise
+    columns = []
+    for name in source.columns:
+        values = source[name]
+        if getattr(values.dtype, "tz", None) is not None:  # polars knows no zones such as +05:30
+            values = values.dt.tz_convert("UTC")
+        try:
+            columns.append(pl.Series(str(name), pl.from_pandas(values)))
+        except (pl.exceptions.PolarsError, ValueError, TypeError, OverflowError):
+            missing = values.isna()
+            plain = [None if none else value for value, none in zip(values, missing, strict=True)]
+            columns.append(pl.Series(str(name), plain, dtype=pl.Object))
+    return pl.DataFrame(columns)
+
+
+def _in_utc(table: Any) -> Any:
+    """An Arrow table with its moments in UTC, as polars knows no zones such as +05:30."""
+    zoned = [field for field in getattr(table, "schema", ()) if getattr(field.type, "tz", None)]
+    if zoned:
+        import pyarrow as pa  # there already, as it made the table
+
+        for field in zoned:
+            place = table.schema.get_field_index(field.name)
+            utc = table.column(place).cast(pa.timestamp(field.type.unit, "UTC"))
+            table = table.set_column(place, field.name, utc)
+    return table
