@@ -1,13 +1,18 @@
 """Files, folders of parts and frames of other libraries → a polars frame."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from seqrec.data.formats.blocks import is_zipped, open_source, read_whole, short
-from seqrec.data.formats.text import Origin, is_parquet, read_text
+from seqrec.data.formats.blanks import read_blanks
+from seqrec.data.formats.blocks import Source, Unsafe, is_zipped, open_source, read_sample, read_whole, short
+from seqrec.data.formats.delimited import read_delimited
+from seqrec.data.formats.jsonlines import read_jsonl
+from seqrec.data.formats.parquet import read_parquet
+from seqrec.data.formats.text import EXTENSIONS, Origin, detect, is_parquet, separator_of
 from seqrec.errors import InputError
 
 
@@ -34,27 +39,41 @@ def read_path(path: Path, format: str | None, given: dict[str, str]) -> tuple[pl
         parts = sorted(part for part in path.glob("*.parquet") if part.is_file())
         if not parts or format not in (None, "parquet"):
             raise InputError(f"{path}: is a folder without .parquet files; give a file or a folder of parts")
-        return _read_parquet(path, {part: part for part in parts})
+        return read_parquet(path, {part: part for part in parts})
     source = open_source(path)
     if not is_parquet(source, format):
         return read_text(source, format, given)
     in_memory = source.content is not None or is_zipped(source)
-    return _read_parquet(path, {path: io.BytesIO(read_whole(source)) if in_memory else path})
+    return read_parquet(path, {path: io.BytesIO(read_whole(source)) if in_memory else path})
 
 
-def _read_parquet(path: Path, sources: dict[Path, Any]) -> tuple[pl.DataFrame, Origin]:
-    """One file, or the parts of a folder one below the other."""
-    frames: list[pl.DataFrame] = []
-    for part, source in sources.items():
+def read_text(source: Source, format: str | None, given: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
+    """Read text in any format.
+
+    Columns of delimited text are Int64 where every value is written exactly as an integer is (or missing), so
+    that casting them to String gives what the file holds; else String.
+    """
+    lines = read_sample(source)
+    extension = EXTENSIONS.get(source.path.name.lower().removesuffix(".gz").rpartition(".")[2])
+    format = format or detect(extension, lines, given)
+    if format == "jsonl":
+        return read_jsonl(source)
+    if format in ("whitespace", "sequences", "blanks"):
+        return _in_blocks_or_whole(read_blanks, source, format, given)
+    separator = "::" if format == "movielens" else separator_of(lines, given) if format == "csv" else "\t"
+    if format == "tsv" or (format == "csv" and separator == "\t"):
         try:
-            frame = pl.read_parquet(source, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{part}: no Parquet, or damaged ({short(error)}); write it again") from None
-        differ = ", ".join(sorted(set(frame.columns) ^ set((frames or [frame])[0].columns)))
-        if differ:
-            raise InputError(f"{part}: has other columns than the first part ({differ}); make them alike")
-        frames.append(frame.select((frames or [frame])[0].columns))
+            return _in_blocks_or_whole(read_delimited, source, separator, True, given)
+        except InputError:
+            # Tab-separated files often hold quotation marks that quote nothing.
+            return _in_blocks_or_whole(read_delimited, source, separator, False, given)
+    return _in_blocks_or_whole(read_delimited, source, separator, format == "csv", given)
+
+
+def _in_blocks_or_whole(
+    read: Callable[..., tuple[pl.DataFrame, Origin]], source: Source, *rest: object
+) -> tuple[pl.DataFrame, Origin]:
     try:
-        return pl.concat(frames, how="vertical_relaxed"), Origin(str(path))
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: the parts differ in types ({short(error)}); make them alike") from None
+        return read(source, *rest, by_block=True)
+    except Unsafe:
+        return read(source, *rest, by_block=False)
