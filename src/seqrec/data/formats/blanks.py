@@ -6,6 +6,7 @@ import polars as pl
 
 from seqrec.data.formats.blocks import Source, Unsafe, check_block, read_blocks
 from seqrec.data.formats.delimited import Doubt, plain_blanks, read_delimited, settle, shrunk, split, stacked
+from seqrec.data.formats.notes import warn_of_log
 from seqrec.data.formats.text import Origin, is_header
 
 
@@ -61,6 +62,11 @@ def _is_sequences(origin: Origin, source: Source, format: str, given: dict[str, 
         alike = width == 2 or repeated or (width <= 4 and times)
         columns = alike if share == 1 else repeated and share > 0.5 and width <= 4
         format = "whitespace" if columns else "sequences"
+        if not columns and not firsts[0].cast(pl.Int64, strict=False).is_not_null().all():
+            note = (
+                "each line is read as a user and the items in order, a guess; format='sequences' (--format) confirms it"
+            )
+            warn_of_log(source.path, note)
     if format == "whitespace":
         advice = "correct it, or give format='sequences'"
         origin.check(counts == width, lambda row: f"has {counts[row]} fields and not {width}; {advice}")

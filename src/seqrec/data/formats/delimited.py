@@ -121,7 +121,7 @@ def settle(doubt: Doubt, source: Source, width: int, separator: str, quoted: boo
 
 def _blame(source: Source, width: int, separator: str, quoted: bool) -> None:
     """Raise the error for the first line that is no UTF-8, else for the first record of another width."""
-    decoder, above, bad = codecs.getincrementaldecoder("utf-8")(), 0, None
+    decoder, above, bad = codecs.getincrementaldecoder("utf-8")(), source.skipped, None
     for piece in read_checked(source):
         try:
             decoder.decode(piece)

@@ -58,7 +58,9 @@ def read_log(
     asked = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
     given = {role: name for role, name in asked.items() if name is not None}
     is_path = isinstance(source, (str, os.PathLike))
-    frame, origin = read_path(Path(source).expanduser(), format, given) if is_path else from_frame(source)
+    if is_path and not os.fspath(source):
+        raise InputError("the path of the log is empty; give a file")
+    frame, origin = read_path(Path(os.fsdecode(source)), format, given) if is_path else from_frame(source)
     if frame.height == 0:
         raise InputError(f"{origin.name}: has no rows (nothing below a header?); give a log with interactions")
     chosen = choose_columns(frame, origin, given)

@@ -1,5 +1,6 @@
 """What a text file is: its format, the separator, the usual names of columns, the line of a row."""
 
+import json
 import re
 from collections.abc import Callable
 from itertools import islice
@@ -64,6 +65,8 @@ def is_parquet(source: Source, format: str | None) -> bool:
 def detect(extension: str | None, lines: list[str], given: dict[str, str]) -> str:
     """The format by extension, else by content; "blanks" leaves whitespace or sequences open."""
     first = lines[0]
+    if is_object(first):
+        return "jsonl"
     if extension in ("inter", "tsv", "jsonl") or (extension == "csv" and re.search(r"[,;|\t]", first)):
         return str(extension)
     if first.lstrip().startswith(("{", "[{")) or first.strip() == "[":
@@ -81,6 +84,16 @@ def detect(extension: str | None, lines: list[str], given: dict[str, str]) -> st
         if count and (certain or is_header(first.split(separator), given)):
             return "tsv" if separator == "\t" else "csv"
     return "blanks"
+
+
+def is_object(line: str) -> bool:
+    """Whether a line is a JSON object, whatever the name of its file says."""
+    if not line.lstrip().startswith('{"'):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def is_header(fields: list[str], given: dict[str, str]) -> bool:
