@@ -62,11 +62,10 @@ def _translated(source: Source, head: bytes) -> Source:
                 raise InputError(f"{source.path}, line {line}: {reason}; save the file as UTF-8") from None
             check_kind(source.path, text)
             return _translated(Source(source.path, text, is_plain=True), text[:SAMPLE_BYTES])
-    if b"\r" not in head:
-        return source
     ends = head.count(b"\n")
-    if ends == 0 and not any(b"\n" in piece for piece in read_pieces(source, BLOCK_BYTES)):
-        return Source(source.path, read_whole(source).replace(b"\r", b"\n"), is_plain=True)  # of an old Mac
+    if ends == 0 and not any(b"\n" in piece for piece in read_pieces(source, SAMPLE_BYTES)):
+        text = read_whole(source)  # of an old Mac, where carriage returns alone end lines
+        return Source(source.path, text.replace(b"\r", b"\n"), is_plain=True) if b"\r" in text else source
     if ends and head.count(b"\r\r\n") == ends:  # a text with CRLF that was written as if it had LF
         return Source(source.path, re.sub(rb"\r+\n", b"\n", read_whole(source)), is_plain=True)
     return source

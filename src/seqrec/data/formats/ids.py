@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from seqrec.data.formats.blocks import Source, open_source, read_checked, short, unreadable
 from seqrec.data.formats.notes import warn_of_log
 from seqrec.data.formats.parquet import read_parquet

@@ -42,7 +42,7 @@ _TEXTS: list[tuple[str, str, str]] = [
     (r"/annex/objects/|(\.\./)*\.git/annex/", "a git-annex pointer", "fetch the file itself (git annex get)"),
     (r"(md5|outs|deps):\s*\n- ", "a DVC pointer", "fetch the file itself (dvc pull)"),
     (r"<(!doctype\s+html|html|head|body|script|style|meta|title)\b", "a web page", "download it again"),
-    (r"<(\?xml|!doctype|!--|[a-z_][\w:.-]*(\s[^<>\n]*)?/?>\s*(<|\n|$))", "XML", _EXPORT),
+    (r"<(\?xml|!doctype|!--|[a-z_][\w:.-]*(\s[^<>\n]*)?/?>(\s*\n\s*)?(<|\s*$))", "XML", _EXPORT),
     (r'\[\s*(\{\s*"|\{\s*\}|$)', "a JSON array", "write one object per line (jq -c '.[]' FILE)"),
     (r"%PDF-", "a PDF document", _EXPORT),
     (r"\{\\rtf", "an RTF document", _EXPORT),
@@ -76,7 +76,9 @@ def check_kind(path: Path, head: bytes) -> None:
     for pattern, kind, advice in _TEXTS:
         if re.match(pattern, text, re.IGNORECASE):
             raise _refusal(path, kind, advice)
-    if text.startswith("{") and re.search(r'"nbformat"|"cell_type"', text):
+    # Over several lines: an object on the first line alone is the first row of a log.
+    first = text.partition("\n")[0].rstrip()
+    if text.startswith("{") and not first.endswith("}") and re.search('"cell_type"|"nbformat"', text):
         raise _refusal(path, "a Jupyter notebook", _EXPORT)
 
 
