@@ -239,6 +239,8 @@ def test_a_carriage_return_that_ends_no_line(tmp_path: Path, name: str) -> None:
 
 
 def test_quoted_carriage_returns_are_part_of_an_id(tmp_path: Path) -> None:
+    assert rows(put(tmp_path, "a.csv", 'user,item\r"a\rb",c\r')) == [("a\rb", "c")]
+    assert rows(put(tmp_path, "a.csv", 'user,item\r\r\n"a\rb",c\r\r\n')) == [("a\rb", "c")]
     text = 'user,item\n"a\rb","c\r\n""d"\n"\re\r",f\n'
     assert rows(put(tmp_path, "a.csv", text)) == [("a\rb", 'c\r\n"d'), ("\re\r", "f")]
     assert "line 5: a carriage return" in error_of(put(tmp_path, "a.csv", text + "x\r,y\n"))

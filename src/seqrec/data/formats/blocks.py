@@ -65,10 +65,15 @@ def _translated(source: Source, head: bytes) -> Source:
     ends = head.count(b"\n")
     if ends == 0 and not any(b"\n" in piece for piece in read_pieces(source, SAMPLE_BYTES)):
         text = read_whole(source)  # of an old Mac, where carriage returns alone end lines
-        return Source(source.path, text.replace(b"\r", b"\n"), is_plain=True) if b"\r" in text else source
+        return Source(source.path, _ended(rb"\r", text), is_plain=True) if b"\r" in text else source
     if ends and head.count(b"\r\r\n") == ends:  # a text with CRLF that was written as if it had LF
-        return Source(source.path, re.sub(rb"\r+\n", b"\n", read_whole(source)), is_plain=True)
+        return Source(source.path, _ended(rb"\r+\n", read_whole(source)), is_plain=True)
     return source
+
+
+def _ended(ends: bytes, text: bytes) -> bytes:
+    """The text with line feeds in the place of its line ends, but for those that are quoted."""
+    return re.sub(rb'"[^"]*"|' + ends, lambda found: found[0] if found[0].startswith(b'"') else b"\n", text)
 
 
 def read_whole(source: Source) -> bytes:

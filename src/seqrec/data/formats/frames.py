@@ -19,7 +19,8 @@ from seqrec.data.formats.blocks import (
 )
 from seqrec.data.formats.delimited import read_delimited
 from seqrec.data.formats.jsonlines import read_jsonl
-from seqrec.data.formats.parquet import read_parquet, short_error
+from seqrec.data.formats.panics import explained, short_error
+from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.parts import read_folder
 from seqrec.data.formats.prelude import check_header, check_title, skip_prelude
 from seqrec.data.formats.text import EXTENSIONS, Origin, detect, is_parquet, separator_of
@@ -52,14 +53,15 @@ def read_path(path: Path, format: str | None, given: dict[str, str]) -> tuple[pl
         is_folder = path.is_dir()
     except (OSError, RuntimeError) as error:  # RuntimeError: no such user
         raise unreadable(path, error) from None
-    if is_folder:
-        if format not in (None, "parquet"):
-            raise InputError(f"{path}: is a folder, and format={format} is of files; give a file")
-        return read_folder(path), Origin(str(path))
-    source = open_source(path)
-    if is_parquet(source, format):
-        return read_parquet(source), Origin(str(path))
-    return read_text(source, format, given)
+    if is_folder and format not in (None, "parquet"):
+        raise InputError(f"{path}: is a folder, and format={format} is of files; give a file")
+    with explained(str(path)):
+        if is_folder:
+            return read_folder(path), Origin(str(path))
+        source = open_source(path)
+        if is_parquet(source, format):
+            return read_parquet(source), Origin(str(path))
+        return read_text(source, format, given)
 
 
 def read_text(source: Source, format: str | None, given: dict[str, str]) -> tuple[pl.DataFrame, Origin]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from seqrec.data.formats.blocks import Source, is_zipped, read_whole, short
+from seqrec.data.formats.blocks import Source, is_zipped, read_whole
+from seqrec.data.formats.panics import short_error
 from seqrec.errors import InputError
 
 #: Zones that Arrow allows and polars does not, such as +05:30, in what a file says of its columns.
@@ -49,8 +50,3 @@ def _in_utc(opened: Callable[[], Any]) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
-
-
-def short_error(error: BaseException) -> str:
-    """The first line of an error or of a panic of polars, which is no Exception."""
-    return short(error if isinstance(error, Exception) else Exception(str(error)))

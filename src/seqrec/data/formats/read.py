@@ -8,11 +8,13 @@ import polars as pl
 
 from seqrec.data.formats.columns import canonical, choose_columns
 from seqrec.data.formats.frames import from_frame, read_path
+from seqrec.data.formats.panics import explaining
 from seqrec.errors import InputError
 
 FORMATS = ("csv", "inter", "jsonl", "movielens", "parquet", "sequences", "tsv", "whitespace")
 
 
+@explaining
 def read_log(
     source: Any,
     *,
