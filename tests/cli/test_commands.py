@@ -477,7 +477,7 @@ BAD_ARGUMENTS = {
     "recommend run --users": "no id given",
     "recommend run --history": "no id given",
     "recommend run --users u1 --history i1": "give one of",
-    "recommend run --users-file nowhere.txt": "nowhere.txt: cannot be read",
+    "recommend run --users-file nowhere.txt": "nowhere.txt: No such file",
     "recommend run --allow run": "run: cannot be read",
     "recommend run --deny empty.txt": "empty.txt: is empty",
     "recommend run --users zz --strict": "unknown users: zz",

@@ -11,7 +11,7 @@ from rich.console import Console
 from seqrec.cli.console import like, output, write_json, write_table
 from seqrec.data.dataset import Dataset
 from seqrec.data.fetch import fetch
-from seqrec.data.formats.ids import lines_of
+from seqrec.data.formats.ids import read_ids
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.summary import LogSummary
 from seqrec.data.prepare import PrepareConfig, prepare
@@ -232,13 +232,13 @@ def recommend_command(
     Args:
         run: the run folder.
         users: ids of users.
-        users_file: a file with a user id a line.
+        users_file: a file with one user id per line, or CSV, JSON lines or Parquet with a column user_id.
         history: items of one person, the latest last; needs no user.
         k: items a user.
         keep_seen: recommend again what is in the history; --keep-seen=false does not. By default as the run was
             validated.
-        allow: a file with an item id a line: only these.
-        deny: a file with an item id a line: never these.
+        allow: only these items: a file with one id per line, or CSV, JSON lines or Parquet with a column item_id.
+        deny: never these items: a file as for allow.
         strict: an unknown user or item is an error instead of a warning.
         format: of the output; without it what the ending of --out says, or a table.
         out: file to write to; standard output without it.
@@ -249,14 +249,14 @@ def recommend_command(
         raise InputError("no id given; write one or more after --users or --history")
     check_outputs(out, json, reads=[users_file, allow, deny], run=run)
     recommender = Recommender.load(run)
-    asked = lines_of(users_file) if users_file else users
+    asked = read_ids(users_file, "user_id") if users_file else users
     frames = recommender.recommend_batches(
         users=None if asked is None else like(asked, recommender.dataset.user_ids),
         histories=None if history is None else [history],
         k=k,
         keep_seen=keep_seen,
-        allow=None if allow is None else lines_of(allow),
-        deny=None if deny is None else lines_of(deny),
+        allow=None if allow is None else read_ids(allow, "item_id"),
+        deny=None if deny is None else read_ids(deny, "item_id"),
         strict=strict,
         progress=out is not None,
     )

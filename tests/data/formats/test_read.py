@@ -49,6 +49,10 @@ FILES = {
     "csv, tabs": ("a.csv", "user\titem\ttime\n1\t10\t100\n1\t11\t300\n2\t10\t200\n", TIMED),
     "csv, another extension": ("a.dat", "user,item,time\n1,10,100\n1,11,300\n2,10,200\n", TIMED),
     "csv, CRLF and blank lines": ("a.csv", "user,item\r\n1,10\r\n\r\n1,11\r\n2,10\r\n\r\n\r\n", PAIRS),
+    "csv, UTF-16": ("a.csv", "user_id,item_id\n1,10\n1,11\n2,10\n".encode("utf-16"), PAIRS),
+    "csv, UTF-16, the other order": ("a.csv", "\ufeffuser,item\n1,10\n1,11\n2,10\n".encode("utf-16-be"), PAIRS),
+    "csv, UTF-32": ("a.csv", "user_id,item_id\n1,10\n1,11\n2,10\n".encode("utf-32"), PAIRS),
+    "tabs, UTF-16 (Excel's Unicode text)": ("a.txt", "user\titem\r\n1\t10\r\n1\t11\r\n2\t10".encode("utf-16"), PAIRS),
     "csv, byte order mark": ("a.csv", "\ufeffuser_id,item_id\n1,10\n1,11\n2,10\n", PAIRS),
     "csv, quoted": ("a.csv", '"user_id","item_id"\n"1","10"\n"1",11\n2,"10"\n\n', PAIRS),
     "csv, blanks around": ("a.csv", "user_id, item_id, timestamp\n1, 10, 100\n1, 11, 300\n2, 10, 200\n  \n", TIMED),
@@ -393,7 +397,8 @@ ERRORS = {
     "parquet that is none": ("a.parquet", "user,item\n1,2\n", {}, "", "no Parquet, or damaged.*write it again"),
     "cut-off parquet": ("a.parquet", parquet(RATED)[:-20], {}, "", "no Parquet, or damaged"),
     "binary": ("a.csv", b"user,item\n\x00\x01,3\n", {}, "", "is binary or UTF-16; give UTF-8"),
-    "UTF-16": ("a.csv", "user,item\n1,2\n".encode("utf-16"), {}, "", "UTF-16; give UTF-8"),
+    "UTF-16 without a mark": ("a.csv", "user,item\n1,2\n".encode("utf-16-le"), {}, "", "UTF-16; give UTF-8"),
+    "cut-off UTF-16": ("a.csv", "user,item\n1,2\n".encode("utf-16")[:-1], {}, "line 2", "not UTF-16 text throughout"),
     "Latin-1": ("a.csv", "user,item\n1,2\nJos\xe9,3\n".encode("latin-1"), {}, "line 3", "save the file as UTF-8"),
     "Latin-1, whitespace": ("a.txt", "1 2\nJos\xe9 3\n".encode("latin-1"), {}, "line 2", "save the file as UTF-8"),
     "Latin-1, jsonl": ("a.jsonl", '{"user":"a"}\n{"user":"\xe9"}\n'.encode("latin-1"), {}, "line 2", "UTF-8"),
@@ -439,11 +444,18 @@ ERRORS = {
         '{"user": 1, "item": 2}\n\n{"user": 1, "item"\n',
         {},
         "line 3",
-        "not a JSON object; write one a line",
+        "not a JSON object; write one per line",
     ),
     "JSON, no object": ("a.jsonl", '{"user": 1, "item": 2}\n5\n', {}, "line 2", "not a JSON object"),
-    "JSON array": ("a.json", '[{"user": 1, "item": 2},\n{"user": 1, "item": 3}]\n', {}, "line 1", "write one a line"),
-    "JSON array of one line": ("a.json", '[{"user": 1, "item": 2}]', {}, "line 1", "write one a line"),
+    "JSON array": (
+        "a.json",
+        '[{"user": 1, "item": 2},\n{"user": 1, "item": 3}]\n',
+        {},
+        "",
+        "a JSON array.*write one object per line",
+    ),
+    "JSON array, other values": ("a.json", "[1,\n2]\n", {}, "line 1", "is a JSON array; write one object per line"),
+    "JSON array of one line": ("a.json", '[{"user": 1, "item": 2}]', {}, "", "a JSON array.*write one object per line"),
     "JSON, missing key": ("a.jsonl", '{"user": 1, "item": 2}\n\n{"user": 1}\n', {}, "line 3", "item id is empty"),
     "JSON, not said so": ("a.csv", "user,item\n1,2\n", {"format": "jsonl"}, "line 1", "not a JSON object"),
     "no user column": ("a.csv", "foo,item\na,2\n", {}, "", r"no user column found.*user= \(--user\).*foo, item"),
@@ -487,7 +499,7 @@ def test_errors_of_folders(tmp_path):
     with pytest.raises(InputError, match=r"folder without \.parquet files"):
         read_log(tmp_path)
     write(tmp_path, "0.parquet", parquet({"user": [1], "item": [2]}))
-    with pytest.raises(InputError, match=r"folder without \.parquet files"):
+    with pytest.raises(InputError, match=r"is a folder, and format=csv is of files"):
         read_log(tmp_path, format="csv")
     write(tmp_path, "1.parquet", parquet({"user": [1], "thing": [2]}))
     with pytest.raises(InputError, match=r"1\.parquet: has other columns than the first part \(item, thing\)"):

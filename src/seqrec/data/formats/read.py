@@ -8,6 +8,7 @@ import polars as pl
 
 from seqrec.data.formats.columns import canonical, choose_columns
 from seqrec.data.formats.frames import from_frame, read_path
+from seqrec.data.formats.panics import explaining
 from seqrec.data.formats.summary import LogSummary
 from seqrec.errors import InputError
 
@@ -69,6 +70,7 @@ def read_log(
     return read_log_with_summary(source, user=user, item=item, timestamp=timestamp, rating=rating, format=format)[0]
 
 
+@explaining
 def read_log_with_summary(
     source: Any,
     *,
@@ -88,7 +90,9 @@ def read_log_with_summary(
     asked = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
     given = {role: name for role, name in asked.items() if name is not None}
     is_path = isinstance(source, (str, os.PathLike))
-    frame, origin = read_path(Path(source).expanduser(), format, given) if is_path else from_frame(source)
+    if is_path and not os.fspath(source):
+        raise InputError("the path of the log is empty; give a file")
+    frame, origin = read_path(Path(os.fsdecode(source)), format, given) if is_path else from_frame(source)
     if frame.height == 0:
         raise InputError(f"{origin.name}: has no rows (nothing below a header?); give a log with interactions")
     summary = LogSummary(origin.name)
