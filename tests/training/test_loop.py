@@ -123,7 +123,7 @@ import json, os, random, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)
 from seqrec import Recommender
-from seqrec.run import STATE, Run
+from seqrec.run.folder import STATE, Run
 
 log, folder, options, kills, seed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 random.seed(int(seed))
