@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from seqrec.data.ids import IdTable, ids_of
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing_folder
 
@@ -41,7 +42,11 @@ class Dataset:
     ``items int32[N]`` (1 to ``num_items``; 0 is padding and never occurs), ``timestamps int64[N]``
     (unix seconds; the line number where the log has no times), ``offsets int64[U + 1]``: the history
     of user ``u`` is ``items[offsets[u]:offsets[u + 1]]``. ``user_ids[u]`` and ``item_ids[i - 1]`` are
-    the ids of the log. The arrays may be memory-mapped.
+    the ids of the log, sorted. The arrays may be memory-mapped.
+
+    User ``u`` also met ``met_items int32[M][met_offsets[u]:met_offsets[u + 1]]`` in interactions that the filters
+    dropped; both are None where there are none. It is no part of any history: it is neither trained on nor ranked
+    against, only not recommended.
     """
 
     items: np.ndarray
@@ -51,6 +56,8 @@ class Dataset:
     item_ids: pl.Series
     has_timestamps: bool
     before: Statistics | None = field(default=None, compare=False)  # the log before the filters
+    met_items: np.ndarray | None = None
+    met_offsets: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -91,12 +98,20 @@ class Dataset:
         return keys
 
     def user_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
-        """``int64`` index of each id, -1 where it is unknown."""
-        return _lookup(self.user_ids, ids, -1)
+        """``int64`` index of each id, -1 where it is unknown; 128, "128" and 128.0 are one id."""
+        return self._user_table.find(_listed(ids))
 
     def item_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
-        """``int64`` index (from 1) of each id, 0 where it is unknown."""
-        return _lookup(self.item_ids, ids, -1) + 1
+        """``int64`` index (from 1) of each id, 0 where it is unknown; 128, "128" and 128.0 are one id."""
+        return self._item_table.find(_listed(ids)) + 1
+
+    @cached_property
+    def _user_table(self) -> IdTable:
+        return IdTable(self.user_ids)
+
+    @cached_property
+    def _item_table(self) -> IdTable:
+        return IdTable(self.item_ids)
 
     def save(self, folder: str | Path) -> None:
         """Write the arrays and id tables to ``folder``, whole or not at all.
@@ -195,23 +210,7 @@ def _is_whole(dataset: Dataset, interactions: int) -> bool:
     )
 
 
-def _lookup(table: pl.Series, ids: Iterable[Any] | pl.Series, missing: int) -> np.ndarray:
+def _listed(ids: Iterable[Any] | pl.Series) -> pl.Series:
     if isinstance(ids, str | bytes):
         raise InputError(f"give a list of ids, not the single {ids!r}")
-    asked = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), strict=False)
-    if len(asked) == 0:
-        return np.empty(0, dtype=np.int64)
-    if asked.dtype.is_float():
-        # A column of ids with gaps comes as floats; 7.0 is the id 7, and 7.5 is none.
-        whole = asked.cast(pl.Int64, strict=False)
-        asked = whole.set(whole.cast(asked.dtype) != asked, None)
-    # '7' from a command line and 7 from a program name the same id, whichever the log holds; '007' is another.
-    try:
-        text, asked = asked, asked.cast(table.dtype, strict=False).alias("id")
-        if text.dtype == pl.String and asked.dtype.is_integer():
-            asked = asked.set(asked.cast(pl.String) != text, None)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"ids are integers or strings; these are {asked.dtype}") from error
-    frame = pl.DataFrame({"id": table, "index": np.arange(len(table), dtype=np.int64)})
-    found = asked.to_frame().join(frame, on="id", how="left", maintain_order="left")["index"]
-    return found.fill_null(missing).to_numpy()
+    return ids_of(ids)

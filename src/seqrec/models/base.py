@@ -37,6 +37,9 @@ class Model(nn.Module):
     #: does (in evaluation), and the others depend on later tokens too.
     CAUSAL: ClassVar[bool] = True
 
+    #: Whether it reads the times of a history, not its order alone.
+    USES_TIMES: ClassVar[bool] = False
+
     config: Any
     num_items: int
     num_users: int = 0
