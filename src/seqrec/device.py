@@ -37,7 +37,8 @@ def threads(asked: int | None = None) -> Iterator[int]:
 
 
 _forked = Event()  # set in a process that was forked after its parent computed
-_PATIENCE = 10.0  # seconds; polars' threads answer within thousandths where there are any
+_lost = Event()  # set where polars' threads were found to have stayed with the parent
+_PATIENCE = 5.0  # seconds; polars' threads answer within thousandths where there are any
 
 
 @cache
@@ -60,14 +61,17 @@ def check_polars(what: str) -> None:
     """
     if not _forked.is_set():
         return
-    frame = pl.DataFrame({"number": [2, 1]})
-    probe = Thread(target=frame.sort, args=("number",), daemon=True)  # hangs for ever where there are none
-    probe.start()
-    probe.join(_PATIENCE)
-    if probe.is_alive():
+    if not _lost.is_set():
+        frame = pl.DataFrame({"number": [2, 1]})
+        probe = Thread(target=frame.sort, args=("number",), daemon=True)  # hangs for ever where there are none
+        probe.start()
+        probe.join(_PATIENCE)
+        if probe.is_alive():
+            _lost.set()
+    if _lost.is_set():
         raise InputError(
-            f"{what} needs threads that this process lost when it was forked; do it before the fork, in each worker "
-            "after loading there, or start workers with spawn"
+            f"{what} needs threads that this process lost when it was forked; do it before the fork, or start the "
+            "process with spawn"
         )
 
 

@@ -185,6 +185,7 @@ def recommend_command(
     users: list[str] | None = None,
     users_file: Path | None = None,
     history: list[str] | None = None,
+    times: list[str] | None = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     keep_seen: bool = False,
     allow: Path | None = None,
@@ -201,8 +202,10 @@ def recommend_command(
         users: ids of users.
         users_file: a file with a user id a line.
         history: items of one person, the latest last; needs no user.
-        k: items a user.
-        keep_seen: recommend again what is in the history.
+        times: when each item of --history was met: numbers since 1970 or ISO dates. They order the history, and
+            tisasrec and slirec learn from them.
+        k: items per user.
+        keep_seen: recommend again what is in the history, or what the filters of fit dropped from it.
         allow: a file with an item id a line: only these.
         deny: a file with an item id a line: never these.
         strict: an unknown user or item is an error instead of a warning.
@@ -213,11 +216,14 @@ def recommend_command(
         raise InputError("give one of --users, --users-file and --history")
     if users == [] or history == []:
         raise InputError("no id given; write one or more after --users or --history")
+    if times is not None and history is None:
+        raise InputError("--times are of the items of --history; give both")
     recommender = Recommender.load(run)
     asked = lines_of(users_file) if users_file else users
     frames = recommender.recommend_batches(
         users=None if asked is None else like(asked, recommender.dataset.user_ids),
         histories=None if history is None else [history],
+        times=None if times is None else [times],
         k=k,
         keep_seen=keep_seen,
         allow=None if allow is None else lines_of(allow),

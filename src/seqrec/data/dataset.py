@@ -18,7 +18,8 @@ from seqrec.files import replacing_folder
 FORMAT_VERSION = 1
 _ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
 PART_ROWS = 1 << 22  # rows at once, where numpy would make int64 of all of them
-_FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in _ARRAYS)}
+_MET = {"met_items": np.int32, "met_offsets": np.int64}  # only where there are any
+_FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in (*_ARRAYS, *_MET))}
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Dataset:
         if foreign:
             raise InputError(f"{folder}: holds other files ({foreign[0]}), which would be lost; give a new folder")
         with replacing_folder(folder) as new:
-            for name in _ARRAYS:
+            for name in _ARRAYS if self.met_items is None else (*_ARRAYS, *_MET):
                 np.save(new / f"{name}.npy", getattr(self, name))
             self.user_ids.to_frame().write_parquet(new / "users.parquet")
             self.item_ids.to_frame().write_parquet(new / "items.parquet")
@@ -147,13 +148,14 @@ class Dataset:
             if facts["format_version"] > FORMAT_VERSION:
                 raise InputError(f"{folder}: dataset format {facts['format_version']} is newer; update seqrec")
             # open_memmap knows no pickles, which np.load would advise to trust.
-            arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in _ARRAYS}
+            names = [*_ARRAYS, *(name for name in _MET if (folder / f"{name}.npy").is_file())]
+            arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in names}
             user_ids = pl.read_parquet(folder / "users.parquet", glob=False).to_series()
             item_ids = pl.read_parquet(folder / "items.parquet", glob=False).to_series()
             before = Statistics(**facts["before"]) if facts["before"] else None
             dataset = cls(**arrays, user_ids=user_ids, item_ids=item_ids,
                           has_timestamps=facts["has_timestamps"], before=before)  # fmt: skip
-            whole = _is_whole(dataset, facts["interactions"])
+            whole = _is_whole(dataset, facts["interactions"]) and met_fits(dataset)
         except InputError:
             raise
         except (OSError, ValueError, LookupError, TypeError, pl.exceptions.PolarsError) as error:
@@ -207,6 +209,19 @@ def _is_whole(dataset: Dataset, interactions: int) -> bool:
         and dataset.items.shape == dataset.timestamps.shape == (interactions,)
         and offsets.shape == (len(dataset.user_ids) + 1,)
         and bool(offsets[0] == 0 and offsets[-1] == interactions and (offsets[1:] >= offsets[:-1]).all())
+    )
+
+
+def met_fits(dataset: Dataset) -> bool:
+    """Whether ``met_items`` and ``met_offsets`` fit the dataset, or are both left out."""
+    items, offsets = dataset.met_items, dataset.met_offsets
+    if items is None or offsets is None:
+        return items is None and offsets is None
+    return (
+        (items.dtype, offsets.dtype) == (_MET["met_items"], _MET["met_offsets"])
+        and (items.ndim, offsets.shape) == (1, dataset.offsets.shape)
+        and bool(offsets[0] == 0 and offsets[-1] == len(items) and (offsets[1:] >= offsets[:-1]).all())
+        and bool(len(items) == 0 or (items.min() >= 1 and items.max() <= dataset.num_items))
     )
 
 

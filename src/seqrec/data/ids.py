@@ -18,7 +18,7 @@ import polars as pl
 
 from seqrec.errors import InputError
 
-_WHOLE = re.compile(r"(-?[0-9]+)\.0+")
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
 _EXACT = 2**53  # from here on whole numbers run together in a float
 _NUMBERS: Any = (Real, Decimal)
 _MANY = 32  # a table that is this many times longer than what is asked for is searched, not made a dictionary
@@ -122,8 +122,8 @@ class IdTable:
         texts = texts_of(asked)
         found = self._find_texts(texts)
         missing = np.flatnonzero(found < 0)
-        if asked.dtype != pl.String and len(missing):  # a number may be written with .0, as pandas does after a join
-            again = [None if text is None else f"{text}.0" for text in (texts[row] for row in missing.tolist())]
+        again = [_other_form(texts[row]) for row in missing.tolist()]
+        if any(text is not None for text in again):
             found[missing] = self._find_texts(again)
         return found
 
@@ -151,6 +151,14 @@ class IdTable:
         return place if place < len(self.ids) and self.ids[place] == text else -1
 
 
+def _other_form(text: str | None) -> str | None:
+    """A whole number with .0, as pandas writes ids after a join, or without it."""
+    match = _WHOLE.fullmatch(text or "")
+    if match is None:
+        return None
+    return match[1] if match[2] else f"{match[1]}.0"
+
+
 def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """Ids as ``int64``, and which of them are integers: "7" and "7.0" are, "007" is another id than 7."""
     numbers = ids.cast(pl.Int64, strict=False)
@@ -165,8 +173,8 @@ def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     found[there] = numbers.filter(pl.Series(there)).to_numpy()
     if ids.dtype == pl.String:
         for row in np.flatnonzero(~there).tolist():
-            match = _WHOLE.fullmatch(ids[row] or "")
-            if match and str(int(match[1])) == match[1] and -(2**63) <= int(match[1]) < 2**63:
+            match = _WHOLE.fullmatch((ids[row] or "")[:40])
+            if match and -(2**63) <= int(match[1]) < 2**63:
                 found[row], there[row] = int(match[1]), True
     return found, there
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from torch import Tensor
 
-from seqrec.data.dataset import Dataset
+from seqrec.data.dataset import Dataset, met_fits
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import Split, SplitConfig
 from seqrec.errors import InputError, one_line
@@ -68,13 +69,17 @@ class Run:
             write_json(new / CONFIG, {"format_version": FORMAT_VERSION, **asdict(config)})
             dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
             offsets = np.asarray(dataset.offsets)
-            pl.DataFrame(
+            users = pl.DataFrame(
                 {
                     "user_id": dataset.user_ids,
                     "items": _lists(dataset.items, offsets, pl.Int32),
                     "timestamps": _lists(dataset.timestamps, offsets, pl.Int64),
                 }
-            ).write_parquet(new / USERS)
+            )
+            if dataset.met_items is not None:
+                met = pa.LargeListArray.from_arrays(dataset.met_offsets, dataset.met_items)
+                users = users.with_columns(pl.Series("met", met, dtype=pl.List(pl.Int32)))
+            users.write_parquet(new / USERS)
             if weights is not None:
                 write_tensors(new / WEIGHTS, weights, {})
                 write_epochs(new / EPOCHS, epochs)
@@ -120,13 +125,14 @@ class Run:
                 user_ids=users["user_id"],
                 item_ids=items["item_id"],
                 has_timestamps=self.config.has_timestamps,
+                **_met(users),
             )
         except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
             raise InputError(f"{self.folder / USERS}: is damaged ({one_line(error)}); train again") from error
         sizes = (dataset.num_users, dataset.num_items)
         known = (self.config.num_users, self.config.num_items)
         bounds = dataset.num_interactions == 0 or (dataset.items.min() >= 1 and dataset.items.max() <= known[1])
-        if sizes != known or not same or not bounds:
+        if sizes != known or not same or not bounds or not met_fits(dataset):
             raise InputError(
                 f"{self.folder}: {USERS} and {ITEMS} hold {sizes} users and items, {CONFIG} says {known}, or the "
                 "histories do not fit; the folder was mixed or damaged, train again"
@@ -299,6 +305,17 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
         raise InputError(f"{folder}: holds other files too ({foreign[0]}), which would be lost; choose another folder")
     if not overwrite:
         raise InputError(f"{folder}: already holds a run; go on with --resume, replace it with --overwrite")
+
+
+def _met(users: pl.DataFrame) -> dict[str, Any]:
+    """What users met in interactions that the filters dropped, where the run has any."""
+    if "met" not in users.columns:
+        return {}
+    lengths = users["met"].list.len().to_numpy()
+    return {
+        "met_items": users["met"].explode().drop_nulls().to_numpy().astype(np.int32, copy=False),
+        "met_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    }
 
 
 def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:
