@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import wraps
+from numbers import Integral
 from typing import Any, TypeVar
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -63,3 +64,11 @@ def unchanged_by_failure(method: Method) -> Method:
             raise
 
     return tried  # type: ignore[return-value]
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number of ``least`` or more; a fraction would be rounded somewhere without a word."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r}; give a whole number")
+    if value < least:
+        raise InputError(f"{name} is {value}; give {least} or more")

@@ -218,6 +218,7 @@ def recommend_command(
     users: list[str] | None = None,
     users_file: Path | None = None,
     history: list[str] | None = None,
+    times: list[str] | None = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     keep_seen: bool | None = None,
     allow: Path | None = None,
@@ -234,9 +235,11 @@ def recommend_command(
         users: ids of users.
         users_file: a file with one user id per line, or CSV, JSON lines or Parquet with a column user_id.
         history: items of one person, the latest last; needs no user.
-        k: items a user.
-        keep_seen: recommend again what is in the history; --keep-seen=false does not. By default as the run was
-            validated.
+        times: when each item of --history was met: numbers since 1970 or ISO dates. They order the history, and
+            tisasrec and slirec learn from them.
+        k: items per user.
+        keep_seen: recommend again what is in the history, or what the filters of fit dropped from it;
+            --keep-seen=false does not. By default as the run was validated.
         allow: only these items: a file with one id per line, or CSV, JSON lines or Parquet with a column item_id.
         deny: never these items: a file as for allow.
         strict: an unknown user or item is an error instead of a warning.
@@ -247,12 +250,15 @@ def recommend_command(
         raise InputError("give one of --users, --users-file and --history")
     if users == [] or history == []:
         raise InputError("no id given; write one or more after --users or --history")
+    if times is not None and history is None:
+        raise InputError("--times are of the items of --history; give both")
     check_outputs(out, json, reads=[users_file, allow, deny], run=run)
     recommender = Recommender.load(run)
     asked = read_ids(users_file, "user_id") if users_file else users
     frames = recommender.recommend_batches(
         users=None if asked is None else like(asked, recommender.dataset.user_ids),
         histories=None if history is None else [history],
+        times=None if times is None else [times],
         k=k,
         keep_seen=keep_seen,
         allow=None if allow is None else read_ids(allow, "item_id"),

@@ -14,13 +14,15 @@ import polars as pl
 
 from seqrec.data.checked import check_files, check_ids, read_json, read_parquet
 from seqrec.data.fields import check_fields
+from seqrec.data.ids import IdTable, ids_of
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing_folder
 
 FORMAT_VERSION = 1
 _ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
 PART_ROWS = 1 << 22  # rows at once, where numpy would make int64 of all of them
-_FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in _ARRAYS)}
+_MET = {"met_items": np.int32, "met_offsets": np.int64}  # only where there are any
+_FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in (*_ARRAYS, *_MET))}
 _ADVICE = "prepare it again"
 _LATEST = 2**62  # so that differences of times have 64 bits
 
@@ -49,7 +51,11 @@ class Dataset:
     ``items int32[N]`` (1 to ``num_items``; 0 is padding and never occurs), ``timestamps int64[N]``
     (unix seconds; the line number where the log has no times), ``offsets int64[U + 1]``: the history
     of user ``u`` is ``items[offsets[u]:offsets[u + 1]]``. ``user_ids[u]`` and ``item_ids[i - 1]`` are
-    the ids of the log. The arrays may be memory-mapped.
+    the ids of the log, sorted. The arrays may be memory-mapped.
+
+    User ``u`` also met ``met_items int32[M][met_offsets[u]:met_offsets[u + 1]]`` in interactions that the filters
+    dropped; both are None where there are none. It is no part of any history: it is neither trained on nor ranked
+    against, only not recommended.
     """
 
     items: np.ndarray
@@ -60,6 +66,8 @@ class Dataset:
     has_timestamps: bool
     before: Statistics | None = field(default=None, compare=False)  # the log before the filters
     filters: dict[str, Any] | None = field(default=None, compare=False)  # those of ``PrepareConfig``; None: unknown
+    met_items: np.ndarray | None = None
+    met_offsets: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -115,12 +123,20 @@ class Dataset:
         return digest.hexdigest()
 
     def user_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
-        """``int64`` index of each id, -1 where it is unknown."""
-        return _lookup(self.user_ids, ids, -1)
+        """``int64`` index of each id, -1 where it is unknown; 128, "128" and 128.0 are one id."""
+        return self._user_table.find(_listed(ids))
 
     def item_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
-        """``int64`` index (from 1) of each id, 0 where it is unknown."""
-        return _lookup(self.item_ids, ids, -1) + 1
+        """``int64`` index (from 1) of each id, 0 where it is unknown; 128, "128" and 128.0 are one id."""
+        return self._item_table.find(_listed(ids)) + 1
+
+    @cached_property
+    def _user_table(self) -> IdTable:
+        return IdTable(self.user_ids)
+
+    @cached_property
+    def _item_table(self) -> IdTable:
+        return IdTable(self.item_ids)
 
     def save(self, folder: str | Path) -> None:
         """Write the arrays and id tables to ``folder``, whole or not at all.
@@ -135,7 +151,7 @@ class Dataset:
         if foreign:
             raise InputError(f"{folder}: holds other files ({foreign[0]}), which would be lost; give a new folder")
         with replacing_folder(folder) as new:
-            for name in _ARRAYS:
+            for name in _ARRAYS if self.met_items is None else (*_ARRAYS, *_MET):
                 np.save(new / f"{name}.npy", getattr(self, name))
             self.user_ids.to_frame().write_parquet(new / "users.parquet")
             self.item_ids.to_frame().write_parquet(new / "items.parquet")
@@ -167,7 +183,8 @@ class Dataset:
             known = _facts(facts)
             # open_memmap knows no pickles, which np.load would advise to trust.
             arrays: dict[str, Any] = {
-                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in _ARRAYS
+                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+                for name in [*_ARRAYS, *(name for name in _MET if (folder / f"{name}.npy").is_file())]
             }
             if wrong := _misshapen(arrays, facts["interactions"], facts["users"]):
                 raise ValueError(wrong)
@@ -176,7 +193,7 @@ class Dataset:
                 ids = read_parquet(path, None, facts[name], _ADVICE).to_series()
                 known[f"{name.removesuffix('s')}_ids"] = check_ids(ids, path, _ADVICE)
             dataset = cls(**arrays, **known)
-            if wrong := fault_of(dataset):
+            if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
                 raise ValueError(wrong)
             if facts["fingerprint"] != dataset.fingerprint:
                 raise ValueError("its files are not those that were saved together")
@@ -305,23 +322,20 @@ def _misshapen(arrays: dict[str, Any], interactions: int, users: int) -> str | N
     return None
 
 
-def _lookup(table: pl.Series, ids: Iterable[Any] | pl.Series, missing: int) -> np.ndarray:
+def met_fits(dataset: Dataset) -> bool:
+    """Whether ``met_items`` and ``met_offsets`` fit the dataset, or are both left out."""
+    items, offsets = dataset.met_items, dataset.met_offsets
+    if items is None or offsets is None:
+        return items is None and offsets is None
+    return (
+        (items.dtype, offsets.dtype) == (_MET["met_items"], _MET["met_offsets"])
+        and (items.ndim, offsets.shape) == (1, dataset.offsets.shape)
+        and bool(offsets[0] == 0 and offsets[-1] == len(items) and (offsets[1:] >= offsets[:-1]).all())
+        and bool(len(items) == 0 or (items.min() >= 1 and items.max() <= dataset.num_items))
+    )
+
+
+def _listed(ids: Iterable[Any] | pl.Series) -> pl.Series:
     if isinstance(ids, str | bytes):
         raise InputError(f"give a list of ids, not the single {ids!r}")
-    asked = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), strict=False)
-    if len(asked) == 0:
-        return np.empty(0, dtype=np.int64)
-    if asked.dtype.is_float():
-        # A column of ids with gaps comes as floats; 7.0 is the id 7, and 7.5 is none.
-        whole = asked.cast(pl.Int64, strict=False)
-        asked = whole.set(whole.cast(asked.dtype) != asked, None)
-    # '7' from a command line and 7 from a program name the same id, whichever the log holds; '007' is another.
-    try:
-        text, asked = asked, asked.cast(table.dtype, strict=False).alias("id")
-        if text.dtype == pl.String and asked.dtype.is_integer():
-            asked = asked.set(asked.cast(pl.String) != text, None)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"ids are integers or strings; these are {asked.dtype}") from error
-    frame = pl.DataFrame({"id": table, "index": np.arange(len(table), dtype=np.int64)})
-    found = asked.to_frame().join(frame, on="id", how="left", maintain_order="left")["index"]
-    return found.fill_null(missing).to_numpy()
+    return ids_of(ids)

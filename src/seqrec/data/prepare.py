@@ -18,7 +18,8 @@ class PrepareConfig:
     """What of the log is kept. The steps run in the order of the fields.
 
     Args:
-        min_rating: keep interactions rated at least this; needs a rating column.
+        min_rating: keep interactions rated at least this; needs a rating column. What is dropped is not learnt from,
+            but counts as met: it is not recommended to this user again.
         duplicates: what to do when a user meets an item again: ``keep`` every interaction, ``drop-copies``
             (rows with the same user, item and time), ``drop-consecutive`` repetitions in a row (the first of a
             run stays), or ``drop`` every repetition (the first interaction with the item stays).
@@ -71,7 +72,9 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     del same
     keep = None if good is None else good[order]
     del order, good
+    dropped = None
     if keep is not None:
+        dropped = users[~keep], items[~keep]
         users, items, timestamps = users[keep], items[keep], timestamps[keep]
     keep = _duplicates(users, items, timestamps, config.duplicates)
     if keep is not None:
@@ -83,6 +86,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         raise InputError(
             f"nothing is left of {before.interactions:,} interactions after the filters ({_said(config)}); lower them"
         )
+    met_items, met_offsets = (None, None) if dropped is None else _met(dropped, users, items, len(item_ids))
     users, user_ids = _compact(users, user_ids)
     items, item_ids = _compact(items, item_ids)
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
@@ -97,6 +101,8 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         has_timestamps=has_timestamps,
         before=before,
         filters=dict(vars(config)),
+        met_items=met_items,
+        met_offsets=met_offsets,
     )
 
 
@@ -239,6 +245,24 @@ def _core(
         if config.core == "once":
             return keep
         users, items = users[good], items[good]
+
+
+def _met(
+    dropped: tuple[np.ndarray, np.ndarray], users: np.ndarray, items: np.ndarray, num_items: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What users who stay met of items that stay, in the dropped interactions: as :class:`Dataset` has it.
+
+    Users and items are those of before :func:`_compact`. Of the filters only that of ratings drops such pairs: the
+    k-core drops all of a user or all of an item, and a dropped repetition leaves the item in the history.
+    """
+    known_users, known_items = np.unique(users), np.unique(items)
+    stay = np.isin(dropped[0], known_users) & np.isin(dropped[1], known_items)
+    keys = np.unique(dropped[0][stay].astype(np.int64) * num_items + dropped[1][stay])
+    if len(keys) == 0:
+        return None, None
+    offsets = np.zeros(len(known_users) + 1, dtype=np.int64)
+    np.cumsum(counts_of(np.searchsorted(known_users, keys // num_items), len(known_users)), out=offsets[1:])
+    return (np.searchsorted(known_items, keys % num_items) + 1).astype(np.int32), offsets
 
 
 def _compact(indices: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -40,6 +40,8 @@ class Model(nn.Module):
     #: Names of weights whose length is what the log gave; the others follow from the configuration and the numbers
     #: of items and users.
     LENGTHS_OF_THE_LOG: ClassVar[frozenset[str]] = frozenset()
+    #: Whether it reads the times of a history, not its order alone.
+    USES_TIMES: ClassVar[bool] = False
 
     config: Any
     num_items: int

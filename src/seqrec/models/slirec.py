@@ -188,6 +188,7 @@ class SLiRec(Model):
     """
 
     Config = SLiRecConfig
+    USES_TIMES = True
     FACTORED = False
     LOSS: ClassVar[Loss] = "bce"
     config: SLiRecConfig
