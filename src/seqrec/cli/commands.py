@@ -170,7 +170,7 @@ def evaluate_command(
         negatives: how many, for sampled.
         split: which held-out items.
         keep_seen: let items of the history take places in a full ranking.
-        seed: of the negatives and of the bootstrap.
+        seed: of the negatives, and of the bootstrap of the coverage.
     """
     recommender = Recommender.load(run)
     evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
