@@ -202,7 +202,7 @@ def evaluate_command(
         split: which held-out items.
         keep_seen: let items of the history take places in a full ranking; --keep-seen=false removes them. By default
             as the run was validated.
-        seed: of the negatives and of the bootstrap.
+        seed: of the negatives, and of the bootstrap of the coverage.
     """
     check_outputs(json, run=run)
     recommender = Recommender.load(run)
