@@ -15,7 +15,7 @@ from rich.progress import track
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
-from seqrec.data.formats.read import read_log_with_summary
+from seqrec.data.formats.read import read_log, read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.prepare import PrepareConfig, filters_of, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
@@ -188,7 +188,9 @@ class Recommender:
 
     def _read(self, log: Any) -> pl.DataFrame:
         """The log as a frame, with its ratings where the filters need them."""
-        return read_log_with_summary(log, needs_rating=self.prepare_config.min_rating is not None)[0]
+        if self.prepare_config.min_rating is None:
+            return read_log(log)
+        return read_log_with_summary(log, needs_rating=True)[0]
 
     def recommend(
         self,

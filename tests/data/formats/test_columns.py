@@ -93,6 +93,17 @@ def test_what_only_looks_like_times_is_named(columns, likely):
         assert read(frame, timestamp=name)[0]["timestamp"].to_list() == SECONDS
 
 
+@pytest.mark.parametrize(
+    "values", [["12/1/2010 8:26"] * 30, [None] + [iso(s) for s in SECONDS[1:]], [*SECONDS[1:], None], ["9:30"] * 30]
+)
+def test_times_that_cannot_be_read_are_named(values):
+    result, said = read(pl.DataFrame({"user": USERS, "item": ITEMS, "InvoiceDate": values}))
+    assert result.columns == ["user_id", "item_id", "InvoiceDate"]
+    assert "'InvoiceDate' may be one, though not all values can be read: --timestamp InvoiceDate says which" in said[0]
+    with pytest.raises(InputError, match=r"row \d+: timestamp"):
+        read_log(pl.DataFrame({"user": USERS, "item": ITEMS, "InvoiceDate": values}), timestamp="InvoiceDate")
+
+
 @pytest.mark.parametrize("values", [["1.5"] * 30, ["soon"] * 30, [str(n) for n in range(30)], ["4111"] * 30])
 def test_a_name_alone_makes_no_times(values):
     result, said = read(pl.DataFrame({"user": USERS, "item": ITEMS, "watch_time": values}))
@@ -118,6 +129,8 @@ def test_lines_that_stand_together_need_no_times(tmp_path):
         ("%Y-%m-%d", "%H:%M"),
         ("%Y-%m-%d", "%H%M"),
         ("%Y-%m-%d", "%H:%M:%S"),
+        ("%Y-%m-%d", "%I:%M:%S %p"),
+        ("%Y-%m-%d", "%I:%M%p"),
         ("%Y%m%d", "%H%M%S"),
         ("%Y/%m/%d", "%H:%M:%S.%f"),
     ],
@@ -203,6 +216,19 @@ def test_four_columns_with_the_time_first_are_asked_about(tmp_path):
     path = write(tmp_path, None, [[iso(s) for s in SECONDS], USERS, ITEMS, [n % 5 for n in range(30)]])
     with pytest.raises(InputError, match="--user 2 --item 3 --timestamp 1"):
         read_log(path)
+
+
+@pytest.mark.parametrize(("place", "flags"), [(0, "--user 2 --item 3 --timestamp 1"), (1, "--user 1 --item 3 --tim")])
+def test_dates_as_whole_numbers_in_another_place(tmp_path, place, flags):
+    columns = [USERS, ITEMS]
+    columns.insert(place, [20_200_101 + n % 28 for n in range(30)])
+    with pytest.raises(InputError, match=f"column {place + 1} looks like times.*{flags}"):
+        read_log(write(tmp_path, None, columns))
+
+
+def test_small_catalogues_are_no_ratings(tmp_path):
+    path = write(tmp_path, None, [USERS, [n % 5 for n in range(30)], list(range(100, 130))])
+    assert read(path)[0]["timestamp"].to_list() == list(range(100, 130))
 
 
 def test_ids_that_look_like_times_stay_ids_beside_times(tmp_path):

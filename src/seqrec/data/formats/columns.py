@@ -7,7 +7,7 @@ import polars as pl
 from seqrec.data.formats.summary import LogSummary, some_names
 from seqrec.data.formats.text import USUAL_NAMES, Origin, plain_name
 from seqrec.data.formats.time_columns import find_times, position_of_times, usual_times
-from seqrec.data.formats.times import clock_of, times_of
+from seqrec.data.formats.times import clock_of, is_counted, times_of
 from seqrec.data.formats.values import PART_ROWS, floats_of, ids_of, is_text, numbers_of, words_for_nothing
 from seqrec.errors import InputError
 
@@ -116,7 +116,9 @@ def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[
     times = position_of_times(frame.iter_columns())
     early = [name for name in times if name in ("1", "2")]
     dates = [name for name in early if not frame[name].dtype.is_integer()]
-    if not dates and (len(times) > len(early) or all(frame[name].n_unique() * 2 < frame.height for name in early)):
+    clear = [name for name in early if name in dates or not is_counted(frame[name])]
+    often = all(frame[name].n_unique() * 2 < frame.height for name in early)
+    if not dates and (len(times) > len(early) or (often and not clear)):
         _refuse_ratings_as_items(frame, log)
         return None
     time = (dates or early)[0]
@@ -135,17 +137,13 @@ def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[
 
 def _refuse_ratings_as_items(frame: pl.DataFrame, log: Origin) -> None:
     """Raise where the second column holds ratings and the third does not."""
-    if frame.width < 3:
+    if frame.width < 4 or frame.height < 20:  # in a small log, anything may be a few small numbers
         return
-    second, third = floats_of(frame["2"].head(PART_ROWS)), frame["3"].head(PART_ROWS)
-    if not second.is_between(0, 10).fill_null(False).all() or second.n_unique() > 11:
-        return
-    # In a small log, anything may be a few small numbers.
-    if frame.height >= 20 and third.n_unique() > 11 and not position_of_times([frame["3"]]):
-        flags = "--user 1 --item 3 --rating 2" + (" --timestamp 4" if frame.width == 4 else "")
+    small = [floats_of(frame[name].head(PART_ROWS)).is_between(0, 10).fill_null(False).all() for name in "234"]
+    if small == [True, False, False] and frame["3"].n_unique() > 11 and not position_of_times([frame["3"]]):
         raise InputError(
             f"{log.name}: column 2 looks like ratings, and there is no header that says which column is what; "
-            f"name them: {flags}, if that is the order"
+            "name them: --user 1 --item 3 --rating 2 --timestamp 4, if that is the order"
         )
 
 
@@ -163,6 +161,7 @@ def canonical(
             summary.warn(f"in {count:,} of {len(columns[role]):,} rows the {parameter} id is the word {word!r}{other}")
         summary.columns[parameter] = name
     rating = read.pop(choice.roles["rating"]) if "rating" in choice.roles else None
+    said = len(summary.notes)
     found = find_times(read, log, choice.times, choice.usual, summary)
     if found is not None:
         columns["timestamp"] = found.seconds
@@ -170,7 +169,7 @@ def canonical(
         summary.time_unit = found.unit
         for name in found.names:
             read.pop(name)
-    elif _is_scattered(columns["user_id"]) and not summary.notes:
+    elif len(summary.notes) == said and _is_scattered(columns["user_id"]):
         summary.warn("no time column; the order of the lines is taken for the order of time (--timestamp names one)")
     if rating is not None:
         numbers = _ratings_of(log, rating, strict_rating, summary)

@@ -76,6 +76,13 @@ def find_times(
             f"no time column found; {', '.join(map(repr, likely))} {look} like one: give {flags} "
             "(timestamp=). The order of the lines is taken for the order of time"
         )
+        return None
+    doubtful = [name for name in columns if log.header and has_time_name(name) and _may_be_times(columns[name])]
+    if doubtful:
+        summary.warn(
+            f"no time column found; {', '.join(map(repr, doubtful))} may be one, though not all values can be read: "
+            f"--timestamp {quote(doubtful[0])} says which. The order of the lines is taken for the order of time"
+        )
     return None
 
 
@@ -170,13 +177,31 @@ def _looks_like_times(values: pl.Series, named: bool, finest: int = 1000) -> boo
             return False
         if named or times.unit == "dates":
             span = (YEAR_1980 if times.is_number else YEAR_1900), YEAR_2100
-        elif times.is_number and times.per_second <= finest:
+        elif (times.is_number and times.per_second <= finest) or (
+            finest > 1000 and _is_dates_by_more_than_chance(times)
+        ):
             span = YEAR_1990, YEAR_2040
         else:
             return False
         if not times.lie_between(*span):
             return False
     return True
+
+
+def _is_dates_by_more_than_chance(times: Times) -> bool:
+    """Whether these are dates written as whole numbers, of which one number in twenty is one by chance."""
+    return times.unit.startswith("whole numbers") and times.stamps.n_unique() >= 3
+
+
+def _may_be_times(values: pl.Series) -> bool:
+    """Whether a column may be times with gaps, or in a way of writing that is not known."""
+    there = values.drop_nulls()
+    if there.dtype == pl.String:
+        there = there.filter(there.str.contains("[0-9]"))
+        is_number = there.head(SAMPLE_ROWS).str.strip_chars().cast(pl.Float64, strict=False).is_not_null()
+        if len(there) > len(values) / 2 and not is_number.any():
+            return True
+    return len(there) > len(values) / 2 and _looks_like_times(there, True)
 
 
 def position_of_times(columns: Iterable[pl.Series]) -> list[str]:

@@ -88,6 +88,12 @@ def times_of(values: pl.Series) -> Times | None:
     return Times(exact, per_second, f"{UNITS[per_second]} since 1970", True)
 
 
+def is_counted(values: pl.Series) -> bool:
+    """Whether a column holds numbers that count since 1970, if they are times at all."""
+    times = times_of(values)
+    return times is None or times.is_number
+
+
 def same_unit(times: Times) -> pl.Series:
     """Which of the values may be in the unit of the others, and whole: neither seconds among milliseconds nor cut off.
 
@@ -151,9 +157,16 @@ def clock_of(values: pl.Series) -> pl.Series | None:
     if values.null_count() or not (values.dtype == pl.String or values.dtype.is_integer()):
         return None
     text = values.cast(pl.String).str.strip_chars()
+    noon = text.str.to_uppercase().str.extract(r" ?([AP]M)$")
+    if noon.null_count() == 0:  # 12:30 AM is half an hour after midnight
+        text = text.str.replace(r"(?i) ?[ap]m$", "")
+        if not text.str.contains("^(0?[1-9]|1[0-2]):").all():
+            return None
     if text.str.contains(r"^[0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?$").all():
         parts = [text.str.extract(rf"^(?:[0-9.]+:){{{place}}}([0-9.]+)") for place in range(3)]
         hours, minutes, seconds = (part.cast(pl.Float64).fill_null(0) for part in parts)
+        if noon.null_count() == 0:
+            hours = hours % 12 + (noon == "PM").cast(pl.Float64) * 12
     elif text.str.contains("^[0-9]{1,6}$").all():
         numbers = text.cast(pl.Int64)
         numbers = numbers * 100 if numbers.max() <= 2359 and text.str.len_bytes().max() <= 4 else numbers  # type: ignore[operator]
