@@ -1,6 +1,5 @@
 """Public data sets by name: download, verify, convert to a log that ``read_log`` reads."""
 
-import fcntl
 import gzip
 import hashlib
 import os
@@ -141,6 +140,11 @@ def cache_folder() -> Path:
 
 @contextmanager
 def _locked(path: Path, progress: bool) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows; there two processes at once may each download the file, and the last one counts
+        yield
+        return
     # The lock file stays: removing it could leave two processes with locks on two different files.
     with path.open("ab") as file:
         try:

@@ -2,9 +2,11 @@
 
 import gzip
 import io
+import os
 import re
 import subprocess
 import sys
+import threading
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -142,6 +144,7 @@ FILES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("case", FILES)
 def test_files(tmp_path, case, zipped):
@@ -151,6 +154,7 @@ def test_files(tmp_path, case, zipped):
     assert columns_of(str(path)) == expected
 
 
+@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
 @pytest.mark.parametrize("case", FILES)
 def test_the_order_of_columns_and_their_types(tmp_path, case):
     name, content, _ = FILES[case]
@@ -519,6 +523,142 @@ def test_permission_denied(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(InputError, match=r"a\.csv: Permission denied; check the path and its permissions"):
         read_log(tmp_path / "a.csv")
+
+
+PATHS = {
+    "no such user": ("~nosuchuser/log.csv", "home directory"),
+    "a long name": ("n" * 300, "File name too long"),
+    "a long path": ("/".join(["n" * 200] * 30), "File name too long"),
+    "a null character": ("a\0b", "no path"),
+    "below a file": ("log.csv/log.csv", "Not a directory"),
+    "a link to itself": ("loop", "symbolic links|No such file"),
+    "a link to nothing": ("nowhere", "No such file"),
+}
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_paths_that_cannot_be_opened(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "log.csv", "user,item\n1,2\n")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("missing")
+    name, message = PATHS[case]
+    with pytest.raises(InputError, match=message) as caught:
+        read_log(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_path():
+    with pytest.raises(InputError, match="the path of the log is empty"):
+        read_log("")
+
+
+@pytest.mark.parametrize("name", ["is_dir", "is_file", "stat", "read_bytes"])
+def test_folders_that_may_not_be_entered(tmp_path, monkeypatch, name):
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = write(tmp_path, "a.csv", "user,item\n1,2\n")
+    monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(InputError, match=r"a\.csv: Permission denied; check the path and its permissions"):
+        read_log(path)
+
+
+def test_parts_that_may_not_be_opened(tmp_path, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write(tmp_path, "0.parquet", parquet({"user": [1], "item": [2]}))
+    for name in ("iterdir", "read_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, refuse)
+            with pytest.raises(InputError, match="Permission denied; check the path"):
+                read_log(tmp_path)
+
+
+def test_pipes(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for content, expected in (("user,item\n1,2\n", (1, 2)), ("user,item\r1,2\r", (1, 2)), ("sep=;\n1;2\n", (1, 2))):
+        writer = threading.Thread(target=path.write_text, args=(content,))
+        writer.start()
+        assert read_log(path, user=None).rows() == [expected]
+        writer.join()
+
+
+def test_ctrl_c_that_polars_drops(tmp_path):
+    """Where Python code that polars calls raises it, polars turns it into a TypeError about the type of a column."""
+    path = write(tmp_path, "a.csv", "user,item\n1,2\n")
+    read_log(path)
+    calls = []
+
+    def interrupt(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.endswith("polars/datatypes/classes.py"):
+            calls.append(frame.f_code.co_name)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+
+    for number in range(1, 60):
+        calls.clear()
+        sys.setprofile(interrupt)
+        try:
+            read_log(path)
+        except KeyboardInterrupt:
+            continue
+        finally:
+            sys.setprofile(None)
+        assert len(calls) < number, calls[-1]
+
+
+def test_panics_of_polars_are_one_line(tmp_path, monkeypatch):
+    def panic(*arguments, **options):
+        raise pl.exceptions.PanicException("index out of bounds\nmore")
+
+    path = write(tmp_path, "a.csv", "user,item\n1,2\n")
+    monkeypatch.setattr(pl, "read_csv", panic)
+    with pytest.raises(InputError, match=r"a\.csv: cannot be read \(index out of bounds\); write it again"):
+        read_log(path)
+
+
+@pytest.mark.parametrize("depth", [1040, 200_000])
+def test_deep_json(tmp_path, depth):
+    line = '{"user": 1, "item": 2}\n'
+    path = write(tmp_path, "a.jsonl", line + '{"user": 1, "item": 2, "note": ' + "[" * depth + "]" * depth + "}\n")
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: is nested too deeply|a\.jsonl: is not JSON lines"):
+        read_log(path)
+
+
+def test_json_values_of_all_kinds(tmp_path):
+    path = write(
+        tmp_path,
+        "a.jsonl",
+        '{"user": 1, "item": "007", "note": {"a": [1, {"b": null}]}}\n{"item": 7, "user": 9007199254740993}\n',
+    )
+    assert read_log(path)["item_id"].to_list() == ["007", "7"]
+    assert read_log(path)["user_id"].to_list() == [1, 9007199254740993]
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "x\\udfff", "\\ude00\\ud83d"])
+def test_lone_surrogates_are_no_ids(tmp_path, text):
+    path = write(tmp_path, "a.jsonl", f'{{"user": "\\ud83d\\ude00", "item": 2}}\n{{"user": "{text}", "item": 2}}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: holds a lone surrogate"):
+        read_log(path)
+
+
+def test_pairs_of_surrogates_are_text(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"user": "\\ud83d\\ude00", "item": "\\\\ud800"}\n')
+    assert read_log(path).rows() == [("\U0001f600", "\\ud800")]
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pa.table])
+def test_frames_of_other_libraries_that_polars_does_not_take(make):
+    columns = {"user": ["a"], "item": ["b"], "odd": [b"x"]}
+    if make is pd.DataFrame:
+        frame = pd.DataFrame(columns).assign(odd=[1 + 2j])
+    else:
+        frame = pa.table({**columns, "odd": pa.array([1], pa.timestamp("s", "Mars/Olympus"))})
+    with pytest.raises(InputError, match=r"cannot be read \(.*\); give columns one type and name"):
+        read_log(frame)
 
 
 # ---- format= overrides what would be detected

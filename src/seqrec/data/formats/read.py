@@ -33,12 +33,15 @@ def read_log(
     that of time where there are no timestamps; but stamps finer than seconds are rounded down, and the rows
     are then in the order of the fine stamps, which would be lost.
 
-    **Formats**, found by extension and content; `format` overrides. Files may be gzipped.
+    **Formats**, found by extension and content; `format` overrides. Files may be gzipped. Text is UTF-8, or UTF-16
+    or UTF-32 with a byte order mark; its lines end with LF, CRLF or, in the whole file, CR. A first line `sep=;` of
+    Excel says the separator; lines of comments (`#`, `%`) above the log are left out, with a warning.
     - `csv`: separated by `,` (or `;`, `|`, tab), fields may be quoted; `tsv`: separated by tabs.
     - `whitespace`: separated by runs of blanks or tabs; every line has as many fields as the first.
-    - `sequences`: one line a user, `user item item item …`, in the order of time.
+    - `sequences`: one line per user, `user item item item …`, in the order of time.
     - `movielens`: separated by `::`; `inter`: RecBole's tab-separated files with `name:type` headers.
-    - `jsonl`: one JSON object a line; `parquet`: one file, or a folder of `*.parquet` parts, sorted by name.
+    - `jsonl`: one JSON object per line; `parquet`: one file, or a folder of parts, sorted by name. Names that begin
+      with `.` or `_` are passed over, folders `key=value` give a column, other folders with Parquet are an error.
     **Columns** are found by their usual names in any case (`USUAL_NAMES`, best first: `user_id`, `reviewerID`,
     `item_id`, `asin`, `timestamp`, `rating`, …) or named by the parameters, also by number where there is no
     header. The time may have another name, where the name speaks of time (`InvoiceDate`, `t_dat`) and all its
