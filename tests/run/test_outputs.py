@@ -85,9 +85,7 @@ bench log.csv --json log.csv
 
 
 @pytest.mark.parametrize("command", COMMANDS.strip().splitlines())
-def test_what_would_destroy_something_is_refused(
-    place: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_what_would_destroy_something_is_refused(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     before = content(place)
     assert main(command.split()) == 2
     out, errors = capsys.readouterr()
@@ -153,5 +151,7 @@ def test_a_run_that_is_replaced_keeps_its_permissions(place: Path) -> None:
     (place / "run/weights.safetensors").chmod(0o640)
     options = ["--embedding-dim", "4", "--num-blocks", "1", "--epochs", "1"]
     assert main(["fit", "log.csv", "--out", "run", "--overwrite", *options]) == 0
-    modes = {name: (place / "run" / name).stat().st_mode & 0o777 for name in ("", "users.parquet", "weights.safetensors")}
+    modes = {
+        name: (place / "run" / name).stat().st_mode & 0o777 for name in ("", "users.parquet", "weights.safetensors")
+    }
     assert modes == {"": 0o700, "users.parquet": 0o600, "weights.safetensors": 0o640}
