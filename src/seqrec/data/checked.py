@@ -106,7 +106,7 @@ def read_parquet(path: Path, columns: Mapping[str, Any] | None, rows: int, advic
         unpacked += 16 * rows
         if unpacked > max(MOST_UNPACKED, MOST_EXPANSION * size):
             raise ValueError(f"its {size:,} bytes would become {unpacked:,} in memory")
-        schema = pl.read_parquet_schema(path)
+        schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
         if columns is None:
             columns = {next(iter(schema)): None} if len(schema) == 1 else {"of ids": None}
         for name, dtype in columns.items():
