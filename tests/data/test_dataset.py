@@ -273,3 +273,108 @@ def test_saving_never_removes_what_is_not_a_dataset(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         numbers().save(tmp_path / "thesis.txt" / "log")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_links_and_pipes_in_a_saved_dataset(tmp_path, name, kind):
+    folder = tmp_path / "log"
+    numbers().save(folder)
+    (folder / name).rename(tmp_path / "elsewhere")
+    if kind == "link":
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+    elif kind == "pipe":
+        os.mkfifo(folder / name)  # whose opening would wait for a writer
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(InputError, match=name):
+        Dataset.load(folder)
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    numbers().save(tmp_path / "log")
+    np.save(tmp_path / "log/items.npy", np.array([Harm()] * 3, dtype=object), allow_pickle=True)
+    with pytest.raises(InputError):
+        Dataset.load(tmp_path / "log")
+    assert not (tmp_path / "harm").exists()
+
+
+WRONG = {
+    "beyond": ("items", lambda x: x + 100),
+    "zero": ("items", lambda x: x * 0),
+    "negative": ("items", lambda x: -x),
+    "permuted": ("items", lambda x: x[::-1]),
+    "exchanged": ("timestamps", lambda x: x[::-1]),
+    "late": ("timestamps", lambda x: x + 2**62),
+    "earlier": ("timestamps", lambda x: x - 1),
+    "falling": ("offsets", lambda x: np.concatenate([x[:1], x[2:3], x[1:2], x[3:]])),
+    "shifted": ("offsets", lambda x: np.concatenate([x[:1], x[1:-1] + 1, x[-1:]])),
+    "big-endian": ("items", lambda x: x.astype(">i4")),
+    "two columns": ("items", lambda x: np.stack([x, x], axis=1)),
+    "structure": ("items", lambda x: x.view([("a", np.int32)])),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_values_of_a_saved_dataset(tmp_path, what):
+    name, change = WRONG[what]
+    some_dataset().save(tmp_path / "log")
+    path = tmp_path / f"log/{name}.npy"
+    np.save(path, np.array(change(np.load(path))))
+    with pytest.raises(InputError, match="prepare it again"):
+        Dataset.load(tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids: ids.reverse(),
+        lambda ids: ids.cast(pl.String),
+        lambda ids: ids + 0.5,
+        lambda ids: ids.head(9),
+        lambda ids: ids * 2,
+    ],
+)
+def test_ids_of_a_saved_dataset(tmp_path, change):
+    some_dataset().save(tmp_path / "log")
+    path = tmp_path / "log/users.parquet"
+    change(pl.read_parquet(path).to_series()).to_frame().write_parquet(path)
+    with pytest.raises(InputError, match="prepare it again"):
+        Dataset.load(tmp_path / "log")
+
+
+def test_facts_of_a_saved_dataset(tmp_path):
+    numbers().save(tmp_path / "log")
+    path = tmp_path / "log/dataset.json"
+    whole = json.loads(path.read_text())
+    texts = ["[" * 100_000, '{"a":' * 100_000, "[]", "1" * 5000]
+    for name in whole:
+        for bad in (None, True, -1, 2**70, 1.5, "x", [], {}):
+            if (name != "before" or bad is not None) and bad is not whole[name]:
+                texts.append(json.dumps(whole | {name: bad}))
+    for text in texts:
+        path.write_text(text)
+        with pytest.raises(InputError) as raised:
+            Dataset.load(tmp_path / "log")
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_of_a_saved_dataset(tmp_path, name):
+    dataset = some_dataset()
+    dataset.save(tmp_path / "log")
+    path = tmp_path / "log" / name
+    whole = path.read_bytes()
+    dice = np.random.default_rng(3)
+    for place in dice.integers(len(whole), size=25):
+        flipped = bytes([whole[place] ^ (1 << int(dice.integers(8)))])
+        path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        try:
+            loaded = Dataset.load(tmp_path / "log")
+        except InputError:
+            continue
+        assert loaded.fingerprint == dataset.fingerprint

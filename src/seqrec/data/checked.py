@@ -109,8 +109,7 @@ def read_parquet(
         unpacked += 16 * rows
         if unpacked > max(MOST_UNPACKED, MOST_EXPANSION * size):
             raise ValueError(f"its {size:,} bytes would become {unpacked:,} in memory")
-        with path.open("rb") as file:  # by its name, brackets would be taken for a pattern
-            schema = pl.read_parquet_schema(file)
+        schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
         if columns is None:
             columns = {next(iter(schema)): None} if len(schema) == 1 else {"of ids": None}
         columns = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in schema}}

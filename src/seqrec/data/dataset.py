@@ -181,7 +181,6 @@ class Dataset:
             check_files(folder, dict.fromkeys(_FILES), _ADVICE)
             facts = read_json(folder / "dataset.json", _ADVICE)
             known = _facts(facts)
-            # open_memmap knows no pickles, which np.load would advise to trust.
             arrays: dict[str, Any] = {
                 name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
                 for name in [*_ARRAYS, *(name for name in _MET if (folder / f"{name}.npy").is_file())]
@@ -312,6 +311,14 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("before is no object")
         check_fields(Statistics, before, complete=True)
     return {"has_timestamps": facts["has_timestamps"], "before": None if before is None else Statistics(**before)}
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """Map an array; open_memmap knows no pickles, which np.load would advise to trust."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # the head is a piece of Python, of which its parser says anything that can be wrong
+        raise ValueError(f"{path.name}: {one_line(error)}") from error
 
 
 def _misshapen(arrays: dict[str, Any], interactions: int, users: int) -> str | None:
