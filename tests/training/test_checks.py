@@ -147,8 +147,9 @@ def test_seen_items_stay_where_most_validation_items_repeat(tmp_path: Path, caps
     loaded = Recommender.load(tmp_path / "run")
     assert loaded.evaluate().metrics == fitted.evaluations["full"].metrics
     assert loaded.evaluate(keep_seen=False).unreachable == 20
-    assert loaded.recommend(k=30).height == 20 * 30
-    assert loaded.recommend(k=30, keep_seen=False).height == 20 * (30 - 4)
+    items = loaded.dataset.num_items
+    assert loaded.recommend(k=items).height == 20 * items
+    assert loaded.recommend(k=items, keep_seen=False).height == 20 * (items - 4)
     for flag, seen in (([], "kept"), (["--keep-seen=false"], "removed"), (["--keep-seen"], "kept")):
         assert main(["evaluate", str(tmp_path / "run"), *flag]) == 0
         assert f"seen items {seen}" in capsys.readouterr().out
