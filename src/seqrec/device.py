@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+from threading import Event, Thread
 
+import polars as pl
 import torch
 
 from seqrec.errors import InputError, one_line
@@ -18,10 +21,12 @@ def threads(asked: int | None = None) -> Iterator[int]:
 
     Without a number they are what torch has (a core each, or what OMP_NUM_THREADS or the program said), but not more
     than the processors that the process may use: in a container that is given two of sixty-four, sixty-four threads
-    that wait for each other are many times slower than two.
+    that wait for each other are many times slower than two. In a process that was forked after its parent computed it
+    is one: OpenMP's threads stay with the parent, and the child would wait for them without end.
     """
+    watch_forks()
     before = torch.get_num_threads()
-    count = asked or min(before, usable_processors())
+    count = 1 if _forked.is_set() else asked or min(before, usable_processors())
     if count != before:
         torch.set_num_threads(count)
     try:
@@ -29,6 +34,45 @@ def threads(asked: int | None = None) -> Iterator[int]:
     finally:
         if count != before:
             torch.set_num_threads(before)
+
+
+_forked = Event()  # set in a process that was forked after its parent computed
+_lost = Event()  # set where polars' threads were found to have stayed with the parent
+_PATIENCE = 5.0  # seconds; polars' threads answer within thousandths where there are any
+
+
+@cache
+def watch_forks() -> None:
+    """From now on a process that is forked from this one computes on one thread, the only one that it has."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_be_forked)
+
+
+def _be_forked() -> None:
+    _forked.set()
+    torch.set_num_threads(1)
+
+
+def check_polars(what: str) -> None:
+    """Refuse, in a forked process, what would wait without end for threads of polars that stayed with the parent.
+
+    Raises:
+        InputError: ``what`` needs these threads.
+    """
+    if not _forked.is_set():
+        return
+    if not _lost.is_set():
+        frame = pl.DataFrame({"number": [2, 1]})
+        probe = Thread(target=frame.sort, args=("number",), daemon=True)  # hangs for ever where there are none
+        probe.start()
+        probe.join(_PATIENCE)
+        if probe.is_alive():
+            _lost.set()
+    if _lost.is_set():
+        raise InputError(
+            f"{what} needs threads that this process lost when it was forked; do it before the fork, or start the "
+            "process with spawn"
+        )
 
 
 def usable_processors() -> int:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import wraps
+from numbers import Integral
 from typing import Any, TypeVar
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -22,6 +23,10 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class RunWarning(UserWarning):
+    """What became of a run folder, where nobody asked: left-overs of a killed process, or another one at work."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -59,3 +64,11 @@ def unchanged_by_failure(method: Method) -> Method:
             raise
 
     return tried  # type: ignore[return-value]
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number of ``least`` or more; a fraction would be rounded somewhere without a word."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r}; give a whole number")
+    if value < least:
+        raise InputError(f"{name} is {value}; give {least} or more")

@@ -160,13 +160,11 @@ def test_extreme_logits_stay_finite(loss, size):
     assert all(torch.isfinite(g).all() for g in gradients(value, target, negative))
 
 
-@pytest.mark.parametrize("hits", ["kept", "masked"])
-def test_the_correction_makes_the_gradient_that_of_the_full_softmax(hits):
-    """Negatives of a skewed distribution q: the gradient's error falls with N, and only with the correction.
+def test_the_correction_makes_the_gradient_that_of_the_full_softmax():
+    """Negatives of a skewed distribution q: the gradient's error falls with N, and only with both corrections.
 
-    Where a negative that hits the target is kept, the target stands for one draw of it (log q); where it
-    is masked, the target stands for its own term in the full sum, which is worth N draws of weight 1 / q
-    (-log N).
+    Draws that hit the target are masked, so the target stands for its own term in the full sum, which is worth N draws
+    of weight 1 / q.
     """
     random = torch.Generator().manual_seed(8)
     num_items, target = 30, 4
@@ -175,22 +173,21 @@ def test_the_correction_makes_the_gradient_that_of_the_full_softmax(hits):
     log_q = (weights / weights.sum()).log()
     exact = gradients(F.cross_entropy(full, torch.tensor([target])), full)[0]
 
-    def error(count: int, repetitions: int, correct: bool = True) -> float:
+    def error(count: int, repetitions: int, own: float | None, corrected: bool = True) -> float:
         total = torch.zeros_like(exact)
         for _ in range(repetitions):
             drawn = torch.multinomial(weights, count, replacement=True, generator=random)
-            negative = full[:, drawn]
-            if hits == "masked":
-                negative = negative.masked_fill(drawn == target, -torch.inf)
-            own = log_q[target] if hits == "kept" else torch.tensor(-math.log(count))
-            corrections = (own[None], log_q[drawn]) if correct else ()
-            total += gradients(sampled_softmax(full[:, target], negative, *corrections), full)[0]
+            negative = full[:, drawn].masked_fill(drawn == target, -torch.inf)
+            loss = sampled_softmax(full[:, target], negative, own, log_q[drawn] if corrected else None)
+            total += gradients(loss, full)[0]
         return ((total / repetitions - exact).norm() / exact.norm()).item()
 
-    few, more, many = error(10, 500), error(100, 200), error(5000, 40)
+    few, more, many = (error(n, times, -math.log(n)) for n, times in ((10, 500), (100, 200), (5000, 40)))
     assert many < 0.02
     assert few > more > many
-    assert error(5000, 40, correct=False) > 0.1
+    assert error(5000, 40, None, corrected=False) > 0.1
+    log_q = log_q + math.log(num_items)  # against a uniform sampler's probability, as training has both
+    assert error(5000, 40, math.log(num_items / 5000)) < 0.02
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -32,7 +32,6 @@ from seqrec.device import threads
 from seqrec.errors import InputError, one_line
 from seqrec.files import explain_os_error
 from seqrec.models import MODELS
-from seqrec.predictor import UnknownIdWarning
 
 #: In the environment, it makes a fault of the package show where it was raised.
 TRACEBACK = "SEQREC_TRACEBACK"
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = PlainConsole(stderr=True, soft_wrap=True)
     try:
         with warnings.catch_warnings(), threads(), _interruptions() as interrupted:
-            warnings.simplefilter("always", UnknownIdWarning)
+            warnings.simplefilter("always", UserWarning)
             warnings.showwarning = lambda message, *rest, **more: _say(console, f"warning: {message}", "yellow")
             try:
                 result = _run(arguments)
@@ -69,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if interrupted() and not isinstance(error, InputError):  # libraries may hide what Ctrl-C raised
                     raise KeyboardInterrupt from error
                 raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         with _uninterrupted():  # a second one must not turn the end into a traceback
-            _say(console, "stopped", "yellow")
+            _say(console, _with_notes("stopped", error), "yellow")
         return 130
     except BrokenPipeError:
         _drop_output()  # the reader (head, less) has gone; Python would complain once more when it closes the stream
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _drop_output()
         if code == 1 and os.environ.get(TRACEBACK):
             traceback.print_exception(error)
-        _say(console, f"error: {message}", "red")
+        _say(console, _with_notes(f"error: {message}", error), "red")
         return code
     return result
 
@@ -117,6 +116,11 @@ def _explained(error: BaseException) -> tuple[str, int]:
         f"report it with the command, the version ({seqrec.__version__}) and what it prints with {TRACEBACK}=1",
         1,
     )
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    """A line, and what those whom an error passed added to it, such as what became of a run."""
+    return "; ".join([text, *getattr(error, "__notes__", [])])
 
 
 def _say(console: PlainConsole, text: str, style: str) -> None:

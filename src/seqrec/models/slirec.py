@@ -188,6 +188,7 @@ class SLiRec(Model):
     """
 
     Config = SLiRecConfig
+    USES_TIMES = True
     FACTORED = False
     LOSS: ClassVar[Loss] = "bce"
     config: SLiRecConfig
@@ -254,6 +255,14 @@ class SLiRec(Model):
         if int(categories.min()) < 0 or int(categories.max()) > self.config.num_categories:
             raise ValueError(f"categories go from {int(categories.min())} to {int(categories.max())}")
         self.categories.copy_(categories)
+
+    def check_weights(self) -> None:
+        """Refuse categories that there are not."""
+        super().check_weights()
+        if self.config.num_categories:
+            low, high = (float(value) for value in self.categories.aminmax())
+            if low < 0 or high > self.config.num_categories or (self.categories != self.categories.floor()).any():
+                raise ValueError("categories are out of range")
 
     def vectors(self, items: Tensor) -> Tensor:
         """Embeddings ``[..., D]`` of items, those of their categories behind."""
@@ -348,6 +357,3 @@ class SLiRec(Model):
         columns = candidates.shape[-2]
         padded = logits.new_full((len(states), self.slots, columns), -torch.inf).index_put((row, slot), logits)
         return torch.bmm(padded.softmax(dim=1).transpose(1, 2).to(states.dtype), states)
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        return self.dropout(F.relu(x))

@@ -93,8 +93,9 @@ class SSEPT(Model):
       authors' code; the paper has no scales.
     - Loss: binary cross-entropy (eq. 5), with one uniform negative in the authors' code, which ``--loss bce``
       gives. As for SASRec the default is sampled softmax, which needs far fewer epochs to tell the users apart. The
-      user's part sets the level of a user's scores: it matters to binary cross-entropy, and cancels in the
-      ranking and in losses that compare items, so with those the user speaks through the input alone.
+      user's part sets the level of a user's scores: it matters to binary cross-entropy (and where BPR-max and TOP1-max
+      keep scores near 0), and cancels in the ranking and in softmax losses, so with those the user speaks
+      through the input alone.
     - Stochastic shared embeddings (section 3.2): in training the user gives way to another, at input and
       output together, with the probability ``sse_user``; each input item with ``sse_item``; each target with
       ``sse_target``; all others are as likely (SSE: Wu et al., NeurIPS 2019). We follow the paper: three
@@ -103,7 +104,8 @@ class SSEPT(Model):
       the target of the item before. So with its ``threshold_item`` of 0.9 an input changes with
       probability 0.1 and a target with 0.19. It draws among all, so nothing may change. Its thresholds are the
       probabilities of keeping, so the 0.08 that its page runs it with exchanges nine users in ten; so does the
-      default here (what lower ones do is in benchmarks/RESULTS.md).
+      default here (what lower ones do is in benchmarks/RESULTS.md). A target that was exchanged is not
+      its own negative, as no item of the history is.
     - SSE-PT++ (section 3.3): ``random_start``.
 
     Positions count from the end of the window, as in SASRec.

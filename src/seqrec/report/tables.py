@@ -1,11 +1,15 @@
 """Tables for people."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.table import Table
 
-from seqrec.data.dataset import Dataset, Statistics
+from seqrec.data.dataset import Dataset
+from seqrec.data.formats.summary import LogSummary, some_names
 from seqrec.ranking.protocols import Evaluation, Scores
+
+YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # Unix seconds; what datetime can hold
 
 
 def table(evaluation: Evaluation, name: str = "model") -> Table:
@@ -76,9 +80,32 @@ def statistics_table(dataset: Dataset) -> Table:
     both("history, median", lambda s: f"{s.median_length:g}")
     both("history, p90", lambda s: f"{s.p90_length:g}")
     both("history, longest", lambda s: f"{s.max_length:,}")
-    both("tied timestamps", _tied)
+    if before.tied_timestamps is None:
+        both("times", lambda _: "none")
+        return grid
+    both("first time, UTC", lambda s: moment(s.first_time))
+    both("last time, UTC", lambda s: moment(s.last_time))
+    both("tied timestamps", lambda s: f"{s.tied_timestamps:.1%}")
+    both("copies of rows", lambda s: "unknown" if s.copies is None else f"{s.copies:,}")
+    if dataset.statistics.copies:
+        grid.caption = "copies have the same user, item and time; --duplicates drop-copies leaves one of each"
     return grid
 
 
-def _tied(statistics: Statistics) -> str:
-    return "no times" if statistics.tied_timestamps is None else f"{statistics.tied_timestamps:.1%}"
+def moment(seconds: int | None) -> str:
+    """Unix seconds as date and time in UTC."""
+    if seconds is None:
+        return "unknown"
+    if not YEAR_1 <= seconds < YEAR_10000:
+        return f"{seconds:,} s"
+    return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(" ")
+
+
+def summary_lines(summary: LogSummary) -> list[str]:
+    """What was understood of a log, for people."""
+    used = ", ".join(role if role == name else f"{role} = {name}" for role, name in summary.columns.items())
+    lines = [f"{summary.name}: columns used: {used}"]
+    if summary.ignored:
+        lines.append(f"columns ignored: {some_names(summary.ignored)}")
+    lines.append(f"times: {summary.time_unit}" if summary.time_unit else "times: none, the order of the lines counts")
+    return lines

@@ -88,8 +88,3 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; give more than 0")
-
-
-#: Fields that may differ between a run and its resumption. It computes the same but for what another device or number
-#: of threads rounds otherwise, and but for the validation at the end of fewer epochs, which counts too.
-RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")

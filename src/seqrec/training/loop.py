@@ -85,7 +85,7 @@ def train(
             bar.say(described(device, count))
             warn_of_users_without_negatives(split, work.objective, work.sampler)
             if resume and run is not None:
-                work.state.restore()
+                work.state.restore(work.steps)
             return work.until_the_end(bar, stopped, stop)
 
 

@@ -73,12 +73,14 @@ def sampled_softmax(
 
         loss = log(1 + exp(-s_t) * (1 / N) * sum over the drawn j other than t of exp(s_j) / q_j)
 
-    The sum over the draws, divided by N, has the expectation ``sum over all items j other than t of exp(s_j)``, so the
-    loss estimates that of the full softmax, and its gradient too, the better the larger N is. Adding one constant to
-    all log-probabilities changes nothing: what a uniform sampler of I items needs is ``log(I / N)`` for the target
-    and 0 for the negatives, whether it draws an item once at most or not. Without the target's term the loss still
-    ranks, but it takes the N negatives for the whole catalogue: at its optimum the target's logit is
-    ``log(I / N)`` too high.
+    The sum over the draws, divided by N, has the expectation ``sum over all items j other than t of exp(s_j)``, of
+    those that can be drawn. So the loss estimates that of the full softmax, and its gradient too, the better the
+    larger N is. Whatever else is left out has no part in the softmax that is estimated.
+
+    Adding one constant to all log-probabilities changes nothing: what a uniform sampler of I items needs is
+    ``log(I / N)`` for the target and 0 for the negatives, whether it draws an item once at most or not. Without the
+    target's term the loss still ranks, but it takes the N negatives for the whole catalogue, as if the target's
+    logit were ``log(I / N)`` higher than it is.
 
     Args:
         target_logits: ``[T]``.

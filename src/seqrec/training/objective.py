@@ -51,7 +51,8 @@ class Objective:
         bpr_penalty: weight of the score regularisation in bpr-max.
         calibration: t of gbce.
         logq_correction: which logits sampled softmax corrects for their items' probability of being drawn: ``all``, so
-            that it estimates the softmax over the catalogue, or those of the ``negatives`` alone.
+            that it estimates the softmax over the catalogue (but for the user's other items, which are no negatives,
+            and items that ``popularity`` never draws), or those of the ``negatives`` alone.
     """
 
     loss: Loss
