@@ -1,12 +1,10 @@
 """The one exception for input that a person can correct, and what is shown to people."""
 
 import re
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, TypeVar
-
-Method = TypeVar("Method", bound=Callable[..., Any])
+from typing import Any
 
 #: What a terminal would act on, or what would break a line or turn its direction: C0 and C1 controls, line and
 #: paragraph separators, marks of direction, and lone surrogates.
@@ -48,22 +46,18 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
-def unchanged_by_failure(method: Method) -> Method:
-    """A method that fails leaves its object as it was, never half of the old and half of the new.
+@contextmanager
+def unchanged_by_failure(thing: object) -> Iterator[None]:
+    """What fails within leaves an object as it was, never half of the old and half of the new.
 
-    That holds for the object's attributes, not for what they hold: the method must set them, not change them.
+    That holds for the object's attributes, not for what they hold: set them, don't change them.
     """
-
-    @wraps(method)
-    def tried(self: Any, *arguments: Any, **options: Any) -> Any:
-        before = dict(vars(self))
-        try:
-            return method(self, *arguments, **options)
-        except BaseException:
-            vars(self).update(before)
-            raise
-
-    return tried  # type: ignore[return-value]
+    before = dict(vars(thing))
+    try:
+        yield
+    except BaseException:
+        vars(thing).update(before)
+        raise
 
 
 def check_whole(name: str, value: Any, least: int) -> None:

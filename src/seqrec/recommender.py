@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -17,9 +16,9 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
 from seqrec.data.formats.read import read_log, read_log_with_summary
 from seqrec.data.formats.write import write_frames
-from seqrec.data.prepare import PrepareConfig, filters_of, prepare
+from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
-from seqrec.device import check_polars, own_random_state, pick_device, threads, usual_torch, watch_forks
+from seqrec.device import check_polars, threads, usual_torch, watch_forks
 from seqrec.errors import InputError, check_whole, one_line, unchanged_by_failure
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
@@ -27,13 +26,13 @@ from seqrec.predictor import given_people, known_items, known_people, listed_ite
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
-from seqrec.run.config import CONFIG, RESUMABLE, RunConfig, fingerprint
+from seqrec.run.config import CONFIG, RESUMABLE, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
-from seqrec.training.checks import COPIES, build_checked, check_trainable, settle_seen
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
+from seqrec.training.plan import planned
 
 BLOCK = 2 * USERS_AT_ONCE  # people per frame
 
@@ -76,8 +75,6 @@ class Recommender:
         self.interrupted = False
         self.summary = ""
 
-    @unchanged_by_failure
-    @usual_torch()
     def fit(
         self,
         log: Any,
@@ -112,7 +109,8 @@ class Recommender:
             raise InputError("resume and overwrite exclude each other; give one")
         given = [log]
         del log  # a frame that nobody else holds need not stay while the model trains
-        with Place(out) if out is not None else nullcontext() as place:  # held from before the work to its end
+        # The place is held from before the work to its end.
+        with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
             self._fit(given, place, resume, progress, stop)
         return self
@@ -123,28 +121,12 @@ class Recommender:
         log = given.pop()
         dataset = log if isinstance(log, Dataset) else prepare(self._read(log), self.prepare_config)
         del log
-        filters = filters_of(dataset, self.prepare_config)
-        split = self.split_config.apply(dataset)
-        counted = MODELS[self.model_name].COUNTED
-        if not counted:
-            check_trainable(split, self.train_config, MODELS[self.model_name])
-        keep_seen = settle_seen(split, self.split_config)
+        config, split, model = planned(
+            dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
+        )
+        counted, keep_seen = model.COUNTED, bool(config.split.keep_seen)
         self.epochs, self.metrics, self.evaluations = [], {}, {}
         self.interrupted, self.summary = False, ""
-        config = RunConfig(
-            model=self.model_name,
-            model_config=asdict(self.model_config),
-            num_items=dataset.num_items,
-            num_users=dataset.num_users,
-            has_timestamps=dataset.has_timestamps,
-            fingerprint=fingerprint(dataset),
-            prepare=filters,
-            split=replace(self.split_config, keep_seen=keep_seen),
-            training={} if counted else asdict(self.train_config),
-        )
-        copies = COPIES if not counted and pick_device(self.train_config.device).type == "cpu" else 1
-        with own_random_state(torch.device("cpu"), self.train_config.seed):
-            model = build_checked(config.build, self.model_name, copies)
         # All that can be found wrong is found before anything is written.
         started = time.perf_counter()
         if counted:
@@ -170,10 +152,7 @@ class Recommender:
             ways = {"run": run, "resume": resume, "progress": progress, "stop": stop, "keep_seen": keep_seen}
             trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
-            self.interrupted = trained.ended == "interrupted"
-            how = {"early": ", stopped as validation got no better", "interrupted": ", interrupted",
-                   "stopped": ", stopped where its budget ended"}.get(trained.ended, "")  # fmt: skip
-            self.summary = f"epochs: {len(self.epochs)}{how}; the weights are those of epoch {best_epoch}"
+            self.interrupted, self.summary = trained.ended == "interrupted", trained.summary
         if run is not None:
             run.check_there()
             run.take_over()

@@ -20,7 +20,7 @@ from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
 from seqrec.training.objective import Objective, Task, default_popularity
 
-MOST_TENSORS = 20_000  # of a model: what has more takes minutes to make, and nobody could train it
+MOST_TENSORS = 5_000  # of a model: what has more takes long to make, and nobody could train it
 COPIES = 3  # of the weights while they train on the CPU: themselves and Adam's two moments
 
 
@@ -84,6 +84,13 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
     objective = objective_of(model, num_items, config)
     if objective.loss == "cross-entropy":
         return
+    drawn = objective.negatives or 0
+    if objective.loss == "bce":
+        drawn *= min(config.batch_size, len(users))
+    elif objective.popularity == 0:
+        drawn = min(drawn, num_items)
+    if 8 * drawn > memory():
+        raise InputError(f"negatives is {objective.negatives}, more than the memory of this machine holds; give fewer")
     without = users_without_negatives(users, objective.sampler(split.train))
     if without == len(users) or (without and objective.loss == "bce"):
         raise InputError(_without_negatives(without, len(users), objective.loss))
@@ -134,9 +141,14 @@ class FirstEpoch:
     def saw(self, task: Task) -> None:
         """Count predictions, and those whose negatives are all items of their own user."""
         self.predictions += len(task.items)
-        if task.left_out is not None and task.shared is not None and len(task.left_out[0]):
-            left_out = np.bincount(task.left_out[0].numpy(), minlength=len(task.items))
-            self.idle += int(np.count_nonzero(left_out >= len(task.shared)))
+        if task.left_out is None or task.shared is None:
+            return
+        tokens, negatives = (part.numpy() for part in task.left_out)
+        count = len(task.shared)
+        # An item that its user met twice is left out twice.
+        many = np.bincount(tokens, minlength=len(task.items)) >= count
+        pairs = np.unique((tokens * count + negatives)[many[tokens]])
+        self.idle += int(np.count_nonzero(np.bincount(pairs // count) == count))
 
     def check(self, loss: float) -> None:
         """Look at what the epoch left; its weights are the optimizer's, brought up to date.

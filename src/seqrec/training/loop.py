@@ -41,6 +41,13 @@ class Trained:
     best_epoch: int
     ended: Literal["epochs", "early", "interrupted", "stopped"]
 
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        how = {"early": ", stopped as validation got no better", "interrupted": ", interrupted",
+               "stopped": ", stopped where its budget ended"}.get(self.ended, "")  # fmt: skip
+        return f"epochs: {len(self.epochs)}{how}; the weights are those of epoch {self.best_epoch}"
+
 
 def train(
     model: Model,
