@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from seqrec.data.options import plain_options
 from seqrec.errors import InputError
 from seqrec.models.base import Loss
 from seqrec.training.objective import check_loss
@@ -63,6 +64,8 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        for name, value in plain_options(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
         check_loss(self.loss)
         for name, high, said in (("popularity", 10, "to 10"), ("bpr_penalty", 1e9, "or more"),
                                  ("calibration", 1, "to 1"), ("checkpoint_minutes", 1e9, "or more")):  # fmt: skip
