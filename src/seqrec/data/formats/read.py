@@ -8,7 +8,6 @@ import polars as pl
 
 from seqrec.data.formats.columns import canonical, choose_columns
 from seqrec.data.formats.frames import from_frame, read_path
-from seqrec.device import check_polars, watch_forks
 from seqrec.errors import InputError
 
 FORMATS = ("csv", "inter", "jsonl", "movielens", "parquet", "sequences", "tsv", "whitespace")
@@ -54,8 +53,6 @@ def read_log(
 
     Raises `InputError`, one line with path, line (or row) and advice, for anything else.
     """
-    watch_forks()
-    check_polars("reading a log")
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     asked = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
