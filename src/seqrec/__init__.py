@@ -9,7 +9,7 @@ from seqrec.data.synthetic import SyntheticLog, synthetic_log
 from seqrec.errors import InputError
 from seqrec.models import MODELS
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.predictor import UnknownIdWarning
+from seqrec.predictor import MissingTimesWarning, UnknownIdWarning
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.recommender import Recommender
 from seqrec.run.folder import Run
@@ -24,6 +24,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "InputError",
+    "MissingTimesWarning",
     "PrepareConfig",
     "Recommender",
     "Run",

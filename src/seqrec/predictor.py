@@ -19,6 +19,7 @@ from seqrec.data.ids import ids_of, texts_of
 from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories
+from seqrec.device import check_polars
 from seqrec.errors import InputError, printable
 
 
@@ -107,6 +108,7 @@ def _read_people(histories: Any, times: Any) -> _People:
     """Histories in a file or a frame, with its times."""
     if times is not None:
         raise InputError("times belong to histories given as lists; a file or a frame has them in a column")
+    check_polars("reading histories from a file or a frame")
     given = prepare(read_log(histories))
     moments = np.asarray(given.timestamps) * MICROSECONDS if given.has_timestamps else None
     return given.user_ids, given.item_ids, np.asarray(given.items) - 1, np.diff(given.offsets), moments

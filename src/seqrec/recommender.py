@@ -16,6 +16,7 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
 from seqrec.data.formats.read import read_log, read_log_with_summary
 from seqrec.data.formats.write import write_frames
+from seqrec.data.options import plain_options
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import check_polars, threads, usual_torch, watch_forks
@@ -62,7 +63,8 @@ class Recommender:
         if unknown:
             names = ", ".join(sorted(set().union(*known.values())))
             raise InputError(f"{model} has no option {unknown[0]!r}; it takes {names}")
-        chosen = [kind(**{key: value for key, value in options.items() if key in known[kind]}) for kind in kinds]
+        given = [{key: value for key, value in options.items() if key in known[kind]} for kind in kinds]
+        chosen = [kind(**plain_options(kind, values)) for kind, values in zip(kinds, given, strict=True)]
         self.model_name = model
         self.model_config, self.train_config, self.prepare_config, self.split_config = chosen
         self._config: RunConfig | None = None

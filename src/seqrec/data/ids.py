@@ -173,8 +173,8 @@ def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     found[there] = numbers.filter(pl.Series(there)).to_numpy()
     if ids.dtype == pl.String:
         for row in np.flatnonzero(~there).tolist():
-            match = _WHOLE.fullmatch((ids[row] or "")[:40])
-            if match and -(2**63) <= int(match[1]) < 2**63:
+            match = _WHOLE.fullmatch(ids[row] or "")
+            if match and len(match[1]) < 21 and -(2**63) <= int(match[1]) < 2**63:
                 found[row], there[row] = int(match[1]), True
     return found, there
 

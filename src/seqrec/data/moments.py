@@ -19,7 +19,7 @@ _ADVICE = "give numbers since 1970, dates or ISO texts, one kind and unit for al
 def moments_of(times: Any, lengths: Sequence[int]) -> np.ndarray:
     """Microseconds since 1970 of all items, one history after another, ``int64[sum of lengths]``.
 
-    The median tells the unit of numbers, as in a log: seconds below 1e11, then milli-, micro- and nanoseconds. Dates
+    The size of numbers tells their unit, as in a log: seconds below 1e11, then milli-, micro- and nanoseconds. Dates
     without a zone are UTC.
 
     Args:
@@ -44,11 +44,10 @@ def moments_of(times: Any, lengths: Sequence[int]) -> np.ndarray:
     if kinds == {True}:
         found = [(value - _EPOCH) // timedelta(microseconds=1) for value in values]  # type: ignore[operator]
         return np.array(found, dtype=np.int64)
-    size = float(np.median([abs(value) for value in values])) if values else 0.0  # type: ignore[arg-type]
-    per_second = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
-    for value in values:
-        if not abs(value) / per_second < 1e11:  # type: ignore[arg-type]
-            raise InputError(f"the time {value} is in another unit than most; {_ADVICE}")
+    units = sorted({_unit_of(value) for value in values if value})
+    if len(units) > 1:
+        raise InputError(f"some times are of another size than others, such as seconds among milliseconds; {_ADVICE}")
+    per_second = units[0] if units else 1
     return np.array([int(value * MICROSECONDS // per_second) for value in values], dtype=np.int64)  # type: ignore[operator]
 
 
@@ -80,6 +79,12 @@ def _plain(value: Any) -> int | float | datetime:
     if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not abs(value) < 9e18:
         raise InputError(f"{value!r} is not a time; {_ADVICE}")
     return int(value) if value == int(value) else float(value)
+
+
+def _unit_of(value: Any) -> int:
+    """How many of its unit make a second."""
+    size = abs(value)
+    return 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
 
 
 def _from_text(text: str) -> Any:

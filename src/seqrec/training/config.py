@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
+from seqrec.data.options import plain_options
 from seqrec.errors import InputError
 from seqrec.models.base import Loss
 from seqrec.training.objective import LogQ, check_loss
@@ -65,6 +66,8 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        for name, value in plain_options(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
         check_loss(self.loss)
         if self.logq_correction not in get_args(LogQ):
             raise InputError(f"unknown logq_correction {self.logq_correction!r}; give {' or '.join(get_args(LogQ))}")

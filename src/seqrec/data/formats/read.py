@@ -10,7 +10,6 @@ from seqrec.data.formats.columns import canonical, choose_columns
 from seqrec.data.formats.frames import from_frame, read_path
 from seqrec.data.formats.panics import explaining
 from seqrec.data.formats.summary import LogSummary
-from seqrec.device import check_polars, watch_forks
 from seqrec.errors import InputError
 
 FORMATS = ("csv", "inter", "jsonl", "movielens", "parquet", "sequences", "tsv", "whitespace")
@@ -89,8 +88,6 @@ def read_log_with_summary(
 
     With ``needs_rating``, a rating column that is not all numbers is an error, as one that was named is.
     """
-    watch_forks()
-    check_polars("reading a log")
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     asked = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
