@@ -1,11 +1,10 @@
 """Writing files so that a crash or a full disk leaves the old content, never half of the new."""
 
 import errno
-import glob
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +38,20 @@ def _of_the_disk(error: OSError | pl.exceptions.ComputeError) -> OSError:
 
 
 @contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the disk within into the one line for ``path``."""
+    try:
+        yield
+    except (OSError, pl.exceptions.ComputeError) as error:
+        raise explain_os_error(_of_the_disk(error), path) from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside ``path``; on success flush it to disk and rename it to ``path``.
 
-    On any failure the temporary file is removed and ``path`` is as it was. ``OSError`` becomes an
-    ``InputError`` of one line.
+    On any failure the temporary file is removed and ``path`` is as it was. A file that is replaced keeps its
+    permissions; a new one has those that the umask leaves. ``OSError`` becomes an ``InputError`` of one line.
     """
     path = Path(path)
     temporary = None
@@ -56,16 +64,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if path.is_symlink():
             path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = beside(path, "partial")
+        # Not mkstemp, whose 0600 would hide the file from colleagues; recommendations that were hidden stay so.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+        mode = (path if path.exists() else temporary).stat().st_mode & 0o777
+        temporary.chmod(mode | 0o600)
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 would hide the file from colleagues
         sync(temporary)
+        temporary.chmod(mode)  # other libraries replace the file by one of their own
         temporary.replace(path)
-        sync(path.parent)
+        sync_folder(path.parent)
     except (OSError, pl.exceptions.ComputeError) as error:
         raise explain_os_error(_of_the_disk(error), path) from error
     finally:
@@ -79,74 +87,58 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_symlink():
         path = path.resolve()
-    temporary = None
+    temporary = old = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        temporary = beside(path, "partial")
+        temporary.mkdir()
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                sync(file)
+        sync_tree(temporary)
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
-        with kept_aside(path):
-            temporary.replace(path)
-        sync(path.parent)
+        old = beside(path, "old")
+        exchange(path, temporary, old)
     except (OSError, pl.exceptions.ComputeError) as error:
         raise explain_os_error(_of_the_disk(error), path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def kept_aside(path: str | Path) -> Iterator[None]:
-    """Move a folder aside while another is made in its place; put it back where that fails and leaves nothing."""
-    path = Path(path)
-    if path.is_symlink():
-        path = path.resolve()
-    if not path.exists():
-        yield
-        return
-    try:
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        try:
-            path.replace(old)
-        except BaseException:
-            old.rmdir()
-            raise
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
-        yield
-    finally:
-        if path.exists():
+        if old is not None and path.exists():
             shutil.rmtree(old, ignore_errors=True)
-        else:
+
+
+def beside(path: Path, kind: str) -> Path:
+    """A hidden name that is not in use beside a path: ``.NAME.xxxxxxxx.KIND``, by which a later command knows it."""
+    while True:
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
+        if not os.path.lexists(name):
+            return name
+
+
+def all_beside(path: Path, kind: str) -> list[Path]:
+    """The folders that :func:`beside` named for a path, the latest first."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.{kind}")
+    try:
+        with os.scandir(path.parent) as entries:
+            found = [entry for entry in entries if pattern.fullmatch(entry.name)]
+            folders = [entry for entry in found if entry.is_dir(follow_symlinks=False)]
+            folders.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns, reverse=True)
+    except OSError:
+        return []
+    return [Path(entry.path) for entry in folders]
+
+
+def exchange(path: Path, new: Path, old: Path) -> None:
+    """Rename a folder ``new`` to ``path``, and what is there to ``old``; on any failure all is as it was."""
+    try:
+        if path.is_dir():
+            path.replace(old)
+        new.replace(path)
+    except BaseException:
+        if not path.exists() and old.exists():
             old.replace(path)
-
-
-def is_left_over(name: str) -> bool:
-    """Whether a file of this name was being written when a process was killed: by us, or by safetensors beside it."""
-    return re.fullmatch(r"\..*\.partial|\.tmp\w{6}", name) is not None
-
-
-def remove_left_over(folder: Path) -> None:
-    """Remove files that a killed process left half written in a folder."""
-    for path in folder.rglob(".*"):
-        if is_left_over(path.name):
-            path.unlink(missing_ok=True)
-
-
-def remove_beside(folder: Path) -> None:
-    """Remove what a killed process left of a folder's replacement: what it was to replace, or half of the new."""
-    folder = folder.resolve()
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}.????????.*"):
-        if path.suffix in (".old", ".partial") and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
 
 
 def make_folder(folder: Path) -> bool:
@@ -163,9 +155,32 @@ def make_folder(folder: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a power cut after the rename finds the content."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file to the disk, so that a power cut after the rename finds the content."""
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written to
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can: Windows opens no folders."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # file systems without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush the files of a folder that was just written, and the folder itself."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            sync(file)
+    sync_folder(folder)

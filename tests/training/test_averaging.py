@@ -13,8 +13,8 @@ from seqrec.training.averaging import RunningMean
 
 
 def run_in(folder: Path) -> Run:
-    run = object.__new__(Run)  # the folder alone is needed
-    run.folder = folder
+    run = object.__new__(Run)  # the folder and what its files bear are all that is needed
+    run.folder, run.id = folder, "a run"
     return run
 
 
@@ -54,8 +54,8 @@ def test_a_later_process_goes_on_with_the_folders_mean(tmp_path):
         mean = RunningMean(0.5, run)
         for epoch in range(1, 4):
             mean = RunningMean(0.5, run) if processes > 1 else mean
-            mean.check(epoch - 1)
             now = weights(epoch)
+            mean.check(epoch - 1, now)
             with mean.in_place(now, epoch):
                 last = {name: value.clone() for name, value in now.items()}
         found.append(last)
@@ -92,7 +92,7 @@ def test_a_mean_that_is_damaged_is_said_to_be(tmp_path, harm):
     elif harm == "gone":
         path.unlink()
         with pytest.raises(InputError, match="missing"):
-            mean.check(1)
+            mean.check(1, now)
     elif harm == "no tensors":
         path.write_bytes(b"not what it was")
     else:

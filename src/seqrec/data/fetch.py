@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
 from seqrec.errors import InputError
-from seqrec.files import explain_os_error, replacing, sync
+from seqrec.files import explain_os_error, replacing, sync, sync_folder
 
 ATTEMPTS = 3  # for each mirror
 PAUSE_SECONDS = 1.0
@@ -169,7 +169,7 @@ def _download(name: str, source: Source, archive: Path, progress: bool) -> None:
             else:
                 sync(partial)
                 partial.replace(archive)
-                sync(archive.parent)
+                sync_folder(archive.parent)
                 _discard(partial)
                 return
         reasons.append(f"{url}: {reason}")

@@ -37,6 +37,12 @@ class Model(nn.Module):
     #: does (in evaluation), and the others depend on later tokens too.
     CAUSAL: ClassVar[bool] = True
 
+    #: Names of weights whose length is what the log gave; the others follow from the configuration and the numbers
+    #: of items and users.
+    LENGTHS_OF_THE_LOG: ClassVar[frozenset[str]] = frozenset()
+    #: Whether it reads the times of a history, not its order alone.
+    USES_TIMES: ClassVar[bool] = False
+
     config: Any
     num_items: int
     num_users: int = 0
@@ -80,6 +86,10 @@ class Model(nn.Module):
         # Not a product of matrices, in which the same candidate may have other last bits in another place.
         return (hidden[:, None] * vectors).sum(dim=2)
 
+    def prepare_training(self, histories: Histories) -> None:
+        """Look at the training histories, each user at its index, before the first step with fresh weights."""
+        del histories
+
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
         """What training sees instead of a batch (on the CPU), such as one with items masked."""
         del random
@@ -93,6 +103,16 @@ class Model(nn.Module):
             ``int64[P]`` the items to predict, all from 1.
         """
         return None, batch.targets
+
+    def check_weights(self) -> None:
+        """Refuse weights from a file that contradict each other, or that rank nothing; numbers of the right shapes.
+
+        Raises:
+            ValueError: says what is wrong in a few words.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding) and module.weight.numel() and not module.weight.any():
+                raise ValueError(f"{name} is zero everywhere")
 
     def penalty(self, batch: Batch) -> Tensor | None:
         """What the model adds to the loss of a training batch (regularisation), or None."""

@@ -11,6 +11,7 @@ from seqrec.data.batches import Batch, pack, trainable
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
+from seqrec.models.popularity import check_counts
 
 _HISTORIES_AT_ONCE = 65_536
 
@@ -46,6 +47,7 @@ class Markov(Model):
     Config = MarkovConfig
     FACTORED = False
     COUNTED = True
+    LENGTHS_OF_THE_LOG = frozenset({"keys", "times"})
     config: MarkovConfig
     counts: Tensor
     keys: Tensor
@@ -83,6 +85,26 @@ class Markov(Model):
         self.times = torch.from_numpy(times.astype(np.int64)).to(device)
         self.starts.copy_(torch.from_numpy(starts))
         self.outgoing.copy_(torch.from_numpy(total[starts[1:]] - total[starts[:-1]]))
+
+    def check_weights(self) -> None:
+        """Refuse transitions that can't be: every index of ``score`` comes from them."""
+        check_counts(self.counts, "counts")
+        check_counts(self.times, "times")
+        if not self.counts.any():
+            raise ValueError("counts are all zero")
+        width, keys = self.num_items + 1, self.keys
+        if len(keys) != len(self.times):
+            raise ValueError(f"keys are {len(keys)} and times {len(self.times)}")
+        if len(keys) and (
+            int(keys[0]) < width or int(keys[-1]) >= width * width or (keys[1:] <= keys[:-1]).any()
+            or (keys % width == 0).any() or int(self.times.min()) < 1
+        ):  # fmt: skip
+            raise ValueError("keys or times are out of range")
+        starts = torch.searchsorted(keys, torch.arange(width + 1) * width)
+        total = torch.cat([self.times.new_zeros(1), self.times.cumsum(0)])
+        outgoing = total[starts[1:]] - total[starts[:-1]]
+        if not torch.equal(starts, self.starts) or not torch.equal(outgoing, self.outgoing):
+            raise ValueError("starts or outgoing do not follow from keys and times")
 
     def encode(self, batch: Batch) -> Tensor:
         """The item of each token itself, ``int64[T, 1]``."""

@@ -42,6 +42,12 @@ class Popularity(Model):
         """Learn from the training histories."""
         self.counts.copy_(torch.from_numpy(histories.item_counts()))
 
+    def check_weights(self) -> None:
+        """Refuse counts that can't be."""
+        check_counts(self.counts, "counts")
+        if not self.counts.any():
+            raise ValueError("counts are all zero")
+
     def encode(self, batch: Batch) -> Tensor:
         """Ones, ``[T, 1]``: nothing of the history matters."""
         return torch.ones(len(batch.items), 1, device=batch.items.device)
@@ -58,3 +64,9 @@ def same_for_all(values: Tensor, hidden: Tensor, items: Tensor | None) -> Tensor
     if items.dim() == 1:
         return values[items].expand(len(hidden), -1)
     return values[items]
+
+
+def check_counts(counts: Tensor, name: str) -> None:
+    """Refuse ``int64`` counts below 0, or so many that their sum may overflow."""
+    if len(counts) and (int(counts.min()) < 0 or int(counts.max()) > 2**62 // len(counts)):
+        raise ValueError(f"{name} are out of range")

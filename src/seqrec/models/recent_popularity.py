@@ -10,7 +10,7 @@ from seqrec.data.batches import Batch, pack
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.popularity import same_for_all
+from seqrec.models.popularity import check_counts, same_for_all
 
 _SECONDS_A_DAY = 86_400
 _HISTORIES_AT_ONCE = 65_536
@@ -76,13 +76,20 @@ class RecentPopularity(Model):
         self.recent.copy_(torch.from_numpy(recent))
         self.counts.copy_(torch.from_numpy(histories.item_counts()))
 
+    def check_weights(self) -> None:
+        """Refuse counts that can't be."""
+        check_counts(self.counts, "counts")
+        check_counts(self.recent, "recent counts")
+        if not self.counts.any() or (self.recent > self.counts).any():
+            raise ValueError("the recent counts do not fit those of all time")
+
     def encode(self, batch: Batch) -> Tensor:
         """Ones, ``[T, 1]``: nothing of the history matters."""
         return torch.ones(len(batch.items), 1, device=batch.items.device)
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Recent count plus fraction as float32, in the shapes of the contract."""
-        # The fraction comes from the place of the count among the different counts, not from the count:
-        # those are few, so float32 holds them apart beside a recent count of thousands.
+        # The fraction comes from the place of the count among the different counts, not from the count: those are few,
+        # so float32 tells them apart while the recent count times their number is below 2^24.
         different, place = torch.unique(self.counts, return_inverse=True)
         return same_for_all(self.recent.float() + place.float() / len(different), hidden, items)

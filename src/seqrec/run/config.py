@@ -1,19 +1,32 @@
 """What config.json holds."""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from seqrec.data.dataset import Dataset
+from seqrec.data.dataset import fingerprint
+from seqrec.data.fields import check_fields
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import SplitConfig
-from seqrec.models import build_model
+from seqrec.errors import InputError, one_line
+from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
+
+__all__ = ["CONFIG", "FORMAT_VERSION", "RESUMABLE", "RunConfig", "config_of", "fingerprint", "run_id"]
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
+MOST_CONFIG = 2**20  # bytes
+#: Fields of the training that may differ between a run and its resumption. It computes the same but for what another
+#: device or number of threads rounds otherwise, and for the validation at the end of fewer epochs, which counts too.
+RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -34,18 +47,67 @@ class RunConfig:
         """A model of these sizes with fresh weights."""
         return build_model(self.model, self.model_config, self.num_items, self.num_users)
 
+    def shapes(self, most: int) -> dict[str, Tensor]:
+        """The weights that a model of these sizes has, as tensors without content: nothing large is made.
 
-def fingerprint(dataset: Dataset) -> str:
-    """A digest of a dataset's interactions and ids, to tell on resume whether the log is the same."""
-    digest = hashlib.sha256()
-    for array in (dataset.items, dataset.timestamps, dataset.offsets):
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    for ids in (dataset.user_ids, dataset.item_ids):
-        digest.update(str(ids.dtype).encode())
-        if ids.dtype.is_integer():
-            digest.update(ids.to_numpy().astype(np.int64).tobytes())
-        else:
-            # The lengths tell "ab", "c" from "a", "bc".
-            digest.update(ids.str.len_bytes().to_numpy().astype(np.int64).tobytes())
-            digest.update("".join(ids.to_list()).encode())
-    return digest.hexdigest()
+        Args:
+            most: the number of weights that are there; a model of many more is given up early.
+
+        Raises:
+            ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or too many.
+        """
+        with torch.device("meta"), _Few(4 * most + 64):
+            return self.build().state_dict()
+
+
+def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
+    """The configuration that a JSON object holds; each of its values is looked at."""
+    values = dict(values)
+    version = values.pop("format_version", None)
+    if type(version) is not int or version < 1:
+        raise InputError(f"{path}: has no format_version; give a folder that seqrec fit wrote")
+    if version > FORMAT_VERSION:
+        raise InputError(f"{path}: format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
+    try:
+        for name, kind in (("prepare", PrepareConfig), ("split", SplitConfig)):
+            if not isinstance(values.get(name), dict):
+                raise InputError(f"{name} is missing or no object")
+            check_fields(kind, values[name], fractions=True)
+            values[name] = kind(**values[name])
+        check_fields(RunConfig, values, complete=True)
+        config = RunConfig(**values)
+        if config.model not in MODELS:
+            raise InputError(f"model is {config.model[:80]!r}; there are {', '.join(MODELS)}")
+        for name in ("num_items", "num_users"):
+            if not 1 <= getattr(config, name) < 2**31:
+                raise InputError(f"{name} is {getattr(config, name)}; give 1 to {2**31 - 1}")
+        check_fields(MODELS[config.model].Config, config.model_config)
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({one_line(error)}); train again") from error
+    return config
+
+
+def run_id(values: Mapping[str, Any]) -> str:
+    """A digest of what ``config.json`` holds: of the log, and of every option that the weights depend on.
+
+    Each file of weights bears it, so that a file of another run is told from the run's own. It follows from the
+    configuration alone: the same log, options and seed make the same bytes again.
+    """
+    known = {name: value for name, value in values.items() if name != "format_version"}
+    known["training"] = {name: value for name, value in known["training"].items() if name not in RESUMABLE}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+class _Few(TorchFunctionMode):
+    """Within, making more than so many tensors is an error."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left = most
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("empty", "zeros", "ones", "full", "rand", "randn", "tensor", "arange"):
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError("it asks for more weights than there are")
+        return func(*args, **(kwargs or {}))

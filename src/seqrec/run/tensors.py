@@ -1,14 +1,97 @@
-"""The safetensors files of a run."""
+"""The safetensors files of a run: each says which run and which part of it it is, and is checked before it is read."""
 
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seqrec.data.checked import parse_json, size_of
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
+
+_MARK = "run"  # in the metadata; one entry, since safetensors writes several in any order
+_ADVICE = "copy it back or train again"
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+           torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+_NAMES = {short: str(dtype) for dtype, short in _DTYPES.items()}
+_BLOCK = 2**22  # numbers looked at together
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the head of a file says: ``names`` with their type and shape, and the metadata."""
+
+    path: Path
+    names: dict[str, tuple[str, tuple[int, ...]]]
+    metadata: dict[str, str]
+
+    def check_mark(self, run: str, part: str) -> dict[str, object]:
+        """Refuse a file of another run or another part of it; the mark."""
+        if _MARK not in self.metadata:
+            raise InputError(
+                f"{self.path}: does not say which run it belongs to (an earlier seqrec or another program wrote it); "
+                "copy back the one that seqrec fit wrote, or train again"
+            )
+        try:
+            mark = parse_json(self.metadata[_MARK])
+            known = (mark["id"], mark["part"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{self.path}: is damaged (its mark can't be read); {_ADVICE}") from error
+        if known[0] != run:
+            raise InputError(
+                f"{self.path}: belongs to another run (of another log or with other options) than the config.json "
+                "beside it; copy the whole folder again, or train again"
+            )
+        if known[1] != part:
+            raise InputError(
+                f"{self.path}: is not the {part} of this run but its {str(known[1])[:40]!r}; copy the whole folder "
+                "again, or train again"
+            )
+        return dict(mark)
+
+    def check_shapes(self, expected: Mapping[str, Tensor], free: Collection[str] = ()) -> None:
+        """Refuse tensors of other names, types and shapes than those expected.
+
+        Args:
+            expected: tensors by name; their content does not matter.
+            free: names of arrays whose length is what the log gave.
+        """
+        for name in sorted(set(expected) | set(self.names)):
+            if name not in self.names:
+                raise InputError(f"{self.path}: weight {name} is missing; the file is of another model, train again")
+            if name not in expected:
+                raise InputError(f"{self.path}: weight {name[:80]!r} is unknown to the model; train again")
+            dtype, shape = self.names[name]
+            like = expected[name]
+            same = len(shape) == like.dim() if name in free else shape == tuple(like.shape)
+            if dtype != _DTYPES.get(like.dtype) or not same:
+                raise InputError(
+                    f"{self.path}: weight {name} is {_NAMES.get(dtype, dtype)} {list(shape)} where the model has "
+                    f"{like.dtype} {list(like.shape)}; the file is of another model, train again"
+                )
+
+
+def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+    """Metadata that says which run and part of it a file is, and with tensors their checksum."""
+    mark: dict[str, object] = {"id": run, "part": part}
+    if tensors is not None:
+        mark["crc32"] = checksum(tensors)
+    return {_MARK: json.dumps(mark)}
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the content of tensors in the order of their names. It tells an accident, not a forgery."""
+    value = 0
+    for name in sorted(tensors):
+        content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        value = zlib.crc32(content, zlib.crc32(name.encode(), value))  # type: ignore[arg-type]
+    return value
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -26,10 +109,37 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise OSError(None, str(error)) from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file. The tensors are mapped: they take no memory that the system can't take back."""
+def read_header(path: Path) -> Header:
+    """What a file holds, without reading it; safetensors compares its length with what the header says."""
+    size_of(path, _ADVICE)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = {}
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                names[name] = part.get_dtype(), tuple(part.get_shape())
+            return Header(path, names, file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: is damaged ({one_line(error)}); {_ADVICE}") from error
+
+
+def load_tensors(header: Header) -> dict[str, Tensor]:
+    """The tensors. They are mapped: they take no memory that the system can't take back."""
+    try:
+        with safe_open(header.path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in header.names}
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
+        raise InputError(f"{header.path}: is damaged ({one_line(error)}); {_ADVICE}") from error
+
+
+def check_finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse NaN and infinity in what is read from a file."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point():
+            for block in tensor.detach().reshape(-1).split(_BLOCK):
+                low, high = block.aminmax() if len(block) else (block.sum(), block.sum())
+                if not (torch.isfinite(low) and torch.isfinite(high)):
+                    raise InputError(
+                        f"{path}: {name} holds values that are not numbers; the file is damaged or its training "
+                        "diverged, copy it back or train again"
+                    )

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.files import explain_os_error
-from seqrec.run.folder import Run
+from seqrec.run.folder import Run, mean_part
+from seqrec.run.tensors import check_finite, read_header
 
 _BLOCK = 2**20  # numbers at once
 
@@ -33,10 +34,22 @@ class RunningMean:
         self.decay, self.run = decay, run
         self._memory: dict[str, Tensor] | None = None
 
-    def check(self, epoch: int) -> None:
-        """Refuse to go on after an epoch whose mean is gone."""
-        if self.decay and self.run is not None and epoch and not self.run.mean_path(epoch).is_file():
-            raise InputError(f"{self.run.mean_path(epoch)}: is missing; copy it back, or train again with --overwrite")
+    def check(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        """Refuse to go on after an epoch whose mean is gone, of another run or model, or no numbers."""
+        if not (self.decay and self.run is not None and epoch):
+            return
+        path = self.run.mean_path(epoch)
+        if not path.exists():
+            raise InputError(f"{path}: is missing; copy it back, or train again with --overwrite")
+        header = read_header(path)
+        header.check_mark(self.run.id, mean_part(epoch))
+        header.check_shapes(weights)
+        with _damaged(path), path.open("rb") as file:
+            places = _places(file)
+            for name, value in weights.items():
+                file.seek(places[name])
+                for block in _blocks({name: value}):
+                    check_finite(path, [(name, _read(file, block, path))])
 
     @contextmanager
     def in_place(self, weights: Mapping[str, Tensor], epoch: int) -> Iterator[None]:
@@ -70,6 +83,7 @@ class RunningMean:
 
     @contextmanager
     def _in_folder(self, run: Run, weights: Mapping[str, Tensor], epoch: int) -> Iterator[None]:
+        run.check_there()
         before = run.mean_path(epoch - 1) if epoch > 1 else None
         with _aside(run.mean_path(epoch).parent) as aside:
             with _of_the_disk(run.folder):
@@ -87,15 +101,12 @@ class RunningMean:
 
     def _mix(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         """Put the mean of the weights and of what a file has in their place."""
-        try:
-            with path.open("rb") as file:
-                places = _places(file)
-                for name, value in weights.items():
-                    file.seek(places[name])
-                    for block in _blocks({name: value}):
-                        block.copy_(_read(file, block, path).lerp_(block, 1 - self.decay))
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path}: is damaged or missing; train again with --overwrite") from error
+        with _damaged(path), path.open("rb") as file:
+            places = _places(file)
+            for name, value in weights.items():
+                file.seek(places[name])
+                for block in _blocks({name: value}):
+                    block.copy_(_read(file, block, path).lerp_(block, 1 - self.decay))
 
 
 def _exchange(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
@@ -122,6 +133,16 @@ def _read(file: IO[bytes], like: Tensor, path: Path) -> Tensor:
     if len(numbers) != like.numel():
         raise InputError(f"{path}: is cut off; train again with --overwrite")
     return torch.from_numpy(numbers).to(like.device)
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: is damaged or missing; train again with --overwrite") from error
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from seqrec import kernels
 
 # After so many missed steps what is left of a row's momentum (0.9 ** 400) is below float32's resolution.
 _HORIZON = 400
+#: A state of more steps is damaged: such training takes years, and the tables of what each step brings a lot of memory.
+MOST_STEPS = 2**31 - 1
 
 
 class RowAdam:
@@ -254,18 +256,56 @@ class RowAdam:
             state |= {f"{name}.first": first, f"{name}.second": second, f"{name}.step": steps}
         return state
 
+    def expected_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """What a state that holds these names must look like: tensors of its names, types and shapes.
+
+        The moments of a dense parameter begin with its first gradient, so a state has them or not.
+        """
+        expected = {"steps": torch.tensor(0)}
+        for name, table in self.tables.items():
+            expected |= {f"{name}.first": table.first, f"{name}.second": table.second, f"{name}.last": table.last}
+        names = set(names)
+        for name, parameter in self.dense.items():
+            parts = {f"{name}.first": parameter, f"{name}.second": parameter, f"{name}.step": torch.tensor(0.0)}
+            expected |= parts if names & set(parts) else {}
+        return expected
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up a state that ``state_dict`` gave."""
-        self.steps = int(state["steps"])
+        """Take up a state that ``state_dict`` gave.
+
+        The compiled loops write as far as the weights go and read tables at ``last``, so nothing is taken that would
+        lead them further.
+
+        Raises:
+            ValueError: the state is not one of this model.
+        """
+        expected = self.expected_state(state)
+        for name in sorted(set(expected) | set(state)):
+            if name not in state or name not in expected:
+                raise ValueError(f"{name} is {'missing' if name in expected else 'unknown'}")
+            found, wanted = ((x.dtype, tuple(x.shape)) for x in (state[name], expected[name]))
+            if found != wanted:
+                raise ValueError(f"{name} is {found[0]} {list(found[1])}, not {wanted[0]} {list(wanted[1])}")
+        steps = int(state["steps"])
+        if not 0 <= steps <= MOST_STEPS:
+            raise ValueError(f"steps are {steps}")
+        for name, value in state.items():
+            part = name.rpartition(".")[2]
+            low, high = (float(bound) for bound in (value.aminmax() if value.numel() else (0, 0)))
+            least = {"last": 0, "step": 1, "second": 0}.get(part, -np.inf)
+            most = {"last": steps, "step": steps}.get(part, np.inf)
+            if not (least <= low and high <= most and np.isfinite(low) and np.isfinite(high)):
+                raise ValueError(f"{name} has values from {low:g} to {high:g}")
+        self.steps = steps
         for name, table in self.tables.items():
             for part in ("first", "second", "last"):
                 getattr(table, part).copy_(state[f"{name}.{part}"])
         for name, parameter in self.dense.items():
             if f"{name}.first" in state:
-                first, second, steps = (
+                first, second, count = (
                     state[f"{name}.{part}"].to(parameter.device).clone() for part in ("first", "second", "step")
                 )
-                self._moments[name] = first, second, steps
+                self._moments[name] = first, second, count
 
 
 def _powers(beta1: float, beta2: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Where training stands, and its checkpoints."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,11 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqrec.data.fields import fits
 from seqrec.errors import InputError, one_line
 from seqrec.models.base import Model
 from seqrec.run.folder import Run
+from seqrec.run.tensors import check_finite, load_tensors
 from seqrec.training.averaging import RunningMean
 from seqrec.training.optim import RowAdam
+
+#: What a checkpoint says beside tensors and the sum of losses: attributes of :class:`TrainingState`.
+_FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
+_FAR = 2.0**60  # tokens, seconds or loss beyond which nothing is believed
 
 
 class TrainingState:
@@ -27,13 +33,28 @@ class TrainingState:
         self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
         self.best: dict[str, Tensor] | None = None
         self.saved_at = time.monotonic()
+        self.start_clock()
         self._start_epoch()
 
     def _start_epoch(self) -> None:
         device = next(self.model.parameters()).device
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.step, self.tokens, self.seconds, self.total_seconds = 0, 0, 0.0, 0.0
         self.loss_sum = torch.zeros((), dtype=kind, device=device)
+
+    def start_clock(self) -> None:
+        """Count time from now on."""
+        self.clock = time.perf_counter()
+
+    def _count_time(self, steps: bool) -> None:
+        """Give the time since it was last counted to the epoch that is open, or else to the one that ended last."""
+        passed = time.perf_counter() - self.clock
+        self.clock += passed
+        if self.step:
+            self.total_seconds += passed
+            self.seconds += passed * steps
+        elif self.rows:
+            self.rows[-1]["total_seconds"] += passed
 
     def ended_early(self, patience: int) -> bool:
         """Whether validation got no better for so many times."""
@@ -46,6 +67,7 @@ class TrainingState:
     def end_of_epoch(self) -> dict[str, Any]:
         """Close the epoch; the row of ``epochs.csv``."""
         loss = self.loss_sum.item() / self.tokens
+        self._count_time(steps=True)
         if not np.isfinite(loss):
             kept = " (the last good weights are kept)" if self.best_epoch else ""
             raise InputError(
@@ -57,6 +79,7 @@ class TrainingState:
             "epoch": self.epoch,
             "loss": loss,
             "seconds": self.seconds,
+            "total_seconds": self.total_seconds,
             "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
         }
         self.rows.append(row)
@@ -88,43 +111,63 @@ class TrainingState:
 
     def checkpoint(self) -> None:
         """All that ``restore`` needs. Rows are not caught up, which would round otherwise than without a checkpoint."""
+        self._count_time(steps=True)
         self.saved_at = time.monotonic()
         if self.run is None:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
-        facts = {
-            "epoch": self.epoch, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-            "loss_sum": self.loss_sum.item(), "rows": self.rows, "worse": self.worse,
-            "best_epoch": self.best_epoch, "best_value": self.best_value,
-        }  # fmt: skip
+        facts = {name: getattr(self, name) for name in _FACTS} | {"loss_sum": self.loss_sum.item()}
         self.run.save_state(tensors, facts)
         self.run.forget_means(but=self.epoch)
+        self._count_time(steps=False)
         self.run.save_epochs(self.rows)
+        self.run.take_over()
 
-    def restore(self) -> None:
-        """Take up the run's last checkpoint; without one, begin anew."""
+    def restore(self, steps: int) -> None:
+        """Take up the run's last checkpoint; without one, begin anew.
+
+        Everything is looked at before any of it is taken: a checkpoint is a file that somebody may have sent.
+
+        Args:
+            steps: of an epoch.
+        """
         assert self.run is not None
-        state = self.run.load_state()
+        state = self.run.state_header()
         if state is None:
             return
-        tensors, facts = state
+        header, facts = state
+        weights = self.model.state_dict(keep_vars=True)
         try:
+            _check_facts(facts, steps)
+            names = [name.removeprefix("optimizer.") for name in header.names if name.startswith("optimizer.")]
+            expected = {f"model.{name}": value for name, value in weights.items()}
+            expected |= {f"optimizer.{name}": value for name, value in self.optimizer.expected_state(names).items()}
+            header.check_shapes(expected)
+            tensors = load_tensors(header)
+            check_finite(header.path, ((name, tensors[name]) for name in tensors if name.startswith("model.")))
             parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
-            self.model.load_state_dict(parts["model"])
+            # An epoch that a clock ended has fewer steps than the others, but one at least.
+            least, most = (facts["epoch"] * each + facts["step"] for each in (1, steps))
+            if not least <= int(parts["optimizer"]["steps"]) <= most:
+                raise ValueError(f"the optimizer took {int(parts['optimizer']['steps'])} steps, not {least} to {most}")
+            self.mean.check(facts["epoch"], weights)
+            if facts["best_epoch"]:
+                self.run.read_weights(self.model)  # which training ends with
             self.optimizer.load_state_dict(parts["optimizer"])
-            for name in ("epoch", "step", "tokens", "seconds", "rows", "worse", "best_epoch", "best_value"):
-                setattr(self, name, facts[name])
-            self.loss_sum.fill_(facts["loss_sum"])
-        except (KeyError, RuntimeError, TypeError) as error:
+            self.model.load_state_dict(parts["model"])
+        except InputError:
+            raise
+        except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"{self.run.folder}: the training state does not fit the run ({one_line(error)}); "
-                "train again with --overwrite"
+                f"{header.path}: does not fit the run ({one_line(error)}); train again with --overwrite"
             ) from error
-        self.mean.check(self.epoch)
+        for name in _FACTS:
+            setattr(self, name, facts[name])
+        self.loss_sum.fill_(facts["loss_sum"])
 
     def finish(self, interrupted: bool) -> None:
         """Leave the best weights in the model; an interrupted run without any gets those of now."""
@@ -141,3 +184,30 @@ class TrainingState:
             assert self.best is not None
             self.model.load_state_dict(self.best)
         self.model.eval()
+
+
+def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
+    """Refuse facts of a checkpoint (JSON) that are of another kind than those written, or contradict each other."""
+    kinds = {"epoch": int, "step": int, "tokens": int, "seconds": float, "total_seconds": float, "rows": list[Any],
+             "worse": int, "best_epoch": int, "best_value": float, "loss_sum": float}  # fmt: skip
+    for name, kind in kinds.items():
+        if name not in facts:
+            raise ValueError(f"{name} is missing")
+        value = facts[name]
+        if not fits(value, kind) or (kind is float and not abs(value) <= _FAR):
+            raise ValueError(f"{name} is no {'list' if name == 'rows' else 'number'} or out of range")
+    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _FAR, "seconds": _FAR,
+            "total_seconds": _FAR, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
+    for name, high in most.items():
+        if not 0 <= facts[name] <= high:
+            raise ValueError(f"{name} is {facts[name]}, not 0 to {high}")
+    if (facts["step"] == 0) != (facts["tokens"] == 0) or not -1 <= facts["best_value"] <= 1:
+        raise ValueError("tokens or best_value are out of range")
+    numbers = [row.get("epoch") for row in facts["rows"] if isinstance(row, dict)]
+    if numbers != list(range(1, facts["epoch"] + 1)) or len(numbers) != len(facts["rows"]):
+        raise ValueError("rows do not count the epochs")
+    for row in facts["rows"]:
+        if any(
+            not fits(value, float | None) or (value is not None and not np.isfinite(value)) for value in row.values()
+        ):
+            raise ValueError("a row holds other things than numbers")

@@ -1,0 +1,161 @@
+"""Opening files that somebody else may have made: what they are and how much they hold is known before reading."""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from seqrec.errors import InputError, one_line
+
+MOST_JSON = 2**26  # bytes; Python's objects take some twenty times as many
+#: How many bytes a Parquet file may become in memory: these, or so many times its own size where that is more. Real
+#: logs shrink to a tenth.
+MOST_UNPACKED, MOST_EXPANSION = 2**28, 200
+
+
+def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
+    """Refuse symbolic links in a folder, and anything but a file or a folder where one is expected.
+
+    The folder may itself be a link. A link in it would be followed out of it, by who reads and by who writes.
+
+    Args:
+        folder: all of whose entries are looked at.
+        known: patterns of the names that are ours; None for a file, and for a folder what is known in it.
+        advice: what to do about a damaged file.
+    """
+    for name, mode in _entries(folder):
+        path = folder / name
+        if stat.S_ISLNK(mode):
+            raise InputError(
+                f"{path}: is a symbolic link, which may lead out of the folder; put a copy of the file in its place "
+                "(cp -rL copies a folder so)"
+            )
+        for pattern, inside in known.items():
+            if not fnmatchcase(name, pattern):
+                continue
+            if not (stat.S_ISREG if inside is None else stat.S_ISDIR)(mode):
+                wanted = "a file" if inside is None else "a folder"
+                raise InputError(f"{path}: is {_kind(mode)} where {wanted} should be; {advice}")
+            if inside is not None:
+                check_files(path, inside, advice)
+
+
+def size_of(path: Path, advice: str) -> int:
+    """Bytes in a regular file; refuses anything else, which may block for ever (a pipe) or lead elsewhere (a link)."""
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{path}: cannot be read ({reason}); {advice}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is {_kind(status.st_mode)}, not a file; {advice}")
+    return status.st_size
+
+
+def read_json(path: Path, advice: str = "copy it back or train again", most: int = MOST_JSON) -> dict[str, Any]:
+    """Read a JSON object of at most so many bytes."""
+    size = size_of(path, advice)
+    if size > most:
+        raise InputError(f"{path}: has {size:,} bytes where {most:,} would be many; {advice}")
+    try:
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({one_line(error)}); {advice}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is not a JSON object; {advice}")
+    return values
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; whatever is wrong with it raises ``ValueError``."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_parquet(
+    path: Path, columns: Mapping[str, Any] | None, rows: int, advice: str, optional: Mapping[str, Any] | None = None
+) -> pl.DataFrame:
+    """Read some columns of a Parquet file that has exactly so many rows.
+
+    What the file would take in memory is known from its footer before any of it is read.
+
+    Args:
+        path: the file.
+        columns: their names and types, where None stands for ids, which are integers or strings; or None for a file of
+            one column of ids, under whatever name.
+        rows: as another file says.
+        advice: what to do about a damaged file.
+        optional: columns that are read where they are there.
+    """
+    from pyarrow import ArrowException  # takes its time, and few commands need it
+    from pyarrow.parquet import read_metadata
+
+    size = size_of(path, advice)
+    try:
+        footer = read_metadata(path)  # unlike polars it bounds how deep a schema may be nested
+        if footer.num_rows != rows:
+            raise ValueError(f"it has {footer.num_rows} rows, not {rows}")
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        unpacked = sum(max(chunk.total_uncompressed_size, 0) + 16 * max(chunk.num_values, 0) for chunk in chunks)
+        unpacked += 16 * rows
+        if unpacked > max(MOST_UNPACKED, MOST_EXPANSION * size):
+            raise ValueError(f"its {size:,} bytes would become {unpacked:,} in memory")
+        with path.open("rb") as file:  # by its name, brackets would be taken for a pattern
+            schema = pl.read_parquet_schema(file)
+        if columns is None:
+            columns = {next(iter(schema)): None} if len(schema) == 1 else {"of ids": None}
+        columns = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in schema}}
+        for name, dtype in columns.items():
+            found = schema.get(name)
+            ids = dtype is None and found is not None and (found.is_integer() or found == pl.String)
+            if found is None or not (ids or found == dtype):
+                raise ValueError(f"column {name} is {found or 'missing'}, not {dtype or 'ids'}")
+        frame = pl.read_parquet(path, columns=list(columns), glob=False, hive_partitioning=False)
+        if frame.height != rows:
+            raise ValueError(f"it has {frame.height} rows, not {rows}")
+        for name in columns:
+            if frame[name].has_nulls():
+                raise ValueError(f"column {name} has gaps")
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, ArrowException, OSError, ValueError,
+            OverflowError, TypeError) as error:  # fmt: skip
+        raise InputError(f"{path}: is damaged ({one_line(error)}); {advice}") from error
+    return frame
+
+
+def check_ids(ids: pl.Series, path: Path, advice: str) -> pl.Series:
+    """Refuse a table of ids that is not sorted, or has one twice."""
+    # A Parquet file names a long text once for many rows; ids that differ can't be so.
+    most = max(MOST_UNPACKED, MOST_EXPANSION * size_of(path, advice))
+    if ids.dtype == pl.String and int(ids.str.len_bytes().sum()) > most:
+        raise InputError(f"{path}: the ids are too long for its size; {advice}")
+    if len(ids) > 1 and not (ids.slice(1) > ids.head(len(ids) - 1)).all():
+        raise InputError(f"{path}: the ids are not in order, or one is there twice; {advice}")
+    return ids
+
+
+def _entries(folder: Path) -> list[tuple[str, int]]:
+    """Names in a folder, sorted, and what they are, links not followed."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # a file that another process had not finished yet
+                    found.append((entry.name, entry.stat(follow_symlinks=False).st_mode))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+    return sorted(found)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISLNK: "a symbolic link", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe",
+             stat.S_ISSOCK: "a socket", stat.S_ISREG: "a file"}  # fmt: skip
+    return next((name for test, name in kinds.items() if test(mode)), "a device")

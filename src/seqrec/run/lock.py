@@ -1,0 +1,179 @@
+"""One process at a time writes into a run folder. The system releases the lock of one that was killed."""
+
+import errno
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+
+from seqrec.errors import InputError, RunWarning
+from seqrec.files import explain_os_error
+
+_MARK = "seqrec"
+_FAR = 2**30  # Windows lets nobody read the bytes that are locked
+_BUSY = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class InUseError(InputError):
+    """Another process holds the lock."""
+
+
+class Lock:
+    """A lock on a run folder, kept in a file beside it that is there while the lock is held.
+
+    Args:
+        folder: the run folder, without symbolic links; it need not exist, but the one that it stands in.
+        shown: what messages call it.
+    """
+
+    def __init__(self, folder: Path, shown: Path) -> None:
+        self.folder, self.shown = folder, shown
+        self.path = folder.with_name(f".{folder.name}.lock")
+        self._file: int | None = None
+
+    def take(self, patience: float = 0.5) -> None:
+        """Take the lock; who only looks holds it for a moment, which is waited for.
+
+        Raises:
+            InUseError: another process, or another thread of this one, has it.
+            InputError: the file can't be made.
+        """
+        end = time.monotonic() + patience
+        while self._file is None:
+            try:
+                self._try()
+            except InUseError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.02)
+            except OSError as error:
+                raise explain_os_error(error, self.shown) from error
+
+    def _try(self) -> None:
+        file, is_file = self._open()
+        try:
+            content = _read(file) if is_file else b""
+            if content and not content.startswith(_MARK.encode()):
+                raise InputError(f"{self.path}: is not a lock of seqrec; move it away, or choose another run folder")
+            try:
+                _lock(file)
+            except OSError as error:
+                if error.errno in _BUSY:
+                    content = _read(file) if is_file else b""
+                    raise InUseError(
+                        f"{self.shown}: is in use by {_holder(content)}; wait for that to end, or choose another folder"
+                    ) from error
+                warnings.warn(
+                    f"{self.shown}: this file system has no locks ({error.strerror}); let nobody else write there",
+                    RunWarning,
+                    stacklevel=2,
+                )
+            if is_file and not self._is_there(file):
+                return  # removed by the one who had it; the next round makes it anew
+            if is_file:
+                _note(file)
+            self._file, file = file, -1
+        finally:
+            if file >= 0:
+                os.close(file)
+
+    def _open(self) -> tuple[int, bool]:
+        """The lock's file; where none can be made, as the run alone may be written to, the run folder itself."""
+        flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            return os.open(self.path, os.O_RDWR | flags, 0o666), True
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            try:
+                return os.open(self.path if self.path.exists() else self.folder, os.O_RDONLY), self.path.exists()
+            except OSError:
+                raise error from None
+
+    def _is_there(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Give the lock back, and remove its file."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            if self._is_there(file):
+                self.path.unlink(missing_ok=True)
+        except OSError:
+            pass  # Windows removes no open file, and a folder may have become read-only: nobody is stopped by it
+        try:
+            _unlock(file)  # not by closing alone: a forked child has the file, too
+        except OSError:
+            pass
+        finally:
+            os.close(file)
+
+    def holder(self) -> str | None:
+        """Who has the lock, if anybody has."""
+        if not self.path.exists():
+            return None
+        try:
+            content = self.path.read_bytes()[:500]
+            self.take(0)
+        except InUseError:
+            return _holder(content)
+        except (InputError, OSError):
+            return None
+        self.release()
+        return None
+
+
+def _read(file: int) -> bytes:
+    os.lseek(file, 0, os.SEEK_SET)
+    return os.read(file, 500)
+
+
+def _note(file: int) -> None:
+    """Say in the file who has the lock; on a full disk it is held without."""
+    try:
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        os.write(file, f"{_MARK}\n{os.getpid()}\n{socket.gethostname()}\n{since}\n".encode())
+    except OSError:
+        pass
+
+
+def _holder(content: bytes) -> str:
+    lines = content.decode(errors="replace").splitlines()
+    if len(lines) < 4:
+        return "another process"
+    _, number, host, since = (line if line.isprintable() else ascii(line) for line in lines[:4])
+    same = number == str(os.getpid()) and host == socket.gethostname()
+    return f"{'this process' if same else f'process {number}'} on {host} since {since}"
+
+
+def _lock(file: int) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        os.lseek(file, _FAR, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _unlock(file: int) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        os.lseek(file, _FAR, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file, fcntl.LOCK_UN)

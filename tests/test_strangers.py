@@ -1,0 +1,654 @@
+"""A run folder that somebody sends is input: what it can and cannot do is in docs/strangers.md, line by line."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from seqrec import InputError, Recommender
+from seqrec.cli.app import main
+from seqrec.data.checked import MOST_UNPACKED
+from seqrec.run.folder import Run
+
+SIZES: dict[str, Any] = {"embedding_dim": 8, "num_blocks": 1, "max_length": 6, "feedforward_dims": (12, 8)}
+OPTIONS = SIZES | {"epochs": 2, "batch_size": 4, "evaluate_every": 1, "patience": 0}
+FILES = ["config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json", "epochs.csv"]
+STATE, MEAN = "state/training.safetensors", "state/mean-2.safetensors"
+
+
+def log(users: int = 12, items: int = 9, shift: int = 0) -> pl.DataFrame:
+    rows = [(f"u{u}", f"i{(u * shift + u + s) % items}", s) for u in range(users) for s in range(4 + u % 3)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("strangers") / "run"
+    Recommender("sasrec", **OPTIONS).fit(log(), folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a trained run, to be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def resume(folder: Path, **changes: Any) -> Recommender:
+    return Recommender("sasrec", **OPTIONS | {"epochs": 3} | changes).fit(log(), folder, resume=True)
+
+
+def refused(action: Callable[[], Any]) -> str:
+    """The one line that an action is refused with."""
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 1500
+    return message
+
+
+def answer(run: Path, opened: Callable[[Path], Recommender] = Recommender.load) -> pl.DataFrame | None:
+    """What a run recommends, or None where it is refused in one line. Anything else comes out as it is."""
+    message = ""
+    try:
+        return opened(run).recommend(k=3)
+    except InputError as error:
+        message = str(error)
+    assert message
+    assert "\n" not in message
+    return None
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any], **more: str) -> None:
+    """Change tensors of a file as a stranger would: it still says that it is of this run."""
+    tensors, kept = {name: value.clone() for name, value in load_file(path).items()}, metadata(path)
+    changed = change(tensors)
+    save_file(tensors if changed is None else changed, path, metadata=kept | more)
+
+
+# ---- files of another run --------------------------------------------------------------------------------------------
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "log": {},
+    "seed": {"seed": 1},
+    "learning rate": {"learning_rate": 0.01},
+    "model": {"dropout": 0.1},
+    "split": {"split": "time", "valid_from": 3, "test_from": 5},
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_files_of_another_run_are_refused(run: Path, tmp_path: Path, what: str) -> None:
+    frame = log(shift=4) if what == "log" else log()
+    other = tmp_path / "other"
+    Recommender("sasrec", **OPTIONS | OTHERS[what]).fit(frame, other)
+    for name in ("weights.safetensors", STATE, MEAN):
+        folder = Path(shutil.copytree(run, tmp_path / f"mixed-{Path(name).stem}"))
+        shutil.copy(other / name, folder / name)
+        before = content(folder)
+        action = (
+            (lambda f=folder: Recommender.load(f)) if name == "weights.safetensors" else (lambda f=folder: resume(f))
+        )
+        message = refused(action)
+        assert str(folder / name) in message
+        assert "another run" in message
+        assert "train again" in message
+        assert content(folder) == before
+        if name == "weights.safetensors":  # with which training would end
+            assert "another run" in refused(lambda f=folder: resume(f))
+    shutil.copy(other / "config.json", run / "config.json")
+    assert "train again" in refused(lambda: Recommender.load(run))
+
+
+def test_users_of_another_run_are_refused(run: Path, tmp_path: Path) -> None:
+    Recommender("popularity").fit(log(shift=4), tmp_path / "other")
+    shutil.copy(tmp_path / "other/users.parquet", run / "users.parquet")
+    assert "users.parquet" in refused(lambda: Recommender.load(run))
+
+
+def test_weights_of_the_same_recipe_are_the_same(run: Path, tmp_path: Path) -> None:
+    Recommender("sasrec", **OPTIONS | {"threads": 1, "checkpoint_minutes": 3.0}).fit(log(), tmp_path / "again")
+    assert (tmp_path / "again/weights.safetensors").read_bytes() == (run / "weights.safetensors").read_bytes()
+    shutil.copy(tmp_path / "again" / STATE, run / STATE)
+    assert len(resume(run).epochs) == 3
+
+
+def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
+    whole = (run / "weights.safetensors").read_bytes()
+    shutil.copy(run / MEAN, run / "weights.safetensors")
+    assert "running mean" in refused(lambda: Recommender.load(run))
+    (run / "weights.safetensors").write_bytes(whole)
+    save_file(load_file(run / "weights.safetensors"), run / "weights.safetensors")
+    assert "which run" in refused(lambda: Recommender.load(run))
+
+
+# ---- links, pipes and other things that are no files -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FILES, "state", STATE, MEAN, "training.png", "state/mean-77.safetensors", "x"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_links_in_a_run_are_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, name: str, inside: bool
+) -> None:
+    elsewhere = run / "kept" if inside else tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if (run / name).exists():
+        shutil.move(run / name, elsewhere / "victim")
+    else:
+        (elsewhere / "victim").write_text("my notes")
+    (run / name).symlink_to(elsewhere / "victim")
+    before = content(tmp_path)
+    for action in (lambda: Recommender.load(run), lambda: resume(run)):
+        message = refused(action)
+        assert str(run / name) in message
+        assert "symbolic link" in message
+    assert content(tmp_path) == before
+
+
+def test_a_run_folder_that_is_a_link_is_fine(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("run")
+    assert Recommender.load(tmp_path / "link").recommend(k=1).height == 12
+    resume(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_hard_links_are_not_written_through(run: Path, tmp_path: Path) -> None:
+    victims = {}
+    for name in (*FILES[1:], STATE):
+        victim = tmp_path / name.replace("/", "-")
+        os.link(run / name, victim)
+        victims[victim] = victim.read_bytes()
+    resume(run)
+    assert all(victim.read_bytes() == before for victim, before in victims.items())
+    assert (run / "epochs.csv").read_bytes() != victims[tmp_path / "epochs.csv"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
+@pytest.mark.parametrize("name", [*FILES, "state", STATE, MEAN])
+def test_what_is_no_file_is_refused_at_once(run: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)  # whose opening would wait for a writer, for ever
+    elif kind == "folder" and name != "state":
+        path.mkdir()
+    elif kind == "socket":
+        monkeypatch.chdir(path.parent)  # names of sockets are short
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path.name)
+    else:
+        path.write_text("a file where a folder should be")
+    for action in (lambda: Recommender.load(run), lambda: resume(run)):
+        message = refused(action)
+        assert str(path if name != "config.json" else run) in message
+
+
+def test_a_leftover_that_is_a_folder_is_let_be(run: Path) -> None:
+    (run / ".x.partial").mkdir()
+    (run / ".x.partial/mine").write_text("mine")
+    resume(run)
+    assert (run / ".x.partial/mine").read_text() == "mine"
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+
+HUGE: list[dict[str, Any]] = [
+    {"num_items": 10**8}, {"num_items": 2**31}, {"num_items": 2**70}, {"num_items": -1}, {"num_items": 0},
+    {"num_users": 10**9}, {"num_users": -5},
+    *({"model_config": {name: value}} for value in (10**6, 10**8, 2**62, 2**63, 10**40)
+      for name in ("num_blocks", "embedding_dim", "max_length", "num_heads", "attention_dim")),
+    {"model_config": {"feedforward_dims": [10**9, 10**9]}},
+    {"model_config": {"feedforward_dims": [8] * 100_000}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", HUGE, ids=lambda change: str(change)[:50])
+def test_sizes_are_compared_before_anything_is_made(run: Path, change: dict[str, Any]) -> None:
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    change = {k: values[k] | v if isinstance(v, dict) else v for k, v in change.items()}
+    path.write_text(json.dumps(values | change))
+    message = refused(lambda: Recommender.load(run))
+    assert "train again" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("gru4rec", {"num_layers": 10**6}),
+        ("bert4rec", {"num_blocks": 10**6}),
+        ("caser", {"window": 10**6, "max_length": 10**6}),
+        ("caser", {"horizontal_filters": 10**9}),
+        ("ssept", {"num_blocks": 10**6}),
+        ("ssept", {"user_dim": 10**12}),
+        ("tisasrec", {"time_span": 10**11}),
+        ("slirec", {"hidden_dims": [8] * 50_000}),
+        ("slirec", {"num_categories": 10**12}),
+        ("slirec", {"attention_length": 10**9, "max_length": 10**9}),
+        ("markov", {"max_length": 2**70}),
+    ],
+)
+def test_sizes_of_every_model(tmp_path: Path, model: str, change: dict[str, Any]) -> None:
+    sizes = {"slirec": {"attention_hidden_dims": (8, 4), "hidden_dims": (8, 4)}}.get(model, {})
+    counted = {} if model == "markov" else {"epochs": 1, "embedding_dim": 8, "average_decay": 0.0}
+    Recommender(model, **sizes, **counted).fit(log(), tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    values = json.loads(path.read_text())
+    values["model_config"] |= change
+    path.write_text(json.dumps(values))
+    assert "train again" in refused(lambda: Recommender.load(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", STATE, MEAN])
+@pytest.mark.parametrize(
+    "head",
+    [
+        struct.pack("<Q", 2**63),
+        struct.pack("<Q", 10**9),
+        struct.pack("<Q", 20) + b'{"a":' + b"[" * 15,
+        struct.pack("<Q", 200_000) + b"[" * 200_000,
+        struct.pack("<Q", 67) + b'{"a":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,39999999]}}',
+        struct.pack("<Q", 61) + b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}',
+        struct.pack("<Q", 59) + b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,8]}}      ',
+    ],
+    ids=["length", "longer than the file", "cut", "deep", "size", "overflow", "negative"],
+)
+def test_heads_that_lie(run: Path, name: str, head: bytes) -> None:
+    (run / name).write_bytes(head + bytes(64))
+    message = refused(lambda: Recommender.load(run) if name.startswith("weights") else resume(run))
+    assert str(run / name) in message
+
+
+def bomb(path: Path, rows: int) -> None:
+    """A small Parquet file of very many rows, each different, as delta encoding makes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema({"item_id": pa.int64()})
+    with pq.ParquetWriter(path, schema, use_dictionary=False, column_encoding="DELTA_BINARY_PACKED",
+                          compression="zstd") as writer:  # fmt: skip
+        for start in range(0, rows, 2**22):
+            writer.write_table(pa.table({"item_id": np.arange(start, start + 2**22)}, schema=schema))
+
+
+def test_a_small_parquet_file_does_not_become_gigabytes(run: Path) -> None:
+    bomb(run / "items.parquet", 2**22)
+    assert "4194304 rows, not 9" in refused(lambda: Recommender.load(run))
+    path = run / "config.json"
+    rows = MOST_UNPACKED // 16
+    bomb(run / "items.parquet", rows)
+    assert (run / "items.parquet").stat().st_size < rows // 20
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_items": rows}))
+    with pytest.raises(InputError, match="in memory"):
+        _ = Run(run).dataset
+
+
+def test_a_text_that_many_rows_share_is_not_multiplied(run: Path) -> None:
+    ids = pl.Series("user_id", ["x" * 10**6] * 12).to_frame()
+    pl.read_parquet(run / "users.parquet").drop("user_id").hstack(ids).write_parquet(run / "users.parquet")
+    assert "in order" in refused(lambda: Recommender.load(run))
+
+
+def test_deeply_nested_parquet_is_refused(run: Path) -> None:
+    (run / "items.parquet").write_bytes(deep_parquet(100_000))  # where polars overflows the stack
+    assert "items.parquet" in refused(lambda: Recommender.load(run))
+
+
+def deep_parquet(depth: int) -> bytes:
+    """A Parquet file whose schema is so deep, in Thrift's compact encoding."""
+
+    def number(value: int) -> bytes:
+        low = b""
+        while value > 127:
+            low += bytes([value & 127 | 128])
+            value >>= 7
+        return low + bytes([value])
+
+    group = b"\x35\x02\x18\x01a\x15\x02\x00"  # repetition, name, number of children
+    leaf = b"\x15\x02\x25\x02\x18\x01x\x00"  # type, repetition, name
+    schema = b"\x48\x01s\x15\x02\x00" + group * depth + leaf
+    foot = b"\x15\x02\x19\xfc" + number(depth + 2) + schema + b"\x16\x00\x19\x0c\x00"
+    return b"PAR1" + foot + struct.pack("<I", len(foot)) + b"PAR1"
+
+
+# ---- JSON and CSV ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"a":' * 200_000, "1" * 5000, "NaN", "[1]", '"x"', "{}x", '{"a": \x00}', ""]
+)
+def test_json_that_is_none_of_ours(run: Path, name: str, text: str) -> None:
+    (run / name).write_text(text)
+    assert str(run / name) in refused(lambda: Recommender.load(run))
+    assert main(["recommend", str(run)]) == 2
+
+
+def test_a_configuration_of_megabytes(run: Path) -> None:
+    path = run / "config.json"
+    path.write_text(path.read_text() + " " * 2**20)
+    assert "bytes" in refused(lambda: Recommender.load(run))
+
+
+BAD: list[Any] = [None, True, -1, 2**63, 1.5, float("nan"), "x", "\ud800", [], [1], {}, {"a": []}]
+
+
+@pytest.mark.parametrize("part", [None, "model_config", "training", "prepare", "split"])
+def test_every_value_of_the_configuration_is_looked_at(run: Path, part: str | None) -> None:
+    path = run / "config.json"
+    whole = json.loads(path.read_text())
+    wanted = Recommender.load(run).recommend(k=3)
+    values = whole if part is None else whole[part]
+    for name in list(values):
+        for bad in BAD:
+            if bad == values[name] and type(bad) is type(values[name]):
+                continue
+            changed = {**values, name: bad}
+            path.write_text(json.dumps(changed if part is None else {**whole, part: changed}))
+            found = answer(run)
+            if found is not None:  # such as another number of threads, which changes nothing
+                assert name in ("epochs", "threads", "device", "checkpoint_minutes"), (name, bad)
+                assert found.equals(wanted)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,loss\n1,x\n2,3\n",
+        "epoch,loss\n2,0.5\n",
+        "epoch,loss\nx,0.5\n",
+        "epoch\n1\n",
+        "loss\n1\n",
+        "epoch,loss\n1,2,3",
+    ],
+)
+def test_epochs_that_are_none(run: Path, text: str) -> None:
+    (run / "epochs.csv").write_text(text)
+    assert "epochs.csv" in refused(lambda: Recommender.load(run))
+
+
+def test_epochs_whose_validation_begins_late(run: Path) -> None:
+    rows = "".join(f"{epoch},0.5,{'0.25' if epoch > 150 else ''}\n" for epoch in range(1, 201))
+    (run / "epochs.csv").write_text(f"epoch,loss,ndcg@10\n{rows}")
+    assert Recommender.load(run).epochs[-1]["ndcg@10"] == 0.25
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def signed(run: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change the weights and their checksum with them."""
+    weights = {name: value.clone() for name, value in load_file(run / "weights.safetensors").items()}
+    changed = change(weights)
+    Run(run).save_weights(weights if changed is None else changed)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["item_embedding.weight", "position_embedding.weight", "final_norm.bias"])
+def test_weights_that_are_not_finite(run: Path, name: str, value: float) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights[name].view(-1)[-1] = value
+
+    signed(run, change)
+    assert "not numbers" in refused(lambda: Recommender.load(run))
+
+
+ZEROS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "all": lambda weights: {name: torch.zeros_like(value) for name, value in weights.items()},
+    "items": lambda weights: weights | {"item_embedding.weight": torch.zeros(10, 8)},
+    "equal items": lambda weights: weights | {"item_embedding.weight": torch.ones(10, 8)},
+    "last norm": lambda weights: weights | {n: torch.zeros(8) for n in ("final_norm.weight", "final_norm.bias")},
+}
+
+
+@pytest.mark.parametrize("what", ZEROS)
+def test_weights_that_rank_nothing(run: Path, what: str) -> None:
+    signed(run, ZEROS[what])
+    message = refused(lambda: Recommender.load(run))
+    assert "zero everywhere" in message or "alike" in message
+    assert str(run / "weights.safetensors") in message
+
+
+def test_a_changed_number_is_noticed(run: Path) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["item_embedding.weight"][3] += 0.01
+
+    rewrite(run / "weights.safetensors", change)
+    assert "checksum" in refused(lambda: Recommender.load(run))
+
+
+COUNTED: dict[str, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = {
+    "popularity": [("counts", torch.zeros_like), ("counts", lambda x: x - 5), ("counts", lambda x: x[1:])],
+    "recent-popularity": [("recent", lambda x: x + 100), ("recent", lambda x: x - 9), ("counts", torch.zeros_like)],
+    "markov": [
+        ("keys", lambda x: x[1:]),
+        ("keys", lambda x: x.flip(0)),
+        ("keys", lambda x: x + 10**6),
+        ("keys", lambda x: x - 10**6),
+        ("keys", lambda x: x[:, None]),
+        ("times", lambda x: x[1:]),
+        ("times", lambda x: x - 100),
+        ("times", lambda x: x * 2**58),
+        ("times", lambda x: x.double()),
+        ("starts", lambda x: x + 1),
+        ("starts", lambda x: x.flip(0)),
+        ("starts", lambda x: x * 10**12),
+        ("outgoing", lambda x: x + 1),
+        ("counts", lambda x: -x),
+    ],
+}
+
+
+@pytest.mark.parametrize("model", COUNTED)
+def test_contents_of_counted_models(tmp_path: Path, model: str) -> None:
+    Recommender(model).fit(log(), tmp_path / "run")
+    weights = load_file(tmp_path / "run/weights.safetensors")
+    for name, change in COUNTED[model]:
+        Run(tmp_path / "run").save_weights(weights | {name: change(weights[name]).contiguous()})
+        assert "weights.safetensors" in refused(lambda: Recommender.load(tmp_path / "run"))
+    Run(tmp_path / "run").save_weights(weights)
+    assert Recommender.load(tmp_path / "run").recommend(k=2).height == 24
+
+
+# ---- ids and histories -----------------------------------------------------------------------------------------------
+
+ITEM_IDS: dict[str, Callable[[], pl.Series]] = {
+    "float": lambda: pl.Series([i + 0.5 for i in range(9)]),
+    "bool": lambda: pl.Series([True] * 9),
+    "binary": lambda: pl.Series([bytes([i]) for i in range(9)]),
+    "struct": lambda: pl.Series([{"a": i} for i in range(9)]),
+    "list": lambda: pl.Series([[i] for i in range(9)]),
+    "categorical": lambda: pl.Series([f"i{i}" for i in range(9)], dtype=pl.Categorical),
+    "date": lambda: pl.Series(range(9)).cast(pl.Date),
+    "null": lambda: pl.Series([None] * 9),
+    "one null": lambda: pl.Series([None, *(f"i{i}" for i in range(8))]),
+    "twice": lambda: pl.Series(["i0", "i0", *(f"i{i}" for i in range(2, 9))]),
+    "unsorted": lambda: pl.Series([f"i{i}" for i in reversed(range(9))]),
+    "others": lambda: pl.Series([f"j{i}" for i in range(9)]),
+    "numbers": lambda: pl.Series(range(9)),
+}
+
+
+@pytest.mark.parametrize("kind", ITEM_IDS)
+def test_ids_of_another_kind(run: Path, kind: str) -> None:
+    ITEM_IDS[kind]().alias("item_id").to_frame().write_parquet(run / "items.parquet")
+    assert "items.parquet" in refused(lambda: Recommender.load(run))
+
+
+HISTORIES: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
+    "beyond": lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() * 1000)),
+    "zero": lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() * 0)),
+    "negative": lambda frame: frame.with_columns(items=pl.col("items").list.eval(-pl.element())),
+    "other order": lambda frame: frame.with_columns(items=pl.col("items").list.reverse()),
+    "time backwards": lambda frame: frame.with_columns(timestamps=pl.col("timestamps").list.reverse()),
+    "times too large": lambda frame: frame.with_columns(
+        timestamps=pl.col("timestamps").list.eval(pl.element() + 2**62)
+    ),
+    "empty": lambda frame: frame.with_columns(pl.col("items", "timestamps").list.head(0)),
+    "null within": lambda frame: frame.with_columns(items=pl.col("items").list.concat(pl.lit([None]))).with_columns(
+        timestamps=pl.col("timestamps").list.concat(pl.lit([9], dtype=pl.List(pl.Int64)))
+    ),
+    "wider": lambda frame: frame.cast({"items": pl.List(pl.Int64)}),
+    "floats": lambda frame: frame.cast({"items": pl.List(pl.Float32)}),
+    "nested": lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.concat_list(pl.element()))),
+}
+
+
+@pytest.mark.parametrize("kind", HISTORIES)
+def test_histories_out_of_range(run: Path, kind: str) -> None:
+    path = run / "users.parquet"
+    HISTORIES[kind](pl.read_parquet(path)).write_parquet(path)
+    assert "users.parquet" in refused(lambda: Recommender.load(run))
+
+
+# ---- the training state ----------------------------------------------------------------------------------------------
+
+STATES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "moment shrunk": lambda s: s | {"optimizer.final_norm.weight.first": torch.zeros(1)},
+    "second moment shrunk": lambda s: s | {"optimizer.final_norm.weight.second": torch.zeros(0)},
+    "moment doubled": lambda s: s | {"optimizer.final_norm.weight.first": torch.zeros(8, dtype=torch.float64)},
+    "moment reshaped": lambda s: s | {"optimizer.final_norm.weight.first": torch.zeros(8, 1)},
+    "table moment shrunk": lambda s: s | {"optimizer.item_embedding.weight.first": torch.zeros(1, 8)},
+    "count of another shape": lambda s: s | {"optimizer.final_norm.weight.step": torch.ones(3)},
+    "count of another type": lambda s: s | {"optimizer.final_norm.weight.step": torch.tensor(1)},
+    "count of 0": lambda s: s | {"optimizer.final_norm.weight.step": torch.tensor(0.0)},
+    "count beyond the steps": lambda s: s | {"optimizer.final_norm.weight.step": torch.tensor(1e9)},
+    "one moment less": lambda s: {k: v for k, v in s.items() if k != "optimizer.final_norm.weight.second"},
+    "rows beyond the steps": lambda s: s | {"optimizer.item_embedding.weight.last": torch.full((10,), 2**30).int()},
+    "rows below 0": lambda s: s | {"optimizer.item_embedding.weight.last": torch.full((10,), -1).int()},
+    "rows as floats": lambda s: s | {"optimizer.item_embedding.weight.last": torch.zeros(10)},
+    "steps below 0": lambda s: s | {"optimizer.steps": torch.tensor(-1)},
+    "steps without end": lambda s: s | {"optimizer.steps": torch.tensor(2**60)},
+    "steps as a list": lambda s: s | {"optimizer.steps": torch.tensor([6, 6])},
+    "steps as a fraction": lambda s: s | {"optimizer.steps": torch.tensor(6.0)},
+    "one step more": lambda s: s | {"optimizer.steps": s["optimizer.steps"] + 1},
+    "moment not finite": lambda s: s | {"optimizer.final_norm.weight.first": torch.full((8,), torch.nan)},
+    "table moment infinite": lambda s: s | {"optimizer.item_embedding.weight.second": torch.full((10, 8), torch.inf)},
+    "second moment below 0": lambda s: s | {"optimizer.item_embedding.weight.second": torch.full((10, 8), -1.0)},
+    "weights not finite": lambda s: s | {"model.final_norm.weight": torch.full((8,), torch.inf)},
+    "weights of another shape": lambda s: s | {"model.final_norm.weight": torch.zeros(4)},
+    "weights of another type": lambda s: s | {"model.final_norm.weight": torch.zeros(8).half()},
+    "another part": lambda s: s | {"elsewhere.x": torch.zeros(1)},
+    "another weight": lambda s: s | {"model.x": torch.zeros(1), "optimizer.y.first": torch.zeros(1)},
+    "nothing": lambda s: {},
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_tensors_of_the_state(run: Path, what: str) -> None:
+    rewrite(run / STATE, STATES[what])
+    before = content(run)
+    assert str(run / STATE) in refused(lambda: resume(run))
+    assert content(run) == before
+
+
+def test_every_fact_of_the_state_is_looked_at(run: Path) -> None:
+    facts = json.loads(metadata(run / STATE)["facts"])
+    before = content(run)
+    bad: list[Any] = [None, True, "x", [1], 2**70, float("nan")]
+    more: dict[str, list[Any]] = {
+        **{name: [-3, 10**6, 1.5] for name in ("epoch", "step", "tokens", "worse", "best_epoch")},
+        "seconds": [-3.0], "best_value": [-3, 2],
+        "rows": [[], [{"epoch": 1}], [{"epoch": 2}, {"epoch": 1}], [1, 2], [{"epoch": 1}, {"epoch": 2, "x": "y"}]],
+    }  # fmt: skip
+
+    def refuse(facts: str) -> None:
+        rewrite(run / STATE, lambda state: None, facts=facts)
+        assert str(run / STATE) in refused(lambda: resume(run)), facts
+
+    for name in facts:
+        for value in bad + more.get(name, []):
+            refuse(json.dumps(facts | {name: value}))
+        refuse(json.dumps({key: value for key, value in facts.items() if key != name}))
+    for text in ("[" * 100_000, "[]", "{", "1"):
+        refuse(text)
+    (run / STATE).write_bytes(before[STATE])
+    assert content(run) == before
+    assert len(resume(run).epochs) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mean: mean | {"final_norm.weight": torch.zeros(3)},
+        lambda mean: mean | {"final_norm.weight": torch.zeros(8).double()},
+        lambda mean: mean | {"final_norm.weight": torch.full((8,), torch.nan)},
+        lambda mean: {},
+        lambda mean: mean | {"more": torch.zeros(3)},
+    ],
+)
+def test_the_running_mean(run: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    rewrite(run / MEAN, change)
+    before = content(run)
+    assert str(run / MEAN) in refused(lambda: resume(run))
+    assert content(run) == before
+
+
+# ---- anything --------------------------------------------------------------------------------------------------------
+
+
+def damaged(whole: bytes, dice: random.Random) -> bytes:
+    """The content of a file with something wrong in it."""
+    place = dice.randrange(len(whole))
+    kind = dice.choice(["flip", "cut", "bytes", "text", "swap", "twice", "insert"])
+    if kind == "flip":
+        return whole[:place] + bytes([whole[place] ^ (1 << dice.randrange(8))]) + whole[place + 1 :]
+    if kind == "cut":
+        return whole[:place]
+    if kind == "bytes":
+        return whole[:place] + dice.choice([b"\0", b"\xff"]) * 8 + whole[place + 8 :]
+    if kind == "text":
+        wanted = dice.choice([b"1", b"F32", b"8", b"true", b'"'])
+        return whole.replace(wanted, dice.choice([b"2", b"I64", b"-1", b"null", b"[", b"99999999999"]), 1)
+    if kind == "swap":
+        other = dice.randrange(len(whole))
+        low, high = sorted((place, other))
+        return whole[:low] + whole[high:] + whole[low:high]
+    return whole + whole if kind == "twice" else whole[:place] + dice.randbytes(3) + whole[place:]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_gives_the_same_answer_or_one_line(run: Path, name: str) -> None:
+    wanted = Recommender.load(run).recommend(k=3)
+    whole = (run / name).read_bytes()
+    dice = random.Random(f"damage of {name}")
+    for _ in range(20):
+        (run / name).write_bytes(damaged(whole, dice))
+        found = answer(run)
+        assert found is None or found.equals(wanted)
+
+
+@pytest.mark.parametrize("name", [STATE, MEAN])
+def test_damage_of_the_state_is_resumed_or_one_line(trained: Path, tmp_path: Path, name: str) -> None:
+    whole = (trained / name).read_bytes()
+    dice = random.Random(f"damage of {name}")
+    for number in range(8):
+        run = Path(shutil.copytree(trained, tmp_path / str(number)))
+        (run / name).write_bytes(damaged(whole, dice))
+        answer(run, resume)
+        assert Recommender.load(run).recommend(k=1).height == 12  # the weights are good either way
