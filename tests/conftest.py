@@ -1,4 +1,7 @@
-"""Shared fixtures. Tests marked ``real`` need the folder of logs that SEQREC_DATA names, ``loops`` the compiled loops."""
+"""Shared fixtures.
+
+Tests marked ``real`` need the folder of logs that SEQREC_DATA names, those marked ``loops`` the compiled loops.
+"""
 
 import os
 from collections.abc import Iterator
