@@ -1,10 +1,10 @@
 # make demo   a trained, evaluated SASRec on the embedded data, in .venv, from nothing
-# make test   the tests
+# make test   the tests; make test-plain those without the compiled loops, make test-sanitize those of the loops
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format bench bench-peers pictures wheel clean
+.PHONY: install demo test test-plain test-sanitize lint format bench bench-peers pictures wheel clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,15 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# What the compiled loops take part in, without them.
+PLAIN := tests/kernels tests/models tests/ranking tests/training tests/test_contract.py tests/test_recommender.py
+test-plain: install
+	SEQREC_KERNELS=0 $(BIN)/python -m pytest $(PLAIN)
+
+# The loops built with AddressSanitizer and UndefinedBehaviorSanitizer, into a folder of their own.
+test-sanitize: install
+	$(BIN)/python tests/kernels/sanitized.py
 
 lint: install
 	$(BIN)/ruff check .

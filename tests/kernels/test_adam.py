@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from seqrec.kernels import loader
 from seqrec.training.optim import RowAdam
 
+pytestmark = pytest.mark.loops
+
 
 def test_rows_that_the_table_does_not_have_are_torchs_to_refuse():
     model = Tables().train()

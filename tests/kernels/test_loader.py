@@ -15,6 +15,7 @@ from seqrec.models.blocks import FeedForward
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.loops
 def test_they_are_built_here():
     # So that the other tests, and users with a compiler, meet them.
     assert kernels.library() is not None
@@ -28,6 +29,7 @@ def test_autocast_goes_to_torch():
         assert (layer(x, x) - layer.float()(x, x)).abs().max() < 0.1
 
 
+@pytest.mark.loops
 def test_other_types_go_to_torch():
     assert kernels.usable(torch.zeros(1))
     assert not kernels.usable(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
@@ -67,6 +69,7 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     assert all(reason.startswith("there is no C++") for reason in hook.compile_kernels(sources, target).values())
 
 
+@pytest.mark.loops
 @pytest.mark.parametrize("processor", ["default", "avx2"])
 def test_older_processors_have_loops_of_their_own(processor):
     """The same tests, with what torch says of the processor held down."""

@@ -8,6 +8,8 @@ from torch import nn
 
 from seqrec import kernels
 
+pytestmark = pytest.mark.loops
+
 
 @settings(max_examples=60, deadline=None)
 @given(
@@ -58,7 +60,7 @@ def test_binary_loss_is_that_of_torch_in_float64(shape):
     losses, by_hidden, _ = kernels.binary_loss(hidden, vectors)
     assert losses.isnan().tolist() == [True, *[False] * (shape[0] - 1)]
     assert by_hidden.isnan().any(dim=1).tolist() == losses.isnan().tolist()
-    with pytest.raises(ValueError, match="don't fit"):
+    with pytest.raises(ValueError, match="takes"):
         kernels.binary_loss(hidden[1:], vectors)
 
 
@@ -159,5 +161,5 @@ def test_rank_of_no_numbers_and_of_minus_infinity():
     for wrong in ((states, vectors[:, :1]), (states, vectors, 1, (torch.tensor([3]), torch.tensor([0]))),
                   (states, vectors, 1, None, None, torch.tensor([0, 0, 3])), (states, vectors, 1, None, skipped[:2]),
                   (states, vectors, 1, None, skipped.long())):  # fmt: skip
-        with pytest.raises(ValueError, match=r"don't fit|reach|which are skipped"):
+        with pytest.raises(ValueError, match="takes"):
             kernels.rank(*wrong)

@@ -39,7 +39,13 @@ class Batch:
 
     @property
     def last(self) -> Tensor:
-        """Index of each user's last token, ``int64[B]``."""
+        """Index of each user's last token, ``int64[B]``.
+
+        Raises:
+            ValueError: a history is empty: the token before its end is another user's.
+        """
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool((self.lengths < 1).any()):
+            raise ValueError("an empty history has no last token; leave it out")
         return self.offsets[1:] - 1
 
     @cached_property

@@ -2,6 +2,7 @@
 
 The C++ sources beside this file are built when the package is installed, where there is a C++ compiler; without one, on
 another device and for other types than float32, torch does the same work in more and longer steps.
+``arrays.py`` is the only door to them, and checks all that passes it.
 ``SEQREC_KERNELS=0`` in the environment turns them off. What they save is in benchmarks/RESULTS.md.
 """
 

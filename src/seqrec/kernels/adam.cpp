@@ -119,7 +119,8 @@ int64_t seqrec_adam_catch_up(
     return moved;
 }
 
-// `slots[rows of the table]` is -1 everywhere before and after; `summed` has room for count * dim, `touched` for count.
+// `slots[rows of the table]` may hold anything: a row has a slot where `touched` says the same. `summed` has room for
+// count * dim, `touched` for count.
 void seqrec_adam_step(
     const int64_t* rows, const float* gradients, int64_t count, int64_t step, int64_t dim, double beta1, double beta2,
     double rate, double epsilon, const double* steps, const double* missed, int64_t known, float* weight, float* first, float* second, int32_t* last,
@@ -129,9 +130,10 @@ void seqrec_adam_step(
     const Adam a = of_step(beta1, beta2, rate, epsilon, double(step));
     int64_t unique = 0;
     for (int64_t n = 0; n < count; ++n) {
-        if (slots[rows[n]] < 0) {
-            slots[rows[n]] = int32_t(unique);
-            touched[unique++] = rows[n];
+        const int64_t row = rows[n], slot = slots[row];
+        if (slot < 0 || slot >= unique || touched[slot] != row) {
+            slots[row] = int32_t(unique);
+            touched[unique++] = row;
         }
     }
 #pragma omp parallel num_threads(threads)
@@ -156,7 +158,6 @@ void seqrec_adam_step(
             last[row] = int32_t(step);
         }
     }
-    for (int64_t slot = 0; slot < unique; ++slot) slots[touched[slot]] = -1;
 }
 
 // Whole tensors, each of its own size and with its own count of steps.

@@ -50,7 +50,7 @@ def adam_step(
 ) -> None:  # fmt: skip
     """Bring rows to the step before and take ``step``, from 1, with the sum of each row's gradients.
 
-    ``rows`` are of the table; ``slots int32[rows of the table]`` is memory that may hold anything.
+    ``rows`` are of the table; ``slots int32[rows of the table]`` is memory that a table uses again, -1 at first.
     """
     if step < 1:
         raise ValueError(f"step is {step}; the first one is 1")

@@ -72,7 +72,7 @@ class Loop:
         name: of the function, without ``seqrec_``.
         arguments: each one of
 
-            - ``name: int64``, a number (or ``int32``, ``float32``, ``float64``); ``name: int64 dividing D`` or ``below D``.
+            - ``name: int64``, a number (or ``int32``, ``float32``, ``float64``); perhaps ``dividing D`` or ``below D``.
             - ``name: float32[T, 2 * D]``, an array without gaps. Sizes are bound where they are met first and must be
               the same elsewhere; ``[>= N]`` is at least as long, ``[*N]`` of any shape with N numbers. ``?`` after it
               lets None pass. After a space stands what it holds: ``rising to T`` (offsets: from 0, never falling, to

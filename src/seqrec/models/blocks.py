@@ -229,6 +229,8 @@ class Attention(nn.Module):
 
     def __init__(self, embedding_dim: int, attention_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
+        if num_heads < 1 or attention_dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide an attention of {attention_dim} columns")
         self.num_heads = num_heads
         self.query = nn.Linear(embedding_dim, attention_dim)
         self.key_value = nn.Linear(embedding_dim, 2 * attention_dim)

@@ -1,0 +1,224 @@
+"""The door to the compiled loops: what does not fit is refused before it is read or written."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from packed import offsets_of
+from torch import Tensor
+
+from seqrec import kernels
+from seqrec.kernels import loader
+
+pytestmark = pytest.mark.loops
+
+BETAS = 0.9, 0.999
+
+
+def floats(*shape: int) -> Tensor:
+    return torch.zeros(shape)
+
+
+def longs(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def words(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int16)
+
+
+def gaps(*shape: int) -> Tensor:
+    return torch.zeros(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
+
+
+DRIFTS = kernels.Drifts(torch.zeros(9, 2, dtype=torch.float64), torch.zeros(5, 4, dtype=torch.float64))
+SHORT = kernels.Drifts(torch.zeros(3, 2, dtype=torch.float64), torch.zeros(5, 4, dtype=torch.float64))
+NARROW = kernels.Drifts(torch.zeros(9, 2, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64))
+
+
+def parameters(dim: int, hidden: int) -> list[Tensor]:
+    shapes = ((dim,), (dim,), (dim, dim), (dim,), (2 * dim, dim), (2 * dim,), (dim,), (dim,), (hidden, dim), (hidden,),
+              (dim, hidden), (dim,))  # fmt: skip
+    return [floats(*shape) for shape in shapes]
+
+
+def attention() -> dict[str, Any]:
+    return {"query": floats(5, 6), "key_value": floats(5, 12), "offsets": offsets_of([2, 3]), "num_heads": 2,
+            "causal": True, "words": words(18), "dropout": 0.5}  # fmt: skip
+
+
+def last_attention() -> dict[str, Any]:
+    return attention() | {"query": floats(2, 6), "words": None, "last_only": True}
+
+
+def block() -> dict[str, Any]:
+    return {"x": floats(5, 6), "offsets": offsets_of([2, 3]), "parameters": parameters(6, 4), "num_heads": 2,
+            "norm": "pre", "epsilon": 1e-8, "words": [words(18), words(20), words(30)], "dropout": 0.5}  # fmt: skip
+
+
+def last_block() -> dict[str, Any]:
+    return block() | {"words": None, "last_only": True}
+
+
+def positions() -> dict[str, Any]:
+    return {"x": floats(5, 6), "table": floats(3, 6), "offsets": offsets_of([2, 3]), "scale": 1.0, "words": words(30),
+            "probability": 0.5}  # fmt: skip
+
+
+def feedforward() -> dict[str, Any]:
+    layers = [(floats(4, 6), floats(4)), (floats(6, 4), floats(6))]
+    return {"x": floats(5, 6), "residual": floats(5, 6), "layers": layers, "words": [words(20), words(30)],
+            "dropout": 0.5}  # fmt: skip
+
+
+def table() -> dict[str, Any]:
+    return {"rows": longs(1, 2, 1), "step": 4, "betas": BETAS, "rate": 0.1, "epsilon": 1e-8, "drifts": DRIFTS,
+            "weight": floats(7, 3), "first": floats(7, 3), "second": floats(7, 3),
+            "last": torch.ones(7, dtype=torch.int32)}  # fmt: skip
+
+
+def step() -> dict[str, Any]:
+    return table() | {"gradients": floats(3, 3), "slots": torch.full((7,), -1, dtype=torch.int32)}
+
+
+def dense() -> dict[str, Any]:
+    parts = {name: [floats(3, 2), floats(4)] for name in ("weights", "gradients", "firsts", "seconds")}
+    return parts | {"steps": [floats(), floats()], "betas": BETAS, "rate": 0.1, "epsilon": 1e-8}
+
+
+def softmax_loss() -> dict[str, Any]:
+    return {"hidden": floats(5, 3), "vectors": floats(7, 3), "targets": floats(5),
+            "left_out": (longs(0, 4), longs(6, 0)), "log_probability": floats(7)}  # fmt: skip
+
+
+def rank() -> dict[str, Any]:
+    return {"states": floats(5, 3), "vectors": floats(7, 3), "k": 2, "left_out": (longs(0, 4), longs(6, 0)),
+            "skipped": torch.zeros(7, dtype=torch.bool), "targets": longs(0, 1, 2, 3, 6)}  # fmt: skip
+
+
+OFFSETS = [
+    {"offsets": offsets} for offsets in (longs(0, 9, 5), longs(0, -3, 5), longs(1, 2, 5), longs(0, 2, 4),
+                                         longs(0, 2, 6), longs(), longs(0), floats(3), longs(0, 2, 5)[None],
+                                         longs(0, 5, 5, 0, 5))
+]  # fmt: skip
+HEADS = [{"num_heads": heads} for heads in (4, 0, -1, 7)]
+PROBABILITIES = [-0.1, 1.1, float("nan"), float("inf")]
+MOMENTS = [
+    {part: wrong} for part in ("first", "second", "weight")
+    for wrong in (floats(6, 3), floats(7, 2), floats(1), gaps(7, 3), floats(7, 3).double())
+]  # fmt: skip
+CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[str, Any]]]] = [
+    (kernels.attention, attention, [
+        *OFFSETS, *HEADS, *({"dropout": wrong} for wrong in PROBABILITIES), {"query": floats(4, 6)},
+        {"key_value": floats(5, 11)}, {"key_value": floats(4, 12)}, {"words": words(17)}, {"words": floats(18)},
+        {"query": floats(5, 6).double()}, {"causal": False}, {"query": torch.zeros(5, 6, device="meta")},
+        {"words": words(36)[::2]},
+    ]),
+    (kernels.attention, last_attention, [*OFFSETS, *HEADS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
+    (kernels.block, block, [
+        *OFFSETS, *HEADS, *({"dropout": wrong} for wrong in PROBABILITIES), {"x": floats(4, 6)}, {"x": floats(5, 8)},
+        {"norm": "none"}, {"parameters": parameters(6, 4)[:11]}, {"parameters": parameters(4, 6)},
+        {"parameters": [*parameters(6, 4)[:8], *parameters(6, 5)[8:10], *parameters(6, 4)[10:]]},
+        {"words": [words(17), words(20), words(30)]}, {"words": [words(18), words(19), words(30)]},
+        {"words": [words(18), words(20), words(29)]}, {"words": [words(18), words(20)]}, {"x": floats(5, 6).double()},
+    ]),
+    (kernels.block, last_block, [*OFFSETS, *HEADS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
+    (kernels.dropout, lambda: {"x": floats(4, 5), "words": words(20), "probability": 0.5}, [
+        *({"probability": wrong} for wrong in PROBABILITIES), {"words": words(19)}, {"words": longs(*range(20))},
+        {"x": floats(4, 5).double()},
+    ]),
+    (kernels.positions, positions, [
+        *OFFSETS, *({"probability": wrong} for wrong in PROBABILITIES), {"table": floats(2, 6)},
+        {"table": floats(3, 5)}, {"x": floats(4, 6)}, {"words": words(29)},
+    ]),
+    (kernels.feedforward, feedforward, [
+        *({"dropout": wrong} for wrong in PROBABILITIES), {"residual": floats(4, 6)}, {"residual": floats(1)},
+        {"words": [words(20), words(29)]}, {"words": [words(19), words(30)]}, {"words": [words(20)]}, {"layers": []},
+    ]),
+    (kernels.adam_catch_up, table, [
+        *MOMENTS, {"last": torch.ones(6, dtype=torch.int32)}, {"last": longs(*range(7))}, {"drifts": SHORT},
+        {"drifts": NARROW}, {"rows": floats(3)}, {"step": 9}, {"step": -1}, {"rows": longs(1)[None]},
+    ]),
+    (kernels.adam_step, step, [
+        *MOMENTS, {"last": torch.ones(6, dtype=torch.int32)}, {"slots": torch.ones(6, dtype=torch.int32)},
+        {"drifts": SHORT}, {"drifts": NARROW}, {"gradients": floats(2, 3)}, {"gradients": floats(3, 2)},
+        {"rows": longs(1, 2, 7)}, {"rows": longs(1, 2, -1)}, {"rows": floats(3)}, {"step": 9}, {"step": 0},
+    ]),
+    (kernels.adam_dense, dense, [
+        {part: wrong} for part in ("firsts", "seconds", "gradients", "weights")
+        for wrong in ([floats(3, 2), floats(3)], [floats(3, 2)], [floats(3, 2), floats(4).double()])
+    ] + [{"steps": [floats()]}, {"steps": [floats(), floats(2)]}, {"firsts": [gaps(3, 2), floats(4)]}]),
+    (kernels.product, lambda: {"a": floats(3, 4), "b": floats(4, 5)}, [
+        {"a": floats(3, 5)}, {"b": floats(4)}, {"b": floats(4, 5).double()}, {"a": floats(3, 4, 1)},
+    ]),
+    (kernels.score, lambda: {"hidden": floats(3, 4), "vectors": floats(3, 5, 4)}, [
+        {"hidden": floats(2, 4)}, {"vectors": floats(3, 5, 3)}, {"vectors": floats(3, 4)},
+        {"hidden": floats(3, 4).double()},
+    ]),
+    (kernels.binary_loss, lambda: {"hidden": floats(3, 4), "vectors": floats(3, 5, 4)}, [
+        {"hidden": floats(2, 4)}, {"vectors": floats(3, 5, 3)}, {"vectors": floats(3, 0, 4)}, {"vectors": floats(3, 4)},
+    ]),
+    (kernels.softmax_loss, softmax_loss, [
+        {"hidden": floats(5, 2)}, {"targets": floats(4)}, {"log_probability": floats(6)}, {"vectors": floats(6, 3)},
+        {"left_out": (longs(4, 0), longs(6, 0))}, {"left_out": (longs(0, 5), longs(6, 0))},
+        {"left_out": (longs(-1, 4), longs(6, 0))}, {"left_out": (longs(0, 4), longs(7, 0))},
+        {"left_out": (longs(0, 4), longs(-1, 0))}, {"left_out": (longs(0, 4), longs(6))},
+        {"left_out": (floats(2), longs(6, 0))},
+    ]),
+    (kernels.cross_entropy, lambda: {"hidden": floats(3, 4), "vectors": floats(6, 4), "items": longs(1, 5, 2)}, [
+        {"items": longs(1, 6, 2)}, {"items": longs(0, 1, 2)}, {"items": longs(1, 5)}, {"vectors": floats(6, 3)},
+        {"vectors": floats(0, 4)}, {"items": floats(3)},
+    ]),
+    (kernels.rank, rank, [
+        {"k": 8}, {"k": -1}, {"targets": longs(0, 1, 2, 3, 7)}, {"targets": longs(0, 1, 2, 3, -1)},
+        {"targets": longs(0, 1)}, {"skipped": torch.zeros(6, dtype=torch.bool)}, {"skipped": floats(7)},
+        {"left_out": (longs(4, 0), longs(6, 0))}, {"left_out": (longs(0, 5), longs(6, 0))},
+        {"left_out": (longs(0, 4), longs(7, 0))}, {"left_out": (longs(0, 4), longs(6))}, {"vectors": floats(7, 2)},
+        {"states": floats(5, 3).double()}, {"states": floats(3)},
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "right", "wrong"),
+    [(function, right, wrong) for function, right, all_wrong in CASES for wrong in all_wrong],
+)
+def test_what_does_not_fit_is_refused(function, right, wrong):
+    with torch.no_grad():
+        function(**right())
+        with pytest.raises(ValueError, match=r"\w+"):  # for many reasons
+            function(**right() | wrong)
+
+
+def test_every_loop_is_in_the_table():
+    others = {"Drifts", "Ranked", "dropped_words", "library", "usable"}
+    assert {function.__name__ for function, *_ in CASES} == set(kernels.__all__) - others
+
+
+def test_rows_of_no_table_and_slots_that_hold_anything_do_no_harm():
+    given = table() | {"rows": longs(-1, 7, 10**12)}
+    kernels.adam_catch_up(**given)
+    found = []
+    for slots in (torch.full((7,), -1, dtype=torch.int32), torch.tensor([5, 1, 0, 2**30, 2, 2, -(2**30)]).int()):
+        given = step() | {"slots": slots, "gradients": torch.arange(9.0).view(3, 3), "weight": floats(7, 3)}
+        kernels.adam_step(**given)
+        found.append(given["weight"])
+    assert torch.equal(*found)
+    assert (found[0] != 0).any(dim=1).tolist() == [False, True, True, *[False] * 4]
+
+
+def test_what_changes_between_the_ways_is_refused():
+    """Hooks of autograd may give back other tensors than were saved."""
+    x = torch.randn(5, 6, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved[:1]):
+        out = kernels.attention(x, torch.randn(5, 12), offsets_of([2, 3]), 2, True)
+    with pytest.raises((ValueError, RuntimeError)):
+        out.sum().backward()
+
+
+def test_without_the_library_it_says_so(monkeypatch):
+    monkeypatch.setattr("seqrec.kernels.arrays.library", lambda: None)
+    with pytest.raises(RuntimeError, match="not available"):
+        kernels.product(floats(1, 1), floats(1, 1))
+    assert loader.library() is not None
