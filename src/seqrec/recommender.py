@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.progress import track
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.fields import check_fields
+from seqrec.data.fields import check_fields, plain_options
 from seqrec.data.formats.read import read_log, read_log_with_summary
 from seqrec.data.formats.write import write_frames
-from seqrec.data.options import plain_options
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import check_polars, threads, usual_torch, watch_forks

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from seqrec.data.options import plain_options
+from seqrec.data.fields import plain_options
 from seqrec.errors import InputError
 from seqrec.models.base import Loss
 from seqrec.training.objective import LogQ, check_loss
