@@ -421,7 +421,7 @@ def test_strangers_get_what_the_history_says(trait, personal):
     others = np.roll(np.arange(len(trait.test)), 1)
     for users in (strangers, others):
         assert accuracy(personal, trait, users) < 0.35
-        assert accuracy(personal, trait, users, k=BRANDS) > 0.95
+        assert accuracy(personal, trait, users, k=BRANDS) > 0.9
 
 
 def test_sharing_embeddings_keeps_users_from_being_learnt_by_heart(trait, personal):
