@@ -131,7 +131,9 @@ def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[
             f"{log.name}: column {time} looks like times, and there is no header that says which column is what; "
             f"name them: {flags} --timestamp {time}, if that is the order"
         )
-    summary.warn(f"column {time} holds times; read as {flags} --timestamp {time}, which say it if it is another order")
+    summary.warn(
+        f"column {time} holds times; read as {flags} --timestamp {time}; give these flags if it is another order"
+    )
     return {"user_id": left[:1], "item_id": left[1:2], "timestamp": [time]}
 
 

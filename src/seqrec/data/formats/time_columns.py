@@ -66,7 +66,7 @@ def find_times(
     if pair is not None or len(clear) == 1:
         names = list(pair or clear)
         which = " and ".join(map(repr, names))
-        summary.warn(f"no time column of a usual name; {which}, which looks like one, is taken (--timestamp says it)")
+        summary.warn(f"no time column of a usual name; {which} looks like one and is taken (--timestamp names another)")
         return _checked(columns, log, names, _parsed(columns, names), summary)
     likely += [name for name in columns if name not in likely and _looks_like_times(columns[name], False)]
     if likely:

@@ -127,7 +127,7 @@ def _missing(values: pl.Series, missing: pl.Series, row: int, role: str, instead
     count = int(missing.sum())
     is_word = values.dtype == pl.String and (values[row] or "").strip()
     what = f"the {role} id is missing ({values[row]})" if is_word else f"the {role} id is empty"
-    rows = f" (so are {count:,} of {len(values):,} rows)" if count > 1 else ""
+    rows = f", as in {count:,} of {len(values):,} rows" if count > 1 else ""
     other = f", or take another column for the {role}: " + " or ".join(f"--{role} {quote(name)}" for name in instead)
     return f"{what}{rows}; give the row an id, or remove it{other if instead else ''}"
 
