@@ -334,7 +334,7 @@ def test_users_have_the_type_of_the_log(place: Path, capsys: pytest.CaptureFixtu
     assert main(["recommend", "numbers", "--users", "3", "anna", "-k", "1", "--json", "-"]) == 0
     out, errors = capsys.readouterr()
     assert [row["user_id"] for row in strict_json(out)] == ["3", "anna"]
-    assert errors == "warning: unknown users get the most popular items: anna\n"
+    assert errors == "warning: unknown users, or left out by the filters of fit, get the most popular items: anna\n"
 
 
 def test_unknown_ids_warn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
