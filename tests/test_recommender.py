@@ -395,7 +395,10 @@ def test_a_failure_midway_leaves_no_file(
 def test_the_log_is_gone_while_the_model_trains(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     read, alive = [log()], []
     frame = weakref.ref(read[0])
-    monkeypatch.setattr("seqrec.recommender.read_log", lambda log: read.pop() if given == "path" else log)
+    monkeypatch.setattr(
+        "seqrec.recommender.read_log_with_summary",
+        lambda log, **_: (read.pop() if given == "path" else log, None),
+    )
     recommender = Recommender(**OPTIONS)
     recommender.fit(
         "log.csv" if given == "path" else read.pop(), stop=lambda: alive.append(frame() is not None) or False

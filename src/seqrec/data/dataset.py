@@ -310,7 +310,11 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(before, dict):
             raise ValueError("before is no object")
         check_fields(Statistics, before, complete=True)
-    return {"has_timestamps": facts["has_timestamps"], "before": None if before is None else Statistics(**before)}
+    filters = facts.get("filters")
+    if not isinstance(filters, dict | None):
+        raise ValueError("filters is no object")
+    before = None if before is None else Statistics(**before)
+    return {"has_timestamps": facts["has_timestamps"], "before": before, "filters": filters}
 
 
 def _open_array(path: Path) -> np.ndarray:

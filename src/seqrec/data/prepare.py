@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from seqrec.data.dataset import PART_ROWS, Dataset, copies_of, counts_of, statistics_of, tied_to_next
+from seqrec.data.fields import check_fields
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
@@ -113,6 +114,7 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
         InputError: something else was asked for; a dataset that nothing is known of counts as unfiltered.
     """
     plain, used = PrepareConfig(), dataset.filters or {}
+    check_fields(PrepareConfig, used)
     for name, value in vars(asked).items():
         had = used.get(name, getattr(plain, name))
         if value not in (getattr(plain, name), had):
@@ -120,10 +122,7 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
                 f"{name} is {value}, but the Dataset was made with {name} = {had}, and fit filters no Dataset; prepare "
                 f"the log with PrepareConfig({name}={value!r}), or give fit the log itself"
             )
-    try:
-        return PrepareConfig(**used)
-    except TypeError as error:
-        raise InputError(f"the filters of the Dataset are damaged ({error}); prepare it again") from error
+    return PrepareConfig(**used)
 
 
 def _check(config: PrepareConfig) -> None:
