@@ -33,10 +33,10 @@ def check_outputs(
         if any(real == Path(os.path.realpath(other)) or _same(real, other) for other in files[:number]):
             raise InputError(f"{file}: is given for two results; write them to two files")
         folder = Path(os.path.realpath(run)) if run is not None else None
+        if real.is_dir():
+            raise InputError(f"{file}: cannot be written (Is a directory); name a file")
         if real == folder:
             raise InputError(f"{file}: is the run folder; write to a file")
-        if real.is_dir():
-            raise InputError(f"{file}: cannot be written (it is a folder); name a file")
         if _is_of_run(real, folder):
             raise InputError(f"{file}: is a file of a run, which would be destroyed; write to another file")
 
