@@ -161,9 +161,7 @@ class Dataset:
             check_files(folder, dict.fromkeys(_FILES), _ADVICE)
             facts = read_json(folder / "dataset.json", _ADVICE)
             known = _facts(facts)
-            arrays: dict[str, Any] = {
-                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in _ARRAYS
-            }
+            arrays: dict[str, Any] = {name: _open_array(folder / f"{name}.npy") for name in _ARRAYS}
             if wrong := _misshapen(arrays, facts["interactions"], facts["users"]):
                 raise ValueError(wrong)
             for name in ("users", "items"):
