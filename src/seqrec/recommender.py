@@ -29,6 +29,7 @@ from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
 from seqrec.run.config import CONFIG, RESUMABLE, RunConfig, fingerprint
 from seqrec.run.folder import Run
+from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import check_trainable, train
@@ -220,6 +221,7 @@ class Recommender:
             users: as for :meth:`recommend`, and so are ``histories`` and ``k``.
             more: keywords of :meth:`recommend_batches`.
         """
+        check_outputs(out)
         with closing(self.recommend_batches(users, histories, k, **more)) as frames:
             write_frames(frames, out)
 

@@ -19,6 +19,7 @@ from seqrec.models import MODELS
 from seqrec.recommender import Recommender
 from seqrec.report.tables import statistics_table, table
 from seqrec.run.folder import check_free
+from seqrec.run.outputs import check_log, check_outputs
 from seqrec.tools.bench import BenchConfig, bench, tables, write
 from seqrec.tools.compare import CompareConfig, compare
 from seqrec.training.config import TrainConfig
@@ -76,6 +77,7 @@ def inspect(
         read: the columns.
         filters: what is kept.
     """
+    check_outputs(json, reads=[log])
     frames = [read_log(log, **asdict(read or ReadConfig()))]
     columns = frames[0].columns
     dataset = prepare(frames.pop(), filters)  # no name keeps the frame
@@ -94,6 +96,7 @@ def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> N
         out: folder to put it into; the cache without it.
     """
     path = fetch(name, out)
+    check_outputs(json, reads=[path])
     console = output(json)
     console.print(str(path), highlight=False, soft_wrap=True)
     write_json(json, {"name": name, "path": str(path)})
@@ -131,6 +134,8 @@ def fit_command(model: str) -> Any:
             read: the columns.
             filters: what is kept.
         """
+        check_outputs(json, reads=[log], run=out)
+        check_log(log, out)
         if not resume:
             check_free(out, overwrite)  # before the log is read, which may take a while
         dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)  # no name keeps the frame
@@ -140,7 +145,8 @@ def fit_command(model: str) -> Any:
         console.print(statistics_table(dataset))
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
         if recommender.interrupted:
-            console.print(f"stopped; {out} holds what was learnt so far, --resume goes on", soft_wrap=True)
+            before = ", the run before it is removed" if overwrite else ""
+            console.print(f"stopped; {out} holds what was learnt so far, --resume goes on{before}", soft_wrap=True)
         else:
             console.print(recommender.summary, highlight=False)
             for evaluation in recommender.evaluations.values():
@@ -172,6 +178,7 @@ def evaluate_command(
         keep_seen: let items of the history take places in a full ranking.
         seed: of the negatives and of the bootstrap.
     """
+    check_outputs(json, run=run)
     recommender = Recommender.load(run)
     evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
     console = output(json)
@@ -213,6 +220,7 @@ def recommend_command(
         raise InputError("give one of --users, --users-file and --history")
     if users == [] or history == []:
         raise InputError("no id given; write one or more after --users or --history")
+    check_outputs(out, json, reads=[users_file, allow, deny], run=run)
     recommender = Recommender.load(run)
     asked = lines_of(users_file) if users_file else users
     frames = recommender.recommend_batches(
@@ -248,6 +256,7 @@ def similar_command(
     """
     if not items:
         raise InputError("no item given; write its id after the run folder")
+    check_outputs(out, json, run=run)
     frame = Recommender.load(run).similar(items, k, strict=True)
     write_table([frame], format, out, json, "similar items")
 
@@ -276,6 +285,8 @@ def compare_command(
         read: the columns.
         filters: what is kept.
     """
+    written = [out / f"compare.{ending}" for ending in ("csv", "json", "png")] if out is not None else []
+    check_outputs(*written, json, reads=[log])
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
     options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
     dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)
@@ -293,6 +304,7 @@ def demo_command(*, out: Path = Path("runs/demo"), overwrite: bool = False, json
         out: the run folder.
         overwrite: replace the run in it.
     """
+    check_outputs(json, run=out)
     console = output(json)
     from seqrec.tools.demo import run_demo  # brings matplotlib, which no other command needs
 
@@ -311,6 +323,8 @@ def bench_command(
         out: folder for bench.json and bench.png.
         sizes: what is measured.
     """
+    written = [out / f"bench.{ending}" for ending in ("json", "png")] if out is not None else []
+    check_outputs(*written, json, reads=[log])
     if out is not None:
         make_folder(out)  # before minutes of measuring rather than after them
     console = output(json)

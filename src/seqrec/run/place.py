@@ -94,6 +94,7 @@ class Place:
         Where the place holds a run, the new one stands beside it until :meth:`take_over`.
         """
         partial = beside(self.folder, "partial")
+        self.made = True
         try:
             with explained(self.shown):
                 replaces = self.folder.is_dir() and any(self.folder.iterdir())
@@ -107,7 +108,6 @@ class Place:
                     self.at = beside(self.folder, "new")
                 elif self.folder.is_dir():
                     self.folder.rmdir()
-                self.made = True
                 partial.rename(self.at)
                 sync_folder(self.at.parent)
                 self._hold(self.at)
@@ -153,8 +153,8 @@ class Place:
 
     def _give_up(self, error: BaseException) -> str:
         """Leave what can be used after an error; the words that say what that is."""
-        if self.made is None or not self._held:
-            return ""
+        if not self._held:
+            return f"{self.shown} is the run that it was before" if self.made and is_run(self.folder) else ""
         again = isinstance(error, InputError) and not isinstance(error.__cause__, OSError)
         is_there = self._held[-1][1].is_still(self.folder)  # on the disk: an interrupt may come between two renames
         if self.at != self.folder and not is_there:
@@ -313,7 +313,8 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
             error = caught
             if held is not None and held.is_still(real):
                 break
-            if held is None and not holder:
+            holder = holder or _before_reading(real, shown)
+            if held is None and not holder and not real.is_dir():
                 break
             time.sleep(0.05)  # between the two renames there is none
         finally:

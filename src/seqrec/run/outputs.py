@@ -1,0 +1,83 @@
+"""Where results may be written: not over the log, a file that is being read, or the files of a run."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from seqrec.errors import InputError
+from seqrec.run.layout import CONFIG, ITEMS, USERS, WEIGHTS, is_own, sorted_out
+
+
+def check_outputs(
+    *outputs: str | Path | None, reads: Iterable[str | Path | None] = (), run: str | Path | None = None
+) -> None:
+    """Refuse outputs that would destroy what is read, or a run; before any work.
+
+    Links, symbolic or hard, and upper case don't help. A file of another name beside those of a run is nobody's.
+
+    Args:
+        outputs: files to be written; None and ``-``, which is standard output, are left out.
+        reads: files that are read, or folders of them.
+        run: the run folder that is read or written, if there is one; it need not exist.
+
+    Raises:
+        InputError: what would be destroyed, in one line.
+    """
+    files = [Path(output) for output in outputs if output is not None and output != "-"]
+    inputs = [Path(path) for path in reads if path is not None]
+    for number, file in enumerate(files):
+        real = Path(os.path.realpath(file))
+        for path in inputs:
+            if _is_of(real, path):
+                raise InputError(f"{file}: is {path}, which is read, or a part of it; write to another file")
+        if any(real == Path(os.path.realpath(other)) or _same(real, other) for other in files[:number]):
+            raise InputError(f"{file}: is given for two results; write them to two files")
+        folder = Path(os.path.realpath(run)) if run is not None else None
+        if real == folder:
+            raise InputError(f"{file}: is the run folder; write to a file")
+        if real.is_dir():
+            raise InputError(f"{file}: cannot be written (it is a folder); name a file")
+        if _is_of_run(real, folder):
+            raise InputError(f"{file}: is a file of a run, which would be destroyed; write to another file")
+
+
+def check_log(log: str | Path, run: str | Path) -> None:
+    """Refuse to write a run over its log, which has the name of a run's own file in its folder."""
+    if Path(log).is_file() and _is_of_run(Path(os.path.realpath(log)), Path(os.path.realpath(run))):
+        raise InputError(f"{run}: has the log ({log}) where a file of the run would be; choose another folder")
+
+
+def _is_of(file: Path, path: Path) -> bool:
+    """Whether a file is one that is read, or stands in a folder of parts as one of them."""
+    if not path.is_dir():
+        return _same(file, path) or file == Path(os.path.realpath(path))
+    inside = file.is_relative_to(os.path.realpath(path))
+    if inside and (file.exists() or ".parquet" in file.name.lower() or file.suffix.lower() == ".pq"):
+        return True
+    return file.exists() and file.stat().st_nlink > 1 and any(_same(file, part) for part in path.rglob("*"))
+
+
+def _is_of_run(file: Path, folder: Path | None) -> bool:
+    """Whether a file has the name of a run's own file in the run folder, or in any other; or is linked to one."""
+    name = file.name.casefold()
+    parents = file.parent, file.parent.parent
+    in_state = parents[0].name.casefold() == "state" and (_is_one(parents[1], folder))
+    if in_state or (_is_one(parents[0], folder) and (is_own(name) or name == "state")):
+        return True
+    if folder is None or not folder.is_dir() or not file.exists():
+        return False
+    return any(_same(file, folder / own) for own in sorted_out(folder)[0])
+
+
+def _is_one(place: Path, folder: Path | None) -> bool:
+    """Whether a folder is the one that is read or written, or another run; others have a config.json, too."""
+    if folder is not None and (place == folder or _same(place, folder)):
+        return True
+    return (place / CONFIG).is_file() and any((place / name).is_file() for name in (USERS, ITEMS, WEIGHTS))
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

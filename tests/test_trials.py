@@ -1,0 +1,13 @@
+"""The short form of the kill, interrupt and full-disk trials; ``tests/trials.py`` says what they are."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_no_run_is_lost_or_mixed() -> None:
+    # A process of its own, in which nothing has used polars' threads, which don't survive a fork.
+    command = [sys.executable, str(Path(__file__).with_name("trials.py")), "--trials", "10", "--seed", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("10 trials, 0 failures\n")
