@@ -77,7 +77,7 @@ def main() -> None:
             losses.append([loss for _, loss, _ in found])
             seconds.append([time for _, _, time in found])
         old, new = np.mean(rows, axis=0)
-        low, high = statistics.bootstrap_intervals((new - old)[:, None], seed=0)[0]
+        low, high = statistics.difference_intervals((new - old)[:, None])[0]
         print(
             f"{model:9} NDCG@10 {old.mean():.4f} before, {new.mean():.4f} now: {(new - old).mean():+.4f} "
             f"({low:+.4f} to {high:+.4f}); loss {np.mean(losses, axis=0).round(4).tolist()}, "

@@ -58,7 +58,7 @@ def main() -> None:
             print(f"seed {seed} {kind:8} NDCG@10 {values.mean():.4f}  ({recommender.summary})", flush=True)
         rows.append(pair[0] - pair[1])
     gain = np.mean(rows, axis=0)
-    low, high = statistics.bootstrap_intervals(gain[:, None], seed=0)[0]
+    low, high = statistics.difference_intervals(gain[:, None])[0]
     p = statistics.paired_t_test(gain[:, None])[0]
     print(
         f"{options.model} {' '.join(options.set)}: real minus shuffled {options.what} {gain.mean():+.4f} "

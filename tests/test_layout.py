@@ -35,7 +35,7 @@ NARROW: dict[str, set[str]] = {
     "ranking.statistics": {"ranking.metrics"},
     "data.negatives": set(),
     "data.synthetic": set(),
-    "data.formats": {"data.formats"},
+    "data.formats": {"data.formats", "device"},
 }
 TOP = {""}  # the package itself sees everything
 

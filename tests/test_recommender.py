@@ -308,10 +308,11 @@ def test_blocks_change_nothing(model: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 4)  # 30 people: whole groups and a rest
     wanted = at_once(recommender, 5)
     assert recommender.recommend(k=5).equals(wanted)
-    frames = list(recommender.recommend_batches(k=5, batch_size=8))
-    assert [frame["user_id"].n_unique() for frame in frames] == [8, 8, 8, 6]
-    assert {(*frame.schema.items(),) for frame in frames} == {(*wanted.schema.items(),)}
-    assert pl.concat(frames).equals(wanted)
+    for size, heights in ((8, [8, 8, 8, 6]), (7, [7, 7, 7, 7, 2]), (1, [1] * 30), (31, [30])):
+        frames = list(recommender.recommend_batches(k=5, batch_size=size))
+        assert [frame["user_id"].n_unique() for frame in frames] == heights
+        assert {(*frame.schema.items(),) for frame in frames} == {(*wanted.schema.items(),)}
+        assert pl.concat(frames).equals(wanted)
     recommender.recommend_to(tmp_path / "out.parquet", k=5, batch_size=8)
     assert pl.read_parquet(tmp_path / "out.parquet").equals(wanted)
     for kind in ("csv", "jsonl"):
@@ -354,6 +355,7 @@ def test_a_block_is_made_when_it_is_asked_for(fitted: Recommender, monkeypatch: 
         sizes.append(len(people))
         return best(model, people, *more, **options)
 
+    monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 12)
     monkeypatch.setattr("seqrec.ranking.topk.best", counts)
     frames = fitted.recommend_batches(k=2, batch_size=12, progress=True)
     assert sizes == []
@@ -375,6 +377,7 @@ def test_a_failure_midway_leaves_no_file(
             raise InputError("the model gives scores that are not numbers")
         return best(model, people, *more, **options)
 
+    monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 10)
     monkeypatch.setattr("seqrec.ranking.topk.best", fails)
     for name in ("out.parquet", "out.csv", "out.jsonl"):
         with pytest.raises(InputError, match="not numbers"):

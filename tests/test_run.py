@@ -122,7 +122,7 @@ def test_what_goes_in_comes_out(tmp_path: Path, text: bool) -> None:
     rows = [{"epoch": 1, "loss": 0.1 + 0.2, "seconds": 1.0, "tokens_per_second": 2.0}]
     rows.append(rows[0] | {"epoch": 2, "ndcg@10": 0.25})
     opened.save_epochs(rows)
-    assert opened.epochs().columns == ["epoch", "loss", "seconds", "tokens_per_second", "ndcg@10"]
+    assert opened.epochs().columns == ["epoch", "loss", "seconds", "total_seconds", "tokens_per_second", "ndcg@10"]
     assert opened.epochs().to_dicts() == [rows[0] | {"ndcg@10": None}, rows[1]]
 
     assert opened.metrics() == {}

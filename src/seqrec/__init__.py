@@ -13,6 +13,7 @@ from seqrec.predictor import UnknownIdWarning
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.recommender import Recommender
 from seqrec.run.folder import Run
+from seqrec.training.checks import TrainingWarning
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 
@@ -33,6 +34,7 @@ __all__ = [
     "Statistics",
     "SyntheticLog",
     "TrainConfig",
+    "TrainingWarning",
     "UnknownIdWarning",
     "evaluate",
     "fetch",

@@ -1,18 +1,74 @@
-"""The one exception for input that a person can correct."""
+"""The one exception for input that a person can correct, and what is shown to people."""
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from numbers import Integral
+from typing import Any, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+#: What a terminal would act on, or what would break a line or turn its direction: C0 and C1 controls, line and
+#: paragraph separators, marks of direction, and lone surrogates.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST = 300  # characters of another library's message
 
 
 class InputError(ValueError):
     """Bad input: one line that says what is wrong, where, and what to do.
 
-    The command line prints the line and exits with status 2. Anything else that is raised is a
-    fault of this package and shows its traceback.
+    The command line prints the line and exits with status 2. Control characters, which ids and names of files may
+    hold, are shown escaped. Anything else that is raised is a fault of this package.
     """
 
-
-def one_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class RunWarning(UserWarning):
     """What became of a run folder, where nobody asked: left-overs of a killed process, or another one at work."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters escaped as Python writes them, so that no terminal acts on them.
+
+    Args:
+        text: anything, such as an id of a log.
+        keep: control characters that stay, such as line ends where lines are wanted.
+    """
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line: its first, or two where the first announces the second."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+
+
+def unchanged_by_failure(method: Method) -> Method:
+    """A method that fails leaves its object as it was, never half of the old and half of the new.
+
+    That holds for the object's attributes, not for what they hold: the method must set them, not change them.
+    """
+
+    @wraps(method)
+    def tried(self: Any, *arguments: Any, **options: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return method(self, *arguments, **options)
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    return tried  # type: ignore[return-value]
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number of ``least`` or more; a fraction would be rounded somewhere without a word."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r}; give a whole number")
+    if value < least:
+        raise InputError(f"{name} is {value}; give {least} or more")

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 from traceback import walk_stack
@@ -15,13 +15,19 @@ import polars as pl
 from seqrec.data.batches import histories_of
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
+from seqrec.data.ids import ids_of, texts_of
+from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories
-from seqrec.errors import InputError
+from seqrec.errors import InputError, printable
 
 
 class UnknownIdWarning(UserWarning):
     """A user or an item that the run does not know was asked for."""
+
+
+class MissingTimesWarning(UserWarning):
+    """A model that knows time was given histories without times, or one that learnt none was given some."""
 
 
 def known_people(
@@ -30,7 +36,7 @@ def known_people(
     """Histories of users of the log, empty for unknown ones, and their ids."""
     if users is None:
         return all_histories(dataset), dataset.user_ids
-    asked = ids_of(users)
+    asked = ids_of(users, "users")
     asked = asked.cast(dataset.user_ids.dtype) if asked.dtype == pl.Null else asked
     indices = dataset.user_indices(asked)
     unknown = indices < 0
@@ -38,24 +44,84 @@ def known_people(
         some = some_of(asked.filter(pl.Series(unknown)))
         if strict:
             raise InputError(f"unknown users: {some}; check the ids, or give their histories")
-        warn(f"unknown users get the most popular items: {some}")
+        warn(f"unknown users, or left out by the filters of fit, get the most popular items: {some}")
     inside = np.where(unknown, 0, indices)
     starts = np.where(unknown, 0, dataset.offsets[inside])
     ends = np.where(unknown, 0, dataset.offsets[inside + 1])
     return Histories(dataset, indices, starts, ends), asked
 
 
-def given_people(dataset: Dataset, histories: Any, strict: bool) -> tuple[Histories, pl.Series]:
-    """Histories given as item ids, and the names of the people."""
+def given_people(
+    dataset: Dataset, histories: Any, strict: bool, times: Any = None, knows_time: bool = False
+) -> tuple[Histories, pl.Series]:
+    """Histories given as item ids, and the names of the people.
+
+    Args:
+        dataset: what the model was trained on.
+        histories: as for :meth:`Recommender.recommend`, and so are ``strict`` and ``times``.
+        strict: whether what is unknown is an error.
+        times: of the items.
+        knows_time: whether the model reads times.
+    """
+    given = _read_people(histories, times) if _is_table(histories) else _listed_people(histories, times)
+    names, asked, places, lengths, moments = given
+    indices = dataset.item_indices(asked) if places is None else dataset.item_indices(asked)[places]
+    if (indices == 0).any():
+        missing = asked.filter(pl.Series(dataset.item_indices(asked) == 0))
+        some = some_of(missing.unique(maintain_order=True))
+        if strict:
+            raise InputError(f"unknown items in a history: {some}; check the ids")
+        warn(f"unknown items are left out of the histories: {some}")
+    people = np.repeat(np.arange(len(lengths)), lengths)
+    if moments is not None:  # by person and time; equal times keep their order, as in a log
+        order = np.lexsort((moments, people))
+        indices, moments = indices[order], moments[order]
+    known = indices > 0
+    lengths = np.bincount(people[known], minlength=len(lengths))
+    if (lengths == 0).any():
+        if strict:
+            raise InputError("a history is empty; give at least one item")
+        warn("somebody with an empty history gets the most popular items")
+    if knows_time and dataset.has_timestamps and moments is None and (lengths > 1).any():
+        warn("the model knows the time between items, and these histories come without: it takes one second from each "
+             "to the next; give times (--times)", MissingTimesWarning)  # fmt: skip
+    if knows_time and not dataset.has_timestamps and moments is not None:
+        warn("the log of the model had no times, so those of the histories say their order alone", MissingTimesWarning)
+        moments = None
+    cuts = np.cumsum(lengths)[:-1]
+    parts = np.split(indices[known], cuts) if len(lengths) else []
+    seconds = None if moments is None else np.split(moments[known] // MICROSECONDS, cuts) if len(lengths) else []
+    return histories_of(dataset, parts, seconds), names.alias("user_id")
+
+
+#: Names, item ids, the place among these of each item of the histories (None: as they stand), items of each history,
+#: and their times in microseconds, if any.
+_People = tuple[pl.Series, pl.Series, np.ndarray | None, np.ndarray, np.ndarray | None]
+
+
+def _is_table(histories: Any) -> bool:
+    return isinstance(histories, str | PathLike) or hasattr(type(histories), "columns")
+
+
+def _read_people(histories: Any, times: Any) -> _People:
+    """Histories in a file or a frame, with its times."""
+    if times is not None:
+        raise InputError("times belong to histories given as lists; a file or a frame has them in a column")
+    given = prepare(read_log(histories))
+    moments = np.asarray(given.timestamps) * MICROSECONDS if given.has_timestamps else None
+    return given.user_ids, given.item_ids, np.asarray(given.items) - 1, np.diff(given.offsets), moments
+
+
+def _listed_people(histories: Any, times: Any) -> _People:
+    """Histories as lists, one per person or by name."""
     if isinstance(histories, Mapping):
-        names, lists = ids_of(histories.keys()), list(histories.values())
-        names = names.cast(dataset.user_ids.dtype) if len(names) == 0 else names
-    elif isinstance(histories, str | PathLike) or hasattr(type(histories), "columns"):
-        given = prepare(read_log(histories))
-        bounds = np.asarray(given.offsets)
-        ids = given.item_ids.gather(np.asarray(given.items) - 1)
-        names, lists = given.user_ids, [ids[int(a) : int(b)] for a, b in pairwise(bounds)]
-    elif isinstance(histories, Iterable):
+        lists = list(histories.values())
+        names = ids_of(histories.keys(), "names of people") if lists else pl.Series([], dtype=pl.String)
+        if times is not None:
+            if not isinstance(times, Mapping) or set(times) != set(histories):
+                raise InputError("histories have names, so times need the same ones; give {name: [...]} for both")
+            times = [times[name] for name in histories]
+    elif isinstance(histories, Iterable) and not isinstance(histories, bytes):
         lists = list(histories)
         names = pl.Series(range(len(lists)), dtype=pl.Int64)
     else:
@@ -63,31 +129,21 @@ def given_people(dataset: Dataset, histories: Any, strict: bool) -> tuple[Histor
     for items in lists:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
             raise InputError(f"a history is a list of item ids, not {items!r}; give [[...], [...]]")
-    parts_of = [ids_of(items) for items in lists]
-    filled = [part for part in parts_of if len(part)]
+    parts = [ids_of(items, "histories") for items in lists]
+    lengths = np.array([len(part) for part in parts], dtype=np.int64)
+    moments = None if times is None else moments_of(times, lengths.tolist())
+    filled = [part for part in parts if len(part) and part.dtype != pl.Null] or [pl.Series("user_id", [], pl.String)]
     if len({part.dtype for part in filled}) > 1:  # such as the ids of one as numbers, of another as texts
-        indices = np.concatenate([dataset.item_indices(part) for part in filled])
-        flat = pl.concat([part.cast(pl.String) for part in filled])
+        asked = pl.Series("user_id", [text for part in parts for text in texts_of(part)], dtype=pl.String)
     else:
-        flat = pl.concat(filled) if filled else dataset.item_ids.clear()
-        indices = dataset.item_indices(flat)
-    if (indices == 0).any():
-        some = some_of(flat.filter(pl.Series(indices == 0)).unique(maintain_order=True))
-        if strict:
-            raise InputError(f"unknown items in a history: {some}; check the ids")
-        warn(f"unknown items are left out of the histories: {some}")
-    cuts = np.cumsum([len(part) for part in parts_of])[:-1]
-    parts = [part[part > 0] for part in np.split(indices, cuts)] if lists else []
-    if any(len(part) == 0 for part in parts):
-        if strict:
-            raise InputError("a history is empty; give at least one item")
-        warn("somebody with an empty history gets the most popular items")
-    return histories_of(dataset, parts), names.alias("user_id")
+        kind = filled[0].dtype
+        asked = pl.concat([part.cast(kind) if part.dtype == pl.Null else part for part in parts or filled])
+    return names, asked, None, lengths, moments
 
 
 def known_items(dataset: Dataset, ids: Iterable[Any], what: str, strict: bool) -> np.ndarray:
     """Indices of known items; unknown ones are a warning, or an error with ``strict``."""
-    asked = ids_of(ids)
+    asked = ids_of(ids, what)
     indices = dataset.item_indices(asked)
     if (indices == 0).any():
         some = some_of(asked.filter(pl.Series(indices == 0)))
@@ -104,14 +160,28 @@ def table_of(dataset: Dataset, asked: pl.Series, found: tuple[np.ndarray, ...]) 
     return pl.DataFrame({**ids, "score": scores, "rank": ranks})
 
 
-def ids_of(ids: Iterable[Any] | pl.Series) -> pl.Series:
-    """Ids, or a single one, as a series."""
-    if isinstance(ids, pl.Series):
-        return ids.alias("user_id")
-    values = [ids] if isinstance(ids, str | int | np.integer) else list(ids)
-    if any(isinstance(value, str) for value in values):
-        values = [str(value) for value in values]
-    return pl.Series("user_id", values, strict=False)
+def listed_items(dataset: Dataset, ids: Any, strict: bool) -> np.ndarray:
+    """Indices of known items, of which there must be one at least; unknown ones are a warning."""
+    asked = ids_of(ids, "items")
+    indices = known_items(dataset, asked, "similar", strict=True) if strict else dataset.item_indices(asked)
+    if not (indices > 0).any():
+        raise InputError(f"none of the items is in the catalogue: {some_of(asked)}; check the ids")
+    if (indices == 0).any():
+        warn(f"unknown items left out: {some_of(asked.filter(pl.Series(indices == 0)))}")
+    return indices[indices > 0]
+
+
+def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosines: np.ndarray) -> pl.DataFrame:
+    """Neighbours ``int64[M, k]`` as a frame ``item_id``, ``similar_item_id``, ``score``, ``rank``."""
+    k = found.shape[1]
+    return pl.DataFrame(
+        {
+            "item_id": dataset.item_ids.gather(np.repeat(indices - 1, k)),
+            "similar_item_id": dataset.item_ids.gather(found.ravel() - 1),
+            "score": cosines.ravel(),
+            "rank": np.tile(np.arange(1, k + 1), len(indices)),
+        }
+    )
 
 
 def some_of(ids: pl.Series, most: int = 5) -> str:
@@ -120,8 +190,8 @@ def some_of(ids: pl.Series, most: int = 5) -> str:
     return ", ".join(str(value) for value in ids.head(most)) + more
 
 
-def warn(message: str) -> None:
+def warn(message: str, kind: type[UserWarning] = UnknownIdWarning) -> None:
     """Warn of the line that called the package, however deep in it this is."""
     package = str(Path(__file__).parent)
     inside = takewhile(lambda step: step[0].f_code.co_filename.startswith(package), walk_stack(sys._getframe()))
-    warnings.warn(message, UnknownIdWarning, stacklevel=1 + sum(1 for _ in inside))
+    warnings.warn(printable(message), kind, stacklevel=1 + sum(1 for _ in inside))

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
@@ -15,15 +15,15 @@ from rich.progress import track
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
-from seqrec.data.formats.read import read_log
+from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
-from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.prepare import PrepareConfig, filters_of, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
-from seqrec.device import threads
-from seqrec.errors import InputError, one_line
+from seqrec.device import check_polars, own_random_state, pick_device, threads, usual_torch, watch_forks
+from seqrec.errors import InputError, check_whole, one_line, unchanged_by_failure
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.predictor import given_people, ids_of, known_items, known_people, some_of, table_of, warn
+from seqrec.predictor import given_people, known_items, known_people, listed_items, similar_table, table_of, warn
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
@@ -31,10 +31,11 @@ from seqrec.run.config import CONFIG, RESUMABLE, RunConfig, fingerprint
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
+from seqrec.training.checks import COPIES, build_checked, check_trainable, settle_seen
 from seqrec.training.config import TrainConfig
-from seqrec.training.loop import check_trainable, train
+from seqrec.training.loop import train
 
-BLOCK = 2 * USERS_AT_ONCE  # people a frame: whole groups of those scored together, or the last bits would differ
+BLOCK = 2 * USERS_AT_ONCE  # people per frame
 
 
 class Recommender:
@@ -75,6 +76,8 @@ class Recommender:
         self.interrupted = False
         self.summary = ""
 
+    @unchanged_by_failure
+    @usual_torch()
     def fit(
         self,
         log: Any,
@@ -98,8 +101,11 @@ class Recommender:
             stop: asked after every step of training, which ends where it says True; see :func:`train`.
 
         Raises:
-            InputError: bad input or options, or an ``out`` that may not be written to.
+            InputError: bad input or options, an ``out`` that may not be written to, or nothing that could be learnt;
+                the recommender is as it was before.
         """
+        watch_forks()
+        check_polars("fit")
         if (resume or overwrite) and out is None:
             raise InputError("resume and overwrite need a run folder; give out")
         if resume and overwrite:
@@ -115,10 +121,16 @@ class Recommender:
         self, given: list[Any], place: Place | None, resume: bool, progress: bool, stop: Callable[[], bool] | None
     ) -> None:
         log = given.pop()
-        dataset = log if isinstance(log, Dataset) else prepare(read_log(log), self.prepare_config)
+        dataset = log if isinstance(log, Dataset) else prepare(self._read(log), self.prepare_config)
         del log
+        filters = filters_of(dataset, self.prepare_config)
         split = self.split_config.apply(dataset)
         counted = MODELS[self.model_name].COUNTED
+        if not counted:
+            check_trainable(split, self.train_config, MODELS[self.model_name])
+        keep_seen = settle_seen(split, self.split_config)
+        self.epochs, self.metrics, self.evaluations = [], {}, {}
+        self.interrupted, self.summary = False, ""
         config = RunConfig(
             model=self.model_name,
             model_config=asdict(self.model_config),
@@ -126,30 +138,26 @@ class Recommender:
             num_users=dataset.num_users,
             has_timestamps=dataset.has_timestamps,
             fingerprint=fingerprint(dataset),
-            prepare=self.prepare_config,
-            split=self.split_config,
+            prepare=filters,
+            split=replace(self.split_config, keep_seen=keep_seen),
             training={} if counted else asdict(self.train_config),
         )
-        torch.manual_seed(self.train_config.seed)
-        try:
-            model = build_model(self.model_name, config.model_config, dataset.num_items, dataset.num_users)
-        except (RuntimeError, MemoryError) as error:
-            reason = one_line(error)
-            raise InputError(f"{self.model_name} of these sizes can't be made ({reason}); give smaller ones") from error
+        copies = COPIES if not counted and pick_device(self.train_config.device).type == "cpu" else 1
+        with own_random_state(torch.device("cpu"), self.train_config.seed):
+            model = build_checked(config.build, self.model_name, copies)
         # All that can be found wrong is found before anything is written.
         started = time.perf_counter()
         if counted:
             model.count(split.train)
             seconds = max(time.perf_counter() - started, 1e-9)
-        else:
-            check_trainable(split, self.train_config)
         run: Run | None = None
         best_epoch = 1
         if place is not None and resume:
             run = Run.resume(place, config, RESUMABLE)
         if counted:
             tokens = int(split.train.lengths.sum())
-            self.epochs = [{"epoch": 1, "loss": "", "seconds": seconds, "tokens_per_second": tokens / seconds}]
+            rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
+            self.epochs = [{"epoch": 1, "loss": "", **rate}]
             self.summary = f"counted {tokens:,} interactions"
             if place is not None and run is None:
                 run = Run.begin(place, config, dataset, weights=model.state_dict(), epochs=self.epochs)
@@ -159,7 +167,7 @@ class Recommender:
         else:
             if place is not None and run is None:
                 run = Run.begin(place, config, dataset)
-            ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+            ways = {"run": run, "resume": resume, "progress": progress, "stop": stop, "keep_seen": keep_seen}
             trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted = trained.ended == "interrupted"
@@ -178,13 +186,18 @@ class Recommender:
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
 
+    def _read(self, log: Any) -> pl.DataFrame:
+        """The log as a frame, with its ratings where the filters need them."""
+        return read_log_with_summary(log, needs_rating=self.prepare_config.min_rating is not None)[0]
+
     def recommend(
         self,
         users: Iterable[Any] | pl.Series | None = None,
         histories: Any = None,
         k: int = 10,
         *,
-        keep_seen: bool = False,
+        times: Any = None,
+        keep_seen: bool | None = None,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         strict: bool = False,
@@ -192,12 +205,18 @@ class Recommender:
         """The best ``k`` items for users of the log, or for people known by a history alone.
 
         Args:
-            users: ids of the log; all of its users where neither is given.
+            users: ids of the log, or a single one: a list, an array or a column of any library; all of its users
+                where neither is given. 128, "128" and 128.0 are the same id.
             histories: items of each person in time order: a sequence of lists of item ids (``user_id`` is
                 then the place in the sequence), a mapping of a name to such a list, or a frame that
                 :func:`read_log` takes. Nobody needs to have been there in training.
-            k: items a person; fewer where the filters leave fewer.
-            keep_seen: recommend again what is in the history.
+            times: of histories given as lists, in the same shape: numbers since 1970, dates, or ISO texts. They order
+                each history (equal ones keep their order), and tisasrec and slirec learn from them; a file or a frame
+                has them in a column.
+            k: items per person; fewer where the filters leave fewer.
+            keep_seen: recommend again what the person has met: what is in the history and, for users of the log,
+                what the filters (min_rating and the others) dropped. By default as the run was validated and tested,
+                which is without, unless most users take again what they had.
             allow: recommend these items only.
             deny: never recommend these items.
             strict: an unknown user or item is an error; otherwise a warning, and somebody of whom nothing
@@ -205,13 +224,16 @@ class Recommender:
 
         Returns:
             A frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by user and rank. Scores of one
-            person compare with each other only.
+            person compare with each other only. They don't depend on ``batch_size``, but their last bits may differ
+            where other people are asked for with that person.
 
         Raises:
             InputError: ``k`` out of range, or something unknown with ``strict``.
         """
-        frames = self.recommend_batches(users, histories, k, keep_seen=keep_seen, allow=allow, deny=deny, strict=strict)
-        return pl.concat(list(frames))
+        frames = self.recommend_batches(
+            users, histories, k, times=times, keep_seen=keep_seen, allow=allow, deny=deny, strict=strict
+        )
+        return reduce(pl.DataFrame.vstack, frames)  # pl.concat hangs in a forked process
 
     def recommend_to(self, out: str | Path, users: Any = None, histories: Any = None, k: int = 10, **more: Any) -> None:
         """Write what :meth:`recommend` gives to a file, a block of people at a time, for any number of them.
@@ -222,6 +244,7 @@ class Recommender:
             more: keywords of :meth:`recommend_batches`.
         """
         check_outputs(out)
+        check_polars("writing a table")
         with closing(self.recommend_batches(users, histories, k, **more)) as frames:
             write_frames(frames, out)
 
@@ -231,7 +254,8 @@ class Recommender:
         histories: Any = None,
         k: int = 10,
         *,
-        keep_seen: bool = False,
+        times: Any = None,
+        keep_seen: bool | None = None,
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         strict: bool = False,
@@ -240,36 +264,40 @@ class Recommender:
     ) -> Generator[pl.DataFrame, None, None]:
         """The rows of :meth:`recommend` in frames of ``batch_size`` people, each made when it is asked for.
 
-        There is one at least, maybe without rows. Scores equal those of :meth:`recommend` to the last bit where
-        ``batch_size`` is a multiple of the default, and to rounding otherwise. ``progress`` shows a bar on a terminal.
+        There is one at least, maybe without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
+        ``batch_size`` is. ``progress`` shows a bar on a terminal.
         """
-        _, dataset = self._ready()
+        model, dataset = self._ready()
         check_k(k, dataset.num_items)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; give 1 or more")
+        check_whole("batch_size", batch_size, least=1)
         allowed = None if allow is None else known_items(dataset, allow, "allow", strict)
         denied = None if deny is None else known_items(dataset, deny, "deny", strict)
         if users is not None and histories is not None:
             raise InputError("users and histories exclude each other; ask for one at a time")
+        if times is not None and histories is None:
+            raise InputError("times are of the items of histories; give histories too")
         people, asked = (
-            known_people(dataset, users, strict) if histories is None else given_people(dataset, histories, strict)
+            known_people(dataset, users, strict)
+            if histories is None
+            else given_people(dataset, histories, strict, times, model.USES_TIMES)
         )
-        filters = {"keep_seen": keep_seen, "allow": allowed, "deny": denied}
+        filters = {"keep_seen": self._keeps_seen(keep_seen), "allow": allowed, "deny": denied}
         return self._frames(people, asked, k, filters, batch_size, progress)
 
     def _frames(
         self, people: Histories, asked: pl.Series, k: int, filters: dict[str, Any], size: int, progress: bool
     ) -> Generator[pl.DataFrame, None, None]:
         model, dataset = self._ready()
-        popular = most_popular(dataset, k, **filters) if (people.lengths == 0).any() else None
+        with threads():
+            popular = most_popular(dataset, k, **filters) if (people.lengths == 0).any() else None
+        blocks = ranked(model, people, k, popular, size, **filters)
         served = 0
         starts = range(0, max(len(people), 1), size)
         bar = Console(stderr=True)
         show = progress and bar.is_terminal
         for start in track(starts, "recommending", console=bar, transient=True, disable=not show):
-            block = slice(start, start + size)
             with threads():
-                frame = table_of(dataset, asked[block], ranked(model, people.take(block), k, popular, **filters))
+                frame = table_of(dataset, asked[start : start + size], next(blocks))
             served += int((frame["rank"] == 1).sum())
             yield frame
             del frame  # or it would stay while the next is made
@@ -289,22 +317,10 @@ class Recommender:
         check_k(k, dataset.num_items - 1)
         if model.COUNTED or not model.FACTORED:
             raise InputError(f"{self.model_name} has no item embeddings to compare; fit another model, such as sasrec")
-        asked = ids_of(items)
-        indices = known_items(dataset, asked, "similar", strict=True) if strict else dataset.item_indices(asked)
-        if not (indices > 0).any():
-            raise InputError(f"none of the items is in the catalogue: {some_of(asked)}; check the ids")
-        if (indices == 0).any():
-            warn(f"unknown items left out: {some_of(asked.filter(pl.Series(indices == 0)))}")
-        indices = indices[indices > 0]
-        found, cosines = nearest(model, indices, k)
-        return pl.DataFrame(
-            {
-                "item_id": dataset.item_ids.gather(np.repeat(indices - 1, k)),
-                "similar_item_id": dataset.item_ids.gather(found.ravel() - 1),
-                "score": cosines.ravel(),
-                "rank": np.tile(np.arange(1, k + 1), len(indices)),
-            }
-        )
+        indices = listed_items(dataset, items, strict)
+        with threads():
+            found, cosines = nearest(model, indices, k)
+        return similar_table(dataset, indices, found, cosines)
 
     @threads()
     def evaluate(
@@ -313,13 +329,18 @@ class Recommender:
         split: str = "test",
         *,
         negatives: int = 100,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
         seed: int = 0,
         baselines: bool = True,
     ) -> Evaluation:
-        """Rank the held-out item of each user; see :func:`seqrec.evaluate`."""
+        """Rank the held-out item of each user; see :func:`seqrec.evaluate`.
+
+        Without ``keep_seen``, items of the history take places in the ranking where they did in validation.
+        """
         model, dataset = self._ready()
         assert self._split is not None
+        check_whole("seed", seed, least=0)
+        check_whole("negatives", negatives, least=1)
         others: dict[str, Model] = {}
         for name in ("popularity", "recent-popularity", "markov") if baselines else ():
             if name != self.model_name and (dataset.has_timestamps or name != "recent-popularity"):
@@ -331,7 +352,7 @@ class Recommender:
             protocol=protocol,
             split=split,
             negatives=negatives,
-            keep_seen=keep_seen,
+            keep_seen=self._keeps_seen(keep_seen),
             seed=seed,
             train_counts=self._split.train.item_counts(),
             baselines=others,
@@ -339,6 +360,7 @@ class Recommender:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write a run folder; one that holds a run is refused without ``overwrite``."""
+        check_polars("writing a run")
         model, dataset = self._ready()
         assert self._config is not None
         Run.create(
@@ -354,6 +376,8 @@ class Recommender:
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
         """Open a run folder; while another process replaces the run, it is the one or the other."""
+        watch_forks()
+        check_polars("loading a run")
         return reading(folder, lambda: cls._load(Run(folder)))
 
     @classmethod
@@ -384,6 +408,10 @@ class Recommender:
     def model(self) -> Model:
         """The trained model."""
         return self._ready()[0]
+
+    def _keeps_seen(self, asked: bool | None) -> bool:
+        """What was asked for, or else what the run chose."""
+        return bool(self._config and self._config.split.keep_seen) if asked is None else asked
 
     def _ready(self) -> tuple[Model, Dataset]:
         if self._model is None or self._dataset is None:

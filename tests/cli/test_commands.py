@@ -98,6 +98,60 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+SALES = """reviewerID,asin,price,Order Date,overall
+u0,i0,5,2020-09-13T12:26:40Z,5
+u1,i0,7,2020-09-14 12:26:40,
+u1,i0,7,2020-09-14 12:26:40,
+u0,i1,1,2020-09-15 00:00:00,tbd
+"""
+
+
+@pytest.mark.parametrize(
+    "command", ["inspect sales.csv", "fit sales.csv --out new --model popularity", "compare sales.csv --models markov"]
+)
+def test_what_was_understood_of_a_log_is_shown(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    rows = "".join(f"u{n % 4},i{n % 9},1,2020-10-{n % 30 + 1:02},3\n" for n in range(60))
+    (place / "sales.csv").write_text(SALES + rows)
+    assert main(command.split()) == 0
+    out, errors = capsys.readouterr()
+    assert "sales.csv: columns used: user = reviewerID, item = asin, timestamp = Order Date\n" in out
+    assert "columns ignored: price, overall\n" in out
+    assert "times: dates\n" in out
+    assert re.search(r"first time, UTC *│ 2020-09-13 12:26:40", out)
+    assert re.search(r"last time, UTC *│ 2020-10-30 00:00:00", out)
+    assert re.search(r"copies of rows *│ *1 │", out)
+    assert "--duplicates drop-copies" in " ".join(out.split())
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("warning: sales.csv: column 'overall' holds 'tbd' and is left as it is")
+
+
+@pytest.mark.parametrize("command", ["inspect", "fit --out new --model popularity"])
+def test_what_was_understood_of_a_log_as_json(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    (place / "sales.csv").write_text(SALES.replace("Order Date", "sold_on"))
+    name, *rest = command.split()
+    assert main([name, "sales.csv", *rest, "--duplicates", "drop-copies", "--json", "-"]) == 0
+    facts = strict_json(capsys.readouterr().out)
+    assert facts["log"] == {
+        "name": "sales.csv",
+        "columns": {"user": "reviewerID", "item": "asin", "timestamp": "sold_on"},
+        "ignored": ["price", "overall"],
+        "frame_columns": ["user_id", "item_id", "timestamp", "price", "overall"],
+        "time_unit": "dates",
+        "notes": facts["log"]["notes"],
+        "first_time": "2020-09-13 12:26:40",
+        "last_time": "2020-09-15 00:00:00",
+    }
+    assert ["sold_on" in note or "overall" in note for note in facts["log"]["notes"]] == [True, True]
+    if name == "inspect":
+        assert (facts["before"]["copies"], facts["after"]["copies"], facts["after"]["interactions"]) == (1, 0, 3)
+
+
+def test_a_minimum_rating_needs_ratings(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "sales.csv").write_text(SALES)
+    line = fails(capsys, place, "fit", "sales.csv", "--out", "new", "--min-rating", "3")
+    assert "sales.csv, line 3: rating (empty) is not a number" in line
+
+
 def test_inspect(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "inspect", "log.csv", "--json", "facts.json", "--min-user-interactions", "6")
     assert "interactions" in out
@@ -163,7 +217,7 @@ def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_json_on_standard_output_is_json_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(strict_json(json_of(capsys, "inspect", "log.csv"))) == {"columns", "before", "after"}
+    assert set(strict_json(json_of(capsys, "inspect", "log.csv"))) == {"columns", "log", "before", "after"}
     assert strict_json(json_of(capsys, "fit", "log.csv", "--out", "new", *SMALL))["epochs"] == 3
     rows = strict_json(json_of(capsys, "recommend", "run", "--users", "u1", "u2", "-k", "2"))
     assert [row["user_id"] for row in rows] == ["u1", "u1", "u2", "u2"]
@@ -423,7 +477,7 @@ BAD_ARGUMENTS = {
     "recommend run --users": "no id given",
     "recommend run --history": "no id given",
     "recommend run --users u1 --history i1": "give one of",
-    "recommend run --users-file nowhere.txt": "nowhere.txt: cannot be read",
+    "recommend run --users-file nowhere.txt": "nowhere.txt: No such file",
     "recommend run --allow run": "run: cannot be read",
     "recommend run --deny empty.txt": "empty.txt: is empty",
     "recommend run --users zz --strict": "unknown users: zz",

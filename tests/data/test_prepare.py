@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.data.dataset import Dataset, tied_share
+from seqrec.data.dataset import Dataset, Statistics
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.errors import InputError
 
@@ -177,7 +178,7 @@ def words() -> Dataset:
         ([7.0, 9.0], [1, 2]),
         ([7.5, 6.99999, float("nan"), float("inf")], [0, 0, 0, 0]),
         ([2**63, 2**64 + 7, -(2**70)], [0, 0, 0]),
-        (["18446744073709551623", "7.0", " 7"], [0, 0, 0]),
+        (["18446744073709551623", "7.0", " 7", "07.0", "7.5"], [0, 1, 0, 0, 0]),
         ([None], [0]),
         ([], []),
         (pl.Series([], dtype=pl.String), []),
@@ -290,10 +291,58 @@ def test_statistics(rows, min_user):
         assert statistics.tied_timestamps == pytest.approx(tied / sum(lengths))
 
 
-def test_tied_share_does_not_cross_users():
-    assert tied_share(np.array([0, 1, 2]), np.array([5, 5, 5])) == 0
-    assert tied_share(np.array([0, 0, 0, 1]), np.array([5, 5, 6, 6])) == 0.5
-    assert tied_share(np.array([3]), np.array([1])) == 0
+@pytest.mark.parametrize(
+    ("users", "times", "share"), [([0, 1, 2], [5, 5, 5], 0), ([0, 0, 0, 1], [5, 5, 6, 6], 0.5), ([3], [1], 0)]
+)
+def test_tied_share_does_not_cross_users(users, times, share):
+    frame = pl.DataFrame({"user_id": users, "item_id": range(len(users)), "timestamp": times})
+    assert prepare(frame).statistics.tied_timestamps == share
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS)
+def test_copies_are_counted_and_can_be_dropped(rows):
+    read = [row[:3] for row in rows]
+    dataset = prepare(frame_of(rows), PrepareConfig(duplicates="drop-copies"))
+    assert dataset.before.copies == len(read) - len(set(read))
+    assert dataset.statistics.copies == 0
+    assert dataset.num_interactions == len(set(read))
+    # The same as if the log had each row once, the first of the copies in its place.
+    once = list(dict.fromkeys(read))
+    expected = prepare(frame_of([(*row, 1) for row in once]))
+    np.testing.assert_array_equal(dataset.items, expected.items)
+    np.testing.assert_array_equal(dataset.timestamps, expected.timestamps)
+    np.testing.assert_array_equal(dataset.offsets, expected.offsets)
+    times = [time for _, _, time in read]
+    assert (dataset.before.first_time, dataset.before.last_time) == (min(times), max(times))
+
+
+def test_without_times_nothing_tells_copies():
+    frame = frame_of([(1, 1, 0, 1), (1, 1, 0, 1)], has_timestamps=False)
+    statistics = prepare(frame).statistics
+    assert (statistics.copies, statistics.first_time, statistics.last_time) == (None, None, None)
+    with pytest.raises(InputError, match=r"no times, which tell copies"):
+        prepare(frame, PrepareConfig(duplicates="drop-copies"))
+
+
+def test_statistics_of_older_datasets_know_less(tmp_path):
+    dataset = prepare(frame_of([(1, 1, 0, 1), (1, 1, 0, 1)]))
+    dataset.save(tmp_path / "data")
+    facts = json.loads((tmp_path / "data/dataset.json").read_text())
+    for name in ("copies", "first_time", "last_time"):
+        del facts["before"][name]
+    (tmp_path / "data/dataset.json").write_text(json.dumps(facts))
+    assert Dataset.load(tmp_path / "data").before == Statistics(
+        **{**vars(dataset.before), "copies": None, "first_time": None, "last_time": None}
+    )
+
+
+@pytest.mark.parametrize("ratings", [[5.0, None, 1.0], ["5", "tbd", "1"]])
+def test_a_minimum_rating_needs_every_rating(ratings):
+    frame = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [1, 2, 3], "rating": ratings})
+    with pytest.raises(InputError, match=r"of 3 interactions have no number as rating"):
+        prepare(frame, PrepareConfig(min_rating=2))
+    assert prepare(frame).num_interactions == 3
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,3 +1,5 @@
+from datetime import UTC, date, datetime
+
 import numpy as np
 import polars as pl
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, all_histories, split_by_time, split_last_two
+from seqrec.data.split import Histories, SplitConfig, all_histories, moment_of, split_by_time, split_last_two
 from seqrec.errors import InputError
 
 ROWS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=60)
@@ -79,11 +81,7 @@ def test_nobody_to_test_and_an_unknown_name():
 @given(rows=ROWS, cuts=st.tuples(st.integers(-1, 14), st.integers(-1, 14)), shift=st.sampled_from([0, 0.5]))
 def test_by_time_is_the_naive_loop(rows, cuts, shift):
     dataset = dataset_of(rows)
-    valid_from, test_from = cuts[0] + shift, cuts[1] + shift
-    if valid_from >= test_from:
-        with pytest.raises(InputError, match="the first before the second"):
-            split_by_time(dataset, valid_from, test_from)
-        return
+    valid_from, test_from = cuts  # a fraction of a second is rounded down, as the times of a log are
     train, valid, test = [], [], []
     for user, history in enumerate(lists(dataset)):
         before_valid = [item for item, time in history if time < valid_from]
@@ -94,11 +92,12 @@ def test_by_time_is_the_naive_loop(rows, cuts, shift):
             valid.append((user, before_valid, between[0]))
         if (before_valid or between) and after:
             test.append((user, before_valid + between, after[0]))
-    if not any(items for _, items in train):
-        with pytest.raises(InputError, match="no interaction lies before"):
-            split_by_time(dataset, valid_from, test_from)
+    times = [time for history in lists(dataset) for _, time in history]
+    if not min(times) < valid_from < test_from <= max(times):
+        with pytest.raises(InputError, match=r"no interaction lies|the first before the second"):
+            split_by_time(dataset, valid_from + shift, test_from + shift)
         return
-    split = split_by_time(dataset, valid_from, test_from)
+    split = split_by_time(dataset, valid_from + shift, test_from + shift)
     assert items_of(split.train) == train
     assert pairs(split.valid) == valid
     assert pairs(split.test) == test
@@ -144,16 +143,69 @@ def test_by_time_takes_one_default_and_one_cut():
 @pytest.mark.parametrize(
     ("valid_from", "test_from", "message"),
     [
-        (10, 5, "validates from 10 and tests from 5; give two moments in unix seconds, the first before the second"),
+        (8, 5, r"validates from 8 .* and tests from 5 .*; give two moments, the first before the second"),
         (5, 5, "the first before the second"),
-        (0, 5, "no interaction lies before 0; give a later start of validation"),
-        (-10, -5, "no interaction lies before -10"),
-        (float("nan"), 5, "no interaction lies before"),
+        (0, 5, r"no interaction lies before valid_from = 0 \(1970-01-01T00:00:00\); the log goes from 0 .* to 9 "),
+        (-10, -5, "no interaction lies before valid_from = -10"),
+        (10, None, "no interaction lies at or after valid_from = 10 .*; the log goes from 0 "),
+        (5, 10, "no interaction lies at or after test_from = 10 "),
+        (None, "2020-09-26", r"no interaction lies at or after test_from = 1601078400 \(2020-09-26T00:00:00\)"),
+        (10**30, None, "no interaction lies at or after valid_from = 1000000000000000000000;"),
+        (float("nan"), 5, "valid_from is nan; give an ISO date"),
+        (5, "yesterday", "test_from is 'yesterday'; give an ISO date"),
+        (True, None, "valid_from is True"),
     ],
 )
 def test_bad_cuts(valid_from, test_from, message):
     with pytest.raises(InputError, match=message):
         split_by_time(dataset_of([(1, item, item) for item in range(10)]), valid_from, test_from)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ("2020-09-26", 1601078400),
+        ("2020/09/26", 1601078400),
+        ("2020-09-26T10:00", 1601114400),
+        ("2020-09-26 10:00:30.9Z", 1601114430),
+        ("2020-09-26T10:00+05:30", 1601094600),
+        ("2020-09-26 10:00 UTC", 1601114400),
+        (date(2020, 9, 26), 1601078400),
+        (datetime(2020, 9, 26, 10, tzinfo=UTC), 1601114400),
+        (1601139189, 1601139189),
+        ("1601139189", 1601139189),
+        (1601139189999, 1601139189),
+        ("1601139189000000", 1601139189),
+        (1601139189000000000, 1601139189),
+        (-5, -5),
+        (7.9, 7),
+    ],
+)
+def test_moments_are_dates_or_numbers_of_any_unit(given, seconds):
+    assert moment_of(given) == seconds
+    assert SplitConfig(split="time", valid_from=given).valid_from == seconds
+
+
+def test_cuts_as_the_log_has_them_split_as_seconds_do():
+    dataset = dataset_of([(user, item, 1_600_000_000 + 60 * item) for user in range(5) for item in range(10)])
+    plain = split_by_time(dataset, 1_600_000_240, 1_600_000_420)
+    for valid_from, test_from in (
+        (1_600_000_240_000, 1_600_000_420_000),
+        ("2020-09-13T12:30:40", "2020-09-13T14:33:40+02:00"),
+    ):
+        split = split_by_time(dataset, valid_from, test_from)
+        assert pairs(split.valid) == pairs(plain.valid)
+        assert pairs(split.test) == pairs(plain.test)
+
+
+def test_share_of_targets_that_repeat():
+    again = dataset_of([(user, item % 3, item) for user in range(4) for item in range(6)])
+    assert split_last_two(again).valid.repeated() == 1.0
+    once = dataset_of([(user, item, item) for user in range(4) for item in range(6)])
+    assert split_last_two(once).valid.repeated() == 0.0
+    assert split_last_two(dataset_of([(1, 1, 1), (1, 2, 2)])).valid.repeated() == 0.0
+    half = dataset_of([(1, 1, 1), (1, 1, 2), (1, 2, 3), (2, 1, 1), (2, 2, 2), (2, 3, 3)])
+    assert split_last_two(half).valid.repeated() == 0.5
 
 
 def test_by_time_needs_times():

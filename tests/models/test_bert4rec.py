@@ -15,8 +15,8 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec, BERT4RecConfig
 from seqrec.models.popularity import Popularity, PopularityConfig
-from seqrec.ranking import protocols as evaluate
-from seqrec.training import loop as train
+from seqrec.ranking.protocols import evaluate
+from seqrec.training.loop import train
 
 NUM_ITEMS = 30
 

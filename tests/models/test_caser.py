@@ -12,8 +12,8 @@ from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError
 from seqrec.models.caser import Caser, CaserConfig
 from seqrec.models.popularity import Popularity, PopularityConfig
-from seqrec.ranking import protocols as evaluate
-from seqrec.training import loop as train
+from seqrec.ranking.protocols import evaluate
+from seqrec.training.loop import train
 
 NUM_ITEMS = 30
 NUM_USERS = 7
@@ -165,6 +165,37 @@ def test_unknown_people_have_the_mean_user():
     model.train()
     hidden = model.encode(batch_of([[1, 2]], 10, users=[-1]))
     torch.testing.assert_close(hidden[0, users], model.user_embedding.weight[NUM_USERS])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.6])
+def test_users_of_the_log_who_never_trained_have_the_mean_of_those_who_did(decay, tmp_path):
+    """Some have one item in training, others none: they rank as a stranger does, also after saving."""
+    rows = [(user, (user + step) % 9, step) for user in range(12) for step in range(7)]
+    rows += [(user, user % 9, step) for user in range(12, 20) for step in range(3 if user % 2 else 1)]
+    dataset = prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+    split = split_last_two(dataset)
+    never = np.flatnonzero(split.train.lengths < 2)
+    assert 0 < len(never) < dataset.num_users
+    torch.manual_seed(0)
+    model = Caser(CaserConfig(max_length=5, embedding_dim=8), dataset.num_items, dataset.num_users)
+    untrained = model.user_embedding.weight.detach().clone()
+    config = TrainConfig(epochs=3, average_decay=decay, evaluate_every=1, loss="gbce")
+    train(model, split, config)
+    model.eval()
+    table = model.user_embedding.weight.detach()
+    trained = np.setdiff1d(np.arange(dataset.num_users), never)
+    assert (table[trained] != untrained[trained]).any(dim=1).all()
+    everybody = [*range(dataset.num_users), -1]
+    with torch.no_grad():
+        hidden = model.encode(batch_of([[1, 2]] * len(everybody), 5, users=everybody))[1::2, 8:16]
+    mean = table[trained].mean(dim=0)
+    for user in (*never, -1):
+        torch.testing.assert_close(hidden[user], mean)
+    torch.testing.assert_close(hidden[trained], table[trained])
+    again = Caser(model.config, dataset.num_items, dataset.num_users).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.encode(batch_of([[1, 2]] * len(everybody), 5, users=everybody))[1::2, 8:16], hidden)
 
 
 def test_a_model_that_knows_no_users():

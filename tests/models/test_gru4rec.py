@@ -17,7 +17,7 @@ from seqrec.models.base import Model
 from seqrec.models.gru4rec import GRU, GRU4Rec, GRU4RecConfig, Steps
 from seqrec.ranking.metrics import hit_rate
 from seqrec.ranking.protocols import ranks
-from seqrec.training import loop as train
+from seqrec.training.loop import train
 from seqrec.training.objective import mark_tables
 
 NUM_ITEMS = 30

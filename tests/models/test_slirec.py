@@ -18,8 +18,8 @@ from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.slirec import SLiRec, SLiRecConfig, log_interval
-from seqrec.ranking import protocols as evaluate
-from seqrec.training import loop as train
+from seqrec.ranking.protocols import evaluate
+from seqrec.training.loop import train
 
 NUM_ITEMS = 30
 History = tuple[list[int], list[int]]  # items and times
@@ -183,6 +183,25 @@ def test_packed_is_one_by_one(values, with_targets):
         torch.testing.assert_close(ours.double(), naive.scores(items, times), rtol=1e-4, atol=1e-4)
 
 
+def test_the_output_of_a_network_has_a_bias_where_it_makes_a_difference():
+    """The fusion's moves the weight of both preferences, the prediction's all logits; a softmax does not see it."""
+    model = model_of().eval()
+    batch = batch_of(random_histories(), 10)
+    before = model.score(model.encode(batch))
+    for network in (model.long_attention, model.attention, model.fusion, model.prediction):
+        with_bias = network.last.bias is not None
+        raised = network.last.register_forward_hook(lambda module, inputs, output: output + 1.5)
+        after = model.score(model.encode(batch))
+        raised.remove()
+        if network is model.prediction:
+            torch.testing.assert_close(after, before + 1.5)
+        assert torch.allclose(after, before, atol=1e-5) != with_bias
+    moved = model.score(model.encode(batch))
+    with torch.no_grad():
+        model.fusion.last.bias += 1.5
+    assert not torch.allclose(model.score(model.encode(batch)), moved, atol=1e-3)
+
+
 def test_gradients_of_packed_and_one_by_one():
     model = model_of(num_categories=4).double()
     histories = random_histories(3)
@@ -314,14 +333,15 @@ def test_the_start():
     assert (model.query_activation.weight == 0.1).all()
     biases = model.short_term.input.bias.view(6, 64)
     assert biases.sum(dim=1).tolist() == [0, 64, 0, 0, 0, 0]  # the forget gate's
-    start = {name: value.std().item() for name, value in model.state_dict().items()}
+    start = {name: value.std().item() for name, value in model.state_dict().items() if value.numel() > 1}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(7)
     model.reset()
     for name, value in model.state_dict().items():
-        if value.numel() > 1:
+        if name in start:
             assert value.std().item() == pytest.approx(start[name], rel=0.3, abs=1e-6), name
+    assert model.fusion.last.bias.item() == model.prediction.last.bias.item() == 0
 
 
 def test_dropout_acts_in_training_alone():

@@ -195,6 +195,30 @@ def test_strangers_follow_the_table():
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
+@pytest.mark.parametrize("exchanged", [0.0, 0.9])
+def test_users_of_the_log_who_never_trained(exchanged):
+    """They have the mean of those who did, unless training showed the histories of others as theirs."""
+    rows = [(user, (user + step) % 9, step) for user in range(12) for step in range(7)]
+    rows += [(user, user % 9, 0) for user in range(12, 16)]
+    dataset = prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+    split = split_last_two(dataset)
+    torch.manual_seed(0)
+    config = SSEPTConfig(max_length=5, embedding_dim=6, user_dim=4, sse_user=exchanged)
+    model = SSEPT(config, dataset.num_items, dataset.num_users)
+    fresh = model.user_embedding.weight.detach().clone()
+    train(model, split, TrainConfig(epochs=20, evaluate_every=0))
+    model.eval()
+    table = model.user_embedding.weight.detach()
+    trained = dataset.num_users if exchanged else 12
+    assert (table[:trained] != fresh[:trained]).any(dim=1).all()
+    everybody = torch.tensor([*range(dataset.num_users), -1])
+    with torch.no_grad():
+        vectors = model.user_embedding(everybody)
+    torch.testing.assert_close(vectors[:trained], table[:trained])
+    for vector in vectors[trained:]:
+        torch.testing.assert_close(vector, table[:trained].mean(dim=0))
+
+
 def test_a_model_without_users():
     dataset = random_dataset()
     model = SSEPT(SSEPTConfig(max_length=10, embedding_dim=6, user_dim=4), dataset.num_items).eval()

@@ -16,8 +16,8 @@ from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.tisasrec import TiSASRec, TiSASRecConfig, pairs_of, scaled_intervals
-from seqrec.ranking import protocols as evaluate
-from seqrec.training import loop as train
+from seqrec.ranking.protocols import evaluate
+from seqrec.training.loop import train
 
 NUM_ITEMS = 30
 History = tuple[list[int], list[int]]  # items and times

@@ -1,5 +1,4 @@
 import itertools
-import time
 
 import ir_measures
 import numpy as np
@@ -88,37 +87,6 @@ def test_an_empty_list_has_no_value_and_leaves_the_mean_alone():
     assert values[0] == 1
     assert np.isnan(values[1])
     assert statistics.mean(values[:, None]) == [1.0]
-    np.testing.assert_allclose(statistics.bootstrap_intervals(values[:, None]), [[1.0, 1.0]])
-
-
-def test_intervals_hold_the_true_mean_as_often_as_they_say():
-    random = np.random.default_rng(1)
-    # 300 metrics at once are 300 samples of 250 users, half of them hits and misses, half skewed.
-    hits = (random.random((250, 150)) < 0.2).astype(float)
-    skewed = random.exponential(size=(250, 150))
-    ends = statistics.bootstrap_intervals(np.hstack([hits, skewed]), resamples=500, seed=2)
-    truth = np.repeat([0.2, 1.0], 150)
-    inside = ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
-    assert 0.91 <= inside <= 0.98
-
-
-def test_interval_is_as_wide_as_the_normal_one():
-    values = np.random.default_rng(3).normal(size=(2000, 1))
-    ((low, high),) = statistics.bootstrap_intervals(values, resamples=2000)
-    expected = 2 * 1.96 * values.std() / np.sqrt(2000)
-    assert high - low == pytest.approx(expected, rel=0.1)
-
-
-def test_interval_of_a_constant_is_a_point():
-    ends = statistics.bootstrap_intervals(np.full((50, 1), 0.3))
-    np.testing.assert_allclose(ends, [[0.3, 0.3]], rtol=1e-14)
-
-
-def test_intervals_follow_the_seed():
-    values = np.random.default_rng(4).random((100, 2))
-    first = statistics.bootstrap_intervals(values, seed=1)
-    np.testing.assert_array_equal(first, statistics.bootstrap_intervals(values, seed=1))
-    assert (first != statistics.bootstrap_intervals(values, seed=2)).any()
 
 
 def test_coverage_interval_lies_about_the_coverage():
@@ -136,10 +104,3 @@ def test_coverage_interval_lies_about_the_coverage():
 def test_coverage_interval_of_one_list_for_all_is_a_point():
     lists = np.tile([3, 1, 2], (30, 1))
     assert statistics.coverage_interval(lists, 10) == pytest.approx((0.3, 0.3))
-
-
-def test_intervals_are_fast():
-    values = np.random.default_rng(6).random((31_000, 10))
-    begin = time.process_time()
-    statistics.bootstrap_intervals(values)
-    assert time.process_time() - begin < 3  # 0.3 s alone on a core

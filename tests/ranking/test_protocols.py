@@ -20,7 +20,7 @@ from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.ranking import metrics, topk
 from seqrec.ranking.protocols import Evaluation, evaluate, ranks
-from seqrec.report.tables import table
+from seqrec.report.tables import table, with_interval
 
 # The package may offer the function by the name of its module.
 module = importlib.import_module("seqrec.ranking.protocols")
@@ -188,7 +188,8 @@ def test_a_model_that_knows_the_target_gets_everything(dataset, split, protocol)
     )
     for name in ("hr@5", "ndcg@5", "mrr@5", "recall@20", "mrr"):
         assert found.metrics[name] == 1
-        assert found.intervals[name] == (1, 1)
+        low, high = found.intervals[name]
+        assert 1 - 8 / found.users < low < high == 1
 
 
 def test_a_target_of_the_history_is_out_of_reach_unless_seen_items_are_kept(dataset, split):
@@ -282,10 +283,36 @@ def test_the_result_goes_into_json_and_a_table(dataset, split):
         console.print(table(found, "fixed"))
     text = capture.get()
     low, high = found.intervals["ndcg@10"]
-    assert f"{found.metrics['ndcg@10']:.4f} ±{(high - low) / 2:.4f}" in text
+    assert with_interval(found.metrics["ndcg@10"], low, high) in text
     assert "recall" not in text
     assert "fixed" in text
     assert "seen items removed" in text
+
+
+def test_intervals_of_few_hits_have_both_ends():
+    assert with_interval(0.5, 0.4, 0.6) == "0.5000 ±0.1000"
+    assert with_interval(0.5, 0.41, 0.61) == "0.5000 ±0.1000"
+    assert with_interval(0.01, 0.0, 0.0599) == "0.0100 .0000–.0599"
+    assert with_interval(1.0, 0.93, 1.0) == "1.0000 .9300–1.0000"
+
+
+def test_intervals_hold_the_true_mean_where_hits_are_few():
+    """None, one or two of a hundred targets are known, where one in a hundred is to be: no interval is a point."""
+    users, items = np.repeat(np.arange(100), 3), np.arange(300) % 90
+    dataset = prepare(pl.DataFrame({"user_id": users, "item_id": items, "timestamp": np.arange(300)}))
+    targets = split_last_two(dataset).test
+    scores = np.random.default_rng(0).random((dataset.num_users, dataset.num_items + 1)) + 1
+    scores[np.arange(100), targets.items] = 0  # the last of all
+    for found in (0, 1, 2):
+        scores[:found, :] = 0
+        scores[np.arange(found), targets.items[:found]] = 3
+        result = evaluate(Fixed(scores), targets, train_counts=dataset.item_counts, k=(10,))
+        assert result.metrics["hr@10"] == found / 100
+        for name in ("hr@10", "recall@10", "ndcg@10", "mrr@10"):
+            low, high = result.intervals[name]
+            assert 0 <= low <= 0.01 < high < 0.1
+        for name in ("popularity@10", "novelty@10"):
+            assert result.intervals[name][0] < result.metrics[name] < result.intervals[name][1]
 
 
 def test_bad_input_is_refused(dataset, split):

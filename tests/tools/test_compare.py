@@ -21,6 +21,7 @@ from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
 from seqrec.ranking.statistics import holm, paired_t_test
 from seqrec.report.pictures import comparison_picture
+from seqrec.report.tables import with_interval
 from seqrec.tools.compare import CompareConfig, Comparison, compare
 
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 32, "num_blocks": 1, "embedding_dim": 8, "max_length": 10}
@@ -145,6 +146,24 @@ def test_what_is_written(found: tuple[Comparison, Path]) -> None:
     assert row["p_holm"] == markov["results"]["full"]["p_holm"]
     assert (row["failed"], row["seconds"]) == (None, markov["seconds"])
     assert imread(folder / "compare.png").std() > 0.01
+
+
+def test_intervals_of_few_hits_fit_a_terminal() -> None:
+    """Everybody's last item is one of its own, which nobody can foresee."""
+    log = pl.DataFrame({"user_id": np.repeat(np.arange(60), 4), "item_id": np.arange(240), "timestamp": np.arange(240)})
+    comparison = compare(prepare(log), ["popularity", "recent-popularity"], CompareConfig(test_negatives=50))
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(comparison.table())
+    text = console.export_text()
+    assert "…" not in text
+    for entry in comparison.entries:
+        result = (entry.results or {})["full"]
+        low, high = result["intervals"]["hr@10"]
+        assert low <= result["metrics"]["hr@10"] < high
+        assert with_interval(result["metrics"]["hr@10"], low, high) in text
+        if entry.model != comparison.reference:
+            low, high = result["difference_interval"]
+            assert low < result["difference"] < high
 
 
 def test_the_table_fits_a_terminal(found: tuple[Comparison, Path]) -> None:

@@ -17,7 +17,7 @@ import pytest
 import rich
 import torch
 
-from seqrec import Dataset, InputError, Recommender, TrainConfig, prepare, split_last_two
+from seqrec import InputError, Recommender, TrainConfig, prepare, split_last_two
 from seqrec.cli.app import main
 from seqrec.models import SASRec
 from seqrec.models.sasrec import SASRecConfig
@@ -46,7 +46,7 @@ def weights(folder: Path) -> bytes:
 
 def epochs(folder: Path) -> pl.DataFrame:
     """``epochs.csv`` without what the clock says."""
-    return pl.read_csv(folder / "epochs.csv").drop("seconds", "tokens_per_second")
+    return pl.read_csv(folder / "epochs.csv").drop("seconds", "total_seconds", "tokens_per_second")
 
 
 def same_run(one: Path, other: Path) -> bool:
@@ -77,7 +77,7 @@ def test_learns_what_is_certain(loss: str) -> None:
 
 def test_epochs_have_the_columns_promised(whole: Path) -> None:
     frame = pl.read_csv(whole / "epochs.csv")
-    assert frame.columns == ["epoch", "loss", "seconds", "tokens_per_second", "ndcg@10", "hr@10"]
+    assert frame.columns == ["epoch", "loss", "seconds", "total_seconds", "tokens_per_second", "ndcg@10", "hr@10"]
     assert frame["epoch"].to_list() == [1, 2, 3, 4]
     assert frame["loss"].is_sorted(descending=True)
     assert frame.null_count().sum_horizontal().item() == 0
@@ -345,7 +345,13 @@ def test_validation_comes_every_so_many_epochs_and_last() -> None:
 def test_trains_without_anybody_to_validate_on(tmp_path: Path) -> None:
     pairs = pl.DataFrame({"user_id": [1, 1, 2, 2, 3, 3, 4], "item_id": [1, 2, 2, 3, 3, 1, 2]})
     recommender = Recommender(**SMALL).fit(pairs, tmp_path / "run")
-    assert pl.read_csv(tmp_path / "run/epochs.csv").columns == ["epoch", "loss", "seconds", "tokens_per_second"]
+    assert pl.read_csv(tmp_path / "run/epochs.csv").columns == [
+        "epoch",
+        "loss",
+        "seconds",
+        "total_seconds",
+        "tokens_per_second",
+    ]
     assert recommender.metrics == {"best_epoch": 4, "epochs": 4}
     assert Recommender.load(tmp_path / "run").recommend(users=[1], k=3)["item_id"].to_list() == [3]
     with pytest.raises(InputError, match="nobody to evaluate on"):
@@ -386,10 +392,10 @@ def test_negatives_of_somebody_who_met_everything() -> None:
     dataset = prepare(everything)
     longer = replace(split_last_two(dataset), train=replace(split_last_two(dataset).train, ends=dataset.offsets[1:]))
     model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1), 4)
-    with pytest.raises(InputError, match="another loss"):
+    with pytest.raises(
+        InputError, match=r"2 of 2 users have met every item .*, so bce has no negative .*--loss cross-entropy"
+    ):
         train(model, longer, TrainConfig(loss="bce", epochs=1))
-    rows = train(model, longer, TrainConfig(epochs=2)).epochs
-    assert all(np.isfinite(row["loss"]) for row in rows)
 
 
 def steps_of(clip_norm: float | None, table_learning_rate: float | None = None) -> torch.Tensor:
@@ -411,17 +417,6 @@ def test_clipping_and_the_tables_own_rate() -> None:
     assert tiny.max() < 0.5 * free.max()  # but where gradients are below its epsilon
     assert steps_of(None, 0.002).max() == pytest.approx(0.002, rel=0.01)
     assert (free[0] == 0).all()
-
-
-def test_compiled_is_the_same() -> None:
-    dataset: Dataset = prepare(ring(users=8))
-    losses = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=0, dropout=0.0), 12)
-        rows = train(model, split_last_two(dataset), TrainConfig(epochs=3, evaluate_every=0, compile=compiled)).epochs
-        losses.append([row["loss"] for row in rows])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize(

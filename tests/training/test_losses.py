@@ -160,13 +160,11 @@ def test_extreme_logits_stay_finite(loss, size):
     assert all(torch.isfinite(g).all() for g in gradients(value, target, negative))
 
 
-@pytest.mark.parametrize("hits", ["kept", "masked"])
-def test_the_correction_makes_the_gradient_that_of_the_full_softmax(hits):
-    """Negatives of a skewed distribution q: the gradient's error falls with N, and only with the correction.
+def test_the_correction_makes_the_gradient_that_of_the_full_softmax():
+    """Negatives of a skewed distribution q: the gradient's error falls with N, and only with both corrections.
 
-    Where a negative that hits the target is kept, the target stands for one draw of it (log q); where it
-    is masked, the target stands for its own term in the full sum, which is worth N draws of weight 1 / q
-    (-log N).
+    Draws that hit the target are masked, so the target stands for its own term in the full sum, which is worth N draws
+    of weight 1 / q.
     """
     random = torch.Generator().manual_seed(8)
     num_items, target = 30, 4
@@ -175,22 +173,57 @@ def test_the_correction_makes_the_gradient_that_of_the_full_softmax(hits):
     log_q = (weights / weights.sum()).log()
     exact = gradients(F.cross_entropy(full, torch.tensor([target])), full)[0]
 
-    def error(count: int, repetitions: int, correct: bool = True) -> float:
+    def error(count: int, repetitions: int, own: float | None, corrected: bool = True) -> float:
         total = torch.zeros_like(exact)
         for _ in range(repetitions):
             drawn = torch.multinomial(weights, count, replacement=True, generator=random)
-            negative = full[:, drawn]
-            if hits == "masked":
-                negative = negative.masked_fill(drawn == target, -torch.inf)
-            own = log_q[target] if hits == "kept" else torch.tensor(-math.log(count))
-            corrections = (own[None], log_q[drawn]) if correct else ()
-            total += gradients(sampled_softmax(full[:, target], negative, *corrections), full)[0]
+            negative = full[:, drawn].masked_fill(drawn == target, -torch.inf)
+            loss = sampled_softmax(full[:, target], negative, own, log_q[drawn] if corrected else None)
+            total += gradients(loss, full)[0]
         return ((total / repetitions - exact).norm() / exact.norm()).item()
 
-    few, more, many = error(10, 500), error(100, 200), error(5000, 40)
+    few, more, many = (error(n, times, -math.log(n)) for n, times in ((10, 500), (100, 200), (5000, 40)))
     assert many < 0.02
     assert few > more > many
-    assert error(5000, 40, correct=False) > 0.1
+    assert error(5000, 40, None, corrected=False) > 0.1
+    log_q = log_q + math.log(num_items)  # against a uniform sampler's probability, as training has both
+    assert error(5000, 40, math.log(num_items / 5000)) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_corrected_loss_has_the_full_softmax_as_its_expectation(seed):
+    """Exactly: exp(loss) is linear in the sum over the draws, here gone through one by one."""
+    random = torch.Generator().manual_seed(seed)
+    items, count = (int(torch.randint(low, high, (), generator=random)) for low, high in ((3, 9), (1, 4)))
+    full = 2 * torch.randn(items, generator=random, dtype=torch.float64)
+    q = torch.rand(items, generator=random, dtype=torch.float64) ** 2 + 0.01
+    q /= q.sum()
+    target = int(torch.randint(items, (), generator=random))
+    full.requires_grad_()
+    weights, losses = [], []
+    for drawn in torch.cartesian_prod(*[torch.arange(items)] * count).view(-1, count):
+        negative = full[drawn].masked_fill(drawn == target, -torch.inf)
+        losses.append(sampled_softmax(full[target][None], negative[None], -math.log(count), q[drawn].log()))
+        weights.append(q[drawn].prod())
+    expectation = (torch.stack(weights) * torch.stack(losses).exp()).sum()
+    exact = F.cross_entropy(full[None], torch.tensor([target])).exp()
+    torch.testing.assert_close(expectation, exact)
+    torch.testing.assert_close(gradients(expectation, full)[0], gradients(exact, full)[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_different_uniform_negatives_need_a_correction_of_the_target_alone(seed):
+    """N different ones of I items: the target's correction is log(I / N), as training has it."""
+    random = torch.Generator().manual_seed(seed)
+    items, count = (int(torch.randint(low, high, (), generator=random)) for low, high in ((3, 9), (1, 4)))
+    full = 2 * torch.randn(items, generator=random, dtype=torch.float64)
+    target = int(torch.randint(items, (), generator=random))
+    found = []
+    for drawn in torch.combinations(torch.arange(items), count):
+        negative = full[drawn].masked_fill(drawn == target, -torch.inf)
+        found.append(sampled_softmax(full[target][None], negative[None], math.log(items / count)).exp())
+    exact = F.cross_entropy(full[None], torch.tensor([target])).exp()
+    torch.testing.assert_close(torch.stack(found).mean(), exact)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +242,10 @@ def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, bloc
     left_out[0] = True  # a token without any negative
     log_probability = draw(negatives).detach() if corrected else None
     logits = (hidden @ vectors.T).masked_fill(left_out, -torch.inf)
-    plain = sampled_softmax(target, logits, None, log_probability)
-    blocked = blocked_sampled_softmax(hidden, vectors, target, left_out.nonzero(as_tuple=True), log_probability, block)
+    own = -math.log(negatives) if corrected else None  # as training has it
+    plain = sampled_softmax(target, logits, own, log_probability)
+    pairs = left_out.nonzero(as_tuple=True)
+    blocked = blocked_sampled_softmax(hidden, vectors, target, pairs, own, log_probability, block)
     torch.testing.assert_close(blocked, plain)
     expected = torch.autograd.grad(plain, (hidden, vectors, target))
     for mine, theirs in zip(torch.autograd.grad(3 * blocked, (hidden, vectors, target)), expected, strict=True):
@@ -238,7 +273,7 @@ def test_blocked_sampled_softmax_takes_strides_and_other_types():
     hidden, vectors, scores = torch.randn(9, 4), torch.randn(5, 4), torch.randn(9, 3)
     none = torch.zeros(0, dtype=torch.int64)
     correction = torch.randn(5, dtype=torch.float64)
-    found = blocked_sampled_softmax(hidden, vectors, scores[:, 1], (none, none), correction)
+    found = blocked_sampled_softmax(hidden, vectors, scores[:, 1], (none, none), None, correction)
     torch.testing.assert_close(found, sampled_softmax(scores[:, 1], hidden @ vectors.T, None, correction.float()))
 
 

@@ -1,5 +1,6 @@
 """From a batch to a loss, against loops over predictions and negatives."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import get_args
@@ -19,10 +20,12 @@ from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
 from seqrec.models.gru4rec import GRU4Rec, GRU4RecConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
+from seqrec.models.ssept import SSEPT, SSEPTConfig
 from seqrec.ranking.metrics import hit_rate
 from seqrec.ranking.protocols import ranks
-from seqrec.training import loop as train
+from seqrec.training.loop import train
 from seqrec.training.objective import (
+    LogQ,
     Objective,
     _own_negatives,
     check_loss,
@@ -93,9 +96,13 @@ def model_of(kind: type[Plain], dataset: Dataset, factored: bool = True) -> Plai
 
 
 def objective_of(
-    loss: Loss, negatives: int | None = 12, popularity: float = 0.0, bpr_penalty: float = 0.7
+    loss: Loss,
+    negatives: int | None = 12,
+    popularity: float = 0.0,
+    bpr_penalty: float = 0.7,
+    logq_correction: LogQ = "all",
 ) -> Objective:
-    return Objective(loss, negatives, popularity, bpr_penalty)
+    return Objective(loss, negatives, popularity, bpr_penalty, logq_correction=logq_correction)
 
 
 def loss_of(
@@ -143,6 +150,8 @@ def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 
                 scores = [
                     r - math.log(w / whole * histories.dataset.num_items) for r, w in zip(scores, weights, strict=True)
                 ]
+            if objective.logq_correction == "all":
+                r_i -= math.log(histories.dataset.num_items / len(drawn))
             total += math.log(1 + sum(math.exp(r - r_i) for r in scores))
             continue
         if objective.loss == "gbce":
@@ -174,6 +183,108 @@ def test_the_loss_is_the_naive_loop(dataset, loss, popularity, kind, factored):
         found, _ = loss_of(model, histories, objective, seed=3)
         # Logits go through float32 but where all is done at once.
         assert found.item() == pytest.approx(naive(model, histories, objective, seed=3), rel=1e-5)
+
+
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("popularity", [0.0, 0.5])
+def test_sampled_softmax_without_the_targets_correction_is_the_naive_loop(dataset, popularity, factored):
+    histories = split_last_two(dataset).train
+    model = model_of(Plain, dataset, factored)
+    objective = objective_of("sampled-softmax", 7, popularity, logq_correction="negatives")
+    found, _ = loss_of(model, histories, objective, seed=4)
+    assert found.item() == pytest.approx(naive(model, histories, objective, seed=4), rel=1e-5)
+
+
+class Drawn(PopularitySampler):
+    """Draws what it is told to."""
+
+    items: np.ndarray
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        return self.items
+
+
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("popularity", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_corrected_sampled_softmax_estimates_cross_entropy(popularity, count, factored):
+    """Over all possible draws, exp(loss) of a prediction has the expectation exp(cross-entropy), exactly.
+
+    The cross-entropy is over the target and the items that its user does not own, of which no negative is drawn.
+    """
+    log = [(0, i, t) for t, i in enumerate([0, 1, 2])] + [(u, i, u) for u in (1, 2, 3) for i in range(u, 6)]
+    dataset = prepare(pl.DataFrame(log, schema=["user_id", "item_id", "timestamp"], orient="row"))
+    histories = Histories(dataset, np.arange(4), dataset.offsets[:-1], dataset.offsets[1:])
+    one = histories.take(slice(0, 1))
+    batch = pack(one, 1, with_targets=True)
+    model = model_of(Plain, dataset, factored)
+    with torch.no_grad():
+        model.item_embedding.weight.mul_(1.5)
+    sampler = Drawn(histories.item_counts(), popularity)
+    objective = objective_of("sampled-softmax", count, popularity or 1e-9)
+    expected, weight = 0.0, 0.0
+    for items in itertools.product(range(1, dataset.num_items + 1), repeat=count):
+        sampler.items = np.array(items)
+        task = draw_task(model, batch, one, objective, sampler, np.random.default_rng(0))
+        loss = training_loss(model, model.encode, task, objective, torch.device("cpu"))
+        probability = sampler.probabilities[list(items)].prod()
+        expected += probability * math.exp(loss.item())
+        weight += probability
+    assert weight == pytest.approx(1)
+    scores = model.score(model.encode(batch))[0]
+    (target,) = batch.targets.tolist()
+    own = one.flat()[1].tolist()
+    others = [j for j in range(1, dataset.num_items + 1) if j not in own]
+    full = -scores[[target, *others]].log_softmax(dim=0)[0]
+    assert expected == pytest.approx(math.exp(full.item()), rel=1e-5)  # logits go through float32
+
+
+@pytest.mark.parametrize("loss", [loss for loss in get_args(Loss) if loss != "cross-entropy"])
+@pytest.mark.parametrize("popularity", [0.0, 0.5])
+def test_an_exchanged_target_is_never_its_own_negative(dataset, loss, popularity):
+    """Stochastic shared embeddings ask for items that are not the user's; these may be drawn as negatives too."""
+    histories = split_last_two(dataset).train
+    model = SSEPT(SSEPTConfig(embedding_dim=4, user_dim=4, sse_target=0.7), dataset.num_items, dataset.num_users)
+    objective = objective_of(loss, 20, popularity)
+    sampler = objective.sampler(histories)
+    batch = pack(histories, 50, with_targets=True)
+    exchanged = met = 0
+    for seed in range(5):
+        task = draw_task(model, batch, histories, objective, sampler, np.random.default_rng(seed))
+        targets = task.items[:, 0] if loss == "bce" else task.items
+        exchanged += int((targets != batch.targets).sum())
+        if loss == "bce":
+            assert (task.items[:, 1:] != targets[:, None]).all()
+            continue
+        token, negative = task.left_out
+        assert (token.diff() >= 0).all()
+        out = torch.zeros(len(targets), len(task.shared), dtype=torch.bool).index_put(
+            (token, negative), torch.tensor(True)
+        )
+        same = task.shared == targets[:, None]
+        assert out[same].all()
+        met += int(same.sum())
+        owned = [set(dataset.items[a:b].tolist()) for a, b in zip(histories.starts, histories.ends, strict=True)]
+        for row, target, line in zip(batch.rows.tolist(), targets.tolist(), out.tolist(), strict=True):
+            wanted = [item in owned[row] or item == target for item in task.shared.tolist()]
+            assert line == wanted
+    assert exchanged > 0.5 * 5 * len(batch.targets)
+    assert loss == "bce" or met > 100
+
+
+def test_bce_keeps_a_target_whose_exchange_would_leave_no_negative():
+    """Of the five items, the user owns all but one: it is the only negative, and so never the target."""
+    log = pl.DataFrame({"user_id": [1] * 4 + [2] * 2, "item_id": [0, 1, 2, 3, 3, 4], "timestamp": range(6)})
+    dataset = prepare(log)
+    histories = Histories(dataset, np.arange(2), dataset.offsets[:-1], dataset.offsets[1:]).take(slice(0, 1))
+    model = SSEPT(SSEPTConfig(embedding_dim=4, user_dim=4, sse_target=1.0), dataset.num_items, dataset.num_users)
+    objective = objective_of("bce", 3)
+    batch = pack(histories, 50, with_targets=True)
+    for seed in range(10):
+        sampler = objective.sampler(histories)
+        items = draw_task(model, batch, histories, objective, sampler, np.random.default_rng(seed)).items
+        assert (items[:, 1:] == 5).all()
+        assert (items[:, 0] != 5).all()
 
 
 @pytest.mark.parametrize("kind", [Plain, TwoTargets])

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from seqrec.cli.console import like, output, write_json, write_table
+from seqrec.data.dataset import Dataset
 from seqrec.data.fetch import fetch
-from seqrec.data.formats.ids import lines_of
-from seqrec.data.formats.read import read_log
+from seqrec.data.formats.ids import read_ids
+from seqrec.data.formats.read import read_log_with_summary
+from seqrec.data.formats.summary import LogSummary
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError
 from seqrec.files import make_folder
 from seqrec.models import MODELS
 from seqrec.recommender import Recommender
-from seqrec.report.tables import statistics_table, table
+from seqrec.report.tables import moment, statistics_table, summary_lines, table
 from seqrec.run.folder import check_free
 from seqrec.run.outputs import check_log, check_outputs
 from seqrec.tools.bench import BenchConfig, bench, tables, write
@@ -49,10 +52,10 @@ class ReadConfig:
     """How the log is read; found by itself without these.
 
     Args:
-        user: name of the user column.
-        item: name of the item column.
-        timestamp: name of the time column.
-        rating: name of the rating column.
+        user: name of the user column, or its number (from 1) in a file without a header.
+        item: the same for the item column.
+        timestamp: the same for the time column.
+        rating: the same for the rating column.
         format: format of the file, where its name and content mislead.
     """
 
@@ -78,14 +81,35 @@ def inspect(
         filters: what is kept.
     """
     check_outputs(json, reads=[log])
-    frames = [read_log(log, **asdict(read or ReadConfig()))]
-    columns = frames[0].columns
-    dataset = prepare(frames.pop(), filters)  # no name keeps the frame
+    dataset, summary = _prepared(log, read, filters)
     console = output(json)
-    console.print(f"{log}: columns {', '.join(columns)}", highlight=False)
-    console.print(statistics_table(dataset))
+    _show_log(console, dataset, summary)
     before = asdict(dataset.before) if dataset.before else None
-    write_json(json, {"columns": columns, "before": before, "after": asdict(dataset.statistics)})
+    facts = {"columns": summary.frame_columns, "log": _log_facts(dataset, summary)}
+    write_json(json, facts | {"before": before, "after": asdict(dataset.statistics)})
+
+
+def _prepared(log: Path, read: ReadConfig | None, filters: PrepareConfig | None) -> tuple[Dataset, LogSummary]:
+    """The log as read and filtered, and what was understood of it."""
+    needs_rating = filters is not None and filters.min_rating is not None
+    frame, summary = read_log_with_summary(log, **asdict(read or ReadConfig()), needs_rating=needs_rating)
+    frames = [frame]
+    del frame
+    return prepare(frames.pop(), filters), summary  # no name keeps the frame
+
+
+def _show_log(console: Console, dataset: Dataset, summary: LogSummary) -> None:
+    """What was understood of the log, and its size and shape."""
+    for line in summary_lines(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(statistics_table(dataset))
+
+
+def _log_facts(dataset: Dataset, summary: LogSummary) -> dict[str, Any]:
+    """What was understood of the log, for JSON."""
+    before = dataset.before or dataset.statistics
+    times = {name: getattr(before, name) for name in ("first_time", "last_time")}
+    return asdict(summary) | {name: None if time is None else moment(time) for name, time in times.items()}
 
 
 def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> None:
@@ -138,11 +162,11 @@ def fit_command(model: str) -> Any:
         check_log(log, out)
         if not resume:
             check_free(out, overwrite)  # before the log is read, which may take a while
-        dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)  # no name keeps the frame
+        dataset, summary = _prepared(log, read, filters)
         options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
         recommender = Recommender(model, **vars(sizes or config()) | options)
         console = output(json)
-        console.print(statistics_table(dataset))
+        _show_log(console, dataset, summary)
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
         if recommender.interrupted:
             before = ", the run before it is removed" if overwrite else ""
@@ -152,7 +176,8 @@ def fit_command(model: str) -> Any:
             for evaluation in recommender.evaluations.values():
                 console.print(table(evaluation, model))
             console.print(f"run written to {out}", soft_wrap=True)
-        write_json(json, {"run": str(out), "interrupted": recommender.interrupted, **recommender.metrics})
+        facts = {"run": str(out), "interrupted": recommender.interrupted, "log": _log_facts(dataset, summary)}
+        write_json(json, facts | recommender.metrics)
         return 130 if recommender.interrupted else 0
 
     return fit
@@ -164,7 +189,7 @@ def evaluate_command(
     protocol: Literal["full", "sampled"] = "full",
     negatives: int = 100,
     split: Literal["test", "valid"] = "test",
-    keep_seen: bool = False,
+    keep_seen: bool | None = None,
     seed: int = 0,
     json: Json = None,
 ) -> None:
@@ -175,7 +200,8 @@ def evaluate_command(
         protocol: full: against the whole catalogue; sampled: against random items never interacted with.
         negatives: how many, for sampled.
         split: which held-out items.
-        keep_seen: let items of the history take places in a full ranking.
+        keep_seen: let items of the history take places in a full ranking; --keep-seen=false removes them. By default
+            as the run was validated.
         seed: of the negatives and of the bootstrap.
     """
     check_outputs(json, run=run)
@@ -192,8 +218,9 @@ def recommend_command(
     users: list[str] | None = None,
     users_file: Path | None = None,
     history: list[str] | None = None,
+    times: list[str] | None = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
-    keep_seen: bool = False,
+    keep_seen: bool | None = None,
     allow: Path | None = None,
     deny: Path | None = None,
     strict: bool = False,
@@ -206,12 +233,15 @@ def recommend_command(
     Args:
         run: the run folder.
         users: ids of users.
-        users_file: a file with a user id a line.
+        users_file: a file with one user id per line, or CSV, JSON lines or Parquet with a column user_id.
         history: items of one person, the latest last; needs no user.
-        k: items a user.
-        keep_seen: recommend again what is in the history.
-        allow: a file with an item id a line: only these.
-        deny: a file with an item id a line: never these.
+        times: when each item of --history was met: numbers since 1970 or ISO dates. They order the history, and
+            tisasrec and slirec learn from them.
+        k: items per user.
+        keep_seen: recommend again what is in the history, or what the filters of fit dropped from it;
+            --keep-seen=false does not. By default as the run was validated.
+        allow: only these items: a file with one id per line, or CSV, JSON lines or Parquet with a column item_id.
+        deny: never these items: a file as for allow.
         strict: an unknown user or item is an error instead of a warning.
         format: of the output; without it what the ending of --out says, or a table.
         out: file to write to; standard output without it.
@@ -220,16 +250,19 @@ def recommend_command(
         raise InputError("give one of --users, --users-file and --history")
     if users == [] or history == []:
         raise InputError("no id given; write one or more after --users or --history")
+    if times is not None and history is None:
+        raise InputError("--times are of the items of --history; give both")
     check_outputs(out, json, reads=[users_file, allow, deny], run=run)
     recommender = Recommender.load(run)
-    asked = lines_of(users_file) if users_file else users
+    asked = read_ids(users_file, "user_id") if users_file else users
     frames = recommender.recommend_batches(
         users=None if asked is None else like(asked, recommender.dataset.user_ids),
         histories=None if history is None else [history],
+        times=None if times is None else [times],
         k=k,
         keep_seen=keep_seen,
-        allow=None if allow is None else lines_of(allow),
-        deny=None if deny is None else lines_of(deny),
+        allow=None if allow is None else read_ids(allow, "item_id"),
+        deny=None if deny is None else read_ids(deny, "item_id"),
         strict=strict,
         progress=out is not None,
     )
@@ -239,7 +272,7 @@ def recommend_command(
 
 def similar_command(
     run: Path,
-    *items: str,
+    *items: Annotated[str, Parameter(allow_leading_hyphen=True)],
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     format: Format = None,
     out: Path | None = None,
@@ -289,8 +322,9 @@ def compare_command(
     check_outputs(*written, json, reads=[log])
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
     options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
-    dataset = prepare(read_log(log, **asdict(read or ReadConfig())), filters)
+    dataset, summary = _prepared(log, read, filters)
     console = output(json)
+    _show_log(console, dataset, summary)
     found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
     console.print(found.table())
     write_json(json, found.to_dict())

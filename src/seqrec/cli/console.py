@@ -10,9 +10,10 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from seqrec.data.formats.write import KINDS, text_of, write_frames, write_parquet
-from seqrec.errors import InputError
+from seqrec.errors import CONTROL, InputError, printable
 from seqrec.files import replacing
 
 
@@ -29,6 +30,10 @@ class PlainConsole(Console):
         """Go on with the error that is being handled."""
         raise BrokenPipeError
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text for the terminal: an id of a log must not be able to clear the screen or set the clipboard."""
+        return super().render_str(printable(text, keep="\n\t"), **options)
+
 
 def output(json_to: str | None) -> Console:
     """Where words go: standard output, or standard error where JSON takes that."""
@@ -40,6 +45,8 @@ def write_json(to: str | None, values: Any) -> None:
     if to is None:
         return
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
+    # JSON's own escapes say the same, and nothing that a terminal would act on is left.
+    text = "\n".join(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
     if to == "-":
         _write_out((text + "\n").encode())
         return
@@ -99,7 +106,7 @@ def grid(frames: Iterable[pl.DataFrame], title: str, most: int = 200) -> Table:
     for name in shown.columns:
         grid.add_column(name, justify="right" if shown[name].dtype.is_numeric() else "left", overflow="fold")
     for row in shown.iter_rows():
-        grid.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+        grid.add_row(*(f"{value:.4f}" if isinstance(value, float) else printable(str(value)) for value in row))
     if height > most:
         grid.caption = f"the first {most} of {height:,} rows; --format csv gives all"
     return grid

@@ -80,7 +80,9 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_parquet(path: Path, columns: Mapping[str, Any] | None, rows: int, advice: str) -> pl.DataFrame:
+def read_parquet(
+    path: Path, columns: Mapping[str, Any] | None, rows: int, advice: str, optional: Mapping[str, Any] | None = None
+) -> pl.DataFrame:
     """Read some columns of a Parquet file that has exactly so many rows.
 
     What the file would take in memory is known from its footer before any of it is read.
@@ -91,6 +93,7 @@ def read_parquet(path: Path, columns: Mapping[str, Any] | None, rows: int, advic
             one column of ids, under whatever name.
         rows: as another file says.
         advice: what to do about a damaged file.
+        optional: columns that are read where they are there.
     """
     from pyarrow import ArrowException  # takes its time, and few commands need it
     from pyarrow.parquet import read_metadata
@@ -109,6 +112,7 @@ def read_parquet(path: Path, columns: Mapping[str, Any] | None, rows: int, advic
         schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
         if columns is None:
             columns = {next(iter(schema)): None} if len(schema) == 1 else {"of ids": None}
+        columns = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in schema}}
         for name, dtype in columns.items():
             found = schema.get(name)
             ids = dtype is None and found is not None and (found.is_integer() or found == pl.String)

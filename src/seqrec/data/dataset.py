@@ -14,20 +14,22 @@ import polars as pl
 
 from seqrec.data.checked import check_files, check_ids, read_json, read_parquet
 from seqrec.data.fields import check_fields
+from seqrec.data.ids import IdTable, ids_of
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing_folder
 
 FORMAT_VERSION = 1
 _ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
 PART_ROWS = 1 << 22  # rows at once, where numpy would make int64 of all of them
-_FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in _ARRAYS)}
+_MET = {"met_items": np.int32, "met_offsets": np.int64}  # only where there are any
+_FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in (*_ARRAYS, *_MET))}
 _ADVICE = "prepare it again"
 _LATEST = 2**62  # so that differences of times have 64 bits
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Size and shape of a log; lengths are interactions a user."""
+    """Size and shape of a log; lengths are interactions per user. What needs times is None where there are none."""
 
     users: int
     items: int
@@ -36,7 +38,10 @@ class Statistics:
     median_length: float
     p90_length: float
     max_length: int
-    tied_timestamps: float | None  # share of interactions that share user and time; None: no times
+    tied_timestamps: float | None  # share of interactions that share user and time
+    copies: int | None = None  # interactions that share user, item and time with an earlier one
+    first_time: int | None = None  # Unix seconds
+    last_time: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +51,11 @@ class Dataset:
     ``items int32[N]`` (1 to ``num_items``; 0 is padding and never occurs), ``timestamps int64[N]``
     (unix seconds; the line number where the log has no times), ``offsets int64[U + 1]``: the history
     of user ``u`` is ``items[offsets[u]:offsets[u + 1]]``. ``user_ids[u]`` and ``item_ids[i - 1]`` are
-    the ids of the log. The arrays may be memory-mapped.
+    the ids of the log, sorted. The arrays may be memory-mapped.
+
+    User ``u`` also met ``met_items int32[M][met_offsets[u]:met_offsets[u + 1]]`` in interactions that the filters
+    dropped; both are None where there are none. It is no part of any history: it is neither trained on nor ranked
+    against, only not recommended.
     """
 
     items: np.ndarray
@@ -56,6 +65,9 @@ class Dataset:
     item_ids: pl.Series
     has_timestamps: bool
     before: Statistics | None = field(default=None, compare=False)  # the log before the filters
+    filters: dict[str, Any] | None = field(default=None, compare=False)  # those of ``PrepareConfig``; None: unknown
+    met_items: np.ndarray | None = None
+    met_offsets: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -75,12 +87,11 @@ class Dataset:
     @cached_property
     def statistics(self) -> Statistics:
         """Size and shape of what is kept."""
-        tied = None
+        same = None
         if self.has_timestamps:
             same = self.timestamps[1:] == self.timestamps[:-1]
             same[self.offsets[1:-1] - 1] = False  # the last of one user and the first of the next
-            tied = share_of_either(same)
-        return statistics_of(np.diff(self.offsets), self.num_items, tied)
+        return statistics_of(np.diff(self.offsets), self.num_items, self.items, self.timestamps, same)
 
     @cached_property
     def item_counts(self) -> np.ndarray:
@@ -112,12 +123,20 @@ class Dataset:
         return digest.hexdigest()
 
     def user_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
-        """``int64`` index of each id, -1 where it is unknown."""
-        return _lookup(self.user_ids, ids, -1)
+        """``int64`` index of each id, -1 where it is unknown; 128, "128" and 128.0 are one id."""
+        return self._user_table.find(_listed(ids))
 
     def item_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
-        """``int64`` index (from 1) of each id, 0 where it is unknown."""
-        return _lookup(self.item_ids, ids, -1) + 1
+        """``int64`` index (from 1) of each id, 0 where it is unknown; 128, "128" and 128.0 are one id."""
+        return self._item_table.find(_listed(ids)) + 1
+
+    @cached_property
+    def _user_table(self) -> IdTable:
+        return IdTable(self.user_ids)
+
+    @cached_property
+    def _item_table(self) -> IdTable:
+        return IdTable(self.item_ids)
 
     def save(self, folder: str | Path) -> None:
         """Write the arrays and id tables to ``folder``, whole or not at all.
@@ -132,7 +151,7 @@ class Dataset:
         if foreign:
             raise InputError(f"{folder}: holds other files ({foreign[0]}), which would be lost; give a new folder")
         with replacing_folder(folder) as new:
-            for name in _ARRAYS:
+            for name in _ARRAYS if self.met_items is None else (*_ARRAYS, *_MET):
                 np.save(new / f"{name}.npy", getattr(self, name))
             self.user_ids.to_frame().write_parquet(new / "users.parquet")
             self.item_ids.to_frame().write_parquet(new / "items.parquet")
@@ -144,6 +163,7 @@ class Dataset:
                 "items": self.num_items,
                 "fingerprint": self.fingerprint,
                 "before": vars(self.before) if self.before else None,
+                "filters": self.filters,
             }
             (new / "dataset.json").write_text(json.dumps(facts, indent=2))
 
@@ -161,7 +181,8 @@ class Dataset:
             check_files(folder, dict.fromkeys(_FILES), _ADVICE)
             facts = read_json(folder / "dataset.json", _ADVICE)
             known = _facts(facts)
-            arrays: dict[str, Any] = {name: _open_array(folder / f"{name}.npy") for name in _ARRAYS}
+            present = [*_ARRAYS, *(name for name in _MET if (folder / f"{name}.npy").is_file())]
+            arrays: dict[str, Any] = {name: _open_array(folder / f"{name}.npy") for name in present}
             if wrong := _misshapen(arrays, facts["interactions"], facts["users"]):
                 raise ValueError(wrong)
             for name in ("users", "items"):
@@ -169,7 +190,7 @@ class Dataset:
                 ids = read_parquet(path, None, facts[name], _ADVICE).to_series()
                 known[f"{name.removesuffix('s')}_ids"] = check_ids(ids, path, _ADVICE)
             dataset = cls(**arrays, **known)
-            if wrong := fault_of(dataset):
+            if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
                 raise ValueError(wrong)
             if facts["fingerprint"] != dataset.fingerprint:
                 raise ValueError("its files are not those that were saved together")
@@ -207,17 +228,36 @@ def fault_of(dataset: Dataset) -> str | None:
     return None
 
 
-def tied_share(users: np.ndarray, timestamps: np.ndarray) -> float:
-    """Share of interactions whose user has another one at the same time; input ordered by both."""
-    return share_of_either((users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1]))
+def tied_to_next(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """Which interactions share user and time with the next one, ``bool[N - 1]``; input ordered by both."""
+    return (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
 
 
-def share_of_either(same: np.ndarray) -> float:
-    """Share of places that are like the one before or the one after; ``same`` compares neighbours."""
-    tied = np.zeros(len(same) + 1, dtype=bool)
-    tied[1:] |= same
+def copies_of(items: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Places of interactions that an earlier one equals in user, item and time; ``same`` is of :func:`tied_to_next`."""
+    places, keys = _tied_keys(items, same)
+    order = np.argsort(keys, kind="stable")  # the first of the copies comes first
+    places, keys = places[order], keys[order]
+    return places[1:][keys[1:] == keys[:-1]]
+
+
+def count_copies(items: np.ndarray, same: np.ndarray) -> int:
+    """How many places :func:`copies_of` gives, for less work."""
+    _, keys = _tied_keys(items, same)
+    keys.sort()
+    return int((keys[1:] == keys[:-1]).sum())
+
+
+def _tied_keys(items: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of interactions that share user and time with a neighbour, and a number for each such moment and item."""
+    first = np.concatenate([[True], ~same])
+    tied = ~first
     tied[:-1] |= same
-    return float(tied.mean())
+    places = np.flatnonzero(tied)
+    keys = np.cumsum(first[places], dtype=np.int64)
+    keys *= int(items.max()) + 1 if len(items) else 1
+    keys += items[places]
+    return places, keys
 
 
 def counts_of(values: np.ndarray, size: int) -> np.ndarray:
@@ -228,9 +268,17 @@ def counts_of(values: np.ndarray, size: int) -> np.ndarray:
     return counts
 
 
-def statistics_of(lengths: np.ndarray, num_items: int, tied: float | None) -> Statistics:
-    """Size and shape of histories of these lengths."""
+def statistics_of(
+    lengths: np.ndarray, num_items: int, items: np.ndarray, timestamps: np.ndarray, same: np.ndarray | None
+) -> Statistics:
+    """Size and shape of histories of these lengths; ``same`` is of :func:`tied_to_next`, None without times."""
     total = int(lengths.sum())
+    tied = None
+    if same is not None:
+        either = np.zeros(total, dtype=bool)
+        either[1:] |= same
+        either[:-1] |= same
+        tied = float(either.mean())
     return Statistics(
         users=len(lengths),
         items=num_items,
@@ -240,6 +288,9 @@ def statistics_of(lengths: np.ndarray, num_items: int, tied: float | None) -> St
         p90_length=float(np.percentile(lengths, 90)),
         max_length=int(lengths.max()),
         tied_timestamps=tied,
+        copies=None if same is None else count_copies(items, same),
+        first_time=None if same is None else int(timestamps.min()),
+        last_time=None if same is None else int(timestamps.max()),
     )
 
 
@@ -252,6 +303,8 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"dataset format {facts['format_version']} is newer; update seqrec")
     if type(facts["has_timestamps"]) is not bool:
         raise ValueError("has_timestamps is neither true nor false")
+    if not isinstance(facts.get("filters"), dict | None):
+        raise ValueError("filters is no object")
     before = facts["before"]
     if before is not None:
         if not isinstance(before, dict):
@@ -276,23 +329,20 @@ def _misshapen(arrays: dict[str, Any], interactions: int, users: int) -> str | N
     return None
 
 
-def _lookup(table: pl.Series, ids: Iterable[Any] | pl.Series, missing: int) -> np.ndarray:
+def met_fits(dataset: Dataset) -> bool:
+    """Whether ``met_items`` and ``met_offsets`` fit the dataset, or are both left out."""
+    items, offsets = dataset.met_items, dataset.met_offsets
+    if items is None or offsets is None:
+        return items is None and offsets is None
+    return (
+        (items.dtype, offsets.dtype) == (_MET["met_items"], _MET["met_offsets"])
+        and (items.ndim, offsets.shape) == (1, dataset.offsets.shape)
+        and bool(offsets[0] == 0 and offsets[-1] == len(items) and (offsets[1:] >= offsets[:-1]).all())
+        and bool(len(items) == 0 or (items.min() >= 1 and items.max() <= dataset.num_items))
+    )
+
+
+def _listed(ids: Iterable[Any] | pl.Series) -> pl.Series:
     if isinstance(ids, str | bytes):
         raise InputError(f"give a list of ids, not the single {ids!r}")
-    asked = ids if isinstance(ids, pl.Series) else pl.Series(list(ids), strict=False)
-    if len(asked) == 0:
-        return np.empty(0, dtype=np.int64)
-    if asked.dtype.is_float():
-        # A column of ids with gaps comes as floats; 7.0 is the id 7, and 7.5 is none.
-        whole = asked.cast(pl.Int64, strict=False)
-        asked = whole.set(whole.cast(asked.dtype) != asked, None)
-    # '7' from a command line and 7 from a program name the same id, whichever the log holds; '007' is another.
-    try:
-        text, asked = asked, asked.cast(table.dtype, strict=False).alias("id")
-        if text.dtype == pl.String and asked.dtype.is_integer():
-            asked = asked.set(asked.cast(pl.String) != text, None)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"ids are integers or strings; these are {asked.dtype}") from error
-    frame = pl.DataFrame({"id": table, "index": np.arange(len(table), dtype=np.int64)})
-    found = asked.to_frame().join(frame, on="id", how="left", maintain_order="left")["index"]
-    return found.fill_null(missing).to_numpy()
+    return ids_of(ids)

@@ -6,11 +6,11 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
-from seqrec.data.dataset import PART_ROWS, Dataset, counts_of, statistics_of, tied_share
+from seqrec.data.dataset import PART_ROWS, Dataset, copies_of, counts_of, statistics_of, tied_to_next
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
-Duplicates = Literal["keep", "drop-consecutive", "drop"]
+Duplicates = Literal["keep", "drop-copies", "drop-consecutive", "drop"]
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,11 @@ class PrepareConfig:
     """What of the log is kept. The steps run in the order of the fields.
 
     Args:
-        min_rating: keep interactions rated at least this; needs a rating column.
-        duplicates: what to do when a user meets an item again: ``keep`` every interaction,
-            ``drop-consecutive`` repetitions in a row (the first of a run stays), or ``drop`` every
-            repetition (the first interaction with the item stays).
+        min_rating: keep interactions rated at least this; needs a rating column. What is dropped is not learnt from,
+            but counts as met: it is not recommended to this user again.
+        duplicates: what to do when a user meets an item again: ``keep`` every interaction, ``drop-copies``
+            (rows with the same user, item and time), ``drop-consecutive`` repetitions in a row (the first of a
+            run stays), or ``drop`` every repetition (the first interaction with the item stays).
         min_user_interactions: keep users with at least so many interactions (k-core).
         min_item_interactions: keep items with at least so many interactions (k-core).
         core: ``once`` counts users and items on the same log and filters in one pass, after which
@@ -53,9 +54,11 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     has_timestamps = "timestamp" in frame.columns
     if config.min_rating is not None and "rating" not in frame.columns:
         raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
+    if config.duplicates == "drop-copies" and not has_timestamps:
+        raise InputError("the log has no times, which tell copies of rows from repetitions; give duplicates='drop'")
     # What is needed of the frame, which goes at once unless the caller keeps it.
     columns = {name: frame[name] for name in ("user_id", "item_id", "timestamp") if name in frame.columns}
-    good = None if config.min_rating is None else frame["rating"].to_numpy() >= config.min_rating
+    good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
     del frame
     users, user_ids = _index(columns.pop("user_id"))
     items, item_ids = _index(columns.pop("item_id"))
@@ -64,16 +67,16 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     users = users[order]
     items = items[order]
     timestamps = order if timestamps is None else timestamps[order]
-    before = statistics_of(
-        counts_of(users, len(user_ids)),
-        len(item_ids),
-        tied_share(users, timestamps) if has_timestamps else None,
-    )
+    same = tied_to_next(users, timestamps) if has_timestamps else None
+    before = statistics_of(counts_of(users, len(user_ids)), len(item_ids), items, timestamps, same)
+    del same
     keep = None if good is None else good[order]
     del order, good
+    dropped = None
     if keep is not None:
+        dropped = users[~keep], items[~keep]
         users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    keep = _duplicates(users, items, config.duplicates)
+    keep = _duplicates(users, items, timestamps, config.duplicates)
     if keep is not None:
         users, items, timestamps = users[keep], items[keep], timestamps[keep]
     keep = _core(users, items, len(user_ids), len(item_ids), config)
@@ -83,6 +86,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         raise InputError(
             f"nothing is left of {before.interactions:,} interactions after the filters ({_said(config)}); lower them"
         )
+    met_items, met_offsets = (None, None) if dropped is None else _met(dropped, users, items, len(item_ids))
     users, user_ids = _compact(users, user_ids)
     items, item_ids = _compact(items, item_ids)
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
@@ -96,7 +100,30 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         item_ids=item_ids,
         has_timestamps=has_timestamps,
         before=before,
+        filters=dict(vars(config)),
+        met_items=met_items,
+        met_offsets=met_offsets,
     )
+
+
+def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
+    """What a dataset was prepared with.
+
+    Raises:
+        InputError: something else was asked for; a dataset that nothing is known of counts as unfiltered.
+    """
+    plain, used = PrepareConfig(), dataset.filters or {}
+    for name, value in vars(asked).items():
+        had = used.get(name, getattr(plain, name))
+        if value not in (getattr(plain, name), had):
+            raise InputError(
+                f"{name} is {value}, but the Dataset was made with {name} = {had}, and fit filters no Dataset; prepare "
+                f"the log with PrepareConfig({name}={value!r}), or give fit the log itself"
+            )
+    try:
+        return PrepareConfig(**used)
+    except TypeError as error:
+        raise InputError(f"the filters of the Dataset are damaged ({error}); prepare it again") from error
 
 
 def _check(config: PrepareConfig) -> None:
@@ -170,11 +197,25 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def _duplicates(users: np.ndarray, items: np.ndarray, rule: Duplicates) -> np.ndarray | None:
+def _well_rated(ratings: pl.Series, least: float) -> np.ndarray:
+    """Which interactions are rated at least so much; raises where one is not rated at all."""
+    missing = ratings.null_count() if ratings.dtype.is_numeric() else len(ratings)
+    if missing:
+        raise InputError(
+            f"{missing:,} of {len(ratings):,} interactions have no number as rating, which the minimum rating needs; "
+            "correct or remove them, or name another column with --rating"
+        )
+    return ratings.to_numpy() >= least
+
+
+def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, rule: Duplicates) -> np.ndarray | None:
     """Which interactions stay, or None for all; the input is ordered by user and time."""
     if rule == "keep" or len(users) == 0:
         return None
     keep = np.ones(len(users), dtype=bool)
+    if rule == "drop-copies":
+        keep[copies_of(items, tied_to_next(users, timestamps))] = False
+        return keep
     if rule == "drop-consecutive":
         keep[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
         return keep
@@ -204,6 +245,24 @@ def _core(
         if config.core == "once":
             return keep
         users, items = users[good], items[good]
+
+
+def _met(
+    dropped: tuple[np.ndarray, np.ndarray], users: np.ndarray, items: np.ndarray, num_items: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What users who stay met of items that stay, in the dropped interactions: as :class:`Dataset` has it.
+
+    Users and items are those of before :func:`_compact`. Of the filters only that of ratings drops such pairs: the
+    k-core drops all of a user or all of an item, and a dropped repetition leaves the item in the history.
+    """
+    known_users, known_items = np.unique(users), np.unique(items)
+    stay = np.isin(dropped[0], known_users) & np.isin(dropped[1], known_items)
+    keys = np.unique(dropped[0][stay].astype(np.int64) * num_items + dropped[1][stay])
+    if len(keys) == 0:
+        return None, None
+    offsets = np.zeros(len(known_users) + 1, dtype=np.int64)
+    np.cumsum(counts_of(np.searchsorted(known_users, keys // num_items), len(known_users)), out=offsets[1:])
+    return (np.searchsorted(known_items, keys % num_items) + 1).astype(np.int32), offsets
 
 
 def _compact(indices: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -1,12 +1,17 @@
 """What trains, what validates and what tests, as ranges over one :class:`Dataset`: nothing is copied."""
 
+import math
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from typing import Literal
 
 import numpy as np
 
 from seqrec.data.dataset import Dataset, counts_of
 from seqrec.errors import InputError
+
+Moment = int | float | str | date
+FEW = 10_000  # targets that a share is taken of
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,14 @@ class Targets:
         """The targets at these rows."""
         return Targets(self.histories.take(rows), self.items[rows])
 
+    def repeated(self) -> float:
+        """The share whose item is in the history already, of some ten thousand of them; 0 where there are none."""
+        if len(self) == 0:
+            return 0.0
+        few = self.take(np.linspace(0, len(self) - 1, min(len(self), FEW)).astype(np.int64))
+        rows, items = few.histories.flat()
+        return len(np.unique(rows[items == few.items[rows]])) / len(few)
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -108,9 +121,47 @@ def split_last_two(dataset: Dataset) -> Split:
     )
 
 
-def split_by_time(
-    dataset: Dataset, valid_from: int | float | None = None, test_from: int | float | None = None
-) -> Split:
+def moment_of(given: Moment, name: str = "a moment") -> int:
+    """Unix seconds of a moment, rounded down as the times of a log are.
+
+    Args:
+        given: an ISO date, with a time or without, in UTC where it names no zone; a ``date`` or ``datetime``; or a
+            number since 1970, whose size tells seconds from milli-, micro- and nanoseconds as in a log.
+        name: what it is, for the message.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    advice = f"{name} is {given!r}; give an ISO date such as 2020-09-26 or 2020-09-26T10:00, or unix seconds"
+    try:
+        if isinstance(given, str):
+            text = given.strip()
+            try:
+                given = float(text) if "." in text else int(text)
+            except ValueError:
+                given = datetime.fromisoformat(text.upper().replace("UTC", "Z").replace(" Z", "Z").replace("/", "-"))
+        if isinstance(given, date):
+            exact = given if isinstance(given, datetime) else datetime.combine(given, time())
+            exact = exact if exact.tzinfo else exact.replace(tzinfo=UTC)
+            return math.floor(exact.timestamp())
+        if isinstance(given, bool) or not isinstance(given, int | float | np.number) or not math.isfinite(given):
+            raise InputError(advice)
+    except (ValueError, OverflowError) as error:
+        raise InputError(advice) from error
+    size = abs(given)
+    unit = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+    return int(given // unit)
+
+
+def written(moment: int) -> str:
+    """A moment for people: 1600000000 (2020-09-13T12:26:40)."""
+    try:
+        return f"{moment} ({datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S})"
+    except (ValueError, OverflowError, OSError):  # a year that no calendar has
+        return str(moment)
+
+
+def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from: Moment | None = None) -> Split:
     """Two cut points for everybody: train before the first, validate between, test after the second.
 
     A user's target in a period is the first item in it, after the history of all before the period; a
@@ -120,28 +171,42 @@ def split_by_time(
 
     Args:
         dataset: must have timestamps.
-        valid_from: first moment of validation, in unix seconds; without it the moment before which
-            80 % of the interactions lie.
-        test_from: first moment of the test, in unix seconds; without it 90 %.
+        valid_from: first moment of validation, as :func:`moment_of` takes it; by default that before which 80 % of
+            the interactions lie.
+        test_from: first moment of the test, likewise; by default 90 %.
+
+    Raises:
+        InputError: no timestamps, or a cut point that leaves nothing before it or nothing after it.
     """
     if not dataset.has_timestamps:
         raise InputError("the log has no timestamps, which a split by time needs; use the split last-two")
-    if valid_from is None:
-        valid_from = int(np.quantile(dataset.timestamps, 0.8, method="higher"))
-    if test_from is None:
-        test_from = int(np.quantile(dataset.timestamps, 0.9, method="higher"))
-    if valid_from >= test_from:
+    first, last = int(dataset.timestamps.min()), int(dataset.timestamps.max())
+    log = f"the log goes from {written(first)} to {written(last)}"
+    cuts = []
+    for name, given, share in (("valid_from", valid_from, 0.8), ("test_from", test_from, 0.9)):
+        if given is None:
+            cuts.append(int(np.quantile(dataset.timestamps, share, method="higher")))
+            continue
+        cuts.append(moment_of(given, name))
+        if not first < cuts[-1] <= last:
+            side = "before" if cuts[-1] <= first else "at or after"
+            raise InputError(
+                f"no interaction lies {side} {name} = {written(cuts[-1])}; {log}; give a moment within it, as an ISO "
+                "date or in unix seconds"
+            )
+    valid_cut, test_cut = cuts
+    if valid_cut >= test_cut:
         raise InputError(
-            f"the split by time validates from {valid_from} and tests from {test_from}; "
-            "give two moments in unix seconds, the first before the second"
+            f"the split by time validates from {written(valid_cut)} and tests from {written(test_cut)}; {log}; give "
+            "two moments, the first before the second"
         )
     users = np.arange(dataset.num_users)
     starts = np.asarray(dataset.offsets[:-1])
     ends = np.asarray(dataset.offsets[1:])
-    before_valid = starts + _count_before(dataset, valid_from)
-    before_test = starts + _count_before(dataset, test_from)
+    before_valid = starts + _count_before(dataset, valid_cut)
+    before_test = starts + _count_before(dataset, test_cut)
     if not (before_valid > starts).any():
-        raise InputError(f"no interaction lies before {valid_from}; give a later start of validation")
+        raise InputError(f"no interaction lies before {written(valid_cut)}; {log}; give a later start of validation")
     return Split(
         train=Histories(dataset, users, starts, before_valid),
         valid=_first_after(dataset, users, starts, before_valid, before_test),
@@ -149,7 +214,7 @@ def split_by_time(
     )
 
 
-def _count_before(dataset: Dataset, moment: int | float) -> np.ndarray:
+def _count_before(dataset: Dataset, moment: int) -> np.ndarray:
     """Interactions of each user before a moment; histories are in time order."""
     early = np.concatenate([[0], np.cumsum(dataset.timestamps < moment)])
     return early[dataset.offsets[1:]] - early[dataset.offsets[:-1]]
@@ -170,13 +235,22 @@ class SplitConfig:
     Args:
         split: ``last-two`` (the last item of a user tests, the one before validates; users of fewer
             than 3 only train) or ``time`` (the same two moments for everybody).
-        valid_from: first moment of validation (unix seconds), for ``time``; 80 % of the log without it.
-        test_from: first moment of the test (unix seconds), for ``time``; 90 % of the log without it.
+        valid_from: first moment of validation, for ``time``: an ISO date, with a time or without (UTC where it names
+            no zone), or unix seconds. By default 80 % of the log lie before it.
+        test_from: first moment of the test, likewise. By default 90 % of the log lie before it.
+        keep_seen: whether items of the history take places in the rankings that validate and test, and in what the
+            run recommends. By default they do where most validation items were in the history already.
     """
 
     split: Literal["last-two", "time"] = "last-two"
-    valid_from: int | None = None
-    test_from: int | None = None
+    valid_from: int | str | None = None
+    test_from: int | str | None = None
+    keep_seen: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("valid_from", "test_from"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, moment_of(getattr(self, name), name))
 
     def apply(self, dataset: Dataset) -> Split:
         """Split a dataset."""

@@ -7,7 +7,21 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from seqrec.kernels.loader import at, call, whole
+from seqrec.kernels.arrays import Loop, addresses, integers
+
+_RATES = "beta1: float64", "beta2: float64", "rate: float64", "epsilon: float64"
+_DRIFTS = "steps: float64[S, 2]", "missed: float64[M, 4]", "M"
+_TABLE = "weight: float32[R, D]", "first: float32[R, D]", "second: float32[R, D]", "last: int32[R]"
+# A row that the table does not have is passed over: the look-up that follows refuses it.
+_CATCH_UP = Loop("adam_catch_up", "rows: int64[N]", "N", "R", "step: int64 below S", "D", *_RATES, *_DRIFTS, *_TABLE)
+_STEP = Loop(
+    "adam_step", "rows: int64[N] below R", "gradients: float32[N, D]", "N", "step: int64 below S", "D", *_RATES,
+    *_DRIFTS, *_TABLE, "slots: int32[R]", "summed: float32[N, D]", "touched: int64[N]",
+)  # fmt: skip
+_DENSE = Loop(
+    "adam_dense", "weights: addresses", "gradients: addresses", "firsts: addresses", "seconds: addresses",
+    "counts: addresses", "sizes: addresses", "count: int64", *_RATES,
+)  # fmt: skip
 
 
 class Drifts(NamedTuple):
@@ -22,17 +36,10 @@ def adam_catch_up(
     weight: Tensor, first: Tensor, second: Tensor, last: Tensor,
 ) -> None:  # fmt: skip
     """Bring rows of a table to ``step``; see :class:`seqrec.training.optim.RowAdam`."""
-    rows = rows.to(torch.int64).contiguous()
-    moved = call(
-        "adam_catch_up",
-        at(rows),
-        *whole(len(rows), len(weight), step, weight.shape[1]),
-        *map(ctypes.c_double, (*betas, rate, epsilon)),
-        at(drifts.steps),
-        at(drifts.missed),
-        *whole(len(drifts.missed)),
-        *map(at, (weight, first, second, last)),
-    )
+    moved = _CATCH_UP(
+        rows=integers(rows), step=step, beta1=betas[0], beta2=betas[1], rate=rate, epsilon=epsilon,
+        steps=drifts.steps, missed=drifts.missed, weight=weight, first=first, second=second, last=last,
+    )  # fmt: skip
     if moved:
         increment_version(weight)
 
@@ -41,23 +48,18 @@ def adam_step(
     rows: Tensor, gradients: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float,
     drifts: Drifts, weight: Tensor, first: Tensor, second: Tensor, last: Tensor, slots: Tensor,
 ) -> None:  # fmt: skip
-    """Bring rows to the step before and take ``step`` with the sum of each row's gradients.
+    """Bring rows to the step before and take ``step``, from 1, with the sum of each row's gradients.
 
-    ``rows`` are of the table; ``slots int32[rows of the table]`` is -1 everywhere, before and after.
+    ``rows`` are of the table; ``slots int32[rows of the table]`` is memory that may hold anything.
     """
-    rows, gradients = rows.to(torch.int64).contiguous(), gradients.contiguous()
-    summed, touched = torch.empty_like(gradients), torch.empty_like(rows)
-    call(
-        "adam_step",
-        at(rows),
-        at(gradients),
-        *whole(len(rows), step, weight.shape[1]),
-        *map(ctypes.c_double, (*betas, rate, epsilon)),
-        at(drifts.steps),
-        at(drifts.missed),
-        *whole(len(drifts.missed)),
-        *map(at, (weight, first, second, last, slots, summed, touched)),
-    )
+    if step < 1:
+        raise ValueError(f"step is {step}; the first one is 1")
+    rows, gradients = integers(rows), gradients.contiguous()
+    _STEP(
+        rows=rows, gradients=gradients, step=step, beta1=betas[0], beta2=betas[1], rate=rate, epsilon=epsilon,
+        steps=drifts.steps, missed=drifts.missed, weight=weight, first=first, second=second, last=last, slots=slots,
+        summed=torch.empty_like(gradients), touched=torch.empty_like(rows),
+    )  # fmt: skip
     increment_version(weight)
 
 
@@ -68,12 +70,12 @@ def adam_dense(
     """Adam's step on whole tensors without gaps; ``steps``, a ``float32`` each, count on by one."""
     gradients = [gradient.contiguous() for gradient in gradients]
     count = len(weights)
-    pointers = ctypes.c_void_p * count
-    call(
-        "adam_dense",
-        *(pointers(*[x.data_ptr() for x in tensors]) for tensors in (weights, gradients, firsts, seconds, steps)),
-        (ctypes.c_int64 * count)(*[weight.numel() for weight in weights]),
-        *whole(count),
-        *map(ctypes.c_double, (*betas, rate, epsilon)),
-    )
+    if len(steps) != count:
+        raise ValueError(f"{len(steps)} counts of steps for {count} weights")
+    _DENSE(
+        weights=addresses(weights, weights), gradients=addresses(gradients, weights),
+        firsts=addresses(firsts, weights), seconds=addresses(seconds, weights), counts=addresses(steps),
+        sizes=(ctypes.c_int64 * count)(*[weight.numel() for weight in weights]), count=count,
+        beta1=betas[0], beta2=betas[1], rate=rate, epsilon=epsilon,
+    )  # fmt: skip
     increment_version(weights)

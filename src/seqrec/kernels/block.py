@@ -1,32 +1,36 @@
 """A whole self-attention block of SASRec's kind over packed tokens; see ``block.cpp``."""
 
-import ctypes
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seqrec.kernels.arrays import Loop, integers, lengths_of, require_probability
 from seqrec.kernels.layers import dropping
-from seqrec.kernels.loader import call
 
 NORMS = ("paper", "pre", "post")
-_NUMBERS = ctypes.c_void_p
-_SIZES = ("users", "dim", "hidden", "heads")
+_SHAPES = {
+    "gain1": "D", "bias1": "D", "query": "D, D", "query_bias": "D", "keys": "2 * D, D", "keys_bias": "2 * D",
+    "gain2": "D", "bias2": "D", "inner": "F, D", "inner_bias": "F", "outer": "D, F", "outer_bias": "D",
+}  # fmt: skip
+_WORDS = {"words1": "H * P", "words2": "T * F", "words3": "T * D"}
 
 
-class _Block(ctypes.Structure):
-    """As ``block.cpp`` reads it."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, ctypes.c_int32) for name in ("norm", "last_only", "threshold")),
-        *((name, ctypes.c_float) for name in ("kept", "epsilon")),
-        ("offsets", _NUMBERS), ("x", _NUMBERS), ("parameters", 12 * _NUMBERS), ("words", 3 * _NUMBERS),
-        ("out", _NUMBERS), ("saved", _NUMBERS),
-        ("by_out", _NUMBERS), ("by_x", _NUMBERS), ("by_parameters", 12 * _NUMBERS),
+def _loop(name: str, offsets: str = "", rows: str = "T") -> Loop:
+    """As the structure that ``block.cpp`` reads has it."""
+    return Loop(
+        name, "B", "D", "F", "H: int64 dividing D", "norm: int32", "last_only: int32", "threshold: int32",
+        "kept: float32", "epsilon: float32", f"offsets: int64[B + 1] rising to T{offsets}", "x: float32[T, D]",
+        *(f"{part}: float32[{shape}]" for part, shape in _SHAPES.items()),
+        *(f"{part}: int16[>= {count}]?" for part, count in _WORDS.items()),
+        f"out: float32[{rows}, D]?", "saved: float32[S]?", "by_out: float32[T, D]?", "by_x: float32[T, D]?",
+        *(f"by_{part}: float32[{shape}]?" for part, shape in _SHAPES.items()), structure=True,
     )  # fmt: skip
+
+
+_SAVES, _FORWARD, _BACKWARD = _loop("block_saves"), _loop("block_forward"), _loop("block_backward")
+_LAST = _loop("block_forward", " by 1", "B")
 
 
 def block(
@@ -56,19 +60,11 @@ def block(
         dropout: probability.
         last_only: whether only the users' last tokens are wanted, ``[B, D]``; without gradients.
     """
-    offsets = offsets.to(torch.int64).contiguous()
-    tokens, dim = x.shape
-    hidden = parameters[9].numel() if len(parameters) == 12 else 0
-    numbers, square, across = [parameter.numel() for parameter in parameters], dim * dim, dim * hidden
-    expected = [dim, dim, square, dim, 2 * square, 2 * dim, dim, dim, across, hidden, across, dim]
-    if tokens != int(offsets[-1]) or numbers != expected or dim % num_heads:
-        shapes = [tuple(parameter.shape) for parameter in parameters]
-        raise ValueError(f"{(tokens, dim)} of {int(offsets[-1])} tokens and {num_heads} heads don't fit {shapes}")
+    offsets = integers(offsets)
+    require_probability(dropout)
+    if len(parameters) != len(_SHAPES) or norm not in NORMS or (words is not None and len(words) != len(_WORDS)):
+        raise ValueError(f"{len(parameters)} parameters, norm {norm!r}, random words of {len(words or ())}")
     x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
-    if words is not None:
-        pairs = num_heads * _pairs(offsets)
-        if words[0].numel() < pairs or words[1].numel() < tokens * hidden or words[2].numel() < tokens * dim:
-            raise ValueError(f"{[len(part) for part in words]} random words are not enough for {pairs} pairs")
     about = num_heads, norm, epsilon, dropout
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
         if last_only:
@@ -76,9 +72,8 @@ def block(
         result: Tensor = _Function.apply(x, offsets, words, about, *parameters)
         return result
     given = _given(x, offsets, parameters, words, *about)
-    out = x.new_empty(len(offsets) - 1 if last_only else tokens, dim)
-    given.last_only, given.out = last_only, out.data_ptr()
-    call("block_forward", ctypes.byref(given))
+    out = x.new_empty(max(len(offsets) - 1, 0) if last_only else len(x), x.shape[-1])
+    (_LAST if last_only else _FORWARD)(**given, last_only=last_only, out=out)
     return out
 
 
@@ -88,11 +83,10 @@ class _Function(torch.autograd.Function):
         ctx: Any, x: Tensor, offsets: Tensor, words: list[Tensor] | None, about: tuple[Any, ...], *parameters: Tensor
     ) -> Tensor:
         given = _given(x, offsets, parameters, words, *about)
-        out, saved = torch.empty_like(x), x.new_empty(call("block_saves", ctypes.byref(given)))
-        given.out, given.saved = out.data_ptr(), saved.data_ptr()
-        call("block_forward", ctypes.byref(given))
+        out, saved = torch.empty_like(x), x.new_empty(_SAVES(**given, last_only=False))
+        _FORWARD(**given, last_only=False, out=out, saved=saved)
         ctx.save_for_backward(x, offsets, saved, *(words or ()), *parameters)
-        ctx.about, ctx.dropped = about, words is not None
+        ctx.about, ctx.dropped, ctx.saves = about, words is not None, len(saved)
         return out
 
     @staticmethod
@@ -103,15 +97,9 @@ class _Function(torch.autograd.Function):
         by_out = gradients[0].contiguous()
         by_x, by_parameters = torch.empty_like(x), [torch.empty_like(parameter) for parameter in parameters]
         given = _given(x, offsets, parameters, words, *ctx.about)
-        given.saved, given.by_out, given.by_x = saved.data_ptr(), by_out.data_ptr(), by_x.data_ptr()
-        given.by_parameters[:] = [gradient.data_ptr() for gradient in by_parameters]
-        call("block_backward", ctypes.byref(given))
+        gradients_of = {f"by_{name}": gradient for name, gradient in zip(_SHAPES, by_parameters, strict=True)}
+        _BACKWARD(**given, S=ctx.saves, last_only=False, saved=saved, by_out=by_out, by_x=by_x, **gradients_of)
         return by_x, None, None, None, *by_parameters
-
-
-def _pairs(offsets: Tensor) -> int:
-    lengths = np.diff(offsets.numpy())
-    return int(lengths @ (lengths + 1)) // 2
 
 
 def _given(
@@ -123,14 +111,12 @@ def _given(
     norm: str,
     epsilon: float,
     dropout: float,
-) -> _Block:
-    """What forward and backward take alike; the tensors must live as long."""
+) -> dict[str, Any]:
+    """What forward and backward take alike."""
     threshold, kept = dropping(None if words is None else words[0], dropout)
-    given = _Block(
-        users=len(offsets) - 1, dim=x.shape[1], hidden=parameters[9].numel(), heads=num_heads, norm=NORMS.index(norm),
-        threshold=threshold, kept=kept, epsilon=epsilon, offsets=offsets.data_ptr(), x=x.data_ptr(),
-    )  # fmt: skip
-    given.parameters[:] = [parameter.data_ptr() for parameter in parameters]
-    if words is not None:
-        given.words[:] = [part.data_ptr() for part in words]
-    return given
+    lengths = lengths_of(offsets)
+    given = {
+        "H": num_heads, "norm": NORMS.index(norm), "threshold": threshold, "kept": kept, "epsilon": epsilon,
+        "offsets": offsets, "x": x, "P": int((lengths * (lengths + 1)).sum()) // 2,
+    }  # fmt: skip
+    return given | dict(zip(_SHAPES, parameters, strict=True)) | dict(zip(_WORDS, words or (), strict=False))

@@ -1,6 +1,5 @@
 """Attention, dropout, positions and networks over packed tokens; see ``layers.cpp``."""
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,36 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqrec.kernels.loader import at, call, whole
+from seqrec.kernels.arrays import Loop, integers, lengths_of, require_probability
 
-
-def _longest(offsets: Tensor) -> int:
-    return int(np.diff(offsets.numpy()).max(initial=0))
+_DROPPING = "threshold: int32", "kept: float32"
+_QUERIES = (
+    "query: float32[T, A]", "key_value: float32[T, 2 * A] halves", "A", "2 * A", "offsets: int64[B + 1] rising to T",
+    "B", "H: int64 dividing A", "A / H", "scale: float32", "causal: int32", "words: int16[>= H * P]?", *_DROPPING,
+)  # fmt: skip
+_ATTENTION = Loop("attention_forward", *_QUERIES, "weights: float32[H * W]?", "out: float32[T, A]")
+_ATTENTION_BACKWARD = Loop(
+    "attention_backward", *_QUERIES, "weights: float32[H * W]", "by_out: float32[T, A]", "by_query: float32[T, A]",
+    "by_key_value: float32[T, 2 * A] halves",
+)  # fmt: skip
+_ATTENTION_LAST = Loop(
+    "attention_last", "query: float32[B, A]", "key_value: float32[T, 2 * A] halves", "A", "2 * A",
+    "offsets: int64[B + 1] rising to T by 1", "B", "H: int64 dividing A", "A / H", "scale: float32",
+    "out: float32[B, A]",
+)  # fmt: skip
+_LANES = Loop("lanes")
+_DROPOUT = Loop(
+    "dropout", "x: float32[*N]", "residual: float32[*N]?", "words: int16[>= N]?", "N", *_DROPPING, "relu: int32",
+    "out: float32[*N]",
+)  # fmt: skip
+_WHERE_POSITIVE = Loop("where_positive", "y: float32[*N]", "N", "kept: float32", "gradient: float32[*N]")
+_PLACES = (
+    "L", "offsets: int64[B + 1] rising to T up to L", "B", "D", "scale: float32", "words: int16[>= T * D]?", *_DROPPING,
+)  # fmt: skip
+_POSITIONS = Loop("positions", "x: float32[T, D]", "table: float32[L, D]", *_PLACES, "out: float32[T, D]")
+_POSITIONS_BACKWARD = Loop(
+    "positions_backward", "by_out: float32[T, D]", *_PLACES, "by_x: float32[T, D]", "by_table: float32[L, D]"
+)  # fmt: skip
 
 
 def attention(
@@ -38,10 +62,8 @@ def attention(
         dropout: probability.
         last_only: whether there is one query a user, ``[B, A]``, that sees all keys of the user; without gradients.
     """
-    offsets = offsets.to(torch.int64).contiguous()
-    queries = len(offsets) - 1 if last_only else int(offsets[-1])
-    if query.shape != (queries, key_value.shape[1] // 2) or len(key_value) != int(offsets[-1]):
-        raise ValueError(f"{tuple(query.shape)} and {tuple(key_value.shape)} are not of {int(offsets[-1])} tokens")
+    offsets = integers(offsets)
+    require_probability(dropout)
     if last_only:
         return _last_attention(query, key_value, offsets, num_heads)
     result: Tensor = _Attention.apply(query, key_value, offsets, num_heads, causal, words, dropout)
@@ -62,14 +84,10 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         query, key_value = query.contiguous(), key_value.contiguous()
         keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        lengths = np.diff(offsets.numpy())
-        pairs = num_heads * int((lengths * (lengths + 1) // 2 if causal else lengths * lengths).sum())
-        if words is not None and len(words) < pairs:
-            raise ValueError(f"{len(words)} random words are not enough for {pairs} pairs")
-        weights = query.new_empty(num_heads * weights_of(lengths)) if keep else None
+        given = _given(query, key_value, offsets, num_heads, causal, words, dropout)
+        weights = query.new_empty(max(num_heads, 0) * given["W"]) if keep else None
         out = torch.empty_like(query)
-        arguments = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
-        call("attention_forward", *arguments, at(weights), at(out))
+        _ATTENTION(**given, weights=weights, out=out)
         if keep:
             ctx.save_for_backward(query, key_value, offsets, words, weights)
             ctx.rest = num_heads, causal, dropout
@@ -81,26 +99,31 @@ class _Attention(torch.autograd.Function):
         query, key_value, offsets, words, weights = ctx.saved_tensors
         by_out = gradients[0].contiguous()
         by_query, by_key_value = torch.empty_like(query), torch.empty_like(key_value)
-        by_value = ctypes.c_void_p(by_key_value.data_ptr() + 4 * query.shape[1])
-        arguments = _arguments(query, key_value, offsets, ctx.rest[0], ctx.rest[1], words, ctx.rest[2])
-        call("attention_backward", *arguments, *map(at, (weights, by_out, by_query, by_key_value)), by_value)
+        given = _given(query, key_value, offsets, ctx.rest[0], ctx.rest[1], words, ctx.rest[2])
+        _ATTENTION_BACKWARD(**given, weights=weights, by_out=by_out, by_query=by_query, by_key_value=by_key_value)
         return by_query, by_key_value, None, None, None, None, None
 
 
 def _last_attention(query: Tensor, key_value: Tensor, offsets: Tensor, num_heads: int) -> Tensor:
     query, key_value = query.contiguous(), key_value.contiguous()
     out = torch.empty_like(query)
-    call("attention_last", *_arguments(query, key_value, offsets, num_heads, False, None, 0.0)[:10], at(out))
+    scale = _scale(query, num_heads)
+    _ATTENTION_LAST(query=query, key_value=key_value, offsets=offsets, H=num_heads, scale=scale, out=out)
     return out
 
 
 def weights_of(lengths: np.ndarray) -> int:
     """How many numbers the softmax weights of users take, each row of them in whole vectors."""
-    lanes = call("lanes")
+    lanes = _LANES()
     return int((lengths * (-(-lengths // lanes) * lanes)).sum())
 
 
-def _arguments(
+def _scale(query: Tensor, num_heads: int) -> float:
+    width = query.shape[-1] if query.dim() else 0
+    return float(max(width // max(num_heads, 1), 1) ** -0.5)
+
+
+def _given(
     query: Tensor,
     key_value: Tensor,
     offsets: Tensor,
@@ -108,28 +131,21 @@ def _arguments(
     causal: bool,
     words: Tensor | None,
     dropout: float,
-) -> list[Any]:
+) -> dict[str, Any]:
     """What forward and backward take alike."""
-    width = query.shape[1]
-    dim = width // num_heads
-    return [
-        at(query),
-        at(key_value),
-        ctypes.c_void_p(key_value.data_ptr() + 4 * width),
-        *whole(width, 2 * width),
-        at(offsets),
-        *whole(len(offsets) - 1, num_heads, dim),
-        ctypes.c_float(dim**-0.5),
-        ctypes.c_int32(causal),
-        at(words),
-        *dropping(words, dropout),
-    ]
+    lengths = lengths_of(offsets)
+    threshold, kept = dropping(words, dropout)
+    return {
+        "query": query, "key_value": key_value, "offsets": offsets, "H": num_heads, "causal": causal, "words": words,
+        "scale": _scale(query, num_heads), "threshold": threshold, "kept": kept, "W": weights_of(lengths),
+        "P": int((lengths * (lengths + 1) // 2 if causal else lengths * lengths).sum()),
+    }  # fmt: skip
 
 
-def dropping(words: Tensor | None, dropout: float) -> tuple[ctypes.c_int32, ctypes.c_float]:
+def dropping(words: Tensor | None, dropout: float) -> tuple[int, float]:
     """From which word on something is kept, and what it is then multiplied by."""
     dropped = dropped_words(dropout) if words is not None else 0
-    return ctypes.c_int32(dropped - 32768), ctypes.c_float(65536 / (65536 - dropped))
+    return dropped - 32768, 65536 / (65536 - dropped)
 
 
 def dropped_words(probability: float) -> int:
@@ -139,6 +155,7 @@ def dropped_words(probability: float) -> int:
 
 def dropout(x: Tensor, words: Tensor, probability: float) -> Tensor:
     """``x float32[...]`` where ``words``, ``int16`` of as many, keep it, scaled; 0 elsewhere."""
+    require_probability(probability)
     result: Tensor = _Dropout.apply(x, words, probability)
     return result
 
@@ -166,16 +183,8 @@ def _drop(
 ) -> Tensor:
     """``residual + dropout(relu(x))``, of which each part may be left out."""
     out = torch.empty_like(x) if out is None else out
-    call(
-        "dropout",
-        at(x),
-        at(residual),
-        at(words),
-        *whole(x.numel()),
-        *dropping(words, probability),
-        ctypes.c_int32(relu),
-        at(out),
-    )
+    threshold, kept = dropping(words, probability)
+    _DROPOUT(x=x, residual=residual, words=words, threshold=threshold, kept=kept, relu=relu, out=out)
     return out
 
 
@@ -192,9 +201,8 @@ def positions(
         words: ``int16[T * D]`` random words, as in :func:`dropout`, or no dropout.
         probability: of dropout.
     """
-    offsets = offsets.to(torch.int64).contiguous()
-    if _longest(offsets) > len(table) or x.shape != (int(offsets[-1]), table.shape[1]):
-        raise ValueError(f"{tuple(x.shape)} in users of up to {_longest(offsets)} don't fit {tuple(table.shape)}")
+    offsets = integers(offsets)
+    require_probability(probability)
     result: Tensor = _Positions.apply(x, table, offsets, scale, words, probability)
     return result
 
@@ -204,14 +212,12 @@ class _Positions(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, table: Tensor, offsets: Tensor, scale: float, words: Tensor | None, probability: float
     ) -> Tensor:
-        ctx.rest = (
-            at(offsets), *whole(len(offsets) - 1, x.shape[1]), ctypes.c_float(scale), at(words),
-            *dropping(words, probability),
-        )  # fmt: skip
-        ctx.owned, ctx.size = (offsets, words), table.shape
+        threshold, kept = dropping(words, probability)
+        ctx.rest = {"offsets": offsets, "scale": scale, "words": words, "threshold": threshold, "kept": kept}
+        ctx.size = table.shape
         x, table = x.contiguous(), table.contiguous()
         out = torch.empty_like(x)
-        call("positions", at(x), at(table), *whole(len(table)), *ctx.rest, at(out))
+        _POSITIONS(x=x, table=table, **ctx.rest, out=out)
         return out
 
     @staticmethod
@@ -219,7 +225,7 @@ class _Positions(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_out = gradients[0].contiguous()
         by_x, by_table = torch.empty_like(by_out), by_out.new_zeros(ctx.size)
-        call("positions_backward", at(by_out), *whole(ctx.size[0]), *ctx.rest, at(by_x), at(by_table))
+        _POSITIONS_BACKWARD(by_out=by_out, **ctx.rest, by_x=by_x, by_table=by_table)
         return by_x, by_table, None, None, None, None
 
 
@@ -235,6 +241,9 @@ def feedforward(
         words: ``int16[T * out]`` random words of each layer, or no dropout.
         dropout: its probability.
     """
+    require_probability(dropout)
+    if not layers or (words is not None and len(words) != len(layers)):
+        raise ValueError(f"{len(layers)} layers and random words of {len(words or ())}")
     parameters = [parameter for layer in layers for parameter in layer]
     result: Tensor = _FeedForward.apply(x, residual, words, dropout, *parameters)
     return result
@@ -273,5 +282,5 @@ class _FeedForward(torch.autograd.Function):
             by = by @ parameters[2 * number]
             if number:
                 _, kept = dropping(None if words is None else words[number - 1], ctx.dropout)
-                call("where_positive", at(states[number]), *whole(by.numel()), kept, at(by))
+                _WHERE_POSITIVE(y=states[number], kept=kept, gradient=by)
         return by, by_residual, None, None, *found

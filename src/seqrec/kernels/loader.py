@@ -1,10 +1,9 @@
-"""The compiled library: finding it, what it may be given, and calling it."""
+"""The compiled library: finding it, and what it is used for."""
 
 import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,20 +45,3 @@ def usable(*tensors: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):
         return False
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-
-
-def at(x: Tensor | None) -> ctypes.c_void_p:
-    """Where the numbers of a tensor are; it must live as long."""
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
-
-
-def whole(*numbers: int) -> list[ctypes.c_int64]:
-    """Whole numbers as arguments."""
-    return [ctypes.c_int64(number) for number in numbers]
-
-
-def call(name: str, *arguments: Any) -> Any:
-    """Call a compiled function, whose last argument is the number of threads; for tensors that are ``usable``."""
-    compiled = library()
-    assert compiled is not None
-    return getattr(compiled, f"seqrec_{name}")(*arguments, ctypes.c_int32(torch.get_num_threads()))

@@ -6,22 +6,40 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqrec.kernels.loader import at, call, whole
+from seqrec.kernels.arrays import Loop, integers
+
+_PRODUCT = Loop(
+    "product", "a: float32[M, K] strided", "b: float32[K, N] strided", "M", "N", "K", "out: float32[M, N]"
+)  # fmt: skip
+_OWN = "hidden: float32[R, D]", "vectors: float32[R, C, D]"
+_BY_OWN = "by_hidden: float32[R, D]", "by_vectors: float32[R, C, D]"
+_SCORE = Loop("score", *_OWN, "R", "C", "D", "out: float32[R, C]")
+_SCORE_BACKWARD = Loop("score_backward", *_OWN, "by_out: float32[R, C]", "R", "C", "D", *_BY_OWN)
+_BINARY_LOSS = Loop("binary_loss", *_OWN, "R", "C", "D", "losses: float64[R]", *_BY_OWN)
+_SOFTMAX_LOSS = Loop(
+    "softmax_loss", "hidden: float32[T, D]", "vectors: float32[N, D]", "targets: float32[T]?",
+    "items: int64[T]? below N", "log_probability: float32[N]?", "tokens: int64[P] sorted, below T",
+    "negatives: int64[P] below N", "P", "T", "N", "D", "losses: float64[T]", "by_hidden: float32[T, D]",
+    "by_vectors: float32[N, D]", "by_targets: float32[T]",
+)  # fmt: skip
+_RANK = Loop(
+    "rank", "states: float32[R, D]", "vectors: float32[C, D]", "rows: int64[P] sorted, below R",
+    "columns: int64[P] below C", "P", "skipped: bool[C]?", "R", "C", "D", "K", "best: int64[R, K]",
+    "scores: float32[R, K]", "targets: int64[R]? below C", "greater: int64[R]?", "ties: int64[R]?",
+)  # fmt: skip
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """The product of ``float32[M, K]`` and ``float32[K, N]``, of any strides."""
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
-        raise ValueError(f"{tuple(a.shape)} does not fit {tuple(b.shape)}")
+    if a.dim() != 2 or b.dim() != 2:
+        raise ValueError(f"{tuple(a.shape)} and {tuple(b.shape)} are not matrices")
     out = a.new_empty(len(a), b.shape[1])
-    numbers = whole(*a.stride()), whole(*b.stride()), whole(*out.shape, len(b))
-    call("product", at(a), *numbers[0], at(b), *numbers[1], *numbers[2], at(out))
+    _PRODUCT(a=a, b=b, out=out)
     return out
 
 
 def score(hidden: Tensor, vectors: Tensor) -> Tensor:
     """The product of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``: ``[R, C]``."""
-    _fit(hidden, vectors)
     result: Tensor = _Score.apply(hidden, vectors)
     return result
 
@@ -30,8 +48,8 @@ class _Score(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, vectors: Tensor) -> Tensor:
         hidden, vectors = hidden.contiguous(), vectors.contiguous()
-        out = hidden.new_empty(vectors.shape[:2])
-        call("score", at(hidden), at(vectors), *whole(*vectors.shape), at(out))
+        out = hidden.new_empty(vectors.shape[:2])  # of the right shape where the door finds all others to be
+        _SCORE(hidden=hidden, vectors=vectors, out=out)
         ctx.save_for_backward(hidden, vectors)
         return out
 
@@ -41,15 +59,7 @@ class _Score(torch.autograd.Function):
         hidden, vectors = ctx.saved_tensors
         by_out = gradients[0].contiguous()
         by_hidden, by_vectors = torch.empty_like(hidden), torch.empty_like(vectors)
-        call(
-            "score_backward",
-            at(hidden),
-            at(vectors),
-            at(by_out),
-            *whole(*vectors.shape),
-            at(by_hidden),
-            at(by_vectors),
-        )
+        _SCORE_BACKWARD(hidden=hidden, vectors=vectors, by_out=by_out, by_hidden=by_hidden, by_vectors=by_vectors)
         return by_hidden, by_vectors
 
 
@@ -63,17 +73,13 @@ def binary_loss(hidden: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns:
         The losses ``float64[R]``, and the gradients of their mean by ``hidden`` and ``vectors``.
     """
-    _fit(hidden, vectors)
+    if vectors.dim() == 3 and vectors.shape[1] == 0:
+        raise ValueError("no candidates; the first one is the target")
     hidden, vectors = hidden.contiguous(), vectors.contiguous()
-    losses = torch.empty(len(hidden), dtype=torch.float64)
-    gradients = torch.empty_like(hidden), torch.empty_like(vectors)
-    call("binary_loss", at(hidden), at(vectors), *whole(*vectors.shape), *map(at, (losses, *gradients)))
-    return losses, *gradients
-
-
-def _fit(hidden: Tensor, vectors: Tensor) -> None:
-    if vectors.dim() != 3 or hidden.shape != (vectors.shape[0], vectors.shape[2]):
-        raise ValueError(f"hidden states {tuple(hidden.shape)} don't fit vectors {tuple(vectors.shape)}")
+    losses = torch.empty(hidden.shape[:1], dtype=torch.float64)
+    by_hidden, by_vectors = torch.empty_like(hidden), torch.empty_like(vectors)
+    _BINARY_LOSS(hidden=hidden, vectors=vectors, losses=losses, by_hidden=by_hidden, by_vectors=by_vectors)
+    return losses, by_hidden, by_vectors
 
 
 def softmax_loss(
@@ -95,15 +101,8 @@ def softmax_loss(
     Returns:
         The losses ``float64[T]``, and the gradients of their mean by ``hidden``, ``vectors`` and ``targets``.
     """
-    tokens, negatives = (part.to(torch.int64).contiguous() for part in left_out)
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"{tuple(targets.shape)} targets are not of states {tuple(hidden.shape)}")
-    if log_probability is not None:
-        log_probability = log_probability.contiguous()
-        if log_probability.shape != vectors.shape[:1]:
-            raise ValueError(f"{tuple(log_probability.shape)} log-probabilities are not of {len(vectors)} vectors")
-    _within(tokens, len(hidden))
-    _within(negatives, len(vectors))
+    tokens, negatives = map(integers, left_out)
+    log_probability = None if log_probability is None else log_probability.contiguous()
     return _softmax(hidden, vectors, targets.contiguous(), None, log_probability, tokens, negatives)
 
 
@@ -118,11 +117,9 @@ def cross_entropy(hidden: Tensor, vectors: Tensor, items: Tensor) -> tuple[Tenso
     Returns:
         The losses ``float64[T]``, and the gradients of their mean by ``hidden`` and ``vectors``.
     """
-    items = items.to(torch.int64).contiguous()
-    if items.shape != hidden.shape[:1] or len(vectors) == 0:
-        raise ValueError(f"{tuple(items.shape)} targets are not of states {tuple(hidden.shape)}")
-    items = items - 1
-    _within(items, len(vectors) - 1)
+    if vectors.dim() != 2 or len(vectors) == 0:
+        raise ValueError(f"{tuple(vectors.shape)} vectors, not [I + 1, D]")
+    items = integers(items) - 1
     by_vectors = torch.empty_like(vectors)
     by_vectors[0] = 0
     tokens = torch.arange(len(items))
@@ -140,24 +137,15 @@ def _softmax(
     negatives: Tensor,
     by_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if hidden.dim() != 2 or hidden.shape[1:] != vectors.shape[1:]:
-        raise ValueError(f"states {tuple(hidden.shape)} don't fit vectors {tuple(vectors.shape)}")
     hidden, vectors = hidden.contiguous(), vectors.contiguous()
-    losses = torch.empty(len(hidden), dtype=torch.float64)
+    losses = torch.empty(hidden.shape[:1], dtype=torch.float64)
     by_vectors = torch.empty_like(vectors) if by_vectors is None else by_vectors
-    gradients = torch.empty_like(hidden), by_vectors, hidden.new_empty(len(hidden))
-    call(
-        "softmax_loss",
-        *map(at, (hidden, vectors, targets, items, log_probability, tokens, negatives)),
-        *whole(len(tokens), *hidden.shape[:1], *vectors.shape),
-        *map(at, (losses, *gradients)),
-    )
-    return losses, *gradients
-
-
-def _within(places: Tensor, count: int) -> None:
-    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < count:
-        raise ValueError(f"rows or columns reach {int(places.max())} of {count}")
+    by_hidden, by_targets = torch.empty_like(hidden), hidden.new_empty(hidden.shape[:1])
+    _SOFTMAX_LOSS(
+        hidden=hidden, vectors=vectors, targets=targets, items=items, log_probability=log_probability, tokens=tokens,
+        negatives=negatives, losses=losses, by_hidden=by_hidden, by_vectors=by_vectors, by_targets=by_targets,
+    )  # fmt: skip
+    return losses, by_hidden, by_vectors, by_targets
 
 
 class Ranked(NamedTuple):
@@ -188,27 +176,18 @@ def rank(
         skipped: ``bool[C]``, candidates that don't count for anybody.
         targets: ``int64[R]``, the column of each row's target, where ranks are wanted.
     """
+    if states.dim() != 2 or vectors.dim() != 2 or not 0 <= k <= len(vectors):
+        raise ValueError(f"the best {k} of vectors {tuple(vectors.shape)} by states {tuple(states.shape)}")
     states, vectors = states.contiguous(), vectors.contiguous()
     nothing = torch.zeros(0, dtype=torch.int64)
-    rows, columns = (part.to(torch.int64).contiguous() for part in left_out or (nothing, nothing))
-    count, items = len(states), len(vectors)
-    if states.dim() != 2 or states.shape[1:] != vectors.shape[1:] or (targets is not None and len(targets) != count):
-        raise ValueError(f"states {tuple(states.shape)} don't fit vectors {tuple(vectors.shape)} or their targets")
-    if skipped is not None and (skipped.shape != (items,) or skipped.dtype != torch.bool):
-        raise ValueError(f"{list(skipped.shape)} {skipped.dtype} do not say of {items} vectors which are skipped")
-    _within(rows, count)
-    _within(columns, items)
-    _within(nothing if targets is None else targets, items)
+    rows, columns = map(integers, left_out or (nothing, nothing))
+    count = len(states)
     best, scores = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
     greater, ties = (None if targets is None else torch.empty(count, dtype=torch.int64) for _ in range(2))
-    targets = None if targets is None else targets.to(torch.int64).contiguous()
+    targets = None if targets is None else integers(targets)
     skipped = None if skipped is None else skipped.contiguous()
-    odd = call(
-        "rank",
-        *map(at, (states, vectors, rows, columns)),
-        *whole(len(rows)),
-        at(skipped),
-        *whole(count, *vectors.shape, k),
-        *map(at, (best, scores, targets, greater, ties)),
-    )
+    odd = _RANK(
+        states=states, vectors=vectors, rows=rows, columns=columns, skipped=skipped, best=best, scores=scores,
+        targets=targets, greater=greater, ties=ties,
+    )  # fmt: skip
     return Ranked(best, scores, greater, ties, odd == 0)

@@ -40,6 +40,8 @@ class Model(nn.Module):
     #: Names of weights whose length is what the log gave; the others follow from the configuration and the numbers
     #: of items and users.
     LENGTHS_OF_THE_LOG: ClassVar[frozenset[str]] = frozenset()
+    #: Whether it reads the times of a history, not its order alone.
+    USES_TIMES: ClassVar[bool] = False
 
     config: Any
     num_items: int
@@ -83,6 +85,10 @@ class Model(nn.Module):
             return kernels.score(hidden, vectors)
         # Not a product of matrices, in which the same candidate may have other last bits in another place.
         return (hidden[:, None] * vectors).sum(dim=2)
+
+    def prepare_training(self, histories: Histories) -> None:
+        """Look at the training histories, each user at its index, before the first step with fresh weights."""
+        del histories
 
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
         """What training sees instead of a batch (on the CPU), such as one with items masked."""

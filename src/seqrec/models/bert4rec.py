@@ -109,9 +109,10 @@ class BERT4Rec(Model):
 
     Departures: positions count from the end of the window (from its start in the code), so the mask of a
     prediction always has the same one, whatever the length of the history. The loss of the paper is the softmax over
-    the whole catalogue (``loss="cross-entropy"``), whose cost grows with it; the default here, as for the
-    other models, is sampled softmax, its estimate from negatives that a batch shares. Adam is as for
-    the other models, without the code's warm-up, decay of the learning rate and weight decay.
+    the whole catalogue (``loss="cross-entropy"``), whose cost grows with it; the default here is sampled softmax, which
+    estimates it from negatives that a batch shares (with ``logq_correction="all"``, the default; a user's own items
+    are no negatives and so have no part in it). Adam is as for the other models, without the code's warm-up,
+    decay of the learning rate and weight decay.
 
     The mask has a vector of its own, and item 0 in a batch stands for it.
     """

@@ -302,6 +302,56 @@ class Attention(nn.Module):
         return split.permute(2, 0, 1, 3).flatten(0, 1)
 
 
+class UserEmbedding(nn.Embedding):
+    """Vectors of users, ``[U + 1, D]``; the last row is nobody's.
+
+    Outside training, whoever did not train gets the mean of those who did: strangers (-1), and users of the log
+    without a row of their own. That is what a row of zeros says (:meth:`clear_untrained`): training never keeps one.
+    """
+
+    def __init__(self, num_users: int, dim: int) -> None:
+        super().__init__(num_users + 1, dim)
+        self.num_users = num_users
+        self._mean: tuple[tuple[int, int], Tensor] | None = None
+
+    @torch.no_grad()
+    def clear_untrained(self, lengths: np.ndarray) -> None:
+        """Set the rows of users whose histories have no step to train on to zeros.
+
+        Args:
+            lengths: ``int64[U]``, of the training histories.
+        """
+        self.weight[: self.num_users][torch.from_numpy(lengths < 2).to(self.weight.device)] = 0
+
+    def forward(self, users: Tensor) -> Tensor:
+        """Vectors ``[B, D]`` of users ``int64[B]``; in training, where nobody is unknown, the last row for -1."""
+        known = (users >= 0) & (users < self.num_users)
+        vectors = super().forward(torch.where(known, users, self.num_users))
+        if self.training:
+            return vectors
+        known = known & (vectors != 0).any(dim=1)
+        return torch.where(known[:, None], vectors, self.mean())
+
+    @torch.no_grad()
+    def mean(self) -> Tensor:
+        """The mean of the users who trained, ``[D]``; zeros where there are none.
+
+        Kept until the table changes: with millions of users it costs more than the rest of a small batch.
+        """
+        if self.weight.is_inference():  # which has no version
+            return self._mean_of_rows()
+        state = self.weight.data_ptr(), self.weight._version  # an address alone may be used again
+        if self._mean is None or self._mean[0] != state:
+            with torch.inference_mode(False):  # so that it may be kept for use outside
+                self._mean = state, self._mean_of_rows()
+        return self._mean[1]
+
+    def _mean_of_rows(self) -> Tensor:
+        rows = self.weight[: self.num_users]
+        trained = (rows != 0).any(dim=1).sum()
+        return rows.sum(dim=0) / trained.clamp(min=1)
+
+
 def reset_layers(model: nn.Module) -> None:
     """Draw the weights of all linear layers anew, by Glorot's rule with biases of 0, and reset the layer norms."""
     for module in model.modules():

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
-from seqrec.models.blocks import Dropout
+from seqrec.models.blocks import Dropout, UserEmbedding
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Caser(Model):
     there are, since logs of short histories would leave next to nothing otherwise. The code's weight decay
     moves all parameters at every step; ``l2`` is on those that a batch reads.
 
-    Somebody unknown in training has the mean user's embedding.
+    Somebody without a step to train on, whether a stranger or a user of the log, has the mean of the embeddings of
+    those who trained.
     """
 
     Config = CaserConfig
@@ -97,7 +99,7 @@ class Caser(Model):
         dim, window = config.embedding_dim, config.window
         self.user_dim = dim if config.user_dim is None else config.user_dim
         self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
-        self.user_embedding = nn.Embedding(num_users + 1, self.user_dim) if self.user_dim else None
+        self.user_embedding = UserEmbedding(num_users, self.user_dim) if self.user_dim else None
         # W' and, in the last column, b'.
         self.output = nn.Embedding(num_items + 1, dim + self.user_dim + 1, padding_idx=0)
         # Rows of filters that the item j before a filter's end meets: n of each height from j + 1 to the window's.
@@ -145,7 +147,7 @@ class Caser(Model):
         state = F.relu(self.fully_connected(self.dropout(torch.cat(parts, dim=1))))
         outputs = [state, state.new_ones(len(state), 1)]
         if self.user_embedding is not None:
-            outputs.insert(1, self._users(batch.users)[batch.rows])
+            outputs.insert(1, self.user_embedding(batch.users)[batch.rows])
         return torch.cat(outputs, dim=1)
 
     def _vertical(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -172,16 +174,6 @@ class Caser(Model):
             places.append(F.pad(place, (0, window * filters - room), value=-torch.inf))
         return F.relu(torch.stack(places).amax(dim=0) + self.horizontal_bias)
 
-    def _users(self, users: Tensor) -> Tensor:
-        """Embeddings ``[B, user_dim]`` of users."""
-        assert self.user_embedding is not None
-        known = (users >= 0) & (users < self.num_users)
-        vectors: Tensor = self.user_embedding(torch.where(known, users, self.num_users))
-        if self.training or self.num_users == 0 or bool(known.all()):
-            return vectors
-        mean = self.user_embedding.weight[: self.num_users].mean(dim=0)
-        return torch.where(known[:, None], vectors, mean)
-
     def item_vectors(self) -> Tensor:
         """The output vectors with the bias as last column, ``[I + 1, embedding_dim + user_dim + 1]``."""
         return self.output.weight
@@ -189,6 +181,11 @@ class Caser(Model):
     def vectors_of(self, items: Tensor) -> Tensor:
         """Output vectors and biases ``[..., embedding_dim + user_dim + 1]`` of some items."""
         return self.output(items)
+
+    def prepare_training(self, histories: Histories) -> None:
+        """Clear the embeddings of users who have nothing to train on."""
+        if self.user_embedding is not None:
+            self.user_embedding.clear_untrained(histories.lengths)
 
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """Each token with each of the ``num_targets`` items after it that its history has."""
@@ -207,7 +204,7 @@ class Caser(Model):
         squares = self.item_embedding(batch.items).square().sum(dim=1).mean()
         squares = squares + self.output(batch.targets).square().sum(dim=1).mean()
         if self.user_embedding is not None:
-            squares = squares + self._users(batch.users).square().sum(dim=1).mean()
+            squares = squares + self.user_embedding(batch.users).square().sum(dim=1).mean()
         dense = [*self.horizontal, self.fully_connected.weight]
         if self.vertical is not None:
             dense.append(self.vertical)

@@ -77,14 +77,16 @@ class GRU4Rec(Model):
     - Hidden states start at zero with each user and never pass from one to another; in stacked layers too.
     - Losses: BPR-max with softmax weights over the negatives alone and with score regularisation, TOP1-max, and
       cross-entropy in the stable form (2018, section 3), in ``training/losses.py``. Their cross-entropy with sampled
-      negatives is ``sampled-softmax`` here, their ``logq = 1`` its correction where negatives are drawn by
-      popularity.
+      negatives is ``sampled-softmax`` here. Their ``logq = 1`` subtracts from each logit, the target's too, the log of
+      its item's probability of being drawn; so does ``logq_correction="all"`` from the negatives', and from the
+      target's what suits negatives that are never the target: -log of their number (see
+      :func:`seqrec.training.losses.sampled_softmax`).
     - Activation of the scores (their ``final_act``): ``elu``, in their files 0.5 or 1 with bpr-max and none with
       cross-entropy; the tanh of 2016 is left out. With it the score is no dot product and top-k takes longer.
     - Negatives shared by a batch and drawn by popularity to the power alpha (2018, section 2): ``--negatives``
       and ``--popularity`` of training. Theirs come besides the targets of the other sequences of the batch;
       here the drawn ones stand for those too, and no negative is an item of the same user.
-    - Every interaction of every user is trained on, those of the last batch too.
+    - Every user is trained on in each epoch, by the last ``max_length`` + 1 interactions; those of the last batch too.
 
     Both embeddings count sqrt(width) times, as SASRec's at the input. Adam moves a weight by about its learning
     rate a step, where the authors' Adagrad begins with steps of 0.05 to 0.2; so plain narrow tables would stand

@@ -89,7 +89,7 @@ class RecentPopularity(Model):
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Recent count plus fraction as float32, in the shapes of the contract."""
-        # The fraction comes from the place of the count among the different counts, not from the count:
-        # those are few, so float32 holds them apart beside a recent count of thousands.
+        # The fraction comes from the place of the count among the different counts, not from the count: those are few,
+        # so float32 tells them apart while the recent count times their number is below 2^24.
         different, place = torch.unique(self.counts, return_inverse=True)
         return same_for_all(self.recent.float() + place.float() / len(different), hidden, items)

@@ -130,14 +130,14 @@ class TimeLSTM(nn.Module):
 class Network(nn.Module):
     """Layers to one output, whose first can meet the parts of its input one by one.
 
-    The output has no bias: it is the same for all that a softmax or a ranking compares.
+    The authors' output has a bias. ``bias`` leaves it out where only a softmax reads the output, which does not see it.
     """
 
-    def __init__(self, width: int, hidden_dims: tuple[int, ...], activation: nn.Module) -> None:
+    def __init__(self, width: int, hidden_dims: tuple[int, ...], activation: nn.Module, bias: bool) -> None:
         super().__init__()
         self.first = nn.Linear(width, hidden_dims[0])
         self.middle = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden_dims))
-        self.last = nn.Linear(hidden_dims[-1], 1, bias=False)
+        self.last = nn.Linear(hidden_dims[-1], 1, bias=bias)
         self.activation = activation
 
     def parts(self, *widths: int) -> tuple[Tensor, ...]:
@@ -188,6 +188,7 @@ class SLiRec(Model):
     """
 
     Config = SLiRecConfig
+    USES_TIMES = True
     FACTORED = False
     LOSS: ClassVar[Loss] = "bce"
     config: SLiRecConfig
@@ -205,16 +206,17 @@ class SLiRec(Model):
             self.category_embedding = nn.Embedding(config.num_categories + 1, config.category_dim)
             # Floats, which a running mean of the weights can average.
             self.register_buffer("categories", torch.zeros(num_items + 1))
-        self.long_attention = Network(dim, (config.attention_dim,), nn.Tanh())
+        self.long_attention = Network(dim, (config.attention_dim,), nn.Tanh(), bias=False)
         self.short_term = TimeLSTM(dim)
         self.query = nn.Linear(dim, dim)
         self.query_activation = nn.PReLU(dim, init=0.1)
         # state, candidate, product; age
-        self.attention = Network(3 * dim + 1, config.attention_hidden_dims, nn.Sigmoid())
+        self.attention = Network(3 * dim + 1, config.attention_hidden_dims, nn.Sigmoid(), bias=False)
         # candidate, long, short; interval
-        self.fusion = Network(3 * dim + 1, config.attention_hidden_dims, nn.Sigmoid())
+        self.fusion = Network(3 * dim + 1, config.attention_hidden_dims, nn.Sigmoid(), bias=True)
         # candidate, preference
-        self.prediction = Network(2 * dim, config.hidden_dims, nn.Sequential(nn.ReLU(), Dropout(config.dropout)))
+        hidden = nn.Sequential(nn.ReLU(), Dropout(config.dropout))
+        self.prediction = Network(2 * dim, config.hidden_dims, hidden, bias=True)
         self.dropout = Dropout(config.dropout)
         self.reset()
 
@@ -355,6 +357,3 @@ class SLiRec(Model):
         columns = candidates.shape[-2]
         padded = logits.new_full((len(states), self.slots, columns), -torch.inf).index_put((row, slot), logits)
         return torch.bmm(padded.softmax(dim=1).transpose(1, 2).to(states.dtype), states)
-
-    def _hidden(self, x: Tensor) -> Tensor:
-        return self.dropout(F.relu(x))

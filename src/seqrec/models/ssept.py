@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, add_positions, reset_layers
+from seqrec.models.blocks import Dropout, UserEmbedding, add_positions, reset_layers
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig, through_blocks
 
 
@@ -92,8 +93,9 @@ class SSEPT(Model):
       authors' code; the paper has no scales.
     - Loss: binary cross-entropy (eq. 5), with one uniform negative in the authors' code, which ``--loss bce``
       gives. As for SASRec the default is sampled softmax, which needs far fewer epochs to tell the users apart. The
-      user's part sets the level of a user's scores: it matters to binary cross-entropy, and cancels in the
-      ranking and in losses that compare items, so with those the user speaks through the input alone.
+      user's part sets the level of a user's scores: it matters to binary cross-entropy (and where BPR-max and TOP1-max
+      keep scores near 0), and cancels in the ranking and in softmax losses, so with those the user speaks
+      through the input alone.
     - Stochastic shared embeddings (section 3.2): in training the user gives way to another, at input and
       output together, with the probability ``sse_user``; each input item with ``sse_item``; each target with
       ``sse_target``; all others are as likely (SSE: Wu et al., NeurIPS 2019). We follow the paper: three
@@ -102,12 +104,15 @@ class SSEPT(Model):
       the target of the item before. So with its ``threshold_item`` of 0.9 an input changes with
       probability 0.1 and a target with 0.19. It draws among all, so nothing may change. Its thresholds are the
       probabilities of keeping, so the 0.08 that its page runs it with exchanges nine users in ten; so does the
-      default here (what lower ones do is in benchmarks/RESULTS.md).
+      default here (what lower ones do is in benchmarks/RESULTS.md). A target that was exchanged is not
+      its own negative, as no item of the history is.
     - SSE-PT++ (section 3.3): ``random_start``.
 
     Positions count from the end of the window, as in SASRec.
 
-    Somebody who was not there in training (-1 in ``batch.users``) gets the mean of all user embeddings.
+    Somebody who was not there in training (-1 in ``batch.users``) gets the mean of all user embeddings. With
+    ``sse_user`` above 0 training shows histories as any user's, so all users of the log train; with 0, those of fewer
+    than two items don't, and get the mean of the others.
     """
 
     Config = SSEPTConfig
@@ -122,12 +127,11 @@ class SSEPT(Model):
         self.random_start = config.random_start
         blocks = config.blocks()
         self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim)
-        self.user_embedding = nn.Embedding(num_users + 1, config.user_dim)
+        self.user_embedding = UserEmbedding(num_users, config.user_dim)
         self.position_embedding = nn.Embedding(config.max_length, blocks.embedding_dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(blocks) for _ in range(config.num_blocks))
         self.final_norm = nn.LayerNorm(blocks.embedding_dim, eps=1e-8)
-        self._mean: tuple[tuple[int, int], Tensor] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -150,7 +154,7 @@ class SSEPT(Model):
         return self._states(batch, users, last_only=True, of_states=users)
 
     def _scaled_users(self, batch: Batch) -> Tensor:
-        scaled: Tensor = self._users(batch.users) * self.config.user_dim**0.5
+        scaled: Tensor = self.user_embedding(batch.users) * self.config.user_dim**0.5
         return scaled
 
     def _states(self, batch: Batch, users: Tensor, last_only: bool, of_states: Tensor) -> Tensor:
@@ -171,6 +175,11 @@ class SSEPT(Model):
         """Output vectors ``[..., embedding_dim + 1]`` of some items."""
         return F.pad(self.item_embedding(items), (0, 1), value=1.0)
 
+    def prepare_training(self, histories: Histories) -> None:
+        """Without exchanged users, clear the embeddings of those who have nothing to train on."""
+        if self.config.sse_user == 0:
+            self.user_embedding.clear_untrained(histories.lengths)
+
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
         """The batch with users, items and targets exchanged for others (stochastic shared embeddings)."""
         config = self.config
@@ -186,29 +195,8 @@ class SSEPT(Model):
         if self.config.l2 == 0.0:
             return None
         items = self.item_embedding(torch.cat([batch.items, batch.targets]))
-        users = self._users(batch.users)
+        users = self.user_embedding(batch.users)
         return self.config.l2 * (items.square().sum(dim=1).mean() + users.square().sum(dim=1).mean())
-
-    def _users(self, users: Tensor) -> Tensor:
-        """Embeddings ``[B, user_dim]``; in training, where nobody is unknown, zeros for -1."""
-        known = users >= 0
-        vectors: Tensor = self.user_embedding(torch.where(known, users, self.num_users))
-        return vectors if self.training else torch.where(known[:, None], vectors, self._mean_user())
-
-    @torch.no_grad()
-    def _mean_user(self) -> Tensor:
-        """The mean of all user embeddings, ``[user_dim]``; zeros where there are no users.
-
-        Kept until the table changes: with millions of users it costs more than the rest of a small batch.
-        """
-        table = self.user_embedding.weight
-        if table.is_inference():  # which has no version
-            return table[: max(self.num_users, 1)].mean(dim=0)
-        state = table.data_ptr(), table._version  # an address alone may be used again
-        if self._mean is None or self._mean[0] != state:
-            with torch.inference_mode(False):  # so that it may be kept for use outside
-                self._mean = state, table[: max(self.num_users, 1)].mean(dim=0)
-        return self._mean[1]
 
 
 def _exchanged(values: Tensor, probability: float, first: int, count: int, random: np.random.Generator) -> Tensor:

@@ -208,6 +208,7 @@ class TiSASRec(Model):
     """
 
     Config = TiSASRecConfig
+    USES_TIMES = True
     config: TiSASRecConfig
 
     def __init__(self, config: TiSASRecConfig, num_items: int, num_users: int = 0) -> None:

@@ -41,7 +41,7 @@ class Evaluation(Scores):
         users: how many targets, one a user.
         seen: whether items of the history were ``removed`` from the ranking or ``kept``.
         negatives: how many the target was ranked against; None for the full catalogue.
-        seed: of the negatives and of the intervals.
+        seed: of the negatives, and of the bootstrap for the interval of the coverage.
         unreachable: targets that are in the history already while items of the history are removed: no
             list can hold them, and each counts as a miss. 0 in the sampled protocol, whose target is
             always a candidate.
@@ -95,8 +95,8 @@ def evaluate(
 
     Metrics: ``hr@k``, ``recall@k``, ``ndcg@k`` and ``mrr@k`` for each k, and ``mrr``. The full protocol,
     which alone makes lists, adds ``coverage@k``, ``popularity@k`` and ``novelty@k``. See
-    :mod:`seqrec.ranking.metrics` for their definitions. Intervals are bootstrapped over users: they say what
-    other users would change, not what another training would.
+    :mod:`seqrec.ranking.metrics` for their definitions and :mod:`seqrec.ranking.statistics` for the intervals. These
+    are over users: they say what other users would change, not what another training would.
 
     Args:
         model: any model; its ``config.max_length`` says how much of a history it sees.
@@ -105,7 +105,7 @@ def evaluate(
         protocol: see above.
         negatives: of the sampled protocol. They depend on the seed and the targets alone, so all models
             and batch sizes meet the same ones. Users who left fewer items unseen have those.
-        seed: of negatives and intervals.
+        seed: of the negatives, and of the bootstrap for the interval of the coverage.
         k: lengths of the lists.
         keep_seen: rank among the items of the history too; of no meaning in the sampled protocol, whose
             negatives are never of the history and whose target is always a candidate.
@@ -133,14 +133,11 @@ def evaluate(
         batch_size=batch_size,
     )
     measured = [_per_user(ranking, cutoffs, train_counts) for ranking in rankings]
-    # All models in one call: each is resampled with the same users.
-    columns = np.column_stack([column for values in measured for column in values.values()])
-    means = iter(statistics.mean(columns).tolist())
-    ends = iter(statistics.bootstrap_intervals(columns, seed=seed).tolist())
+    most_novel = float(metrics.novelty(np.array([[train_counts[1:].argmin() + 1]]), train_counts)[0])
     scores = []
     for values, ranking in zip(measured, rankings, strict=True):
-        value = {name: next(means) for name in values}
-        interval: dict[str, tuple[float, float]] = {name: tuple(next(ends)) for name in values}
+        value = dict(zip(values, statistics.mean(np.column_stack([*values.values()])).tolist(), strict=True))
+        interval = {name: _interval(name, column[:, None], most_novel) for name, column in values.items()}
         for length in cutoffs if full else ():
             lists = ranking.lists[:, :length]
             value[f"coverage@{length}"] = metrics.coverage(lists, model.num_items)
@@ -161,6 +158,15 @@ def evaluate(
         seconds=time.perf_counter() - begin,
         baselines=dict(zip(others, scores[1:], strict=True)),
     )
+
+
+def _interval(name: str, values: np.ndarray, most_novel: float) -> tuple[float, float]:
+    """Of the mean of a metric, ``float64[M, 1]``."""
+    if name.startswith(("popularity", "novelty")):
+        ends = statistics.mean_intervals(values, 1.0 if name.startswith("popularity") else most_novel)
+    else:
+        ends = statistics.gain_intervals(values)
+    return float(ends[0, 0]), float(ends[0, 1])
 
 
 def ranks(

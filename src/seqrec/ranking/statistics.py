@@ -1,49 +1,101 @@
 """Intervals and tests over users."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 
 from seqrec.ranking.metrics import coverage
 
-_CHUNK = 4_000_000  # counts held at once, 32 MB
+DOUBT = 8.0  # users; about 2 z^2, which holds the level of MRR among a few hundred users better than less does
 
 
-def bootstrap_intervals(values: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> np.ndarray:
-    """Percentile bootstrap over users (Efron 1979) of the mean of each metric.
+def gain_intervals(values: np.ndarray, *, level: float = 0.95) -> np.ndarray:
+    """Intervals of the means of gains between 0 and 1, such as hits or NDCG, over users.
 
-    All columns are resampled together. Above 200,000 users there are fewer resamples, down to 100, as
-    the intervals are narrow then and the work would grow for nothing.
+    For hits and misses this is the interval of Agresti & Coull 1998: Wilson's score interval (1927) with the variance
+    at its centre in place of that at its ends. It holds its level where hits are few too (Brown, Cai & DasGupta 2001).
+
+        n' = n + z^2,    m' = (n m + z^2 / 2) / n',    m' -+ z sqrt(m' (1 - m') / n')
+
+    Other gains vary less than hits and misses of the same mean would, by the factor ``phi = s^2 / (m (1 - m))``, and
+    count as ``n / phi`` users (Kish 1965; Korn & Graubard 1998). As a few users say little of how much all vary, s^2 is
+    that of the sample and of ``DOUBT`` more users of the same mean, with hits and misses alone; so a width is never 0.
+    Percentiles of a bootstrap, which have never seen the hits that a sample lacks, hold a level of 95 % in 64 % of
+    samples of 100 users with 1 % of hits.
 
     Args:
-        values: ``float64[U, n]``, a column a metric; NaN where a user has no value, and the mean is over
-            those who have.
-        resamples: how many means the percentiles are taken of.
-        level: share of the means between the two ends.
-        seed: fixes the resamples.
+        values: ``float64[U, n]``, a column per metric.
+        level: how often the interval is to hold the true mean.
 
     Returns:
         ``float64[n, 2]``: lower and upper end.
     """
-    users, width = values.shape
-    resamples = _affordable(resamples, users, least=100)
+    users, _ = values.shape
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = values.mean(axis=0).clip(0.0, 1.0)
+    most = centre * (1 - centre)
+    share = np.divide(values.var(axis=0), most, out=np.ones_like(most), where=most > 0).clip(0.0, 1.0)
+    count = users * (users + DOUBT) / (users * share + DOUBT)
+    middle = (count * centre + z * z / 2) / (count + z * z)
+    half = z * np.sqrt(middle * (1 - middle) / (count + z * z))
+    return np.column_stack([np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)])
+
+
+def difference_intervals(differences: np.ndarray, *, level: float = 0.95) -> np.ndarray:
+    """Intervals of the means of differences of two gains, each between -1 and 1, over users.
+
+    What was gained and what was lost have an interval each (:func:`gain_intervals`), and these are put together as in
+    Newcombe 1998 (method 10, for the paired difference of two rates; Zou & Donner 2008): with d = g - l, the
+    intervals [g1, g2] and [l1, l2] and the correlation r of both over users,
+
+        d - sqrt((g - g1)^2 - 2 r (g - g1) (l2 - l) + (l2 - l)^2)    to
+        d + sqrt((g2 - g)^2 - 2 r (g2 - g) (l - l1) + (l - l1)^2)
+
+    Args:
+        differences: ``float64[U, n]``, a row per user, a column per comparison.
+        level: how often the interval is to hold the true mean.
+
+    Returns:
+        ``float64[n, 2]``: lower and upper end.
+    """
+    gained, lost = np.maximum(differences, 0.0), np.maximum(-differences, 0.0)
+    gain, loss = gained.mean(axis=0), lost.mean(axis=0)
+    (gain_low, gain_high), (loss_low, loss_high) = (gain_intervals(part, level=level).T for part in (gained, lost))
+    spread = gained.std(axis=0) * lost.std(axis=0)
+    # Nobody gains and loses at once, so the mean of the product is 0.
+    correlation = np.divide(-gain * loss, spread, out=np.zeros_like(spread), where=spread > 0).clip(-1.0, 0.0)
+
+    def joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        total: np.ndarray = np.sqrt(one**2 - 2 * correlation * one * other + other**2)
+        return total
+
+    low = gain - loss - joined(gain - gain_low, loss_high - loss)
+    high = gain - loss + joined(gain_high - gain, loss - loss_low)
+    return np.column_stack([low.clip(-1.0, 1.0), high.clip(-1.0, 1.0)])
+
+
+def mean_intervals(values: np.ndarray, highest: float, *, level: float = 0.95) -> np.ndarray:
+    """Intervals of the means of other quantities over users, by Student's t.
+
+    Args:
+        values: ``float64[U, n]`` from 0 to ``highest``, a column per metric; NaN where a user has no value, and the
+            mean is over those who have.
+        highest: what no mean is above; with fewer than two users the interval is all that is possible.
+        level: how often the interval is to hold the true mean.
+
+    Returns:
+        ``float64[n, 2]``: lower and upper end.
+    """
     known = ~np.isnan(values)
+    counts = known.sum(axis=0)
     centre = mean(values)
-    # Deviations from the mean keep a constant metric exactly constant.
-    deviations = np.where(known, values - centre, 0.0)
-    everywhere = bool(known.all())
-    weights = known.astype(np.float64)
-    random = np.random.default_rng(seed)
-    means = np.empty((resamples, width))
-    chunk = max(1, _CHUNK // users)
-    for start in range(0, resamples, chunk):
-        count = min(chunk, resamples - start)
-        times = np.empty((count, users))  # how often each user is drawn
-        for row in times:
-            row[:] = np.bincount(_draw(random, users), minlength=users)
-        total = float(users) if everywhere else np.maximum(times @ weights, 1.0)
-        means[start : start + count] = times @ deviations / total
-    return centre[:, None] + _ends(means, level).T
+    squares = np.where(known, values - centre, 0.0) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.sqrt(squares.sum(axis=0) / (counts - 1) / counts)
+    quantiles = {count: _t_quantile(level, count - 1) for count in set(counts.tolist()) if count > 1}
+    half = [quantiles[n] * e if n > 1 else np.inf for n, e in zip(counts.tolist(), error.tolist(), strict=True)]
+    return np.column_stack([np.maximum(centre - half, 0.0), np.minimum(centre + half, highest)])
 
 
 def coverage_interval(
@@ -100,6 +152,17 @@ def mean(values: np.ndarray) -> np.ndarray:
     known = ~np.isnan(values)
     total: np.ndarray = np.where(known, values, 0.0).sum(axis=0)
     return total / np.maximum(known.sum(axis=0), 1)
+
+
+def _t_quantile(level: float, freedom: int) -> float:
+    """What Student's t is within, above and below 0, with this probability."""
+    low, high = 0.0, 1.0
+    while _t_tails(high, 1.0, freedom) > 1 - level:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_tails(middle, 1.0, freedom) > 1 - level else (low, middle)
+    return high
 
 
 def _t_tails(mean: float, error: float, freedom: int) -> float:

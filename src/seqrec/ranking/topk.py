@@ -1,5 +1,6 @@
 """Score histories, filter, best k. Memory is bounded by blocks of users and of the catalogue."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from seqrec import kernels
 from seqrec.data.batches import histories_of
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Histories, all_histories
-from seqrec.errors import InputError
+from seqrec.errors import InputError, check_whole
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.ranking import scoring
@@ -40,7 +41,8 @@ def best(
         k: items a history; may be more than the catalogue has.
         max_length: items of a history that the model sees; its ``config.max_length`` without it.
         keep_seen: recommend items of the history too. Otherwise none of the whole history is
-            recommended, whether or not the model sees all of it.
+            recommended, whether or not the model sees all of it, and nothing that the user met in interactions
+            that the filters of :class:`PrepareConfig` dropped.
         allow: item indices; only these are recommended. Zeros (unknown ids) are ignored.
         deny: item indices; these are not recommended.
         batch_size: users encoded at once, and scored where the compiled loops don't run.
@@ -64,12 +66,12 @@ def best(
             rows = scorable[start : start + scoring.USERS_AT_ONCE]
             states = last_states(model, histories.take(rows), max_length=max_length, batch_size=batch_size)
             if scorer.compiled(states):
-                seen = None if keep_seen else histories.take(rows).flat()
+                seen = None if keep_seen else met(histories.take(rows))
                 items[rows], scores[rows] = _best_at_once(scorer, states, k, denied, seen)
                 continue
             for first in range(0, len(rows), batch_size):
                 block = rows[first : first + batch_size]
-                seen = None if keep_seen else histories.take(block).flat()
+                seen = None if keep_seen else met(histories.take(block))
                 found, values = _best_of_catalogue(scorer, states[first : first + batch_size], k, denied, seen)
                 items[block] = found.cpu().numpy()
                 scores[block] = values.float().cpu().numpy()
@@ -77,28 +79,47 @@ def best(
 
 
 def ranked(
-    model: Model, histories: Histories, k: int, popular: tuple[np.ndarray, np.ndarray] | None = None, **filters: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    model: Model,
+    histories: Histories,
+    k: int,
+    popular: tuple[np.ndarray, np.ndarray] | None = None,
+    size: int | None = None,
+    **filters: Any,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """What :func:`best` finds as the rows of a table, without the places that nothing is left for.
+
+    Whatever the size of the blocks, the same people are encoded and scored together: a product of matrices of another
+    shape may have other last bits.
 
     Args:
         model: as for :func:`best`.
         histories: as for :func:`best`.
         k: as for :func:`best`.
         popular: of :func:`most_popular`, which goes to those with an empty history.
+        size: histories per block; all in one without it.
         filters: keywords of :func:`best`.
 
-    Returns:
-        ``rows int64[R]`` of the histories, ``items int64[R]``, ``scores float32[R]`` and ``ranks int64[R]``
-        from 1, by row and rank.
+    Yields:
+        For each block ``rows int64[R]`` of its histories, ``items int64[R]``, ``scores float32[R]`` and
+        ``ranks int64[R]`` from 1, by row and rank. There is one block at least.
     """
-    items, scores = best(model, histories, k, **filters)
-    if popular is not None:
-        empty = histories.lengths == 0
-        items[empty], scores[empty] = popular
-    there = items > 0
-    rows, places = np.nonzero(there)
-    return rows, items[there], scores[there], places + 1
+    size = size or max(len(histories), 1)
+    items, scores = np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
+    done = 0
+    for start in range(0, max(len(histories), 1), size):
+        parts = [(items, scores)]
+        while done < min(start + size, len(histories)):
+            group = histories.take(slice(done, done + scoring.USERS_AT_ONCE))
+            parts.append(best(model, group, k, **filters))
+            if popular is not None:
+                empty = group.lengths == 0
+                parts[-1][0][empty], parts[-1][1][empty] = popular
+            done += len(group)
+        items, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        there = items[:size] > 0
+        rows, places = np.nonzero(there)
+        yield rows, items[:size][there], scores[:size][there], places + 1
+        items, scores = items[size:], scores[size:]
 
 
 def most_popular(dataset: Dataset, k: int, **filters: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -177,6 +198,25 @@ def _settle_ties(scores: Tensor, top: Tensor, place: Tensor) -> Tensor:
     return torch.from_numpy(settled).to(place.device)
 
 
+def met(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+    """What the people of M histories have met, as rows in rising order and items: two ``int64``.
+
+    That is all of each history and, of users of the dataset, what its filters dropped.
+    """
+    rows, items = histories.flat()
+    data = histories.dataset
+    if data.met_items is None or data.met_offsets is None:
+        return rows, items
+    users = np.maximum(histories.users, 0)
+    starts = data.met_offsets[users]
+    lengths = np.where(histories.users >= 0, data.met_offsets[users + 1] - starts, 0)
+    more = np.repeat(np.arange(len(histories)), lengths)
+    source = np.arange(len(more)) + (starts - (np.cumsum(lengths) - lengths))[more]
+    rows, items = np.concatenate([rows, more]), np.concatenate([items, data.met_items[source].astype(np.int64)])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], items[order]
+
+
 def _best_at_once(
     scorer: Scorer, states: Tensor, k: int, denied: np.ndarray, seen: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -239,10 +279,7 @@ def _best_of_catalogue(
 
 def check_k(k: int, most: int) -> None:
     """Raise an InputError where k is no whole number from 1 to ``most``."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer):
-        raise InputError(f"k is {k!r}; give a whole number")
-    if k < 1:
-        raise InputError(f"k is {k}; give 1 or more")
+    check_whole("k", k, least=1)
     if k > most:
         raise InputError(f"k is {k}, more than there are items to choose from ({most}); give at most {most}")
 

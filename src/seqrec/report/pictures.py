@@ -116,7 +116,7 @@ def comparison_picture(
         axes = figure.add_subplot(1, len(panels), number + 1)
         for place, (_, value, low, high) in enumerate(rows):
             color = _ORANGE if place == 0 else _BLUE
-            # A bootstrapped interval need not hold its mean: of ends beyond it no whisker is drawn.
+            # Rounding may leave an end on the wrong side of the mean: no whisker is drawn there.
             reach = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
             axes.errorbar([value], [place], xerr=reach, fmt="o", color=color, markersize=4, capsize=3)
         axes.axvline(rows[0][1], color=_GREY, linestyle="--", linewidth=1, zorder=0)

@@ -1,15 +1,19 @@
 """Tables for people."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.table import Table
 
-from seqrec.data.dataset import Dataset, Statistics
+from seqrec.data.dataset import Dataset
+from seqrec.data.formats.summary import LogSummary, some_names
 from seqrec.ranking.protocols import Evaluation, Scores
+
+YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # Unix seconds; what datetime can hold
 
 
 def table(evaluation: Evaluation, name: str = "model") -> Table:
-    """The main metrics of the model beside its baselines, with half the width of each interval.
+    """The main metrics of the model beside its baselines, each with its interval (:func:`with_interval`).
 
     Shown are the middle list length and what is not about lists; ``to_dict`` has everything. Recall is
     left out: with one target a user it equals the hit rate.
@@ -31,8 +35,7 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
             continue
         cells = []
         for scores in columns.values():
-            low, high = scores.intervals[metric]
-            cells.append(f"{scores.metrics[metric]:.4f} ±{(high - low) / 2:.4f}")
+            cells.append(with_interval(scores.metrics[metric], *scores.intervals[metric]))
         shown.add_row(metric, *cells)
     notes = [f"{evaluation.cold:,} targets never occur in training"] if evaluation.cold else []
     if evaluation.unreachable:
@@ -41,6 +44,23 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
         notes.append(f"some users left only {evaluation.fewest_negatives} items unseen to be negatives")
     shown.caption = "; ".join(notes) or None
     return shown
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A mean with half the width of its interval, or with both ends where it lies clearly off the middle.
+
+    It does where hits, or misses, are few: ``0.0100 ±0.0301`` would let it be below 0.
+    """
+    half = (high - low) / 2
+    if abs((low + high) / 2 - value) <= half / 4:
+        return f"{value:.4f} ±{half:.4f}"
+    return f"{value:.4f} {_short(low)}–{_short(high)}"
+
+
+def _short(value: float) -> str:
+    """``.0123``, as narrow as possible."""
+    text = f"{value:.4f}"
+    return text[1:] if text.startswith("0.") else text
 
 
 def statistics_table(dataset: Dataset) -> Table:
@@ -60,9 +80,32 @@ def statistics_table(dataset: Dataset) -> Table:
     both("history, median", lambda s: f"{s.median_length:g}")
     both("history, p90", lambda s: f"{s.p90_length:g}")
     both("history, longest", lambda s: f"{s.max_length:,}")
-    both("tied timestamps", _tied)
+    if before.tied_timestamps is None:
+        both("times", lambda _: "none")
+        return grid
+    both("first time, UTC", lambda s: moment(s.first_time))
+    both("last time, UTC", lambda s: moment(s.last_time))
+    both("tied timestamps", lambda s: f"{s.tied_timestamps:.1%}")
+    both("copies of rows", lambda s: "unknown" if s.copies is None else f"{s.copies:,}")
+    if dataset.statistics.copies:
+        grid.caption = "copies have the same user, item and time; --duplicates drop-copies leaves one of each"
     return grid
 
 
-def _tied(statistics: Statistics) -> str:
-    return "no times" if statistics.tied_timestamps is None else f"{statistics.tied_timestamps:.1%}"
+def moment(seconds: int | None) -> str:
+    """Unix seconds as date and time in UTC."""
+    if seconds is None:
+        return "unknown"
+    if not YEAR_1 <= seconds < YEAR_10000:
+        return f"{seconds:,} s"
+    return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(" ")
+
+
+def summary_lines(summary: LogSummary) -> list[str]:
+    """What was understood of a log, for people."""
+    used = ", ".join(role if role == name else f"{role} = {name}" for role, name in summary.columns.items())
+    lines = [f"{summary.name}: columns used: {used}"]
+    if summary.ignored:
+        lines.append(f"columns ignored: {some_names(summary.ignored)}")
+    lines.append(f"times: {summary.time_unit}" if summary.time_unit else "times: none, the order of the lines counts")
+    return lines

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
-from seqrec.data.dataset import Dataset, fault_of
+from seqrec.data.dataset import Dataset, fault_of, met_fits
 from seqrec.data.split import Split, all_histories
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
@@ -113,13 +114,17 @@ class Run:
             write_json(new / CONFIG, values)
             dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
             offsets = np.asarray(dataset.offsets)
-            pl.DataFrame(
+            users = pl.DataFrame(
                 {
                     "user_id": dataset.user_ids,
                     "items": _lists(dataset.items, offsets, pl.Int32),
                     "timestamps": _lists(dataset.timestamps, offsets, pl.Int64),
                 }
-            ).write_parquet(new / USERS)
+            )
+            if dataset.met_items is not None:
+                met = pa.LargeListArray.from_arrays(dataset.met_offsets, dataset.met_items)
+                users = users.with_columns(pl.Series("met", met, dtype=pl.List(pl.Int32)))
+            users.write_parquet(new / USERS)
             if weights is not None:
                 write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
                 write_epochs(new / EPOCHS, epochs)
@@ -186,7 +191,8 @@ class Run:
         users_path, items_path = self.folder / USERS, self.folder / ITEMS
         items = read_parquet(items_path, {"item_id": None}, config.num_items, _ADVICE)
         lists = {"items": pl.List(pl.Int32), "timestamps": pl.List(pl.Int64)}
-        users = read_parquet(users_path, {"user_id": None, **lists}, config.num_users, _ADVICE)
+        met = {"met": pl.List(pl.Int32)}
+        users = read_parquet(users_path, {"user_id": None, **lists}, config.num_users, _ADVICE, met)
         lengths = users["items"].list.len().to_numpy().astype(np.int64)
         flat = {name: users[name].explode() for name in lists}
         if (
@@ -202,8 +208,10 @@ class Run:
             user_ids=check_ids(users["user_id"], users_path, _ADVICE),
             item_ids=check_ids(items["item_id"], items_path, _ADVICE),
             has_timestamps=config.has_timestamps,
+            filters=asdict(config.prepare),
+            **_met(users),
         )
-        if wrong := fault_of(dataset):
+        if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
             raise InputError(f"{users_path}: is damaged ({wrong}); {_ADVICE}")
         if dataset.fingerprint != config.fingerprint:
             raise InputError(
@@ -299,11 +307,11 @@ class Run:
             raise InputError(f"{self.folder}: the run was begun on another log; give that log, or --overwrite")
         for part in ("model", "model_config", "prepare", "split", "training"):
             before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
-            for name in before:
-                plain = [list(v) if isinstance(v, tuple) else v for v in (before[name], now.get(name))]
+            for name in now | before:  # a version before this one may not have known them all
+                plain = [list(v) if isinstance(v, tuple) else v for v in (before.get(name), now.get(name))]
                 if plain[0] != plain[1] and name not in but:
                     raise InputError(
-                        f"{self.folder}: the run was begun with {name} = {before[name]}, not {now.get(name)}; "
+                        f"{self.folder}: the run was begun with {name} = {before.get(name)}, not {now.get(name)}; "
                         "resume with the same options, or --overwrite"
                     )
 
@@ -377,6 +385,17 @@ class Run:
 def mean_part(epoch: int) -> str:
     """What a file of the running mean says that it is."""
     return f"running mean of epoch {epoch}"
+
+
+def _met(users: pl.DataFrame) -> dict[str, Any]:
+    """What users met in interactions that the filters dropped, where the run has any."""
+    if "met" not in users.columns:
+        return {}
+    lengths = users["met"].list.len().to_numpy()
+    return {
+        "met_items": users["met"].explode().drop_nulls().to_numpy().astype(np.int32, copy=False),
+        "met_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    }
 
 
 def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:

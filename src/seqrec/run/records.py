@@ -16,7 +16,9 @@ _ADVICE = "copy it back from where the run was made, or train again"
 
 def write_epochs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write ``epochs.csv``."""
-    names = dict.fromkeys(("epoch", "loss", "seconds", "tokens_per_second"))  # before the first epoch ends, too
+    names = dict.fromkeys(
+        ("epoch", "loss", "seconds", "total_seconds", "tokens_per_second")
+    )  # before the first epoch ends, too
     for row in rows:
         names |= dict.fromkeys(row)
     with path.open("w", newline="") as file:

@@ -36,8 +36,8 @@ from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.ranking.protocols import evaluate
 from seqrec.ranking.topk import best
 from seqrec.recommender import Recommender
+from seqrec.training.checks import check_trainable
 from seqrec.training.config import TrainConfig
-from seqrec.training.loop import check_trainable
 from seqrec.training.objective import SHARED_NEGATIVES, Objective, draw_task, mark_tables, training_loss
 from seqrec.training.optim import RowAdam
 
@@ -237,7 +237,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
         dataset = generated(*size, config.mean_length, config.seed)
     split = split_last_two(dataset)
     train = split.train
-    check_trainable(split, TrainConfig())
+    check_trainable(split, TrainConfig(loss="bce"), SASRec)
     sizes = SASRecConfig(embedding_dim=config.embedding_dim, max_length=config.max_length, dropout=0.2)
     softmax, bce = Objective("sampled-softmax", None, 0.0, 0.0), Objective("bce", 1, 0.0, 0.0)
     found: dict[str, Any] = {"machine": machine(), "log": log.name if log else "generated",

@@ -23,6 +23,8 @@ from seqrec.models import MODELS
 from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
+from seqrec.report.tables import with_interval
+from seqrec.training.checks import settle_seen
 from seqrec.training.config import TrainConfig
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
@@ -33,7 +35,8 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 TESTED = "ndcg@10"
 METHOD = (
-    "intervals: 95 %, bootstrap over users, the same resamples for all models; p: two-sided paired t-test over users "
+    "intervals: 95 %, over users (Agresti & Coull 1998, by the number of users that the variance is worth; of the "
+    "difference: Newcombe 1998, both parts by the former); p: two-sided paired t-test over users "
     f"of {TESTED} minus that of the reference; p_holm: adjusted for the number of models (Holm 1979), each protocol "
     "by itself; neither says what another training of the same model would change"
 )
@@ -48,14 +51,12 @@ class CompareConfig:
             end it earlier, and the ranking of the last validation comes on top. What is found then depends on the
             machine and can not be repeated to the byte.
         test_negatives: items that each target is ranked against in the sampled protocol.
-        keep_seen: whether items of the history take places in the full ranking.
         embedding_dim: width of the embeddings, in models that have them; each model's own without it.
         max_length: items of a history that a model sees, the last ones, likewise.
     """
 
     minutes: float | None = None
     test_negatives: int = 100
-    keep_seen: bool = False
     embedding_dim: int | None = None
     max_length: int | None = None
 
@@ -103,6 +104,7 @@ class Comparison:
         users: how many were tested on.
         training: the options of training that all were given.
         config: the other terms.
+        keep_seen: whether items of the history took places in the full ranking, and in what validated the models.
         reference: the first model that could be trained, against which all others are tested.
         interrupted: whether a person stopped it before its end.
     """
@@ -111,6 +113,7 @@ class Comparison:
     users: int
     training: dict[str, Any]
     config: CompareConfig
+    keep_seen: bool = False
     reference: str | None = None
     interrupted: bool = False
 
@@ -142,8 +145,8 @@ class Comparison:
         return pl.DataFrame(rows, schema=schema)
 
     def table(self) -> Table:
-        """Both protocols beside each other for every model, with half the width of each interval."""
-        seen = "kept" if self.config.keep_seen else "removed"
+        """Both protocols beside each other for every model, each metric with its interval."""
+        seen = "kept" if self.keep_seen else "removed"
         grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         against = f"against {self.config.test_negatives} negatives"
         grid.title = f"test: {self.users:,} users; full (seen items {seen}), sampled ({against})"
@@ -158,8 +161,7 @@ class Comparison:
             cells: list[list[str]] = [list(PROTOCOLS), *([] for _ in range(4))]
             for result in entry.results.values():
                 for cell, name in zip(cells[1:3], ("ndcg@10", "hr@10"), strict=True):
-                    low, high = result["intervals"][name]
-                    cell.append(f"{result['metrics'][name]:.4f} ±{(high - low) / 2:.4f}")
+                    cell.append(with_interval(result["metrics"][name], *result["intervals"][name]))
                 cells[3].append("" if result["difference"] is None else f"{result['difference']:+.4f}")
                 cells[4].append(_p(result["p_holm"]))
             size = f"{_short(entry.parameters or 0).rstrip()}, {_short(entry.bytes or 0)}B"
@@ -223,11 +225,13 @@ def compare(
     sizes = {"embedding_dim": config.embedding_dim, "max_length": config.max_length}
     chosen = _options(models, {name: value for name, value in sizes.items() if value is not None} | options)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
-    targets = plan.split_config.apply(dataset).test
+    split = plan.split_config.apply(dataset)
+    targets = split.test
     if len(targets) == 0:
         raise InputError("there is nobody to test on: no user has a target; give a longer log or another split")
     made = out is not None and make_folder(Path(out))
-    found = Comparison([], len(targets), asdict(plan.train_config), config)
+    keep_seen = settle_seen(split, plan.split_config)
+    found = Comparison([], len(targets), asdict(plan.train_config), config, keep_seen)
     values: dict[str, dict[str, np.ndarray]] = {}
     for name in models:
         entry = Entry(name)
@@ -238,12 +242,12 @@ def compare(
         if console is not None:
             console.print(f"{name} …", highlight=False)
         try:
-            recommender = _fit(entry, dataset, chosen[name], config.minutes, progress)
+            recommender = _fit(entry, dataset, chosen[name] | {"keep_seen": keep_seen}, config.minutes, progress)
             if recommender.interrupted:
                 found.interrupted = True
                 entry.failed = "a person stopped its training"
             else:
-                values[name] = _values(recommender, targets, config, found.training["seed"])
+                values[name] = _values(recommender, targets, config, keep_seen, found.training["seed"])
         except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
             # An hour of other models is not lost to one that does not fit this log or this machine.
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
@@ -304,10 +308,12 @@ def _fit(
     return recommender
 
 
-def _values(recommender: Recommender, targets: Targets, config: CompareConfig, seed: int) -> dict[str, np.ndarray]:
+def _values(
+    recommender: Recommender, targets: Targets, config: CompareConfig, keep_seen: bool, seed: int
+) -> dict[str, np.ndarray]:
     """``float64[U, len(METRICS)]`` by protocol."""
     found: dict[str, np.ndarray] = {}
-    more: dict[str, Any] = {"negatives": config.test_negatives, "keep_seen": config.keep_seen, "seed": seed}
+    more: dict[str, Any] = {"negatives": config.test_negatives, "keep_seen": keep_seen, "seed": seed}
     for protocol in PROTOCOLS:
         greater, ties = ranks(recommender.model, targets, protocol=protocol, **more)
         found[protocol] = np.column_stack([metric(greater, ties) for metric in METRICS.values()])
@@ -323,10 +329,12 @@ def _judge(found: Comparison, values: Mapping[str, Mapping[str, np.ndarray]]) ->
     for protocol in PROTOCOLS:
         blocks = [values[name][protocol] for name in names]
         differences = np.column_stack([block[:, tested] - blocks[0][:, tested] for block in blocks])
-        # All in one call: each model and each difference meets the same resamples.
-        columns = np.column_stack([*blocks, differences])
-        means = statistics.mean(columns).tolist()
-        ends = statistics.bootstrap_intervals(columns, seed=found.training["seed"]).tolist()
+        columns = np.column_stack(blocks)
+        means = statistics.mean(np.column_stack([columns, differences])).tolist()
+        ends = [
+            *statistics.gain_intervals(columns).tolist(),
+            *statistics.difference_intervals(differences).tolist(),
+        ]
         p = statistics.paired_t_test(differences[:, 1:])
         adjusted = statistics.holm(p)
         for number, name in enumerate(names):

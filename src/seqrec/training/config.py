@@ -1,10 +1,11 @@
 """How a model is trained: every option and its range."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from seqrec.errors import InputError
 from seqrec.models.base import Loss
-from seqrec.training.objective import check_loss
+from seqrec.training.objective import LogQ, check_loss
 
 BETA1 = 0.9
 MOST_THREADS = 1024  # the system refuses a process that asks for very many, which torch does not say
@@ -23,6 +24,8 @@ class TrainConfig:
             it 0.25 for sampled-softmax, unless the negatives are the whole catalogue, and 0 for the others.
         bpr_penalty: weight of the score regularisation in bpr-max.
         calibration: how far gbce corrects the confidence that sampled negatives give: 0 not at all, 1 wholly.
+        logq_correction: logits from which sampled-softmax subtracts the log-probability of drawing their item: ``all``,
+            which makes it an estimate of cross-entropy, or those of the ``negatives`` alone.
         epochs: passes over the training histories, at most.
         batch_size: users a step.
         learning_rate: Adam's, of all but the embedding tables.
@@ -37,7 +40,6 @@ class TrainConfig:
         seed: of everything random; with the same number of threads, the same seed gives the same bytes.
         device: ``auto`` (CUDA, MPS or CPU, in this order), or a torch device.
         threads: of the CPU; without it a core each, as far as affinity, a container's quota and OMP_NUM_THREADS go.
-        compile: whether the encoder goes through ``torch.compile``.
         checkpoint_minutes: minutes between checkpoints inside an epoch, whose end has one too.
     """
 
@@ -46,6 +48,7 @@ class TrainConfig:
     popularity: float | None = None
     bpr_penalty: float = 1.0
     calibration: float = 0.75
+    logq_correction: LogQ = "all"
     epochs: int = 200
     batch_size: int = 128
     learning_rate: float = 0.001
@@ -59,11 +62,12 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
-    compile: bool = False
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
+        if self.logq_correction not in get_args(LogQ):
+            raise InputError(f"unknown logq_correction {self.logq_correction!r}; give {' or '.join(get_args(LogQ))}")
         for name, high, said in (("popularity", 10, "to 10"), ("bpr_penalty", 1e9, "or more"),
                                  ("calibration", 1, "to 1"), ("checkpoint_minutes", 1e9, "or more")):  # fmt: skip
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= high:

@@ -7,7 +7,6 @@ the same bytes as the one that was not.
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,17 +17,18 @@ import torch
 
 from seqrec.data.batches import trainable
 from seqrec.data.split import Split, Targets
-from seqrec.device import pick_device, threads
+from seqrec.device import own_random_state, pick_device, threads, usual_torch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run
+from seqrec.training.checks import FirstEpoch, check_trainable, objective_of, warn_of_users_without_negatives
 from seqrec.training.config import BETA1, TrainConfig
-from seqrec.training.objective import Objective, default_popularity, mark_tables
+from seqrec.training.objective import mark_tables
 from seqrec.training.optim import RowAdam
-from seqrec.training.progress import described, epoch_bar
+from seqrec.training.progress import EpochBar, described, epoch_bar
 from seqrec.training.state import TrainingState
 from seqrec.training.step import optimizer_step, tasks_of
 
@@ -51,6 +51,7 @@ def train(
     resume: bool = False,
     progress: bool = False,
     stop: Callable[[], bool] | None = None,
+    keep_seen: bool = False,
 ) -> Trained:
     """Train a model; afterwards it holds the weights of the best validated epoch, on the CPU.
 
@@ -63,90 +64,124 @@ def train(
         progress: show a bar.
         stop: asked after every step; once it says True, the epoch ends there, is validated, and is the last. A run
             that a clock ended so can not be repeated to the byte.
+        keep_seen: let items of the history take places in the rankings that validate.
 
     Raises:
-        InputError: nothing to train on, or the loss is no longer a number.
+        InputError: nothing to train on, nothing that could be learnt, or a loss that is no longer a number.
+
+    Warns:
+        TrainingWarning: nothing is learnt from some users.
     """
     config = config or TrainConfig()
-    check_trainable(split, config)
+    check_trainable(split, config, model)
     if len(split.train) != split.train.dataset.num_users:
         raise ValueError("split.train must hold every user of the dataset, each at its index")
+    if stop is not None and not callable(stop):
+        raise InputError(f"stop is {stop!r}; give a function that says whether to stop")
     device = pick_device(config.device)
-    loss_name = config.loss or model.LOSS
-    popularity = config.popularity
-    if popularity is None:
-        popularity = default_popularity(loss_name, config.negatives, model.num_items)
-    objective = Objective(loss_name, config.negatives, popularity, config.bpr_penalty, config.calibration)
-    sampler = objective.sampler(split.train)
-    mark_tables(model)
-    model.to(device).train()
-    optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
-    encode = torch.compile(model.encode, dynamic=True) if config.compile else model.encode
-    validation = _validation(split.valid, config)
-    dropouts = dropouts_of(model)
-    steps = -(-len(trainable(split.train)) // config.batch_size)
-    loop = TrainingState(model, optimizer, run, config.average_decay)
-    if resume and run is not None:
-        loop.restore(steps)
-    tokens = int(np.minimum(trainable(split.train).lengths - 1, model.config.max_length).sum())
-    every = -(-100 // steps) if config.evaluate_every is None else config.evaluate_every
+    with usual_torch(), own_random_state(device), threads(config.threads) as count, _stop_signals() as stopped:
+        work = _Work(model, split, config, device, run, keep_seen)
+        with closing(work.optimizer), epoch_bar(progress, work.tokens) as bar:
+            bar.say(described(device, count))
+            warn_of_users_without_negatives(split, work.objective, work.sampler)
+            if resume and run is not None:
+                work.state.restore(work.steps)
+            return work.until_the_end(bar, stopped, stop)
 
-    cut = False
-    with (
-        threads(config.threads) as count,
-        closing(optimizer),
-        _stop_signals() as stopped,
-        epoch_bar(progress, tokens) as bar,
-    ):
-        bar.say(described(device, count))
-        while not cut and loop.epoch < config.epochs and not loop.ended_early(config.patience):
-            bar.start(loop.epoch + 1, config.epochs)
-            model.train()
-            clock = time.perf_counter()
-            for task in tasks_of(model, split.train, config, objective, sampler, loop.epoch, loop.step):
-                where = [config.seed, loop.epoch, loop.step, 2]
-                seed_dropout(dropouts, where)
-                if device.type != "cpu":  # which has dropout of its own
-                    torch.manual_seed(int(np.random.default_rng(where).integers(2**62)))
-                loss = optimizer_step(model, encode, optimizer, task, config, objective, device)
-                # Added up on the device: reading a number at every step would wait for it.
-                loop.loss_sum += loss.detach().to(loop.loss_sum.dtype) * len(task.batch.items)
-                loop.tokens += len(task.batch.items)
-                loop.step += 1
-                bar.update(loop.tokens)
-                if stopped():
-                    loop.seconds += time.perf_counter() - clock
-                    loop.checkpoint()
-                    loop.finish(interrupted=True)
-                    return Trained(loop.rows, loop.best_epoch, "interrupted")
-                cut = stop is not None and stop()
-                if cut:
-                    break
-                if run is not None and loop.step < steps and loop.due(config.checkpoint_minutes):
-                    loop.checkpoint()
-            loop.seconds += time.perf_counter() - clock
-            row = loop.end_of_epoch()
-            with loop.averaged():
-                if not every or not validation:
-                    loop.keep_weights()
-                elif cut or loop.epoch % every == 0 or loop.epoch == config.epochs:
-                    row |= _accuracy(model, validation)
-                    loop.keep_if_better(row["ndcg@10"], counts=loop.epoch % every == 0)
-            loop.checkpoint()
+
+class _Work:
+    """All that the epochs of one training share."""
+
+    def __init__(
+        self, model: Model, split: Split, config: TrainConfig, device: torch.device, run: Run | None, keep_seen: bool
+    ) -> None:
+        self.model, self.config, self.device, self.histories = model, config, device, split.train
+        self.objective = objective_of(model, model.num_items, config)
+        self.sampler = self.objective.sampler(split.train)
+        mark_tables(model)
+        model.prepare_training(split.train)
+        model.to(device).train()
+        self.optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
+        self.validation = _validation(split.valid, config)
+        self.keep_seen = keep_seen
+        self.dropouts = dropouts_of(model)
+        self.state = TrainingState(model, self.optimizer, run, config.average_decay)
+        users = trainable(split.train)
+        self.first: FirstEpoch | None = None
+        self.tokens = int(np.minimum(users.lengths - 1, model.config.max_length).sum())
+        self.steps = -(-len(users) // config.batch_size)
+        self.every = -(-100 // self.steps) if config.evaluate_every is None else config.evaluate_every
+
+    def until_the_end(
+        self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None = None
+    ) -> Trained:
+        """Epoch after epoch, from where the state stands."""
+        state, config = self.state, self.config
+        ended: Literal["running", "stopped"] = "running"
+        state.start_clock()
+        while ended == "running" and state.epoch < config.epochs and not state.ended_early(config.patience):
+            bar.start(state.epoch + 1, config.epochs)
+            how = self._steps(bar, stopped, stop)
+            if how == "interrupted":
+                state.checkpoint()
+                return self._ended("interrupted")
+            ended = how
+            row = self._end_of_epoch(cut=how == "stopped")
             bar.row(row)
             if stopped():  # while it was validated
-                loop.finish(interrupted=True)
-                return Trained(loop.rows, loop.best_epoch, "interrupted")
-        loop.finish(interrupted=False)
-    ended: Literal["epochs", "early", "stopped"] = "early" if loop.epoch < config.epochs else "epochs"
-    return Trained(loop.rows, loop.best_epoch, "stopped" if cut else ended)
+                return self._ended("interrupted")
+        if ended == "stopped":
+            return self._ended("stopped")
+        return self._ended("early" if state.epoch < config.epochs else "epochs")
 
+    def _steps(
+        self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None
+    ) -> Literal["running", "stopped", "interrupted"]:
+        """The steps of an epoch that are left, and whether it is the last."""
+        state, config, device, model = self.state, self.config, self.device, self.model
+        model.train()
+        if state.epoch == state.step == 0:
+            self.first = FirstEpoch(model)
+        for task in tasks_of(model, self.histories, config, self.objective, self.sampler, state.epoch, state.step):
+            where = [config.seed, state.epoch, state.step, 2]
+            seed_dropout(self.dropouts, where)
+            if device.type != "cpu":  # which has dropout of its own
+                torch.manual_seed(int(np.random.default_rng(where).integers(2**62)))
+            loss = optimizer_step(model, self.optimizer, task, config, self.objective, device)
+            if self.first is not None:
+                self.first.saw(task)
+            # Added up on the device: reading a number at every step would wait for it.
+            state.loss_sum += loss.detach().to(state.loss_sum.dtype) * len(task.batch.items)
+            state.tokens += len(task.batch.items)
+            state.step += 1
+            bar.update(state.tokens)
+            if stopped():
+                return "interrupted"
+            if stop is not None and stop():
+                return "stopped"
+            if state.run is not None and state.step < self.steps and state.due(config.checkpoint_minutes):
+                state.checkpoint()
+        return "running"
 
-def check_trainable(split: Split, config: TrainConfig) -> None:
-    """Raise an InputError for what makes training impossible from the start."""
-    if len(trainable(split.train)) == 0:
-        raise InputError("no user has two interactions to train on; give a longer log or a looser filter")
-    pick_device(config.device)
+    def _end_of_epoch(self, cut: bool) -> dict[str, Any]:
+        """Average, validate, keep and write what an epoch has learnt; its row."""
+        state, config = self.state, self.config
+        row = state.end_of_epoch()
+        with state.averaged():
+            if self.first is not None:
+                self.first.check(row["loss"])
+                self.first = None
+            if not self.every or not self.validation:
+                state.keep_weights()
+            elif cut or state.epoch % self.every == 0 or state.epoch == config.epochs:
+                row |= _accuracy(self.model, self.validation, self.keep_seen)
+                state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
+        state.checkpoint()
+        return row
+
+    def _ended(self, how: Literal["epochs", "early", "interrupted", "stopped"]) -> Trained:
+        self.state.finish(interrupted=how == "interrupted")
+        return Trained(self.state.rows, self.state.best_epoch, how)
 
 
 def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
@@ -159,9 +194,9 @@ def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
     return targets
 
 
-def _accuracy(model: Model, targets: Targets) -> dict[str, float]:
+def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, float]:
     """NDCG@10 and HR@10 of the full ranking."""
-    greater, ties = ranks(model, targets)
+    greater, ties = ranks(model, targets, keep_seen=keep_seen)
     return {
         "ndcg@10": float(metrics.ndcg(greater, ties, 10).mean()),
         "hr@10": float(metrics.hit_rate(greater, ties, 10).mean()),
@@ -187,5 +222,5 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # one that was not set from Python is None
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -62,21 +62,31 @@ def gbce_weight(negatives: int, num_items: int, calibration: float) -> float:
 def sampled_softmax(
     target_logits: Tensor,
     negative_logits: Tensor,
-    target_log_probability: Tensor | None = None,
+    target_log_probability: Tensor | float | None = None,
     negative_log_probability: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy of the target among itself and N sampled negatives, a mean over T.
 
-    With the sampler's log-probabilities, each is taken off its logit, which makes the gradient that of
-    the full softmax in expectation as N grows (Bengio & Senecal 2008; Jean et al. 2015, eq. 8 to 11).
-    A uniform sampler needs none. The log-probabilities presume that a negative may be the target; where
-    such hits are left out by -inf, the target's is ``-log(N)`` instead.
+    With log-probabilities, each is subtracted from its logit (logQ correction: Bengio & Senecal 2008; Jean et al.
+    2015, eq. 8 to 11). For N negatives that a sampler draws with probabilities q, those equal to the target t left
+    out by -inf, these are ``log q_j`` for the negatives and ``-log N`` for the target:
+
+        loss = log(1 + exp(-s_t) * (1 / N) * sum over the drawn j other than t of exp(s_j) / q_j)
+
+    The sum over the draws, divided by N, has the expectation ``sum over all items j other than t of exp(s_j)``, of
+    those that can be drawn. So the loss estimates that of the full softmax, and its gradient too, the better the
+    larger N is. Whatever else is left out has no part in the softmax that is estimated.
+
+    Adding one constant to all log-probabilities changes nothing: what a uniform sampler of I items needs is
+    ``log(I / N)`` for the target and 0 for the negatives, whether it draws an item once at most or not. Without the
+    target's term the loss still ranks, but it takes the N negatives for the whole catalogue, as if the target's
+    logit were ``log(I / N)`` higher than it is.
 
     Args:
         target_logits: ``[T]``.
         negative_logits: ``[T, N]``; -inf leaves a negative out.
-        target_log_probability: ``[T]``, of drawing the target as a negative.
-        negative_log_probability: ``[N]``.
+        target_log_probability: ``[T]``, or one number for all; None leaves the target's logit as it is.
+        negative_log_probability: ``[N]``; None leaves the negatives' logits as they are.
     """
     if target_log_probability is not None:
         target_logits = target_logits - target_log_probability
@@ -142,6 +152,7 @@ def blocked_sampled_softmax(
     vectors: Tensor,
     target_logits: Tensor,
     left_out: tuple[Tensor, Tensor],
+    target_log_probability: Tensor | float | None = None,
     negative_log_probability: Tensor | None = None,
     block: int | None = None,
 ) -> Tensor:
@@ -156,9 +167,12 @@ def blocked_sampled_softmax(
         vectors: ``[N, D]``, of the negatives.
         target_logits: ``[T]``.
         left_out: pairs (token, negative), two ``int64``, tokens in rising order, that don't count.
-        negative_log_probability: ``[N]``, taken off the logits.
-        block: tokens at a time where the compiled loops don't run; by the number of negatives without it.
+        target_log_probability: ``[T]``, or one number for all, subtracted from ``target_logits``.
+        negative_log_probability: ``[N]``, subtracted from the negatives' logits.
+        block: tokens at a time where the compiled loops don't run; by default chosen by the number of negatives.
     """
+    if target_log_probability is not None:
+        target_logits = target_logits - target_log_probability
     loss: Tensor = _BlockedSampledSoftmax.apply(
         hidden, vectors, target_logits, *left_out, negative_log_probability, block
     )

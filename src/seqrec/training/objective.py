@@ -1,15 +1,24 @@
 """From a batch to a loss: what is predicted, against which negatives, by which loss."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
-from seqrec.data.negatives import PopularitySampler, Sampler, UniformSampler, collisions, negatives_for, own_keys
+from seqrec.data.negatives import (
+    PopularitySampler,
+    Sampler,
+    UniformSampler,
+    collisions,
+    contains,
+    negatives_for,
+    own_keys,
+)
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
@@ -27,6 +36,7 @@ from seqrec.training.losses import (
 
 DEFAULT_NEGATIVES = {"bce": 1, "gbce": 256}  # bce's of a position; the others share theirs in a batch
 SHARED_NEGATIVES = 1024
+LogQ = Literal["all", "negatives"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,9 @@ class Objective:
             uniform.
         bpr_penalty: weight of the score regularisation in bpr-max.
         calibration: t of gbce.
+        logq_correction: which logits sampled softmax corrects for their items' probability of being drawn: ``all``, so
+            that it estimates the softmax over the catalogue (but for the user's other items, which are no negatives,
+            and items that ``popularity`` never draws), or those of the ``negatives`` alone.
     """
 
     loss: Loss
@@ -47,6 +60,7 @@ class Objective:
     popularity: float
     bpr_penalty: float
     calibration: float = 0.75
+    logq_correction: LogQ = "all"
 
     def sampler(self, histories: Histories) -> Sampler:
         """Where negatives come from."""
@@ -89,7 +103,7 @@ class Task:
         items: the items to predict: ``int64[P]``; for bce ``int64[P, 1 + N]``, the negatives of each beside it.
         shared: ``int64[N]`` negatives of all, for the losses that share them.
         left_out: pairs (prediction, index into ``shared``) that don't count: two ``int64``.
-        correction: ``float32[N]``, what sampled softmax takes off the logits of ``shared``.
+        correction: ``float32[N]``, what sampled softmax subtracts from the logits of ``shared``.
     """
 
     batch: Batch
@@ -146,9 +160,24 @@ def draw_task(
             drawn = negatives_for(random, sampler, token_rows, count, own)
         except ValueError as error:
             raise InputError(f"{error} for bce; take another loss or leave such users out") from error
-        return Task(shown, tokens, torch.from_numpy(np.column_stack([items.numpy(), drawn])))
+        asked = items.numpy()
+        if shown.targets is not batch.targets:  # some may be items that are not their user's
+            asked = _told_apart(
+                asked,
+                drawn,
+                lambda which: negatives_for(random, sampler, token_rows[which], 1, own)[:, 0],
+                batch.targets.numpy() if tokens is None else asked,
+            )
+        return Task(shown, tokens, torch.from_numpy(np.column_stack([asked, drawn])))
     shared = _shared(sampler, random, count)
     token, negative = _own_negatives(token_rows, owner, owned, shared)
+    if shown.targets is not batch.targets:  # some may be items that are not their user's
+        own = own_keys(owner, owned, model.num_items)
+        foreign = np.flatnonzero(~contains(own, token_rows * (model.num_items + 1) + items.numpy()))
+        which, more = collisions(shared, items.numpy()[foreign])
+        token = np.concatenate([token, foreign[which]])
+        order = np.argsort(token, kind="stable")
+        token, negative = token[order], np.concatenate([negative, more])[order]
     pairs = torch.from_numpy(token), torch.from_numpy(negative)
     return Task(shown, tokens, items, torch.from_numpy(shared), pairs, _correction(sampler, shared))
 
@@ -160,7 +189,7 @@ def training_loss(
 
     Args:
         model: what is trained.
-        encode: its ``encode``, compiled or not.
+        encode: its ``encode``.
         task: what it is to predict.
         objective: the loss.
         device: where the model is.
@@ -190,11 +219,13 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocke
     target_logits = model.score(hidden, items[:, None])[:, 0].float()
     assert task.shared is not None
     assert task.left_out is not None
-    correction = task.correction
+    correction, target_correction = task.correction, None
+    if objective.logq_correction == "all":
+        target_correction = _target_correction(model.num_items, len(task.shared))
     if objective.loss == "sampled-softmax" and blocked:
         vectors = model.vectors_of(task.shared)
         correction = None if correction is None else correction.to(hidden.dtype)
-        return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, correction)
+        return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, target_correction, correction)
     negative_logits = model.score(hidden, task.shared).float()
     negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_tensor(-torch.inf))
     if objective.loss == "gbce":
@@ -204,7 +235,7 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocke
         return bpr_max(target_logits, negative_logits, objective.bpr_penalty)
     if objective.loss == "top1-max":
         return top1_max(target_logits, negative_logits)
-    return sampled_softmax(target_logits, negative_logits, None, correction)
+    return sampled_softmax(target_logits, negative_logits, target_correction, correction)
 
 
 def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.ndarray:
@@ -212,11 +243,36 @@ def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.nda
 
 
 def _correction(sampler: Sampler, shared: np.ndarray) -> Tensor | None:
-    """What sampled softmax takes off the negatives' logits: log of their probability against the uniform one,
+    """What sampled softmax subtracts from the negatives' logits: log of their probability against the uniform one,
     so that a power near 0 is nearly the uniform sampler's loss where training has all items."""  # fmt: skip
     if isinstance(sampler, UniformSampler):
         return None
     return torch.from_numpy((sampler.log_probability(shared) + np.log(sampler.num_items)).astype(np.float32))
+
+
+def _target_correction(num_items: int, negatives: int) -> float:
+    """What sampled softmax subtracts from the targets' logits: ``-log N`` against the uniform ``-log I``, as above."""
+    return math.log(num_items / negatives)
+
+
+def _told_apart(
+    items: np.ndarray, drawn: np.ndarray, draw: Callable[[np.ndarray], np.ndarray], before: np.ndarray
+) -> np.ndarray:
+    """The items to predict, none of which is among its own negatives: these are drawn again, in place.
+
+    Args:
+        items: ``int64[P]``.
+        drawn: ``int64[P, N]`` negatives of each.
+        draw: gives one more negative for each of some predictions.
+        before: ``int64[P]``, what takes the place of an item that leaves nothing else to draw.
+    """
+    for _ in range(100):
+        which, place = np.nonzero(drawn == items[:, None])
+        if len(which) == 0:
+            return items
+        drawn[which, place] = draw(which)
+    stuck = (drawn == items[:, None]).any(axis=1)
+    return np.where(stuck, before, items)
 
 
 def _own_negatives(

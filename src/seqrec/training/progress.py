@@ -48,8 +48,8 @@ class EpochBar:
         """Print the line of an epoch that ended."""
         found = f"  valid ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
         self.progress.console.print(
-            f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  {row['seconds']:.1f} s"
-            f"  {row['tokens_per_second']:,.0f} tokens/s{found}",
+            f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  {row['seconds']:.1f} s of steps"
+            f"  {row['tokens_per_second']:,.0f} tokens/s  {row['total_seconds']:.1f} s in all{found}",
             highlight=False,
         )
 

@@ -18,7 +18,7 @@ from seqrec.training.averaging import RunningMean
 from seqrec.training.optim import RowAdam
 
 #: What a checkpoint says beside tensors and the sum of losses: attributes of :class:`TrainingState`.
-_FACTS = ("epoch", "step", "tokens", "seconds", "rows", "worse", "best_epoch", "best_value")
+_FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
 _FAR = 2.0**60  # tokens, seconds or loss beyond which nothing is believed
 
 
@@ -33,13 +33,28 @@ class TrainingState:
         self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
         self.best: dict[str, Tensor] | None = None
         self.saved_at = time.monotonic()
+        self.start_clock()
         self._start_epoch()
 
     def _start_epoch(self) -> None:
         device = next(self.model.parameters()).device
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.step, self.tokens, self.seconds, self.total_seconds = 0, 0, 0.0, 0.0
         self.loss_sum = torch.zeros((), dtype=kind, device=device)
+
+    def start_clock(self) -> None:
+        """Count time from now on."""
+        self.clock = time.perf_counter()
+
+    def _count_time(self, steps: bool) -> None:
+        """Give the time since it was last counted to the epoch that is open, or else to the one that ended last."""
+        passed = time.perf_counter() - self.clock
+        self.clock += passed
+        if self.step:
+            self.total_seconds += passed
+            self.seconds += passed * steps
+        elif self.rows:
+            self.rows[-1]["total_seconds"] += passed
 
     def ended_early(self, patience: int) -> bool:
         """Whether validation got no better for so many times."""
@@ -52,6 +67,7 @@ class TrainingState:
     def end_of_epoch(self) -> dict[str, Any]:
         """Close the epoch; the row of ``epochs.csv``."""
         loss = self.loss_sum.item() / self.tokens
+        self._count_time(steps=True)
         if not np.isfinite(loss):
             kept = " (the last good weights are kept)" if self.best_epoch else ""
             raise InputError(
@@ -63,6 +79,7 @@ class TrainingState:
             "epoch": self.epoch,
             "loss": loss,
             "seconds": self.seconds,
+            "total_seconds": self.total_seconds,
             "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
         }
         self.rows.append(row)
@@ -94,6 +111,7 @@ class TrainingState:
 
     def checkpoint(self) -> None:
         """All that ``restore`` needs. Rows are not caught up, which would round otherwise than without a checkpoint."""
+        self._count_time(steps=True)
         self.saved_at = time.monotonic()
         if self.run is None:
             return
@@ -102,6 +120,7 @@ class TrainingState:
         facts = {name: getattr(self, name) for name in _FACTS} | {"loss_sum": self.loss_sum.item()}
         self.run.save_state(tensors, facts)
         self.run.forget_means(but=self.epoch)
+        self._count_time(steps=False)
         self.run.save_epochs(self.rows)
         self.run.take_over()
 
@@ -169,16 +188,16 @@ class TrainingState:
 
 def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
     """Refuse facts of a checkpoint (JSON) that are of another kind than those written, or contradict each other."""
-    kinds = {"epoch": int, "step": int, "tokens": int, "seconds": float, "rows": list[Any], "worse": int,
-             "best_epoch": int, "best_value": float, "loss_sum": float}  # fmt: skip
+    kinds = {"epoch": int, "step": int, "tokens": int, "seconds": float, "total_seconds": float, "rows": list[Any],
+             "worse": int, "best_epoch": int, "best_value": float, "loss_sum": float}  # fmt: skip
     for name, kind in kinds.items():
         if name not in facts:
             raise ValueError(f"{name} is missing")
         value = facts[name]
         if not fits(value, kind) or (kind is float and not abs(value) <= _FAR):
             raise ValueError(f"{name} is no {'list' if name == 'rows' else 'number'} or out of range")
-    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _FAR, "seconds": _FAR, "worse": facts["epoch"],
-            "best_epoch": facts["epoch"]}  # fmt: skip
+    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _FAR, "seconds": _FAR,
+            "total_seconds": _FAR, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
     for name, high in most.items():
         if not 0 <= facts[name] <= high:
             raise ValueError(f"{name} is {facts[name]}, not 0 to {high}")

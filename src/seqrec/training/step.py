@@ -1,12 +1,12 @@
 """One optimizer step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec.data.batches import Batch, training_batches
+from seqrec.data.batches import training_batches
 from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
@@ -41,7 +41,6 @@ def tasks_of(
 
 def optimizer_step(
     model: Model,
-    encode: Callable[[Batch], Tensor],
     optimizer: RowAdam,
     task: Task,
     config: TrainConfig,
@@ -50,7 +49,7 @@ def optimizer_step(
 ) -> Tensor:
     """One optimizer step; the loss, a mean over its predictions."""
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        loss = training_loss(model, encode, task, objective, device)
+        loss = training_loss(model, model.encode, task, objective, device)
     optimizer.zero_grad()
     loss.backward()
     if config.clip_norm is not None:

@@ -49,6 +49,10 @@ FILES = {
     "csv, tabs": ("a.csv", "user\titem\ttime\n1\t10\t100\n1\t11\t300\n2\t10\t200\n", TIMED),
     "csv, another extension": ("a.dat", "user,item,time\n1,10,100\n1,11,300\n2,10,200\n", TIMED),
     "csv, CRLF and blank lines": ("a.csv", "user,item\r\n1,10\r\n\r\n1,11\r\n2,10\r\n\r\n\r\n", PAIRS),
+    "csv, UTF-16": ("a.csv", "user_id,item_id\n1,10\n1,11\n2,10\n".encode("utf-16"), PAIRS),
+    "csv, UTF-16, the other order": ("a.csv", "\ufeffuser,item\n1,10\n1,11\n2,10\n".encode("utf-16-be"), PAIRS),
+    "csv, UTF-32": ("a.csv", "user_id,item_id\n1,10\n1,11\n2,10\n".encode("utf-32"), PAIRS),
+    "tabs, UTF-16 (Excel's Unicode text)": ("a.txt", "user\titem\r\n1\t10\r\n1\t11\r\n2\t10".encode("utf-16"), PAIRS),
     "csv, byte order mark": ("a.csv", "\ufeffuser_id,item_id\n1,10\n1,11\n2,10\n", PAIRS),
     "csv, quoted": ("a.csv", '"user_id","item_id"\n"1","10"\n"1",11\n2,"10"\n\n', PAIRS),
     "csv, blanks around": ("a.csv", "user_id, item_id, timestamp\n1, 10, 100\n1, 11, 300\n2, 10, 200\n  \n", TIMED),
@@ -230,10 +234,11 @@ def test_third_column_of_repeated_small_numbers_is_a_rating(tmp_path):
         (["0000143561", "2"], None),
         (["+1", "2"], None),
         (["-0", "2"], None),
-        (["1.0", "2"], None),
+        (["1.0", "2"], [1, 2]),
+        (["1.0", "2.5"], None),
+        (["1.0", "x"], None),
         (["1", "x"], None),
         (["1 ", "2"], None),
-        (["nan", "null"], None),
     ],
 )
 def test_integers_in_text_only_where_they_survive(tmp_path, written, read):
@@ -392,7 +397,8 @@ ERRORS = {
     "parquet that is none": ("a.parquet", "user,item\n1,2\n", {}, "", "no Parquet, or damaged.*write it again"),
     "cut-off parquet": ("a.parquet", parquet(RATED)[:-20], {}, "", "no Parquet, or damaged"),
     "binary": ("a.csv", b"user,item\n\x00\x01,3\n", {}, "", "is binary or UTF-16; give UTF-8"),
-    "UTF-16": ("a.csv", "user,item\n1,2\n".encode("utf-16"), {}, "", "UTF-16; give UTF-8"),
+    "UTF-16 without a mark": ("a.csv", "user,item\n1,2\n".encode("utf-16-le"), {}, "", "UTF-16; give UTF-8"),
+    "cut-off UTF-16": ("a.csv", "user,item\n1,2\n".encode("utf-16")[:-1], {}, "line 2", "not UTF-16 text throughout"),
     "Latin-1": ("a.csv", "user,item\n1,2\nJos\xe9,3\n".encode("latin-1"), {}, "line 3", "save the file as UTF-8"),
     "Latin-1, whitespace": ("a.txt", "1 2\nJos\xe9 3\n".encode("latin-1"), {}, "line 2", "save the file as UTF-8"),
     "Latin-1, jsonl": ("a.jsonl", '{"user":"a"}\n{"user":"\xe9"}\n'.encode("latin-1"), {}, "line 2", "UTF-8"),
@@ -430,19 +436,26 @@ ERRORS = {
     "American date": ("a.csv", "user,item,date\n1,2,01/31/2024\n", {}, "line 2", "timestamp '01/31/2024'"),
     "bad time, no header": ("a.csv", "1,2,5.0,3\n1,2,5.0,x\n", {}, "line 2", "timestamp 'x'"),
     "bad time, movielens": ("a.dat", "1::2::5::3\n1::2::5::x\n", {}, "line 2", "timestamp 'x'"),
-    "bad rating": ("a.csv", "user,item,rating\n1,2,5\n1,2,good\n", {}, "line 3", "rating 'good' is not a number"),
-    "empty rating": ("a.csv", "user,item,rating\n1,2,5\n1,2,\n", {}, "line 3", r"rating \(empty\).*rating="),
-    "NaN rating": ("a.csv", "user,item,rating\n1,2,NaN\n", {}, "line 2", "rating 'NaN' is not a number"),
+    "bad rating": ("a.csv", "user,item,r\n1,2,5\n1,2,good\n", {"rating": "r"}, "line 3", "rating 'good' is not a num"),
+    "empty rating": ("a.csv", "user,item,r\n1,2,5\n1,2,\n", {"rating": "r"}, "line 3", r"rating \(empty\).*rating="),
+    "NaN rating": ("a.csv", "user,item,r\n1,2,NaN\n", {"rating": "r"}, "line 2", "rating 'NaN' is not a number"),
     "bad JSON": (
         "a.jsonl",
         '{"user": 1, "item": 2}\n\n{"user": 1, "item"\n',
         {},
         "line 3",
-        "not a JSON object; write one a line",
+        "not a JSON object; write one per line",
     ),
     "JSON, no object": ("a.jsonl", '{"user": 1, "item": 2}\n5\n', {}, "line 2", "not a JSON object"),
-    "JSON array": ("a.json", '[{"user": 1, "item": 2},\n{"user": 1, "item": 3}]\n', {}, "line 1", "write one a line"),
-    "JSON array of one line": ("a.json", '[{"user": 1, "item": 2}]', {}, "line 1", "write one a line"),
+    "JSON array": (
+        "a.json",
+        '[{"user": 1, "item": 2},\n{"user": 1, "item": 3}]\n',
+        {},
+        "",
+        "a JSON array.*write one object per line",
+    ),
+    "JSON array, other values": ("a.json", "[1,\n2]\n", {}, "line 1", "is a JSON array; write one object per line"),
+    "JSON array of one line": ("a.json", '[{"user": 1, "item": 2}]', {}, "", "a JSON array.*write one object per line"),
     "JSON, missing key": ("a.jsonl", '{"user": 1, "item": 2}\n\n{"user": 1}\n', {}, "line 3", "item id is empty"),
     "JSON, not said so": ("a.csv", "user,item\n1,2\n", {"format": "jsonl"}, "line 1", "not a JSON object"),
     "no user column": ("a.csv", "foo,item\na,2\n", {}, "", r"no user column found.*user= \(--user\).*foo, item"),
@@ -486,7 +499,7 @@ def test_errors_of_folders(tmp_path):
     with pytest.raises(InputError, match=r"folder without \.parquet files"):
         read_log(tmp_path)
     write(tmp_path, "0.parquet", parquet({"user": [1], "item": [2]}))
-    with pytest.raises(InputError, match=r"folder without \.parquet files"):
+    with pytest.raises(InputError, match=r"is a folder, and format=csv is of files"):
         read_log(tmp_path, format="csv")
     write(tmp_path, "1.parquet", parquet({"user": [1], "thing": [2]}))
     with pytest.raises(InputError, match=r"1\.parquet: has other columns than the first part \(item, thing\)"):
@@ -526,12 +539,12 @@ def test_format_overrides(tmp_path):
 texts = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\ufeff"), min_size=1, max_size=8
 ).filter(lambda text: text == text.strip())
-rows = st.lists(st.tuples(texts, texts, st.integers(0, 2**32)), min_size=1, max_size=20)
+rows = st.lists(st.tuples(texts, texts, st.integers(10**9, 2**32)), min_size=1, max_size=20)
 
 
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl", "parquet"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(rows=[('a,"b', "c\td", 1), ('"', "''", 2), ("ü", "本", 3), ("0001", "+1", 4)])
+@example(rows=[('a,"b', "c\td", 10**9), ('"', "''", 10**9), ("ü", "本", 2**31), ("0001", "+1", 2**32)])
 @given(rows=rows)
 def test_any_ids_round_trip(tmp_path, format, rows):
     users, items, times = (list(column) for column in zip(*rows, strict=True))

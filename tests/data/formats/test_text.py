@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seqrec.data.formats import blanks, delimited, frames
 from seqrec.data.formats import blocks as source_module
-from seqrec.data.formats import text as text_module
 from seqrec.data.formats.blocks import Unsafe, check_block, open_source, read_blocks
 from seqrec.data.formats.read import read_log
 from seqrec.errors import InputError
 
-LINES = [f"{n % 7},{n % 11},{1_600_000_000 + n}" for n in range(60)]
+LINES = [f"{n % 7},{n % 11},{1000 + n}" for n in range(60)]
 HEADER = "user_id,item_id,timestamp"
 
 
@@ -123,10 +123,11 @@ def outcome(path: Path, monkeypatch, size: int | None, **options):
 
     with monkeypatch.context() as patch:
         if size is None:
-            patch.setattr(text_module, "check_block", unsafe)
+            patch.setattr(blanks, "check_block", unsafe)
+            patch.setattr(delimited, "check_block", unsafe)
         else:
             patch.setattr(source_module, "BLOCK_BYTES", size)
-            patch.setattr(text_module, "BLOCK_BYTES", size)
+            patch.setattr(delimited, "BLOCK_BYTES", size)
         try:
             frame = read_log(path, **options)
         except InputError as error:
@@ -239,7 +240,7 @@ def test_well_formed_quotes_are_safe_in_any_blocks(fields):
 
 
 def test_integers_are_kept_as_such_and_not_as_text(tmp_path):
-    frame = text_module.read_text(write(tmp_path, late("1,03,4")), "csv", {})[0]
+    frame = frames.read_text(write(tmp_path, late("1,03,4")), "csv", {})[0]
     assert frame.dtypes == [pl.Int64, pl.String, pl.Int64]
     assert frame["item_id"][55] == "03"
 
@@ -247,14 +248,14 @@ def test_integers_are_kept_as_such_and_not_as_text(tmp_path):
 @given(st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), max_size=20))
 def test_digits(numbers):
     values = pl.Series(numbers, dtype=pl.Int64)
-    assert text_module._digits(values) == sum(len(str(number)) for number in numbers if number is not None)
+    assert delimited._digits(values) == sum(len(str(number)) for number in numbers if number is not None)
 
 
 @settings(max_examples=300)
 @given(st.lists(st.none() | integers | odd | st.from_regex(r"[+-]?0*[0-9]{1,20}", fullmatch=True), max_size=5))
 def test_a_column_becomes_integers_only_where_it_can_become_the_same_text_again(values):
     text = pl.DataFrame({"1": pl.Series(values, dtype=pl.String)})
-    shrunk = text_module._shrunk(text)
+    shrunk = delimited.shrunk(text)
     assert shrunk.cast(pl.String).equals(text)
     given_back = text.select(pl.all().cast(pl.Int64, strict=False).cast(pl.String))
     assert (shrunk.dtypes == [pl.Int64]) == given_back.equals(text)

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import IO, NamedTuple, cast
 
 import numpy as np
 
+from seqrec.data.formats.kinds import check_kind
 from seqrec.errors import InputError
 
 SAMPLE_BYTES, SAMPLE_ROWS = 1 << 16, 1000
 LONG_LINES = 10  # that are enough of a sample where they are longer than its bytes
+#: Byte order marks; that of UTF-32 begins as that of UTF-16 does.
+_ENCODINGS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 BLOCK_BYTES = 1 << 23  # parsed at once; larger ones are no faster
 
 
@@ -21,7 +25,9 @@ class Source(NamedTuple):
     """A file that is read several times, in pieces."""
 
     path: Path
-    content: bytes | None  # kept only of small files, and of pipes, which can be read once
+    content: bytes | None  # kept only of small files, of pipes, which can be read once, and where it was translated
+    is_plain: bool = False  # the content is UTF-8 text, unzipped
+    skipped: int = 0  # lines at the top that are no part of the log, read as blank ones
 
 
 class Unsafe(Exception):
@@ -32,9 +38,42 @@ def open_source(path: Path) -> Source:
     """What reads a file; raises `InputError` where it cannot be opened."""
     try:
         large = path.is_file() and path.stat().st_size > BLOCK_BYTES
-        return Source(path, None if large else path.read_bytes())
-    except OSError as error:
-        raise _unreadable(path, error) from None
+        source = Source(path, None if large else path.read_bytes())
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise unreadable(path, error) from None
+    with _open_raw(source) as file:
+        head = file.read(SAMPLE_BYTES)
+    if head.startswith(b"\x1f\x8b"):
+        head = next(read_pieces(source, SAMPLE_BYTES), b"")
+    check_kind(path, head)
+    return source if head.startswith(b"PAR1") else _translated(source, head)
+
+
+def _translated(source: Source, head: bytes) -> Source:
+    """The file as UTF-8 text whose lines end with line feeds: itself, as a rule."""
+    for mark, encoding in _ENCODINGS.items():
+        if head.startswith(mark):
+            raw = read_whole(source)
+            try:
+                text = raw.decode(encoding).removeprefix("\ufeff").encode()
+            except UnicodeDecodeError as error:
+                line = raw[: error.start].decode(encoding, errors="replace").count("\n") + 1
+                reason = f"is not {encoding.upper()} text throughout, although it begins so"
+                raise InputError(f"{source.path}, line {line}: {reason}; save the file as UTF-8") from None
+            check_kind(source.path, text)
+            return _translated(Source(source.path, text, is_plain=True), text[:SAMPLE_BYTES])
+    ends = head.count(b"\n")
+    if ends == 0 and not any(b"\n" in piece for piece in read_pieces(source, SAMPLE_BYTES)):
+        text = read_whole(source)  # of an old Mac, where carriage returns alone end lines
+        return Source(source.path, _ended(rb"\r", text), is_plain=True) if b"\r" in text else source
+    if ends and head.count(b"\r\r\n") == ends:  # a text with CRLF that was written as if it had LF
+        return Source(source.path, _ended(rb"\r+\n", read_whole(source)), is_plain=True)
+    return source
+
+
+def _ended(ends: bytes, text: bytes) -> bytes:
+    """The text with line feeds in the place of its line ends, but for those that are quoted."""
+    return re.sub(rb'"[^"]*"|' + ends, lambda found: found[0] if found[0].startswith(b'"') else b"\n", text)
 
 
 def read_whole(source: Source) -> bytes:
@@ -42,8 +81,13 @@ def read_whole(source: Source) -> bytes:
     return b"".join(read_pieces(source, BLOCK_BYTES))
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The one line for a file that cannot be opened or read."""
     reason = getattr(error, "strerror", None) or f"damaged or cut-off gzip file ({short(error)})"
+    if isinstance(error, RuntimeError):
+        reason = short(error)
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        reason = f"is no path ({short(error)})"
     return InputError(f"{path}: {reason}; check the path and its permissions, or copy it again")
 
 
@@ -59,31 +103,40 @@ def _open_raw(source: Source) -> IO[bytes]:
 
 
 def is_zipped(source: Source) -> bool:
-    """Whether the file is gzipped; an error where only its name says so."""
+    """Whether the file is gzipped; an error where only its name says so, but for Parquet, which zips by itself."""
+    if source.is_plain:
+        return False
     with _open_raw(source) as file:
-        magic = file.read(2)
-    if magic and magic != b"\x1f\x8b" and source.path.name.lower().endswith(".gz"):
+        magic = file.read(4)
+    if magic and not magic.startswith((b"\x1f\x8b", b"PAR1")) and source.path.name.lower().endswith(".gz"):
         raise InputError(f"{source.path}: is named .gz but is not gzipped; rename it, or write it again")
-    return magic == b"\x1f\x8b"
+    return magic.startswith(b"\x1f\x8b")
 
 
 def read_pieces(source: Source, size: int) -> Iterator[bytes]:
     """The file in pieces of about this size, without a byte order mark."""
     try:
         with _open(source) as stream:
-            piece = stream.read(max(size, 4)).removeprefix(b"\xef\xbb\xbf")
+            left = source.skipped
+            piece = stream.read(max(size, 4))
+            rest = piece.removeprefix(b"\xef\xbb\xbf")
             while piece:
-                yield piece
-                piece = stream.read(size)
+                while left and (end := rest.find(b"\n") + 1):
+                    rest, left = rest[end:], left - 1
+                if not left:
+                    yield rest
+                rest = piece = stream.read(size)
     except (EOFError, zlib.error, OSError) as error:
-        raise _unreadable(source.path, error) from None
+        raise unreadable(source.path, error) from None
 
 
 def read_lines(source: Source, quoted: bool) -> Iterator[str]:
     """The decoded lines with their ends; where fields are quoted, also those that end with a carriage return."""
-    newline = "" if quoted else "\n"
+    newline, left = "" if quoted else "\n", source.skipped
     with io.TextIOWrapper(_open(source), "utf-8-sig", errors="replace", newline=newline) as stream:
-        yield from stream
+        for line in stream:
+            yield "\n" if left else line
+            left -= bool(left) and line.endswith("\n")
 
 
 def read_checked(source: Source) -> Iterator[bytes]:
@@ -113,8 +166,8 @@ def read_sample(source: Source) -> list[str]:
         raise InputError(f"{source.path}: is empty; give a log with interactions")
     head = b"".join(pieces)
     cut = head.rfind(b"\n", 0, first or size) + 1 if size > SAMPLE_BYTES else 0  # the last line may go on
-    found = head[: cut or None].decode(errors="replace").splitlines()
-    return [line for line in found if line.strip()][:SAMPLE_ROWS]
+    found = head[: cut or None].decode(errors="replace").split("\n")
+    return [line.removesuffix("\r") for line in found if line.strip()][:SAMPLE_ROWS]
 
 
 def read_blocks(source: Source, quoted: bool, by_block: bool) -> Iterator[bytes]:
@@ -168,6 +221,18 @@ def check_block(block: bytes, separator: str, quoted: bool) -> None:
     ends_field[:-1] |= again
     if not (starts_field.all() and ends_field.all()):
         raise Unsafe("a quotation mark inside of a field")
+
+
+def check_returns(source: Source, quoted: bool) -> None:
+    """Raise for a carriage return that neither ends a line nor is quoted: garbage would come of it."""
+    inside = False
+    for number, line in enumerate(read_lines(source, False), 1):
+        parts = line.rstrip("\r\n").split('"') if quoted else [line.removesuffix("\n").removesuffix("\r")]
+        outside = parts[1::2] if inside else parts[::2]
+        if any("\r" in part for part in outside):
+            reason = "a carriage return that ends no line"
+            raise InputError(f"{source.path}, line {number}: {reason}; save the file with LF or CRLF line ends")
+        inside ^= len(parts) % 2 == 0
 
 
 def has_gaps(block: bytes) -> bool:

@@ -1,46 +1,95 @@
 """Which column is what: user, item, timestamp, rating."""
 
+from dataclasses import dataclass, field
+
 import polars as pl
 
+from seqrec.data.formats.summary import LogSummary, some_names
 from seqrec.data.formats.text import USUAL_NAMES, Origin, plain_name
-from seqrec.data.formats.times import seconds_of
-from seqrec.data.formats.values import PART_ROWS, floats_of, ids_of, is_text, numbers_of
+from seqrec.data.formats.time_columns import find_times, position_of_times, usual_times
+from seqrec.data.formats.times import clock_of, times_of
+from seqrec.data.formats.values import PART_ROWS, floats_of, ids_of, is_text, numbers_of, words_for_nothing
 from seqrec.errors import InputError
 
+ROLES = tuple(USUAL_NAMES)
 
-def choose_columns(frame: pl.DataFrame, log: Origin, given: dict[str, str]) -> dict[str, str]:
-    """Role to column name, in the canonical order."""
+
+@dataclass
+class Choice:
+    """The columns of each role, as far as names and places tell.
+
+    Args:
+        roles: the columns of the user, the item and maybe the rating.
+        times: the columns that are the times for certain: one, or dates and times of the day.
+        usual: else those whose names make them likely, best first.
+        instead: other columns that could be the user or the item.
+    """
+
+    roles: dict[str, str] = field(default_factory=dict)
+    times: list[str] = field(default_factory=list)
+    usual: list[str] = field(default_factory=list)
+    instead: dict[str, list[str]] = field(default_factory=dict)
+
+
+def choose_columns(frame: pl.DataFrame, log: Origin, given: dict[str, str], summary: LogSummary) -> Choice:
+    """The columns of each role: those given, else those of usual names or, without a header, in usual places."""
     names = frame.columns
-    seen = ", ".join(names[:40]) + ("" if log.header else " (by number, as there is no header)")
-    guesses = {} if log.header else _guess_by_position(frame, given)
-    chosen: dict[str, str] = {}
-    for role, usual in USUAL_NAMES.items():
-        ranks = {plain_name(name): rank for rank, name in enumerate(usual.split())}
+    seen = some_names(names) + ("" if log.header else " (by number, as there is no header)")
+    guesses = {} if log.header else _guess_by_position(frame, log, given, summary)
+    choice, chosen = Choice(), dict[str, str]()
+    for role in ROLES:
         parameter = role.removesuffix("_id")
         if role in given:
             same = [name for name in names if name.strip().lower() == given[role].strip().lower()]
             found = sorted(same, key=lambda name: name != given[role])
-        elif log.header:
-            found = [name for name in names if plain_name(name) in ranks and name not in given.values()]
-            found.sort(key=lambda name: (ranks[plain_name(name)], name != role))
+        elif not log.header:
+            found = guesses.get(role, [])
+        elif role == "timestamp":
+            choice.usual = usual_times(name for name in names if name not in (*given.values(), *chosen.values()))
+            continue
         else:
-            found = [guesses[role]] if role in guesses else []
+            found = _usual(names, role, given)
         if found and found[0] in chosen.values():
             raise InputError(f"{log.name}: column {found[0]!r} has two roles; give {parameter}= another")
         if found:
             chosen[role] = found[0]
+            if role == "timestamp":
+                choice.times = found[:1] if role in given else found
+            choice.instead[role] = found[1:]
         elif role in given or role.endswith("_id"):
             what = f"column {given[role]!r}" if role in given else f"{parameter} column found"
             raise InputError(f"{log.name}: no {what}; name it with {parameter}= (--{parameter}); columns: {seen}")
-    return chosen
+    choice.roles = {role: name for role, name in chosen.items() if role != "timestamp"}
+    used = (*choice.roles.values(), *choice.times)
+    for role in ("user_id", "item_id"):
+        others = choice.instead[role] if role not in given else _usual(names, role, given)
+        whole = [name for name in others if name not in used and frame[name].null_count() == 0]
+        choice.instead[role] = whole[:3]
+    choice.usual = [name for name in choice.usual if name not in used]
+    return choice
 
 
-def _guess_by_position(frame: pl.DataFrame, given: dict[str, str]) -> dict[str, str]:
+def _usual(names: list[str], role: str, given: dict[str, str]) -> list[str]:
+    """The columns of usual names for a role, best first."""
+    ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES[role].split())}
+    found = [name for name in names if plain_name(name) in ranks and name not in given.values()]
+    return sorted(found, key=lambda name: (ranks[plain_name(name)], name != role))
+
+
+def _guess_by_position(
+    frame: pl.DataFrame, log: Origin, given: dict[str, str], summary: LogSummary
+) -> dict[str, list[str]]:
     """What the columns of a file without a header are; nothing beyond four, where any guess is a risk."""
+    taken = {name.strip() for name in given.values()}
     if not 2 <= frame.width <= 4 or "user_id" in given or "item_id" in given:
         return {}
-    guesses = {"user_id": "1", "item_id": "2"}
-    if "timestamp" in given or "rating" in given or frame.width == 2:
+    if taken:
+        left = [name for name in frame.columns if name not in taken]
+        return {"user_id": left[:1], "item_id": left[1:2]}
+    if (early := _early_times(frame, log, summary)) is not None:
+        return early
+    guesses = {"user_id": ["1"], "item_id": ["2"]}
+    if frame.width == 2:
         return guesses
     small = [bool(floats_of(frame[name]).is_between(0, 10).fill_null(False).all()) for name in frame.columns[2:]]
     if frame.width == 3:
@@ -48,27 +97,123 @@ def _guess_by_position(frame: pl.DataFrame, given: dict[str, str]) -> dict[str, 
         # In a large log the first rows tell, which spares a table of all.
         twice = pl.struct("1", "3").is_duplicated().any()
         is_rating = small[0] and any(rows.select(twice).item() for rows in (frame[:PART_ROWS], frame))
-        return guesses | {"rating" if is_rating else "timestamp": "3"}
+        return guesses | {"rating" if is_rating else "timestamp": ["3"]}
+    days = times_of(frame["3"])
+    if days is not None and days.is_whole and days.is_days() and clock_of(frame["4"]) is not None:
+        summary.warn("columns '3' and '4' are put together to the time; --timestamp names one alone")
+        return guesses | {"timestamp": ["3", "4"]}
     swapped = small[1] and not small[0]
-    return guesses | {"timestamp": "3" if swapped else "4", "rating": "4" if swapped else "3"}
+    rating, time = ("4", "3") if swapped else ("3", "4")
+    return guesses | {"timestamp": [time], "rating": [rating]}
 
 
-def canonical(read: dict[str, pl.Series], log: Origin, chosen: dict[str, str]) -> pl.DataFrame:
+def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[str, list[str]] | None:
+    """What the columns are where one that should be the user or the item holds times instead; None where none does.
+
+    Dates can be nothing else. Numbers that look like Unix times may be ids, so they are only asked about: where no
+    other column holds times, and most values differ, as those of people and things in a log do not.
+    """
+    times = position_of_times(frame.iter_columns())
+    early = [name for name in times if name in ("1", "2")]
+    dates = [name for name in early if not frame[name].dtype.is_integer()]
+    if not dates and (len(times) > len(early) or all(frame[name].n_unique() * 2 < frame.height for name in early)):
+        _refuse_ratings_as_items(frame, log)
+        return None
+    time = (dates or early)[0]
+    left = [name for name in frame.columns if name != time]
+    flags = " ".join(f"--{role} {name}" for role, name in zip(("user", "item"), left, strict=False))
+    if len(left) < 2:
+        raise InputError(f"{log.name}: column {time} holds times, so that a user and an item are not both there")
+    if not dates or len(early) > 1 or (frame.width == 4 and time == "1"):
+        raise InputError(
+            f"{log.name}: column {time} looks like times, and there is no header that says which column is what; "
+            f"name them: {flags} --timestamp {time}, if that is the order"
+        )
+    summary.warn(f"column {time} holds times; read as {flags} --timestamp {time}, which say it if it is another order")
+    return {"user_id": left[:1], "item_id": left[1:2], "timestamp": [time]}
+
+
+def _refuse_ratings_as_items(frame: pl.DataFrame, log: Origin) -> None:
+    """Raise where the second column holds ratings and the third does not."""
+    if frame.width < 3:
+        return
+    second, third = floats_of(frame["2"].head(PART_ROWS)), frame["3"].head(PART_ROWS)
+    if not second.is_between(0, 10).fill_null(False).all() or second.n_unique() > 11:
+        return
+    # In a small log, anything may be a few small numbers.
+    if frame.height >= 20 and third.n_unique() > 11 and not position_of_times([frame["3"]]):
+        flags = "--user 1 --item 3 --rating 2" + (" --timestamp 4" if frame.width == 4 else "")
+        raise InputError(
+            f"{log.name}: column 2 looks like ratings, and there is no header that says which column is what; "
+            f"name them: {flags}, if that is the order"
+        )
+
+
+def canonical(
+    read: dict[str, pl.Series], log: Origin, choice: Choice, strict_rating: bool, summary: LogSummary
+) -> pl.DataFrame:
     """Columns under their canonical names and types."""
-    columns, fine = {}, None
-    for role, name in chosen.items():
-        if role == "timestamp":
-            columns[role], fine = seconds_of(log, read.pop(name))
-        elif role == "rating":
-            columns[role] = numbers_of(log, read.pop(name), role)
+    columns: dict[str, pl.Series] = {}
+    for role in ("user_id", "item_id"):
+        parameter, name = role.removesuffix("_id"), choice.roles[role]
+        columns[role] = ids_of(log, read.pop(name), parameter, choice.instead[role])
+        if nothing := words_for_nothing(columns[role]):
+            word, count = nothing
+            other = "".join(f"; {other!r} may be the {parameter} (--{parameter})" for other in choice.instead[role])
+            summary.warn(f"in {count:,} of {len(columns[role]):,} rows the {parameter} id is the word {word!r}{other}")
+        summary.columns[parameter] = name
+    rating = read.pop(choice.roles["rating"]) if "rating" in choice.roles else None
+    found = find_times(read, log, choice.times, choice.usual, summary)
+    if found is not None:
+        columns["timestamp"] = found.seconds
+        summary.columns["timestamp"] = " + ".join(found.names)
+        summary.time_unit = found.unit
+        for name in found.names:
+            read.pop(name)
+    elif _is_scattered(columns["user_id"]) and not summary.notes:
+        summary.warn("no time column; the order of the lines is taken for the order of time (--timestamp names one)")
+    if rating is not None:
+        numbers = _ratings_of(log, rating, strict_rating, summary)
+        if numbers is None:
+            read[rating.name] = rating
         else:
-            columns[role] = ids_of(log, read.pop(name), role.removesuffix("_id"))
+            columns["rating"] = numbers
+            summary.columns["rating"] = rating.name
+    summary.ignored = list(read)
     for name in list(read):
         extra = read.pop(name)
         # The caller may have chosen another column than the one that bears a canonical name.
-        columns[f"{name}_other" if name in chosen else name] = extra.cast(pl.String) if is_text(log) else extra
+        columns[f"{name}_other" if name in ROLES else name] = extra.cast(pl.String) if is_text(log) else extra
     frame = pl.DataFrame(columns)
+    summary.frame_columns = frame.columns
+    fine = None if found is None else found.fine
     if fine is not None and not fine.is_sorted():
         # Rounding makes ties of stamps that differed, and ties keep the log's order: make that the fine one.
         frame = frame.with_columns(fine.alias("\0fine")).sort("\0fine", maintain_order=True).drop("\0fine")
     return frame
+
+
+def _ratings_of(log: Origin, values: pl.Series, strict: bool, summary: LogSummary) -> pl.Series | None:
+    """Ratings as numbers, null where there is none; None where some are words that nobody asked for."""
+    if strict:
+        return numbers_of(log, values, "rating")
+    floats = floats_of(values) if values.dtype == pl.String or values.dtype.is_numeric() else None
+    if floats is not None:
+        floats = floats.set(floats.is_nan() | (floats.abs() >= 9e18), None)
+        empty = values.is_null()
+        if values.dtype == pl.String:
+            empty = empty | values.str.strip_chars().str.to_lowercase().is_in(["", "nan", "na", "null", "none"])
+        elif values.dtype.is_float():
+            empty = empty | values.is_nan()
+        if (floats.is_not_null() | empty.fill_null(True)).all():
+            return floats
+    bad = "values of another type" if floats is None else f"{values.filter(floats.is_null() & ~empty)[0]!r}"
+    summary.warn(f"column {values.name!r} holds {bad} and is left as it is, as no rating (--rating names another)")
+    return None
+
+
+def _is_scattered(users: pl.Series) -> bool:
+    """Whether the rows of some user do not stand together."""
+    if len(users) < 2:
+        return False
+    return int((users != users.shift(1)).sum()) + 1 > users.n_unique()

@@ -1,13 +1,29 @@
 """Files, folders of parts and frames of other libraries → a polars frame."""
 
-import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from seqrec.data.formats.blocks import is_zipped, open_source, read_whole, short
-from seqrec.data.formats.text import Origin, is_parquet, read_text
+from seqrec.data.formats.blanks import read_blanks
+from seqrec.data.formats.blocks import (
+    Source,
+    Unsafe,
+    check_returns,
+    open_source,
+    read_checked,
+    read_sample,
+    unreadable,
+)
+from seqrec.data.formats.delimited import read_delimited
+from seqrec.data.formats.jsonlines import read_jsonl
+from seqrec.data.formats.panics import explained, short_error
+from seqrec.data.formats.parquet import read_parquet
+from seqrec.data.formats.parts import read_folder
+from seqrec.data.formats.prelude import check_header, check_title, skip_prelude
+from seqrec.data.formats.text import EXTENSIONS, Origin, detect, is_parquet, separator_of
 from seqrec.errors import InputError
 
 
@@ -20,9 +36,11 @@ def from_frame(source: Any) -> tuple[pl.DataFrame, Origin]:
         if isinstance(source, pl.LazyFrame):
             source = source.collect()
         elif libraries & {"pandas", "pyarrow"}:
-            source = pl.from_pandas(source) if "pandas" in libraries else pl.from_arrow(source)
-    except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
-        raise InputError(f"the {kind} cannot be read ({short(error)}); give columns one type and name") from None
+            source = _from_pandas(source) if "pandas" in libraries else pl.from_arrow(_in_utc(source))
+    except (pl.exceptions.PanicException, Exception) as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise InputError(f"the {kind} cannot be read ({short_error(error)}); give columns one type and name") from None
     if not isinstance(source, pl.DataFrame):
         raise InputError(f"cannot read {kind}; give a path, a polars or pandas frame, or a pyarrow Table")
     return source, Origin(f"the {kind}")
@@ -30,31 +48,91 @@ def from_frame(source: Any) -> tuple[pl.DataFrame, Origin]:
 
 def read_path(path: Path, format: str | None, given: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
     """A file or a folder of parts as a frame of raw columns."""
-    if path.is_dir():
-        parts = sorted(part for part in path.glob("*.parquet") if part.is_file())
-        if not parts or format not in (None, "parquet"):
-            raise InputError(f"{path}: is a folder without .parquet files; give a file or a folder of parts")
-        return _read_parquet(path, {part: part for part in parts})
-    source = open_source(path)
-    if not is_parquet(source, format):
-        return read_text(source, format, given)
-    in_memory = source.content is not None or is_zipped(source)
-    return _read_parquet(path, {path: io.BytesIO(read_whole(source)) if in_memory else path})
-
-
-def _read_parquet(path: Path, sources: dict[Path, Any]) -> tuple[pl.DataFrame, Origin]:
-    """One file, or the parts of a folder one below the other."""
-    frames: list[pl.DataFrame] = []
-    for part, source in sources.items():
-        try:
-            frame = pl.read_parquet(source, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{part}: no Parquet, or damaged ({short(error)}); write it again") from None
-        differ = ", ".join(sorted(set(frame.columns) ^ set((frames or [frame])[0].columns)))
-        if differ:
-            raise InputError(f"{part}: has other columns than the first part ({differ}); make them alike")
-        frames.append(frame.select((frames or [frame])[0].columns))
     try:
-        return pl.concat(frames, how="vertical_relaxed"), Origin(str(path))
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: the parts differ in types ({short(error)}); make them alike") from None
+        path = path.expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user
+        raise unreadable(path, error) from None
+    if is_folder and format not in (None, "parquet"):
+        raise InputError(f"{path}: is a folder, and format={format} is of files; give a file")
+    with explained(str(path)):
+        if is_folder:
+            return read_folder(path), Origin(str(path))
+        source = open_source(path)
+        if is_parquet(source, format):
+            return read_parquet(source), Origin(str(path))
+        return read_text(source, format, given)
+
+
+def read_text(source: Source, format: str | None, given: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
+    """Read text in any format.
+
+    Columns of delimited text are Int64 where every value is written exactly as an integer is (or missing), so
+    that casting them to String gives what the file holds; else String.
+    """
+    source, lines, excel = skip_prelude(source, read_sample(source), given)
+    extension = EXTENSIONS.get(source.path.name.lower().removesuffix(".gz").rpartition(".")[2])
+    if format is None and excel is None and (extension is None or not re.search(r"[,;|\t]", lines[0])):
+        check_title(source, lines, None, given)
+    format = format or ("csv" if excel else detect(extension, lines, given))
+    if format == "jsonl":
+        return read_jsonl(source)
+    if format in ("whitespace", "sequences", "blanks"):
+        return _in_blocks_or_whole(read_blanks, source, format, given)
+    separator = "::" if format == "movielens" else "\t"
+    if format == "csv":
+        separator = excel or separator_of(lines, given)
+    check_title(source, lines, separator, given)
+    check_header(source, lines, separator)
+    if format == "tsv" or (format == "csv" and separator == "\t"):
+        try:
+            return _in_blocks_or_whole(read_delimited, source, separator, True, given)
+        except InputError:
+            # Tab-separated files often hold quotation marks that quote nothing.
+            return _in_blocks_or_whole(read_delimited, source, separator, False, given)
+    return _in_blocks_or_whole(read_delimited, source, separator, format == "csv", given)
+
+
+def _in_blocks_or_whole(
+    read: Callable[..., tuple[pl.DataFrame, Origin]], source: Source, *rest: object
+) -> tuple[pl.DataFrame, Origin]:
+    try:
+        return read(source, *rest, by_block=True)
+    except Unsafe:
+        if any(b"\r" in piece for piece in read_checked(source)):
+            check_returns(source, True in rest)
+        return read(source, *rest, by_block=False)
+
+
+def _from_pandas(source: Any) -> Any:
+    """A pandas frame; columns that have no type of their own stay Python objects, as they may not be needed."""
+    try:
+        return pl.from_pandas(source)
+    except (pl.exceptions.PolarsError, ValueError, TypeError, OverflowError):
+        if getattr(source, "ndim", 0) != 2 or not source.columns.is_unique:
+            raise
+    columns = []
+    for name in source.columns:
+        values = source[name]
+        if getattr(values.dtype, "tz", None) is not None:  # polars knows no zones such as +05:30
+            values = values.dt.tz_convert("UTC")
+        try:
+            columns.append(pl.Series(str(name), pl.from_pandas(values)))
+        except (pl.exceptions.PolarsError, ValueError, TypeError, OverflowError):
+            missing = values.isna()
+            plain = [None if none else value for value, none in zip(values, missing, strict=True)]
+            columns.append(pl.Series(str(name), plain, dtype=pl.Object))
+    return pl.DataFrame(columns)
+
+
+def _in_utc(table: Any) -> Any:
+    """An Arrow table with its moments in UTC, as polars knows no zones such as +05:30."""
+    zoned = [field for field in getattr(table, "schema", ()) if getattr(field.type, "tz", None)]
+    if zoned:
+        import pyarrow as pa  # there already, as it made the table
+
+        for field in zoned:
+            place = table.schema.get_field_index(field.name)
+            utc = table.column(place).cast(pa.timestamp(field.type.unit, "UTC"))
+            table = table.set_column(place, field.name, utc)
+    return table

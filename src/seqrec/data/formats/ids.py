@@ -1,18 +1,128 @@
 """Files of ids."""
 
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from seqrec.data.formats.blocks import Source, open_source, read_checked, short, unreadable
+from seqrec.data.formats.notes import warn_of_log
+from seqrec.data.formats.parquet import read_parquet
+from seqrec.data.formats.text import EXTENSIONS, USUAL_NAMES, is_parquet, plain_name
 from seqrec.errors import InputError
 
+_WHOLE = 2**53  # up to here a float stands for one integer
 
-def lines_of(path: Path) -> list[str]:
-    """Ids in a text file, one a line; blanks around them and empty lines don't count."""
+
+def read_ids(path: Path, role: str) -> list[str]:
+    """Ids in a file, as text.
+
+    One per line in a text file, where blanks around them and empty lines don't count. What such a line can't hold,
+    ids with line ends or with blanks at their ends, is written as CSV (quoted), JSON lines or Parquet: there the
+    column of a usual name counts, `user_id` or `item_id`, else the first; a line of JSON may also be an id alone.
+
+    Args:
+        path: the file; its ending says what it is (.csv, .tsv, .jsonl, .parquet, each also .gz), else it is text.
+        role: "user_id" or "item_id".
+
+    Raises:
+        InputError: a file that can't be read, or holds no id, or something else in the place of one.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"{path}: cannot be read ({reason}); give a text file with an id a line") from error
-    ids = [line.strip() for line in text.splitlines() if line.strip()]
+        path = path.expanduser()
+        if path.is_dir():
+            raise InputError(f"{path}: cannot be read (it is a folder); give a file with one id per line")
+    except (OSError, RuntimeError) as error:
+        raise unreadable(path, error) from None
+    source = open_source(path)
+    kind = EXTENSIONS.get(path.name.lower().removesuffix(".gz").rpartition(".")[2])
+    if source.content == b"":
+        ids = []
+    elif is_parquet(source, None):
+        frame = read_parquet(source)
+        values = frame[frame.columns[_place(frame.columns, role) or 0]].to_list() if frame.columns else []
+        ids = [_text_of(path, f"row {row}", value) for row, value in enumerate(values, 1)]
+    elif kind == "jsonl":
+        ids = [_text_of(path, f"line {line}", value) for line, value in _objects(source, role)]
+    else:
+        text = _decoded(source)
+        ids = list(_fields(path, text, "\t" if kind == "tsv" else None, role)) if kind in ("csv", "tsv") else []
+        ids = ids if kind in ("csv", "tsv") else [line.strip(" \t\r") for line in text.split("\n")]
+        ids = [id for id in ids if id]
     if not ids:
-        raise InputError(f"{path}: is empty; give a text file with an id a line")
+        raise InputError(f"{path}: is empty; give a file with one id per line")
     return ids
+
+
+def _decoded(source: Source) -> str:
+    try:
+        return b"".join(read_checked(source)).decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{source.path}, line {line}: is not UTF-8 text; save the file as UTF-8") from None
+
+
+def _place(names: list[str], role: str) -> int | None:
+    """Which of these is the best usual name of the ids; None where there is none."""
+    ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES[role].split())}
+    ranked = [(ranks[plain_name(name)], place) for place, name in enumerate(names) if plain_name(name) in ranks]
+    return min(ranked)[1] if ranked else None
+
+
+def _fields(path: Path, text: str, separator: str | None, role: str) -> Iterator[str]:
+    """The ids in text with separators, in quotation marks or not."""
+    first = text.lstrip("\r\n").partition("\n")[0]
+    separator = separator or max(",;\t|", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    place, begun = 0, False
+    try:
+        for fields in reader:
+            if not fields:
+                continue
+            if not begun:
+                begun, found = True, _place(fields, role)
+                if found is not None:
+                    place = found
+                    continue
+                if len(fields) > 1:
+                    warn_of_log(path, f"no column is called {role}; the ids are those of the first column")
+            if place >= len(fields) or (not fields[place] and len(fields) > 1):
+                raise InputError(f"{path}, line {reader.line_num}: the id is empty; give the row an id, or remove it")
+            yield fields[place]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: is not CSV ({short(error)}); check its quotes") from None
+
+
+def _objects(source: Source, role: str) -> Iterator[tuple[int, Any]]:
+    """Line number and id of each line of JSON that is not blank."""
+    for number, line in enumerate(_decoded(source).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InputError(
+                f"{source.path}, line {number}: is not JSON; write one id or one object per line"
+            ) from None
+        if isinstance(value, dict):
+            names = list(value)
+            value = value[names[_place(names, role) or 0]] if names else None
+        yield number, value
+
+
+def _text_of(path: Path, where: str, value: Any) -> str:
+    """An id as a log's ids are written as text."""
+    if isinstance(value, str) and value.strip():
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"{path}, {where}: {value!r} holds a lone surrogate, which is no text; correct it")
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) <= _WHOLE:
+        return str(int(value))
+    if value is None or isinstance(value, str):
+        raise InputError(f"{path}, {where}: the id is empty; give the row an id, or remove it")
+    raise InputError(f"{path}, {where}: {short(value)} is no id; write ids as text or integers")

@@ -1,38 +1,206 @@
 """Timestamps: numbers of any unit and dates → Unix seconds."""
 
+from typing import NamedTuple
+
 import polars as pl
 
-from seqrec.data.formats.blocks import short
 from seqrec.data.formats.text import Origin
-from seqrec.data.formats.values import by_parts, numbers_of, written
+from seqrec.data.formats.values import by_parts, floats_of, numbers_of, written
 
 CLOCKS = ("", " %H:%M:%S", " %H:%M:%S%.f", " %H:%M:%S%.f%#z", " %H:%M", " %H:%M%#z")
 DATE_FORMATS = [day + clock for day in ("%Y-%m-%d", "%Y/%m/%d") for clock in CLOCKS]
+DATE_FORMATS += ["%Y%m%d" + clock for clock in (*CLOCKS, " %H%M%S", " %H%M%S%#z") if clock]
+YEAR_1980, YEAR_2032, YEAR_2100 = 315_532_800, 1_956_528_000, 4_102_444_800
+UNITS = {1: "seconds", 10**3: "milliseconds", 10**6: "microseconds", 10**9: "nanoseconds"}
+# Dates written as one whole number: how they are called, the number of digits, what completes them to seconds.
+# As seconds, those of ten digits lie after 2032; the others of less than fourteen lie before 1977.
+WHOLE_DATES = [
+    ("yyyymm", 6, "01000000"),
+    ("yyyymmdd", 8, "000000"),
+    ("yyyymmddHH", 10, "0000"),
+    ("yyyymmddHHMM", 12, "00"),
+    ("yyyymmddHHMMSS", 14, ""),
+    ("yyyymmddHHMMSSfff", 17, ""),
+]
+EXCEL_DAYS = 30_000, 60_000  # 1982 to 2064, counted from the end of 1899
+EXCEL_DAY_OF_1970 = 25_569
+DAY = 86_400
 
 
-def seconds_of(log: Origin, values: pl.Series) -> tuple[pl.Series, pl.Series | None]:
-    """Unix seconds, and the finer stamps they were rounded from (None where nothing was lost)."""
-    kind = "a number or an ISO date"
+class Times(NamedTuple):
+    """Parsed times, before anything is checked."""
+
+    stamps: pl.Series  # Int64 or Float64, null where a value could not be read
+    per_second: int  # units of the stamps in a second
+    unit: str  # how the times are written, for people
+    is_number: bool  # counted since 1970, so that the unit is a guess; else dates
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every value could be read, and in one unit."""
+        return self.stamps.null_count() == 0 and bool(same_unit(self).all())
+
+    @property
+    def share(self) -> float:
+        """How many of the values could be read."""
+        return 1 - self.stamps.null_count() / max(len(self.stamps), 1)
+
+    def seconds(self) -> pl.Series:
+        """Unix seconds, rounded down."""
+        return (self.stamps // self.per_second).cast(pl.Int64, strict=False)
+
+    def lie_between(self, first: float, last: float) -> bool:
+        """Whether all values are times from the first to the last, in Unix seconds."""
+        low, high = self.stamps.min(), self.stamps.max()
+        if low is None or high is None or not self.is_whole:
+            return False
+        return bool(low >= first * self.per_second and high < last * self.per_second)  # type: ignore[operator]
+
+    def is_days(self) -> bool:
+        """Whether these are dates without a time of day."""
+        return not self.is_number and bool((self.stamps % (DAY * self.per_second) == 0).all())
+
+
+def times_of(values: pl.Series) -> Times | None:
+    """The times that a column holds, whatever way they are written; None where it is of no such type."""
     stamps = _from_text(values) if values.dtype == pl.String else values
     if isinstance(stamps.dtype, (pl.Date, pl.Datetime)):
-        bad = f"is not {kind}; correct or remove it, or name another column with timestamp= (--timestamp)"
-        log.check(stamps.is_not_null(), lambda row: f"timestamp {short(values[row])} {bad}")
         unit = stamps.dtype.time_unit if isinstance(stamps.dtype, pl.Datetime) else "ms"
-        fine, per_second = stamps.dt.timestamp(unit), {"ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+        return Times(stamps.dt.timestamp(unit), {"ms": 10**3, "us": 10**6, "ns": 10**9}[unit], "dates", False)
+    if stamps.dtype != pl.String and not stamps.dtype.is_numeric():
+        return None
+    is_integer = stamps.dtype.is_integer()
+    low, high = (stamps.min(), stamps.max()) if is_integer else (None, None)
+    if low is not None and high is not None and low >= YEAR_1980 and high < YEAR_2032:  # type: ignore[operator]
+        return Times(stamps.cast(pl.Int64), 1, "seconds since 1970", True)  # as below, with less work
+    floats = floats_of(stamps)
+    floats = floats.set(floats.is_nan() | (floats.abs() >= 9e18), None)
+    middle = floats.median()
+    # Nanoseconds do not fit the 53 bits of a float, so integers stay integers.
+    exact = stamps.cast(pl.Int64, strict=False) if is_integer else floats
+    if middle is None:
+        return Times(exact, 1, "seconds since 1970", True)
+    found = _whole_dates(floats, exact, float(middle)) or _excel_days(floats)  # type: ignore[arg-type]
+    if found is not None:
+        return found
+    size = abs(float(middle))  # type: ignore[arg-type]
+    per_second = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+    return Times(exact, per_second, f"{UNITS[per_second]} since 1970", True)
+
+
+def same_unit(times: Times) -> pl.Series:
+    """Which of the values may be in the unit of the others, and whole: neither seconds among milliseconds nor cut off.
+
+    A number that has lost or won a digit is ten times smaller or larger than its neighbours. Around the year
+    2020 that is before 1976 or after 2370, where the times of a log are not.
+    """
+    if not times.is_number:
+        return times.stamps.is_not_null()
+    seconds = times.stamps / times.per_second
+    middle = seconds.median()
+    size = 0.0 if middle is None else float(middle)  # type: ignore[arg-type]
+    if size >= YEAR_1980:
+        good = seconds.is_between(size / 8, size * 8)
     else:
-        if stamps.dtype.is_integer() and not stamps.null_count() and stamps.is_between(-1e11, 1e11, "none").all():
-            return stamps.cast(pl.Int64), None  # as below, with less work
-        floats = numbers_of(log, stamps, "timestamp", kind)
-        size = floats.abs().to_frame().select(pl.first().median()).item()
-        per_second = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
-        same = (floats.abs() / per_second < 1e11).fill_null(False)
-        log.check(
-            same, lambda row: f"timestamp {written(log, values[row])} is in another unit than most; use one for all"
-        )
-        # Nanoseconds do not fit the 53 bits of a float, so integers stay integers.
-        fine = stamps.cast(pl.Int64) if stamps.dtype.is_integer() else floats
-    seconds = (fine // per_second).cast(pl.Int64)
+        # Small numbers may count anything, but no moments of today beside them.
+        good = seconds.abs() < (9e8 if abs(size) < 1e8 else 1e11)
+    return good.fill_null(False)
+
+
+def seconds_of(log: Origin, values: pl.Series, times: Times | None) -> tuple[pl.Series, pl.Series | None]:
+    """Unix seconds, and the finer stamps they were rounded from (None where nothing was lost).
+
+    Raises the error for the first value that is no time, or none in the unit of the others.
+    """
+    kind = "a number or an ISO date"
+    if times is None:
+        numbers_of(log, values, "timestamp", kind)  # raises, as the type is none of numbers
+        raise AssertionError
+    bad = f"is not {kind}; correct or remove it, or name another column with timestamp= (--timestamp)"
+    if not times.is_number and times.unit.startswith("whole numbers"):
+        bad = f"is no date, as most are ({times.unit}); correct it"
+    log.check(times.stamps.is_not_null(), lambda row: f"timestamp {written(log, values[row])} {bad}")
+    low, high = times.stamps.min(), times.stamps.max()
+    if not (times.is_number and low >= YEAR_1980 * times.per_second and high < YEAR_2032 * times.per_second):  # type: ignore[operator]
+        other = "is in another unit than most, or cut off; use one unit for all, and correct or remove it"
+        log.check(same_unit(times), lambda row: f"timestamp {written(log, values[row])} {other}")
+    fine, per_second = times.stamps, times.per_second
+    if per_second == 1 and fine.dtype == pl.Int64:
+        return fine, None
+    seconds = times.seconds()
     return seconds, None if (seconds * per_second == fine).all() else fine
+
+
+def doubt_about(times: Times, seconds: pl.Series) -> str | None:
+    """What to tell of times that were read in a way, or lie in years, that somebody may not expect."""
+    low, high = int(seconds.min()), int(seconds.max())  # type: ignore[arg-type]
+    if not times.is_number:
+        return None if times.unit == "dates" or "+" in times.unit else f"the times are read as {times.unit}"
+    # Small numbers are mostly places in an order (1, 2, 3, …), for which any unit is as good as another.
+    if high < YEAR_1980 and low >= 10_000:
+        return f"the times are read as {times.unit} and lie before 1980; if they count something else, write them so"
+    if high >= YEAR_2100:
+        return f"the times are read as {times.unit} and go beyond the year 2100; correct them if they are none"
+    return None
+
+
+def clock_of(values: pl.Series) -> pl.Series | None:
+    """Microseconds since midnight where all values are times of a day: 10:20, 10:20:30.5, 1020, 102030; else None."""
+    if values.dtype == pl.Time:
+        return None if values.null_count() else values.cast(pl.Int64) // 1000
+    if values.null_count() or not (values.dtype == pl.String or values.dtype.is_integer()):
+        return None
+    text = values.cast(pl.String).str.strip_chars()
+    if text.str.contains(r"^[0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?$").all():
+        parts = [text.str.extract(rf"^(?:[0-9.]+:){{{place}}}([0-9.]+)") for place in range(3)]
+        hours, minutes, seconds = (part.cast(pl.Float64).fill_null(0) for part in parts)
+    elif text.str.contains("^[0-9]{1,6}$").all():
+        numbers = text.cast(pl.Int64)
+        numbers = numbers * 100 if numbers.max() <= 2359 and text.str.len_bytes().max() <= 4 else numbers  # type: ignore[operator]
+        hours, minutes, seconds = numbers // 10_000, numbers // 100 % 100, numbers % 100
+    else:
+        return None
+    if not ((hours < 24) & (minutes < 60) & (seconds < 60)).all():
+        return None
+    return ((hours * 3600 + minutes * 60 + seconds) * 1e6).round().cast(pl.Int64)
+
+
+def with_clock(days: Times, clock: pl.Series) -> Times:
+    """Dates and times of the day put together."""
+    midnight = days.stamps // days.per_second * 1_000_000
+    return Times(midnight + clock, 1_000_000, f"{days.unit} + times of the day", False)
+
+
+def _whole_dates(floats: pl.Series, exact: pl.Series, middle: float) -> Times | None:
+    """Dates written as whole numbers, where most values are some; by chance, one number in twenty is."""
+    for name, digits, rest in WHOLE_DATES:
+        if not 1900 <= middle / 10 ** (digits - 4) < 2101:
+            continue
+        whole = exact if exact.dtype.is_integer() else floats.set(floats != floats.floor(), None)
+        text = whole.cast(pl.Int64, strict=False).cast(pl.String)
+        text = text.set(text.str.len_bytes() != digits, None)
+        dates = by_parts(text, lambda part, rest=rest: _date(part.str.slice(0, 14) + rest))  # type: ignore[misc]
+        if digits == 17:
+            dates = dates + text.str.slice(14).cast(pl.Int64)
+        if dates.null_count() < len(dates) / 2:
+            return Times(dates, 1000, f"whole numbers {name}", False)
+    return None
+
+
+def _date(digits: pl.Series) -> pl.Series:
+    """Unix milliseconds of yyyymmddHHMMSS, null where that is no date."""
+    iso = digits.str.replace("^(....)(..)(..)(..)(..)(..)$", "$1-$2-$3 $4:$5:$6")
+    iso = iso.set(digits.str.slice(12, 2) > "59", None)  # 60 would be a leap second, which Unix times have not
+    return iso.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.timestamp("ms")
+
+
+def _excel_days(floats: pl.Series) -> Times | None:
+    """Days as Excel counts them, where all values may be such."""
+    if floats.null_count() or not floats.is_between(*EXCEL_DAYS).all():
+        return None
+    # To the millisecond, as fractions of a day are not exact and would round to the second before.
+    stamps = ((floats - EXCEL_DAY_OF_1970) * (DAY * 1000)).round().cast(pl.Int64)
+    return Times(stamps, 1000, "days of Excel", False)
 
 
 def _from_text(text: pl.Series) -> pl.Series:

@@ -1,0 +1,184 @@
+"""A folder of Parquet parts → a frame, by the conventions of Spark, Hive and Arrow."""
+
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import polars as pl
+
+from seqrec.data.formats.blocks import open_source, unreadable
+from seqrec.data.formats.delimited import shrunk
+from seqrec.data.formats.notes import warn_of_log
+from seqrec.data.formats.parquet import read_parquet
+from seqrec.errors import InputError
+
+_PARQUET = re.compile(r"\.(parquet|parq|pq)(\.[a-z0-9]+)?$", re.IGNORECASE)
+_TEXT = re.compile(r"\.(csv|tsv|txt|json|jsonl|ndjson|inter)(\.gz)?$", re.IGNORECASE)
+#: Folders whose parts may be of several versions, of which only the table's own record tells the last.
+_TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
+_MISSING = "__HIVE_DEFAULT_PARTITION__"
+_LARGEST_WHOLE = 2**53  # up to here floats hold every whole number
+
+
+class _Part(NamedTuple):
+    path: Path
+    values: dict[str, str]  # of the partition columns, which the names of its folders say
+
+
+def read_folder(folder: Path) -> pl.DataFrame:
+    """All parts one below the other, in the order of their names, with the columns that folders `key=value` say."""
+    parts, left_out = _parts_of(folder)
+    if not parts:
+        raise _no_parts(folder, left_out)
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        shown = ", ".join(str(path.relative_to(folder)) for path in left_out[:3])
+        warn_of_log(folder, f"{shown}{more} beside the Parquet parts {'is' if len(left_out) == 1 else 'are'} left out")
+    keys = list(parts[0].values)
+    frames: list[pl.DataFrame] = []
+    for part in parts:
+        if list(part.values) != keys:
+            raise InputError(f"{part.path}: lies in other key=value folders than {parts[0].path}; make them alike")
+        frame = read_parquet(open_source(part.path))
+        differ = ", ".join(sorted(set(frame.columns) ^ set((frames or [frame])[0].columns)))
+        if differ:
+            raise InputError(f"{part.path}: has other columns than the first part ({differ}); make them alike")
+        frames.append(frame.select((frames or [frame])[0].columns))
+    joined = [_stacked(folder, name, [frame[name] for frame in frames]) for name in frames[0].columns]
+    return _with_keys(folder, pl.DataFrame(joined), parts, [frame.height for frame in frames])
+
+
+def _parts_of(folder: Path) -> tuple[list[_Part], list[Path]]:
+    """The parts in the order of their names, and the files that are none."""
+    parts: list[_Part] = []
+    left_out: list[Path] = []
+    for path, values in _files_of(folder, {}, ()):
+        if not _PARQUET.search(path.name) and not _begins_as_parquet(path):
+            left_out.append(path)
+        else:
+            parts.append(_Part(path, values))
+    return parts, left_out
+
+
+def _files_of(
+    folder: Path, values: dict[str, str], above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Files that are not hidden, in folders `key=value` too; raises for what can't be opened."""
+    try:
+        here = folder.stat()
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from None
+    above = (*above, (here.st_dev, here.st_ino))
+    for path in inside:
+        if path.name in _TABLES:
+            kind = _TABLES[path.name]
+            raise InputError(f"{folder}: is {kind}, whose parts may be outdated; export the table as Parquet")
+        # Hidden: what begins with . or _, but for a column that does (_day=1).
+        if path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name):
+            continue
+        try:
+            found = path.stat()
+        except OSError as error:
+            if path.is_symlink():
+                raise InputError(f"{path}: is a broken symbolic link; remove it, or restore the part") from None
+            raise unreadable(path, error) from None
+        if not stat.S_ISDIR(found.st_mode):
+            if stat.S_ISREG(found.st_mode):
+                yield path, values
+            elif _PARQUET.search(path.name):
+                raise InputError(f"{path}: is no regular file; remove it, or write the part again")
+            continue
+        if (found.st_dev, found.st_ino) in above:
+            raise InputError(f"{path}: is a link to a folder above it; remove it")
+        key, equals, value = path.name.partition("=")
+        if equals and key:
+            yield from _files_of(path, values | {unquote(key): unquote(value)}, above)
+        elif any(_PARQUET.search(part.name) or _begins_as_parquet(part) for part, _ in _files_of(path, {}, above)):
+            advice = "give one folder, or name the folders key=value"
+            raise InputError(f"{folder}: holds Parquet in a folder inside of it ({path.name}); {advice}")
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _no_parts(folder: Path, files: list[Path]) -> InputError:
+    text = next((path for path in files if _TEXT.search(path.name)), None)
+    if text is None:
+        return InputError(f"{folder}: is a folder without .parquet files; give a file or a folder of Parquet parts")
+    if len(files) == 1:
+        return InputError(f"{folder}: is a folder; give the file in it ({text.name})")
+    ending = (_TEXT.search(text.name) or [""])[0]
+    advice = "join the parts into one file, with one header if they have any, or write Parquet"
+    return InputError(f"{folder}: is a folder of {ending} files, which are not read as one; {advice}")
+
+
+def _stacked(folder: Path, name: str, columns: list[pl.Series]) -> pl.Series:
+    """The columns of one name one below the other, in a type that holds all their values exactly."""
+    columns = [
+        column.cast(pl.String) if isinstance(column.dtype, pl.Categorical | pl.Enum) else column for column in columns
+    ]
+    kinds = {column.dtype for column in columns} - {pl.Null}
+    for target in _targets(kinds):
+        cast = [_exactly(column, target) for column in columns]
+        exact = [column for column in cast if column is not None]
+        if len(exact) == len(columns):
+            return pl.concat(exact)
+    listed = ", ".join(sorted(str(kind) for kind in kinds))
+    raise InputError(f"{folder}: the parts differ in types (column {name!r}: {listed}); make them alike")
+
+
+def _targets(kinds: set[pl.DataType]) -> list[pl.DataType]:
+    """Types that may hold the values of all these, best first."""
+    if len(kinds) < 2:
+        return list(kinds) or [pl.Null()]
+    if all(kind.is_integer() or kind.is_float() for kind in kinds):
+        whole = [pl.Int64()] if any(kind.is_integer() for kind in kinds) else []
+        return [*whole, pl.Float64()] if any(kind.is_float() for kind in kinds) else [*whole]
+    if all(kind.is_integer() or kind == pl.String for kind in kinds):
+        return [pl.String()]
+    stamps = [kind for kind in kinds if isinstance(kind, pl.Datetime)]
+    zones = {kind.time_zone for kind in stamps} | {None for kind in kinds if kind == pl.Date}
+    if (
+        stamps
+        and all(isinstance(kind, pl.Date | pl.Datetime) for kind in kinds)
+        and (len(zones) == 1 or None not in zones)
+    ):
+        zone = zones.pop() if len(zones) == 1 else "UTC"
+        return [pl.Datetime(unit, zone) for unit in ("ns", "us", "ms") if unit in {kind.time_unit for kind in stamps}]
+    return []
+
+
+def _exactly(column: pl.Series, target: pl.DataType) -> pl.Series | None:
+    """The values in another type, or None where one of them would change."""
+    if column.dtype == target:
+        return column
+    cast = column.cast(target, strict=False)
+    if cast.null_count() != column.null_count() or not (cast.cast(column.dtype, strict=False) == column).all():
+        return None
+    if column.dtype.is_numeric() and column.dtype.is_float() != target.is_float() and target != pl.String:
+        # Beyond that a float may stand for several integers.
+        return cast if (column.cast(pl.Float64).abs() <= _LARGEST_WHOLE).all() else None
+    return cast
+
+
+def _with_keys(folder: Path, frame: pl.DataFrame, parts: list[_Part], heights: list[int]) -> pl.DataFrame:
+    """The frame with the columns that the names of folders say, integers where all of them are."""
+    rows = np.repeat(np.arange(len(parts)), heights)
+    for key in parts[0].values:
+        texts = [None if part.values[key] == _MISSING else part.values[key] for part in parts]
+        column = shrunk(pl.DataFrame({key: pl.Series(texts, dtype=pl.String)})).to_series().gather(rows)
+        if key not in frame.columns:
+            frame = frame.with_columns(column)
+        elif not frame[key].cast(pl.String).eq_missing(column.cast(pl.String)).all():
+            raise InputError(f"{folder}: column {key!r} differs from what the folders {key}=… say; remove one of them")
+    return frame

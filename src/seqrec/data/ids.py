@@ -1,0 +1,187 @@
+"""Ids of any type as a series, and where they stand in a table of ids.
+
+Ids mean the same whichever way they are written: 128, "128" and 128.0 are one id. Nothing here uses polars' pool of
+threads, which a forked process does not have and would wait for without end.
+"""
+
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Iterable
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import polars as pl
+
+from seqrec.errors import InputError
+
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
+_EXACT = 2**53  # from here on whole numbers run together in a float
+_NUMBERS: Any = (Real, Decimal)
+_MANY = 32  # a table that is this many times longer than what is asked for is searched, not made a dictionary
+
+
+def ids_of(ids: Any, what: str = "ids", name: str = "user_id") -> pl.Series:
+    """Ids, or a single one, as a series: Int64, String, Float64 where some are not whole, or Null.
+
+    Args:
+        ids: numbers, texts, UUIDs or None (missing, as NaN is): one of them, or a list, set, iterator, numpy or Arrow
+            array, or column of polars or pandas.
+        what: what they are, for messages.
+        name: name of the series.
+
+    Raises:
+        InputError: a whole frame, or values that are no ids.
+    """
+    if hasattr(type(ids), "columns"):
+        raise InputError(f"{what} is a whole {type(ids).__name__}; give one column of it, such as frame['user_id']")
+    if isinstance(ids, pl.Series):
+        if isinstance(ids.dtype, (pl.Categorical, pl.Enum)):
+            ids = ids.cast(pl.String)
+        if ids.dtype == pl.String or ids.dtype.is_integer():
+            return ids.alias(name)
+    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu":
+        return pl.Series(name, np.ascontiguousarray(ids, dtype=ids.dtype.newbyteorder("=")))
+    values: list[Any] = [_id_of(value, what) for value in _listed(ids)]
+    kinds = set(map(type, values)) - {type(None)}
+    if float in kinds and str not in kinds:
+        return pl.Series(name, values, dtype=pl.Float64, strict=False)
+    if str in kinds or any(value is not None and not -(2**63) <= value < 2**63 for value in values):
+        return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
+    return pl.Series(name, values, dtype=pl.Int64 if kinds else pl.Null)
+
+
+def _listed(ids: Any) -> list[Any]:
+    """The values of anything that holds some, or of a single one."""
+    for name in ("to_pylist", "to_list", "tolist", "as_py"):
+        if hasattr(ids, name) and not isinstance(ids, type):
+            ids = getattr(ids, name)()
+            break
+    single = isinstance(ids, str | bytes) or not isinstance(ids, Iterable)
+    return [ids] if single else list(ids)
+
+
+def _id_of(value: Any, what: str) -> int | float | str | None:
+    """One id as a plain value; whole floats become integers, and what stands for a missing value None."""
+    if type(value) in (int, str) or value is None:
+        return value
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if hasattr(value, "as_py"):
+        return _id_of(value.as_py(), what)
+    if isinstance(value, np.generic) and value.dtype.kind in "iufU":
+        return _id_of(value.item(), what)
+    if isinstance(value, str | UUID):
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        kind = type(value).__name__
+        raise InputError(f"{what}: ids are integers or strings, not {kind} such as {_short(value)}; convert them")
+    if math.isnan(value):
+        return None
+    if not math.isfinite(value) or value != int(value):
+        return float(value)
+    if isinstance(value, float) and _EXACT <= abs(value) < 2**64:
+        raise InputError(f"{what}: the id {value!r} came through a float, which can't tell it from the next; keep "
+                         "such ids as integers or strings")  # fmt: skip
+    return int(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+class IdTable:
+    """Where ids stand in a table of them, which is sorted as a rule.
+
+    Args:
+        ids: integers or texts, each once.
+    """
+
+    def __init__(self, ids: pl.Series) -> None:
+        self.ids = ids
+        self.numbers = ids.to_numpy() if ids.dtype.is_integer() else None
+        self.order: np.ndarray | None = None
+        if self.numbers is not None:
+            if not (self.numbers[1:] >= self.numbers[:-1]).all():
+                self.order = np.argsort(self.numbers, kind="stable")
+                self.numbers = self.numbers[self.order]
+            self.sorted = True
+        else:
+            self.sorted = ids.is_sorted()
+
+    def find(self, asked: pl.Series) -> np.ndarray:
+        """The place of each id of :func:`ids_of`, ``int64``; -1 where the table does not hold it."""
+        if len(asked) == 0 or len(self.ids) == 0 or asked.dtype == pl.Null:
+            return np.full(len(asked), -1, dtype=np.int64)
+        if self.numbers is not None:
+            return self._find_numbers(*integers_of(asked))
+        texts = texts_of(asked)
+        found = self._find_texts(texts)
+        missing = np.flatnonzero(found < 0)
+        again = [_other_form(texts[row]) for row in missing.tolist()]
+        if any(text is not None for text in again):
+            found[missing] = self._find_texts(again)
+        return found
+
+    def _find_numbers(self, asked: np.ndarray, there: np.ndarray) -> np.ndarray:
+        assert self.numbers is not None
+        place = np.searchsorted(self.numbers, asked)
+        place[place == len(self.numbers)] = 0
+        there = there & (self.numbers[place] == asked)
+        if self.order is not None:
+            place = self.order[place]
+        return np.where(there, place, -1).astype(np.int64)
+
+    def _find_texts(self, asked: list[str | None]) -> np.ndarray:
+        if self.sorted and len(asked) * _MANY < len(self.ids):
+            places: Iterable[int] = map(self._place, asked)
+        else:
+            known = {text: place for place, text in enumerate(self.ids.to_list())}
+            places = (-1 if text is None else known.get(text, -1) for text in asked)
+        return np.fromiter(places, dtype=np.int64, count=len(asked))
+
+    def _place(self, text: str | None) -> int:
+        if text is None:
+            return -1
+        place = bisect_left(self.ids, text)  # of bytes and of characters the order is one
+        return place if place < len(self.ids) and self.ids[place] == text else -1
+
+
+def _other_form(text: str | None) -> str | None:
+    """A whole number with .0, as pandas writes ids after a join, or without it."""
+    match = _WHOLE.fullmatch(text or "")
+    if match is None:
+        return None
+    return match[1] if match[2] else f"{match[1]}.0"
+
+
+def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Ids as ``int64``, and which of them are integers: "7" and "7.0" are, "007" is another id than 7."""
+    numbers = ids.cast(pl.Int64, strict=False)
+    there = ~numbers.is_null().to_numpy()
+    if ids.dtype.is_float():
+        values = ids.to_numpy()
+        there = there & (np.floor(values) == values)
+    elif ids.dtype == pl.String:
+        same = numbers.cast(pl.String) == ids
+        there = there & np.asarray([bool(one) for one in same.to_list()])
+    found = np.zeros(len(ids), dtype=np.int64)
+    found[there] = numbers.filter(pl.Series(there)).to_numpy()
+    if ids.dtype == pl.String:
+        for row in np.flatnonzero(~there).tolist():
+            match = _WHOLE.fullmatch((ids[row] or "")[:40])
+            if match and -(2**63) <= int(match[1]) < 2**63:
+                found[row], there[row] = int(match[1]), True
+    return found, there
+
+
+def texts_of(ids: pl.Series) -> list[str | None]:
+    """Ids of :func:`ids_of` as texts; None where one is missing."""
+    if not ids.dtype.is_float():
+        return ids.cast(pl.String).to_list()
+    whole = (None if v is None or math.isnan(v) else int(v) if v.is_integer() else v for v in ids.to_list())
+    return [None if value is None else str(value) for value in whole]

@@ -1,0 +1,97 @@
+"""Times that a program gives beside histories, as a log would have them: numbers of any unit, dates, ISO texts."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from seqrec.errors import InputError
+
+MICROSECONDS = 10**6  # per second
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBERS: Any = (Real, Decimal)
+_ADVICE = "give numbers since 1970, dates or ISO texts, one kind and unit for all"
+
+
+def moments_of(times: Any, lengths: Sequence[int]) -> np.ndarray:
+    """Microseconds since 1970 of all items, one history after another, ``int64[sum of lengths]``.
+
+    The median tells the unit of numbers, as in a log: seconds below 1e11, then milli-, micro- and nanoseconds. Dates
+    without a zone are UTC.
+
+    Args:
+        times: for each history its times.
+        lengths: items of each history.
+
+    Raises:
+        InputError: other lengths, or what is no time.
+    """
+    if isinstance(times, str | bytes) or not isinstance(times, Iterable):
+        raise InputError(f"times are lists, one per history, not {times!r}; give [[...], [...]]")
+    parts = [_listed(part) for part in times]
+    if len(parts) != len(lengths):
+        raise InputError(f"there are times for {len(parts)} histories, and {len(lengths)} histories; give as many")
+    for number, (part, length) in enumerate(zip(parts, lengths, strict=True), 1):
+        if len(part) != length:
+            raise InputError(f"history {number} has {length} items and {len(part)} times; give one time per item")
+    values = [_plain(value) for part in parts for value in part]
+    kinds = {isinstance(value, datetime) for value in values}
+    if len(kinds) > 1:
+        raise InputError(f"some times are numbers and some are dates; {_ADVICE}")
+    if kinds == {True}:
+        found = [(value - _EPOCH) // timedelta(microseconds=1) for value in values]  # type: ignore[operator]
+        return np.array(found, dtype=np.int64)
+    size = float(np.median([abs(value) for value in values])) if values else 0.0  # type: ignore[arg-type]
+    per_second = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+    for value in values:
+        if not abs(value) / per_second < 1e11:  # type: ignore[arg-type]
+            raise InputError(f"the time {value} is in another unit than most; {_ADVICE}")
+    return np.array([int(value * MICROSECONDS // per_second) for value in values], dtype=np.int64)  # type: ignore[operator]
+
+
+def _listed(times: Any) -> list[Any]:
+    """Times of one history."""
+    if isinstance(times, np.ndarray) and times.dtype.kind == "M":
+        times = times.astype("datetime64[us]")  # finer ones would come as numbers
+    for name in ("to_pylist", "to_list", "tolist"):
+        if hasattr(times, name):
+            times = getattr(times, name)()
+            break
+    if isinstance(times, str | bytes) or not isinstance(times, Iterable):
+        raise InputError(f"the times of a history are a list, not {times!r}; give [[...], [...]]")
+    return list(times)
+
+
+def _plain(value: Any) -> int | float | datetime:
+    """One time as a number, or as a moment with its zone."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
+    if isinstance(value, str):
+        value = _from_text(value)
+    if isinstance(value, datetime) and value == value:  # NaT is a datetime, too
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+    if isinstance(value, date) and value == value:
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not abs(value) < 9e18:
+        raise InputError(f"{value!r} is not a time; {_ADVICE}")
+    return int(value) if value == int(value) else float(value)
+
+
+def _from_text(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text.strip().removesuffix(" UTC"))
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text

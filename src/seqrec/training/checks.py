@@ -1,0 +1,232 @@
+"""What would train for nothing: refused before it begins where that can be told, and said where it cannot."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from traceback import walk_stack
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+from seqrec.data.batches import trainable
+from seqrec.data.negatives import Sampler, UniformSampler
+from seqrec.data.split import Histories, Split, SplitConfig
+from seqrec.device import memory, pick_device
+from seqrec.errors import InputError, one_line
+from seqrec.models.base import Model
+from seqrec.training.config import TrainConfig
+from seqrec.training.objective import Objective, Task, default_popularity
+
+MOST_TENSORS = 20_000  # of a model: what has more takes minutes to make, and nobody could train it
+COPIES = 3  # of the weights while they train on the CPU: themselves and Adam's two moments
+
+
+class TrainingWarning(UserWarning):
+    """Training goes on, but part of it learns nothing, validates nothing, or was chosen by what the log holds."""
+
+
+def warn(message: str) -> None:
+    """Warn of the line that called the package, however deep in it this is."""
+    package = str(Path(__file__).parent.parent)
+    files = [frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe())]
+    inside = max(number for number, file in enumerate(files) if file.startswith(package))
+    warnings.warn(message, TrainingWarning, stacklevel=2 + inside)
+
+
+def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig) -> Objective:
+    """What training minimises, where each option that was left open has its default."""
+    loss = config.loss or model.LOSS
+    popularity = config.popularity
+    if popularity is None:
+        popularity = default_popularity(loss, config.negatives, num_items)
+    return Objective(loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction)
+
+
+def settle_seen(split: Split, config: SplitConfig) -> bool:
+    """Whether items of the history take places in the rankings of a run, and warnings of what the split leaves.
+
+    Where nobody said, they do if most validation items (or test items, where nothing validates) were in the history
+    already: a ranking without them would count each of these as a miss, whatever the model has learnt.
+    """
+    missing = [name for name, targets in (("validates", split.valid), ("tests", split.test)) if len(targets) == 0]
+    if missing:
+        why = "no user has 3 interactions" if config.split == "last-two" else (
+            "no user has interactions both before and in the period; give other cut points (--valid-from, --test-from)"
+        )  # fmt: skip
+        warn(f"nothing {' or '.join(missing)}: {why}")
+    targets, name = (split.valid, "validation") if len(split.valid) else (split.test, "test")
+    share = targets.repeated()
+    if config.keep_seen is None and share > 0.5:
+        warn(
+            f"{share:.0%} of the {name} items were in the user's history already, so items of the history stay in the "
+            "rankings that validate and test, and in what is recommended; --keep-seen=false removes them"
+        )
+    elif config.keep_seen is False and share > 0.5:
+        warn(
+            f"{share:.0%} of the {name} items were in the user's history already, and count as misses as items of the "
+            "history are removed; --keep-seen ranks them"
+        )
+    return share > 0.5 if config.keep_seen is None else config.keep_seen
+
+
+def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model]) -> None:
+    """Raise an InputError for what makes training impossible, or useless, from the start."""
+    pick_device(config.device)
+    users = trainable(split.train)
+    if len(users) == 0:
+        raise InputError("no user has two interactions to train on; give a longer log or a looser filter")
+    num_items = split.train.dataset.num_items
+    if num_items == 1:
+        raise InputError("the catalogue has one item, so there is nothing to tell apart; give a log with more")
+    objective = objective_of(model, num_items, config)
+    if objective.loss == "cross-entropy":
+        return
+    without = users_without_negatives(users, objective.sampler(split.train))
+    if without == len(users) or (without and objective.loss == "bce"):
+        raise InputError(_without_negatives(without, len(users), objective.loss))
+
+
+def warn_of_users_without_negatives(split: Split, objective: Objective, sampler: Sampler) -> None:
+    """Say that a loss learns nothing from some users."""
+    users = trainable(split.train)
+    without = 0 if objective.loss == "cross-entropy" else users_without_negatives(users, sampler)
+    if without:
+        warn(f"{_without_negatives(without, len(users), objective.loss)}; nothing is learnt from them")
+
+
+def users_without_negatives(users: Histories, sampler: Sampler) -> int:
+    """How many of the users have met every item that can be drawn as a negative."""
+    if isinstance(sampler, UniformSampler):
+        drawable = sampler.num_items
+    else:
+        drawable = int(np.count_nonzero(sampler.probabilities))
+    long = users.take(users.lengths >= drawable)  # nobody else can have met so many
+    if len(long) == 0:
+        return 0
+    rows, items = long.flat()
+    keys = np.unique(rows * (sampler.num_items + 1) + items)
+    met = np.bincount(keys // (sampler.num_items + 1), minlength=len(long))
+    return int(np.count_nonzero(met >= drawable))
+
+
+def _without_negatives(without: int, users: int, loss: str) -> str:
+    return (
+        f"{without:,} of {users:,} users have met every item that can be drawn, so {loss} has no negative for them; "
+        "give --loss cross-entropy, which needs none"
+    )
+
+
+class FirstEpoch:
+    """Watches the first epoch of a training from its beginning, and raises or warns where it learnt nothing.
+
+    Args:
+        model: with the weights that it begins with.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.before = _sums(model)
+        self.predictions, self.idle = 0, 0
+
+    def saw(self, task: Task) -> None:
+        """Count predictions, and those whose negatives are all items of their own user."""
+        self.predictions += len(task.items)
+        if task.left_out is not None and task.shared is not None and len(task.left_out[0]):
+            left_out = np.bincount(task.left_out[0].numpy(), minlength=len(task.items))
+            self.idle += int(np.count_nonzero(left_out >= len(task.shared)))
+
+    def check(self, loss: float) -> None:
+        """Look at what the epoch left; its weights are the optimizer's, brought up to date.
+
+        Raises:
+            InputError: its loss is exactly 0, or no weight has changed.
+        """
+        if loss == 0:
+            raise InputError(
+                "the loss of the first epoch is exactly 0, so there is nothing to learn from: no prediction has "
+                "anything to be told apart from; give --loss cross-entropy, more negatives, or a log with more items"
+            )
+        if _sums(self.model) == self.before:
+            raise InputError(
+                "the first epoch changed no weight, so nothing is learnt; give a higher learning rate, or a looser "
+                "clip norm"
+            )
+        if 2 * self.idle > self.predictions:
+            warn(
+                f"{self.idle / self.predictions:.0%} of the predictions of the first epoch had no negative, and "
+                "nothing is learnt from them; give more negatives or --loss cross-entropy"
+            )
+
+
+def _sums(model: Model) -> list[float]:
+    """A number for each trained tensor that changes with any of its values."""
+    weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+    kinds = [torch.float32 if weight.device.type == "mps" else torch.float64 for weight in weights]
+    return [weight.sum(dtype=kind).item() for weight, kind in zip(weights, kinds, strict=True)]
+
+
+def check_sizes(build: Callable[[], Model], copies: int) -> None:
+    """Refuse a model that cannot be held, before anything large is made.
+
+    Args:
+        build: makes the model; it is asked to on a device without memory.
+        copies: how often the memory of this machine must hold the weights.
+
+    Raises:
+        InputError: the weights need more memory than there is, or are too many tensors to be made.
+    """
+    sizes = _Sizes(memory(), copies)
+    try:
+        with torch.device("meta"), sizes:
+            build()
+    except InputError:
+        raise
+    except Exception as error:
+        if sizes.refused is not None:
+            raise InputError(sizes.refused) from error
+        # Anything else may be of the device without memory; what is wrong with the sizes is found when it is built.
+
+
+def build_checked(build: Callable[[], Model], name: str, copies: int) -> Model:
+    """A model, or the one line that says why one of these sizes cannot be made."""
+    check_sizes(build, copies)
+    try:
+        return build()
+    except InputError:
+        raise
+    except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(f"{name} of these sizes cannot be made ({one_line(error)}); give smaller ones") from error
+
+
+class _Sizes(TorchFunctionMode):
+    """Adds up tensors as they are made, and raises once there are too many."""
+
+    MAKERS = frozenset({"empty", "zeros", "ones", "full", "rand", "randn", "arange", "tensor"})
+
+    def __init__(self, room: int, copies: int) -> None:
+        super().__init__()
+        self.room, self.copies = room, copies
+        self.bytes, self.tensors = 0, 0
+        self.refused: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in self.MAKERS and isinstance(made, torch.Tensor):
+            self.bytes += made.numel() * made.element_size()
+            self.tensors += 1
+            if self.copies * self.bytes > self.room:
+                times = f", and training holds them {self.copies} times" if self.copies > 1 else ""
+                self.refused = (
+                    f"a model of these sizes has {self.bytes / 1e9:,.1f} GB of weights or more{times}; this machine "
+                    f"has {self.room / 1e9:,.1f} GB of memory; give smaller sizes"
+                )
+            elif self.tensors > MOST_TENSORS:
+                self.refused = (
+                    f"a model of these sizes has more than {MOST_TENSORS:,} weight tensors; give smaller sizes"
+                )
+            if self.refused is not None:
+                raise RuntimeError(self.refused)
+        return made
