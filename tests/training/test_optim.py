@@ -415,3 +415,27 @@ def test_catch_up_goes_through_all_blocks():
     assert changed.tolist() == [1, 65_535, 65_536, 69_999]
     moved = (model[0].weight - before)[changed]
     torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["first", "second", "last", "step"])
+def test_a_state_that_would_lead_the_loops_astray_is_refused(name: str) -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(7, 4, sparse=True), "dense": nn.Linear(4, 4)})
+    optimizer = RowAdam(model)
+    for _ in range(3):
+        model["dense"](model["table"](torch.tensor([1, 2]))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = {key: value.clone() for key, value in optimizer.state_dict().items()}
+    other = RowAdam(model)
+    for key in [key for key in state if key.endswith(f".{name}")]:
+        value = state[key]
+        wrong = [value.flatten()[:0], value.double(), value[None], torch.full_like(value, -9)]
+        wrong = wrong[:3] if name == "first" else wrong  # which may have any sign
+        wrong += [torch.full_like(value, 9)] if name in ("last", "step") else [torch.full_like(value, torch.inf)]
+        for bad in wrong:
+            with pytest.raises(ValueError, match=key):
+                other.load_state_dict(state | {key: bad})
+        with pytest.raises(ValueError, match=key):
+            other.load_state_dict({other_key: kept for other_key, kept in state.items() if other_key != key})
+    other.load_state_dict(state)
+    assert other.steps == 3

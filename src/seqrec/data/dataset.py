@@ -181,10 +181,8 @@ class Dataset:
             check_files(folder, dict.fromkeys(_FILES), _ADVICE)
             facts = read_json(folder / "dataset.json", _ADVICE)
             known = _facts(facts)
-            arrays: dict[str, Any] = {
-                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
-                for name in [*_ARRAYS, *(name for name in _MET if (folder / f"{name}.npy").is_file())]
-            }
+            present = [*_ARRAYS, *(name for name in _MET if (folder / f"{name}.npy").is_file())]
+            arrays: dict[str, Any] = {name: _open_array(folder / f"{name}.npy") for name in present}
             if wrong := _misshapen(arrays, facts["interactions"], facts["users"]):
                 raise ValueError(wrong)
             for name in ("users", "items"):
@@ -305,6 +303,8 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"dataset format {facts['format_version']} is newer; update seqrec")
     if type(facts["has_timestamps"]) is not bool:
         raise ValueError("has_timestamps is neither true nor false")
+    if not isinstance(facts.get("filters"), dict | None):
+        raise ValueError("filters is no object")
     before = facts["before"]
     if before is not None:
         if not isinstance(before, dict):
