@@ -113,7 +113,7 @@ def _begins_as_parquet(path: Path) -> bool:
 
 def _no_parts(folder: Path, files: list[Path]) -> InputError:
     text = next((path for path in files if _TEXT.search(path.name)), None)
-    if text is None and (folder / "config.json").is_file():
+    if any(path.name == "config.json" for path in files):
         return InputError(f"{folder}: looks like a run, not a log; give the log that it was trained on")
     if text is None:
         return InputError(f"{folder}: is a folder without .parquet files; give a file or a folder of Parquet parts")
