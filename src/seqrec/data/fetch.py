@@ -105,7 +105,10 @@ def fetch(name: str, out: str | Path | None = None, *, progress: bool = True) ->
     if name not in SOURCES:
         raise InputError(f"{name!r}: no such data set; there are {', '.join(SOURCES)}")
     source = SOURCES[name]
-    folder = Path(out).expanduser() if out is not None else cache_folder()
+    try:
+        folder = Path(out).expanduser() if out is not None else cache_folder()
+    except RuntimeError as error:
+        raise InputError(f"{out}: cannot be found ({error}); give a folder for the data set {name}") from None
     archive = folder / source.urls[0].rsplit("/", 1)[-1]
     log = folder / (f"{name}.csv" if source.member else f"{name}.json.gz")
     try:

@@ -254,3 +254,10 @@ def test_zones_that_polars_does_not_know(tmp_path: Path, zone: str, capfd: pytes
     assert rows(tmp_path / "a.parquet") == [("a", "x", 1_600_000_000), ("a", "y", 1_600_000_001)]
     assert rows(tmp_path) == [("a", "x", 1_600_000_000), ("a", "y", 1_600_000_001)]
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_is_no_log(tmp_path: Path) -> None:
+    put(tmp_path, "items.parquet")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="looks like a run, not a log"):
+        read_log(tmp_path)

@@ -638,6 +638,21 @@ def test_json_values_of_all_kinds(tmp_path):
     assert read_log(path)["user_id"].to_list() == [1, 9007199254740993]
 
 
+def test_integers_beside_floats_in_json(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"user": 9007199254740993, "item": 1}\n{"user": 5.0, "item": 2}\n')
+    assert read_log(path)["user_id"].to_list() == [9007199254740993, 5]
+
+
+def test_a_json_key_of_several_kinds_stops_no_other(tmp_path):
+    path = write(
+        tmp_path, "a.jsonl", '{"user": 1, "item": "a", "note": {"x": 1}}\n{"user": 2, "item": "b", "note": 5}\n'
+    )
+    assert read_log(path).select("user_id", "item_id").rows() == [(1, "a"), (2, "b")]
+    write(tmp_path, "a.jsonl", '{"user": 1, "item": 2}\n{"user": true, "item": 2}\n')
+    with pytest.raises(InputError, match="user column 'user' holds List"):
+        read_log(path)
+
+
 @pytest.mark.parametrize("text", ["\\ud800", "x\\udfff", "\\ude00\\ud83d"])
 def test_lone_surrogates_are_no_ids(tmp_path, text):
     path = write(tmp_path, "a.jsonl", f'{{"user": "\\ud83d\\ude00", "item": 2}}\n{{"user": "{text}", "item": 2}}\n')

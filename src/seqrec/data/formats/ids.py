@@ -14,7 +14,7 @@ from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.text import EXTENSIONS, USUAL_NAMES, is_parquet, plain_name
 from seqrec.errors import InputError
 
-_WHOLE = 2**53  # up to here a float stands for one integer
+_WHOLE = 2**53  # below it a float stands for one integer
 
 
 def read_ids(path: Path, role: str) -> list[str]:
@@ -121,7 +121,7 @@ def _text_of(path: Path, where: str, value: Any) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) <= _WHOLE:
+    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < _WHOLE:
         return str(int(value))
     if value is None or isinstance(value, str):
         raise InputError(f"{path}, {where}: the id is empty; give the row an id, or remove it")

@@ -2,17 +2,19 @@
 
 import io
 import json
+import math
 import re
 from typing import Any
 
 import polars as pl
 
-from seqrec.data.formats.blocks import Source, read_checked, read_sample, short
+from seqrec.data.formats.blocks import Source, read_checked, read_sample
 from seqrec.data.formats.text import Origin
 from seqrec.errors import InputError
 
 # Half of a pair that stands for one character: alone it is no text, and polars makes the same of any.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_WHOLE = 2**53  # below it a float stands for one integer
 _LONE = re.compile("[\ud800-\udfff]")
 
 
@@ -23,13 +25,48 @@ def read_jsonl(source: Source) -> tuple[pl.DataFrame, Origin]:
     text = b"".join(read_checked(source))
     try:
         frame = pl.read_ndjson(io.BytesIO(text), infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
+    except pl.exceptions.PolarsError:
         _blame(source, text)
-        advice = "write one object per line, with values of one type for each key"
-        raise InputError(f"{source.path}: is not JSON lines ({short(error)}); {advice}") from None
+        frame = _by_column(source, text)
     if _SURROGATE.search(text):
         _blame(source, text)
+    # Integers that came as floats, as one value of the column is one, are read again as they are written.
+    floats = [column.name for column in frame.iter_columns() if column.dtype == pl.Float64]
+    large = {name: pl.String for name in floats if (frame[name].abs() >= _WHOLE).any()}
+    if large:
+        again = pl.read_ndjson(io.BytesIO(text), infer_schema_length=None, schema_overrides=large).select(list(large))
+        whole = again.select(pl.all().cast(pl.Int64, strict=False))
+        kept = [name for name in large if whole[name].null_count() == again[name].null_count()]
+        frame = frame.with_columns(whole.select(kept))
     return frame, Origin(str(source.path), separator="\n", source=source)
+
+
+def _by_column(source: Source, text: bytes) -> pl.DataFrame:
+    """Objects that polars refuses, as some key has values of several kinds: slow, but no other column suffers."""
+    rows = [json.loads(line) for line in text.split(b"\n") if line.strip()]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = []
+    for name in names:
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values} - {type(None)}
+        if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values if value is not None):
+            columns.append(pl.Series(name, values, dtype=pl.Int64))
+        elif kinds == {float} or kinds == {bool}:
+            columns.append(pl.Series(name, values, dtype=pl.Boolean if bool in kinds else pl.Float64))
+        elif kinds <= {int, float, str} and not {math.inf, -math.inf} & {v for v in values if isinstance(v, float)}:
+            texts = [value if value is None or isinstance(value, str) else _written(value) for value in values]
+            columns.append(pl.Series(name, texts, dtype=pl.String))
+        else:  # no ids, no times and no numbers, whatever they look like: lists, so that nothing takes them for such
+            lists = [None if value is None else [json.dumps(value, ensure_ascii=False)] for value in values]
+            columns.append(pl.Series(name, lists, dtype=pl.List(pl.String)))
+    if not columns:
+        raise InputError(f"{source.path}: holds only empty objects; give a log with interactions")
+    return pl.DataFrame(columns)
+
+
+def _written(number: float) -> str:
+    """A number as polars writes it where others of the column are text: 5.0 as 5."""
+    return str(int(number)) if number == number // 1 and abs(number) < _WHOLE else str(number)
 
 
 def _blame(source: Source, text: bytes) -> None:

@@ -21,7 +21,7 @@ _TEXT = re.compile(r"\.(csv|tsv|txt|json|jsonl|ndjson|inter)(\.gz)?$", re.IGNORE
 #: Folders whose parts may be of several versions, of which only the table's own record tells the last.
 _TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
-_LARGEST_WHOLE = 2**53  # up to here floats hold every whole number
+_WHOLE = 2**53  # below it a float stands for one whole number
 
 
 class _Part(NamedTuple):
@@ -32,7 +32,7 @@ class _Part(NamedTuple):
 def read_folder(folder: Path) -> pl.DataFrame:
     """All parts one below the other, in the order of their names, with the columns that folders `key=value` say."""
     parts, left_out = _parts_of(folder)
-    if not parts:
+    if not parts or any(path.name == "config.json" for path in left_out):
         raise _no_parts(folder, left_out)
     if left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
@@ -113,6 +113,8 @@ def _begins_as_parquet(path: Path) -> bool:
 
 def _no_parts(folder: Path, files: list[Path]) -> InputError:
     text = next((path for path in files if _TEXT.search(path.name)), None)
+    if any(path.name == "config.json" for path in files):
+        return InputError(f"{folder}: looks like a run, not a log; give the log that it was trained on")
     if text is None:
         return InputError(f"{folder}: is a folder without .parquet files; give a file or a folder of Parquet parts")
     if len(files) == 1:
@@ -166,8 +168,7 @@ def _exactly(column: pl.Series, target: pl.DataType) -> pl.Series | None:
     if cast.null_count() != column.null_count() or not (cast.cast(column.dtype, strict=False) == column).all():
         return None
     if column.dtype.is_numeric() and column.dtype.is_float() != target.is_float() and target != pl.String:
-        # Beyond that a float may stand for several integers.
-        return cast if (column.cast(pl.Float64).abs() <= _LARGEST_WHOLE).all() else None
+        return cast if (column.cast(pl.Float64).abs() < _WHOLE).all() else None
     return cast
 
 

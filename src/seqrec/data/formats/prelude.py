@@ -80,7 +80,8 @@ def check_header(source: Source, lines: Sequence[str], separator: str) -> None:
             what = f"column {name!r} holds a sequence of items per row, which is not read"
             advice = "give a log with one interaction per row, such as the one these sequences were made of"
             raise InputError(f"{source.path}, line {_number_of(source, 1)}: {what}; {advice}")
-    if len(lines) > 1 and all(re.fullmatch(r"\s*:?-{2,}:?\s*", field) for field in lines[1].split(separator)):
+    below = [field.strip() for field in lines[1].split(separator) if field.strip()] if len(lines) > 1 else []
+    if below and all(re.fullmatch(":?-{2,}:?", field) for field in below):
         raise InputError(f"{source.path}, line {_number_of(source, 2)}: a rule of hyphens and no row; remove it")
 
 
