@@ -20,7 +20,7 @@ import torch
 
 from seqrec import Dataset, InputError, PrepareConfig, Recommender, UnknownIdWarning, prepare
 from seqrec.cli.app import main
-from seqrec.predictor import MissingTimesWarning
+from seqrec.errors import MissingTimesWarning
 
 SMALL: dict[str, Any] = {"embedding_dim": 8, "max_length": 5, "epochs": 1, "batch_size": 40, "threads": 1,
                          "evaluate_every": 0}  # fmt: skip

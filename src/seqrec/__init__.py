@@ -6,14 +6,12 @@ from seqrec.data.formats.read import read_log
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Split, SplitConfig, split_by_time, split_last_two
 from seqrec.data.synthetic import SyntheticLog, synthetic_log
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning, MissingTimesWarning, RunWarning, TrainingWarning, UnknownIdWarning
 from seqrec.models import MODELS
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.predictor import MissingTimesWarning, UnknownIdWarning
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.recommender import Recommender
 from seqrec.run.folder import Run
-from seqrec.training.checks import TrainingWarning
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 
@@ -24,10 +22,12 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "InputError",
+    "LogWarning",
     "MissingTimesWarning",
     "PrepareConfig",
     "Recommender",
     "Run",
+    "RunWarning",
     "SASRec",
     "SASRecConfig",
     "Split",

@@ -1,9 +1,13 @@
-"""The one exception for input that a person can correct, and what is shown to people."""
+"""The one exception for input that a person can correct, the warnings, and what of them is shown to people."""
 
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
+from traceback import walk_stack
 from typing import Any
 
 #: What a terminal would act on, or what would break a line or turn its direction: C0 and C1 controls, line and
@@ -23,8 +27,32 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class LogWarning(UserWarning):
+    """Something in a log was guessed, or left aside although it looks like something that matters."""
+
+
 class RunWarning(UserWarning):
     """What became of a run folder, where nobody asked: left-overs of a killed process, or another one at work."""
+
+
+class TrainingWarning(UserWarning):
+    """Training goes on, but part of it learns nothing, validates nothing, or was chosen by what the log holds."""
+
+
+class UnknownIdWarning(UserWarning):
+    """A user or an item that the run does not know was asked for."""
+
+
+class MissingTimesWarning(UserWarning):
+    """A model that knows time was given histories without times, or one that learnt none was given some."""
+
+
+def warn(message: str, kind: type[UserWarning]) -> None:
+    """Warn of the line that called the package, however deep in it this is."""
+    package = str(Path(__file__).parent)
+    files = [frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe())]
+    inside = max(number for number, file in enumerate(files) if file.startswith(package))
+    warnings.warn(printable(message), kind, stacklevel=2 + inside)
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -1,12 +1,7 @@
 """Who is asked for and what is known of them: ids to histories, and ranked items to a frame."""
 
-import sys
-import warnings
 from collections.abc import Iterable, Mapping
-from itertools import takewhile
 from os import PathLike
-from pathlib import Path
-from traceback import walk_stack
 from typing import Any
 
 import numpy as np
@@ -20,15 +15,7 @@ from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories
 from seqrec.device import check_polars
-from seqrec.errors import InputError, printable
-
-
-class UnknownIdWarning(UserWarning):
-    """A user or an item that the run does not know was asked for."""
-
-
-class MissingTimesWarning(UserWarning):
-    """A model that knows time was given histories without times, or one that learnt none was given some."""
+from seqrec.errors import InputError, MissingTimesWarning, UnknownIdWarning, warn
 
 
 def known_people(
@@ -45,7 +32,7 @@ def known_people(
         some = some_of(asked.filter(pl.Series(unknown)))
         if strict:
             raise InputError(f"unknown users: {some}; check the ids, or give their histories")
-        warn(f"unknown users, or left out by the filters of fit, get the most popular items: {some}")
+        warn(f"unknown users, or left out by the filters of fit, get the most popular items: {some}", UnknownIdWarning)
     inside = np.where(unknown, 0, indices)
     starts = np.where(unknown, 0, dataset.offsets[inside])
     ends = np.where(unknown, 0, dataset.offsets[inside + 1])
@@ -72,7 +59,7 @@ def given_people(
         some = some_of(missing.unique(maintain_order=True))
         if strict:
             raise InputError(f"unknown items in a history: {some}; check the ids")
-        warn(f"unknown items are left out of the histories: {some}")
+        warn(f"unknown items are left out of the histories: {some}", UnknownIdWarning)
     people = np.repeat(np.arange(len(lengths)), lengths)
     if moments is not None:  # by person and time; equal times keep their order, as in a log
         order = np.lexsort((moments, people))
@@ -82,7 +69,7 @@ def given_people(
     if (lengths == 0).any():
         if strict:
             raise InputError("a history is empty; give at least one item")
-        warn("somebody with an empty history gets the most popular items")
+        warn("somebody with an empty history gets the most popular items", UnknownIdWarning)
     if knows_time and dataset.has_timestamps and moments is None and (lengths > 1).any():
         warn("the model knows the time between items, and these histories come without: it takes one second from each "
              "to the next; give times (--times)", MissingTimesWarning)  # fmt: skip
@@ -151,7 +138,7 @@ def known_items(dataset: Dataset, ids: Iterable[Any], what: str, strict: bool) -
         some = some_of(asked.filter(pl.Series(indices == 0)))
         if strict:
             raise InputError(f"unknown items ({what}): {some}; check the ids")
-        warn(f"unknown items ({what}) are left out: {some}")
+        warn(f"unknown items ({what}) are left out: {some}", UnknownIdWarning)
     return indices[indices > 0]
 
 
@@ -169,7 +156,7 @@ def listed_items(dataset: Dataset, ids: Any, strict: bool) -> np.ndarray:
     if not (indices > 0).any():
         raise InputError(f"none of the items is in the catalogue: {some_of(asked)}; check the ids")
     if (indices == 0).any():
-        warn(f"unknown items left out: {some_of(asked.filter(pl.Series(indices == 0)))}")
+        warn(f"unknown items left out: {some_of(asked.filter(pl.Series(indices == 0)))}", UnknownIdWarning)
     return indices[indices > 0]
 
 
@@ -190,10 +177,3 @@ def some_of(ids: pl.Series, most: int = 5) -> str:
     """The first few ids, for a message."""
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return ", ".join(str(value) for value in ids.head(most)) + more
-
-
-def warn(message: str, kind: type[UserWarning] = UnknownIdWarning) -> None:
-    """Warn of the line that called the package, however deep in it this is."""
-    package = str(Path(__file__).parent)
-    inside = takewhile(lambda step: step[0].f_code.co_filename.startswith(package), walk_stack(sys._getframe()))
-    warnings.warn(printable(message), kind, stacklevel=1 + sum(1 for _ in inside))

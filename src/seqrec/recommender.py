@@ -19,10 +19,10 @@ from seqrec.data.formats.write import write_frames
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import check_polars, threads, usual_torch, watch_forks
-from seqrec.errors import InputError, check_whole, one_line, unchanged_by_failure
+from seqrec.errors import InputError, UnknownIdWarning, check_whole, one_line, unchanged_by_failure, warn
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.predictor import given_people, known_items, known_people, listed_items, similar_table, table_of, warn
+from seqrec.predictor import given_people, known_items, known_people, listed_items, similar_table, table_of
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
@@ -125,33 +125,23 @@ class Recommender:
         config, split, model = planned(
             dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
         )
-        counted, keep_seen = model.COUNTED, bool(config.split.keep_seen)
         self.epochs, self.metrics, self.evaluations = [], {}, {}
         self.interrupted, self.summary = False, ""
         # All that can be found wrong is found before anything is written.
-        started = time.perf_counter()
-        if counted:
-            model.count(split.train)
-            seconds = max(time.perf_counter() - started, 1e-9)
-        run: Run | None = None
+        if model.COUNTED:
+            self._count(model, split.train)
+        run = Run.resume(place, config, RESUMABLE) if place is not None and resume else None
+        if place is not None and run is None:
+            found = {"weights": model.state_dict(), "epochs": self.epochs} if model.COUNTED else {}
+            run = Run.begin(place, config, dataset, **found)  # type: ignore[arg-type]
+        elif run is not None and model.COUNTED:
+            run.save_weights(model.state_dict())
+            run.save_epochs(self.epochs)
         best_epoch = 1
-        if place is not None and resume:
-            run = Run.resume(place, config, RESUMABLE)
-        if counted:
-            tokens = int(split.train.lengths.sum())
-            rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
-            self.epochs = [{"epoch": 1, "loss": "", **rate}]
-            self.summary = f"counted {tokens:,} interactions"
-            if place is not None and run is None:
-                run = Run.begin(place, config, dataset, weights=model.state_dict(), epochs=self.epochs)
-            elif run is not None:
-                run.save_weights(model.state_dict())
-                run.save_epochs(self.epochs)
-        else:
-            if place is not None and run is None:
-                run = Run.begin(place, config, dataset)
-            ways = {"run": run, "resume": resume, "progress": progress, "stop": stop, "keep_seen": keep_seen}
-            trained = train(model, split, self.train_config, **ways)  # type: ignore[arg-type]
+        if not model.COUNTED:
+            ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+            keep_seen = bool(config.split.keep_seen)
+            trained = train(model, split, self.train_config, keep_seen=keep_seen, **ways)  # type: ignore[arg-type]
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted, self.summary = trained.ended == "interrupted", trained.summary
         if run is not None:
@@ -165,6 +155,16 @@ class Recommender:
                     self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
+
+    def _count(self, model: Model, histories: Histories) -> None:
+        """Count what a counted model counts; one row of ``epochs.csv``."""
+        started = time.perf_counter()
+        model.count(histories)
+        seconds = max(time.perf_counter() - started, 1e-9)
+        tokens = int(histories.lengths.sum())
+        rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
+        self.epochs = [{"epoch": 1, "loss": "", **rate}]
+        self.summary = f"counted {tokens:,} interactions"
 
     def _read(self, log: Any) -> pl.DataFrame:
         """The log as a frame, with its ratings where the filters need them."""
@@ -284,7 +284,10 @@ class Recommender:
             yield frame
             del frame  # or it would stay while the next is made
         if left := len(people) - served:
-            warn(f"nothing is left to recommend to {left:,} of {len(people):,}; keep_seen (--keep-seen) leaves more")
+            warn(
+                f"nothing is left to recommend to {left:,} of {len(people):,}; keep_seen (--keep-seen) leaves more",
+                UnknownIdWarning,
+            )
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
         """The ``k`` items nearest to each given one, by the cosine of their embeddings.

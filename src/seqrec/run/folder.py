@@ -29,6 +29,7 @@ from seqrec.files import replacing
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, RunConfig, config_of, run_id
+from seqrec.run.histories import lists_of, met_of
 from seqrec.run.layout import EPOCHS, ITEMS, METRICS, STATE, USERS, WEIGHTS, is_begun, remove_left_over
 from seqrec.run.place import Place, check_free
 from seqrec.run.records import read_epochs, write_epochs, write_json
@@ -117,8 +118,8 @@ class Run:
             users = pl.DataFrame(
                 {
                     "user_id": dataset.user_ids,
-                    "items": _lists(dataset.items, offsets, pl.Int32),
-                    "timestamps": _lists(dataset.timestamps, offsets, pl.Int64),
+                    "items": lists_of(dataset.items, offsets, pl.Int32),
+                    "timestamps": lists_of(dataset.timestamps, offsets, pl.Int64),
                 }
             )
             if dataset.met_items is not None:
@@ -209,7 +210,7 @@ class Run:
             item_ids=check_ids(items["item_id"], items_path, _ADVICE),
             has_timestamps=config.has_timestamps,
             filters=asdict(config.prepare),
-            **_met(users),
+            **met_of(users),
         )
         if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
             raise InputError(f"{users_path}: is damaged ({wrong}); {_ADVICE}")
@@ -385,21 +386,3 @@ class Run:
 def mean_part(epoch: int) -> str:
     """What a file of the running mean says that it is."""
     return f"running mean of epoch {epoch}"
-
-
-def _met(users: pl.DataFrame) -> dict[str, Any]:
-    """What users met in interactions that the filters dropped, where the run has any."""
-    if "met" not in users.columns:
-        return {}
-    lengths = users["met"].list.len().to_numpy()
-    return {
-        "met_items": users["met"].explode().drop_nulls().to_numpy().astype(np.int32, copy=False),
-        "met_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    }
-
-
-def _lists(values: np.ndarray, offsets: np.ndarray, dtype: Any) -> pl.Series:
-    """One list a user, without a Python loop."""
-    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    flat = pl.DataFrame({"user": users, "value": pl.Series(np.asarray(values), dtype=dtype)})
-    return flat.group_by("user", maintain_order=True).agg("value")["value"]

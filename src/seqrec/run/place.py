@@ -7,13 +7,12 @@ So ``NAME`` is whole at any moment but the one between two renames, and after a 
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from seqrec.errors import InputError, RunWarning
+from seqrec.errors import InputError, RunWarning, warn
 from seqrec.files import all_beside, beside, exchange, explain_os_error, explained, sync_folder, sync_tree
 from seqrec.run.layout import is_begun, is_run, is_usable, keep_modes, remove_run, sorted_out
 from seqrec.run.lock import InUseError, Lock
@@ -372,4 +371,4 @@ def _remove(folder: Path) -> list[str]:
 
 
 def _say(text: str) -> None:
-    warnings.warn(text, RunWarning, stacklevel=3)
+    warn(text, RunWarning)

@@ -1,10 +1,6 @@
 """What would train for nothing: refused before it begins where that can be told, and said where it cannot."""
 
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
-from traceback import walk_stack
 from typing import Any
 
 import numpy as np
@@ -15,25 +11,13 @@ from seqrec.data.batches import trainable
 from seqrec.data.negatives import Sampler, UniformSampler
 from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import memory, pick_device
-from seqrec.errors import InputError, one_line
+from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
 from seqrec.training.objective import Objective, Task, default_popularity
 
 MOST_TENSORS = 5_000  # of a model: what has more takes long to make, and nobody could train it
 COPIES = 3  # of the weights while they train on the CPU: themselves and Adam's two moments
-
-
-class TrainingWarning(UserWarning):
-    """Training goes on, but part of it learns nothing, validates nothing, or was chosen by what the log holds."""
-
-
-def warn(message: str) -> None:
-    """Warn of the line that called the package, however deep in it this is."""
-    package = str(Path(__file__).parent.parent)
-    files = [frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe())]
-    inside = max(number for number, file in enumerate(files) if file.startswith(package))
-    warnings.warn(message, TrainingWarning, stacklevel=2 + inside)
 
 
 def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig) -> Objective:
@@ -56,18 +40,20 @@ def settle_seen(split: Split, config: SplitConfig) -> bool:
         why = "no user has 3 interactions" if config.split == "last-two" else (
             "no user has interactions both before and in the period; give other cut points (--valid-from, --test-from)"
         )  # fmt: skip
-        warn(f"nothing {' or '.join(missing)}: {why}")
+        warn(f"nothing {' or '.join(missing)}: {why}", TrainingWarning)
     targets, name = (split.valid, "validation") if len(split.valid) else (split.test, "test")
     share = targets.repeated()
     if config.keep_seen is None and share > 0.5:
         warn(
             f"{share:.0%} of the {name} items were in the user's history already, so items of the history stay in the "
-            "rankings that validate and test, and in what is recommended; --keep-seen=false removes them"
+            "rankings that validate and test, and in what is recommended; --keep-seen=false removes them",
+            TrainingWarning,
         )
     elif config.keep_seen is False and share > 0.5:
         warn(
             f"{share:.0%} of the {name} items were in the user's history already, and count as misses as items of the "
-            "history are removed; --keep-seen ranks them"
+            "history are removed; --keep-seen ranks them",
+            TrainingWarning,
         )
     return share > 0.5 if config.keep_seen is None else config.keep_seen
 
@@ -101,7 +87,7 @@ def warn_of_users_without_negatives(split: Split, objective: Objective, sampler:
     users = trainable(split.train)
     without = 0 if objective.loss == "cross-entropy" else users_without_negatives(users, sampler)
     if without:
-        warn(f"{_without_negatives(without, len(users), objective.loss)}; nothing is learnt from them")
+        warn(f"{_without_negatives(without, len(users), objective.loss)}; nothing is learnt from them", TrainingWarning)
 
 
 def users_without_negatives(users: Histories, sampler: Sampler) -> int:
@@ -169,7 +155,8 @@ class FirstEpoch:
         if 2 * self.idle > self.predictions:
             warn(
                 f"{self.idle / self.predictions:.0%} of the predictions of the first epoch had no negative, and "
-                "nothing is learnt from them; give more negatives or --loss cross-entropy"
+                "nothing is learnt from them; give more negatives or --loss cross-entropy",
+                TrainingWarning,
             )
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from seqrec.data.formats.notes import LogWarning
 from seqrec.data.formats.read import read_log, read_log_with_summary
 from seqrec.data.prepare import PrepareConfig, prepare
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning
 from seqrec.recommender import Recommender
 
 START = 1_600_000_000  # 2020-09-13 12:26:40 UTC

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqrec.data.formats.ids import read_ids
-from seqrec.data.formats.notes import LogWarning
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning
 
 
 def put(folder: Path, name: str, content: str | bytes) -> Path:

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seqrec.data.formats.notes import LogWarning
 from seqrec.data.formats.read import read_log
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning
 
 FIRST = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [1, 2]})
 SECOND = pl.DataFrame({"user_id": ["v"], "item_id": ["c"], "timestamp": [3]})

@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqrec.data.formats import blocks, delimited
-from seqrec.data.formats.notes import LogWarning
 from seqrec.data.formats.read import read_log
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning
 
 HEADER = "user_id,item_id,timestamp\n"
 ROWS = "u1,i1,1600000000\nu1,i2,1600000001\nu2,i1,1600000002\n"

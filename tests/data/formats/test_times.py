@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.data.formats.notes import LogWarning
 from seqrec.data.formats.read import read_log
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning
 
 NOW = 1_600_000_000  # 2020-09-13 12:26:40 UTC
 moments = st.datetimes(datetime(1980, 1, 1), datetime(2099, 12, 31), timezones=st.just(UTC))

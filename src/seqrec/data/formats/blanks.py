@@ -6,8 +6,8 @@ import polars as pl
 
 from seqrec.data.formats.blocks import Source, Unsafe, check_block, read_blocks
 from seqrec.data.formats.delimited import Doubt, plain_blanks, read_delimited, settle, shrunk, split, stacked
-from seqrec.data.formats.notes import warn_of_log
 from seqrec.data.formats.text import Origin, is_header
+from seqrec.errors import LogWarning, warn
 
 
 def _blank_lines(source: Source, by_block: bool) -> Iterator[pl.Series]:
@@ -66,7 +66,7 @@ def _is_sequences(origin: Origin, source: Source, format: str, given: dict[str, 
             note = (
                 "each line is read as a user and the items in order, a guess; format='sequences' (--format) confirms it"
             )
-            warn_of_log(source.path, note)
+            warn(f"{source.path}: {note}", LogWarning)
     if format == "whitespace":
         advice = "correct it, or give format='sequences'"
         origin.check(counts == width, lambda row: f"has {counts[row]} fields and not {width}; {advice}")

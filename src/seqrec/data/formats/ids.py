@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from seqrec.data.formats.blocks import Source, open_source, read_checked, short, unreadable
-from seqrec.data.formats.notes import warn_of_log
 from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.text import EXTENSIONS, USUAL_NAMES, is_parquet, plain_name
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning, warn
 
 _WHOLE = 2**53  # below it a float stands for one integer
 
@@ -88,7 +87,7 @@ def _fields(path: Path, text: str, separator: str | None, role: str) -> Iterator
                     place = found
                     continue
                 if len(fields) > 1:
-                    warn_of_log(path, f"no column is called {role}; the ids are those of the first column")
+                    warn(f"{path}: no column is called {role}; the ids are those of the first column", LogWarning)
             if place >= len(fields) or (not fields[place] and len(fields) > 1):
                 raise InputError(f"{path}, line {reader.line_num}: the id is empty; give the row an id, or remove it")
             yield fields[place]

@@ -12,9 +12,8 @@ import polars as pl
 
 from seqrec.data.formats.blocks import open_source, unreadable
 from seqrec.data.formats.delimited import shrunk
-from seqrec.data.formats.notes import warn_of_log
 from seqrec.data.formats.parquet import read_parquet
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning, warn
 
 _PARQUET = re.compile(r"\.(parquet|parq|pq)(\.[a-z0-9]+)?$", re.IGNORECASE)
 _TEXT = re.compile(r"\.(csv|tsv|txt|json|jsonl|ndjson|inter)(\.gz)?$", re.IGNORECASE)
@@ -37,7 +36,8 @@ def read_folder(folder: Path) -> pl.DataFrame:
     if left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         shown = ", ".join(str(path.relative_to(folder)) for path in left_out[:3])
-        warn_of_log(folder, f"{shown}{more} beside the Parquet parts {'is' if len(left_out) == 1 else 'are'} left out")
+        are = "is" if len(left_out) == 1 else "are"
+        warn(f"{folder}: {shown}{more} beside the Parquet parts {are} left out", LogWarning)
     keys = list(parts[0].values)
     frames: list[pl.DataFrame] = []
     for part in parts:

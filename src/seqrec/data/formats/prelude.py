@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 
 from seqrec.data.formats.blocks import Source, read_lines, short, split_records
-from seqrec.data.formats.notes import warn_of_log
 from seqrec.data.formats.text import USUAL_NAMES, is_header, plain_name
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning, warn
 
 _EXCEL = re.compile(r'"?sep=(.)"?[,;\t ]*', re.IGNORECASE)
 _COMMENT = ("#", "%")
@@ -22,7 +21,8 @@ def skip_prelude(source: Source, lines: list[str], given: dict[str, str]) -> tup
         separator = excel[1]
     comments = next((n for n, line in enumerate(lines[above:]) if not line.lstrip().startswith(_COMMENT)), 0)
     if comments and _are_comments(source, lines[above : above + comments], lines[above + comments], given):
-        warn_of_log(source.path, f"the lines above the log that begin with {lines[above].lstrip()[0]} are left out")
+        mark = lines[above].lstrip()[0]
+        warn(f"{source.path}: the lines above the log that begin with {mark} are left out", LogWarning)
         above += comments
     if not above:
         return source, lines, None

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from seqrec.data.formats.notes import warn_of_log
+from seqrec.errors import LogWarning, warn
 
 
 @dataclass
@@ -29,7 +29,7 @@ class LogSummary:
     def warn(self, note: str) -> None:
         """Keep a note, and warn of it where the package was called."""
         self.notes.append(note)
-        warn_of_log(self.name, note)
+        warn(f"{self.name}: {note}", LogWarning)
 
 
 def some_names(names: Iterable[str], most: int = 40) -> str:
