@@ -255,3 +255,12 @@ def test_recommendations_leave_out_the_seen(name, dataset):
         left = [item for item in range(1, NUM_ITEMS + 1) if item not in seen]
         expected = np.sort(full[row, left])[::-1][:10]
         np.testing.assert_allclose(scores[row], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_last_state_of_an_empty_history_is_refused(name, dataset, place):
+    model = model_of(name, dataset)
+    lists = [np.array([3, 5, 7]), np.array([2])]
+    lists.insert(place, np.array([], dtype=np.int64))
+    with torch.no_grad(), pytest.raises(ValueError, match="an empty history has no"):
+        model.encode_last(batch_of(model, histories_of(dataset, lists)))

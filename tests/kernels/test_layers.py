@@ -242,3 +242,9 @@ def test_the_number_of_threads_changes_no_byte_of_attention():
         found.append([out, mine[0].grad, mine[1].grad])
     torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("heads", [0, 4])
+def test_heads_that_do_not_divide_the_width_are_refused_by_the_layer(heads):
+    with pytest.raises(ValueError, match="do not divide"):
+        Attention(6, 6, heads, 0.0)
