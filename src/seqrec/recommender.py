@@ -14,7 +14,7 @@ from rich.progress import track
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields, plain_options
-from seqrec.data.formats.read import read_log, read_log_with_summary
+from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Histories, Split, SplitConfig
@@ -120,8 +120,10 @@ class Recommender:
         self, given: list[Any], place: Place | None, resume: bool, progress: bool, stop: Callable[[], bool] | None
     ) -> None:
         log = given.pop()
-        dataset = log if isinstance(log, Dataset) else prepare(self._read(log), self.prepare_config)
-        del log
+        rated = self.prepare_config.min_rating is not None
+        if not isinstance(log, Dataset):
+            log = prepare(read_log_with_summary(log, needs_rating=rated)[0], self.prepare_config)
+        dataset: Dataset = log
         config, split, model = planned(
             dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
         )
@@ -165,12 +167,6 @@ class Recommender:
         rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
         self.epochs = [{"epoch": 1, "loss": "", **rate}]
         self.summary = f"counted {tokens:,} interactions"
-
-    def _read(self, log: Any) -> pl.DataFrame:
-        """The log as a frame, with its ratings where the filters need them."""
-        if self.prepare_config.min_rating is None:
-            return read_log(log)
-        return read_log_with_summary(log, needs_rating=True)[0]
 
     def recommend(
         self,
