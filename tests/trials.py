@@ -176,7 +176,7 @@ def trial(draw: random.Random, place: Path) -> tuple[str, str, list[str]]:
     if how == "overwrite":
         old = apart(made, options(draw, 1), 1, out)
     elif how == "resume":
-        first = new[0] = (options(draw, 10) | {"model": "sasrec"} | TRAINED, 2)
+        first = new[0] = ({"epochs": 3} | options(draw, 10) | {"model": "sasrec"} | TRAINED, 2)
         new = [first] * len(new)
         child = work(first[0], 2, out, "fit", None)
         time.sleep(draw.uniform(0, 0.3))
