@@ -92,13 +92,13 @@ def test_comments_above_the_log_are_left_out_and_said(
         assert read_log(path).rows() == READ
 
 
-@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")
 def test_comments_above_json_lines(tmp_path: Path) -> None:
     path = put(tmp_path, "a.jsonl", '# a comment\n{"user": "u", "item": 1}\n{"user": "u", "item": }\n')
     assert "a.jsonl, line 3: not a JSON object" in error_of(path)
 
 
-@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")
 @pytest.mark.parametrize("size", [1, 64, 1 << 20])
 def test_comments_in_any_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     for module in (blocks, delimited):
@@ -117,7 +117,7 @@ def test_ids_that_begin_as_comments(tmp_path: Path) -> None:
     assert [row[1] for row in rows(put(tmp_path, "a.csv", "user,item\n1,#a\n1,#b\n"))] == ["#a", "#b"]
 
 
-@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")
 @pytest.mark.parametrize("header", ["#user_id,item_id,timestamp", "# user,item,time", "%user,item,time"])
 def test_a_header_behind_a_comment_mark(tmp_path: Path, header: str) -> None:
     message = error_of(put(tmp_path, "a.csv", f"# first\n{header}\n{ROWS}"))

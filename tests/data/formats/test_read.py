@@ -144,7 +144,7 @@ FILES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("case", FILES)
 def test_files(tmp_path, case, zipped):
@@ -154,7 +154,7 @@ def test_files(tmp_path, case, zipped):
     assert columns_of(str(path)) == expected
 
 
-@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")
 @pytest.mark.parametrize("case", FILES)
 def test_the_order_of_columns_and_their_types(tmp_path, case):
     name, content, _ = FILES[case]

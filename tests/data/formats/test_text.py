@@ -135,7 +135,7 @@ def outcome(path: Path, monkeypatch, size: int | None, **options):
     return dict(frame.schema), frame.rows()
 
 
-@pytest.mark.filterwarnings("ignore::seqrec.data.formats.notes.LogWarning")
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")
 @pytest.mark.parametrize("size", [1, 64, 300])
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("case", TRICKY)
