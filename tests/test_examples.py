@@ -29,9 +29,14 @@ SCRAP = "application/scrapbook.scrap.json+json"
 SMALL = {"epochs": 3, "evaluate_every": 2, "embedding_dim": 8, "num_blocks": 1, "max_length": 12, "batch_size": 64}
 
 
+START = 1_600_000_000  # as today's times: seconds of another size would be refused
+
+
 def log_of_strangers() -> pl.DataFrame:
     """A log with users and items that are too rare to stay."""
-    rare = pl.DataFrame({"user_id": ["rare"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+    rare = pl.DataFrame(
+        {"user_id": ["rare"] * 3, "item_id": ["a", "b", "c"], "timestamp": [START, START + 1, START + 2]}
+    )
     log = synthetic_log(200, genres=2, items_per_genre=15, mean_length=12).frame
     return pl.concat([log.select("user_id", "item_id", "timestamp"), rare])
 

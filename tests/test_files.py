@@ -83,7 +83,7 @@ def test_a_failure_midway_leaves_what_was(tmp_path: Path, kind: str, error: Base
 
 SCRIPT = """
 import os, signal, sys, polars as pl
-from seqrec.files import write_frames
+from seqrec.data.formats.write import write_frames
 
 def frames():
     for place in range(30):

@@ -119,7 +119,7 @@ def test_what_goes_in_comes_out(tmp_path: Path, text: bool) -> None:
 
     opened.save_epochs([])
     assert opened.epochs().height == 0
-    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "seconds": 1.0, "tokens_per_second": 2.0}]
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "seconds": 1.0, "total_seconds": 1.5, "tokens_per_second": 2.0}]
     rows.append(rows[0] | {"epoch": 2, "ndcg@10": 0.25})
     opened.save_epochs(rows)
     assert opened.epochs().columns == ["epoch", "loss", "seconds", "total_seconds", "tokens_per_second", "ndcg@10"]
@@ -137,7 +137,7 @@ def test_a_run_has_the_files_of_the_design_and_no_pickle(trained: Path) -> None:
     assert set(files) == {"config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json",
                           "epochs.csv", "state/training.safetensors", f"state/mean-{epochs}.safetensors"}  # fmt: skip
     assert json.loads(files["config.json"])["format_version"] == 1
-    assert files["epochs.csv"].decode().splitlines()[0].startswith("epoch,loss,seconds,tokens_per_second")
+    assert files["epochs.csv"].decode().splitlines()[0].startswith("epoch,loss,seconds,total_seconds,tokens_per_second")
 
 
 def test_fingerprint_tells_logs_apart() -> None:

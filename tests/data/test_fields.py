@@ -13,7 +13,7 @@ from seqrec import InputError, Recommender, TrainConfig
     "options",
     [{"epochs": 2.9}, {"seed": 1.9}, {"epochs": "3"}, {"epochs": None}, {"epochs": True}, {"batch_size": 8.5},
      {"embedding_dim": 8.5}, {"max_length": float("nan")}, {"min_user_interactions": 1.5}, {"patience": float("inf")},
-     {"dropout": "x"}, {"dropout": True}, {"compile": 1}, {"feedforward_dims": (2.5,)}, {"feedforward_dims": 8},
+     {"dropout": "x"}, {"dropout": True}, {"keep_seen": 1}, {"feedforward_dims": (2.5,)}, {"feedforward_dims": 8},
      {"learning_rate": [1]}, {"threads": 1 + 0j}],
     ids=str,
 )  # fmt: skip
@@ -29,11 +29,15 @@ def test_what_a_field_does_not_take(options: dict[str, Any]) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     options = {"epochs": np.int64(3), "seed": 5.0, "dropout": np.float32(0.5), "threads": None,
-               "feedforward_dims": [np.int8(4)], "embedding_dim": np.float64(8), "compile": np.False_}  # fmt: skip
+               "feedforward_dims": [np.int8(4)], "embedding_dim": np.float64(8), "keep_seen": np.False_}  # fmt: skip
     recommender = Recommender(**options)
     config = recommender.train_config
-    assert (config.epochs, config.seed, config.threads, config.compile) == (3, 5, None, False)
-    assert [type(value) for value in (config.epochs, config.seed, config.compile)] == [int, int, bool]
+    assert (config.epochs, config.seed, config.threads, recommender.split_config.keep_seen) == (3, 5, None, False)
+    assert [type(value) for value in (config.epochs, config.seed, recommender.split_config.keep_seen)] == [
+        int,
+        int,
+        bool,
+    ]
     assert (recommender.model_config.dropout, recommender.model_config.feedforward_dims) == (0.5, (4,))
     assert type(recommender.model_config.embedding_dim) is int
 

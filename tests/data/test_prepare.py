@@ -216,7 +216,9 @@ def test_lookup_of_unknown_users_and_of_what_is_no_id():
 
 def test_min_rating_without_ratings_and_with_gaps():
     frame = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [1, 2, 3], "rating": [None, 4.0, 3.0]})
-    assert prepare(frame, PrepareConfig(min_rating=4)).item_ids.to_list() == [2]
+    with pytest.raises(InputError, match="1 of 3 interactions have no number as rating"):
+        prepare(frame, PrepareConfig(min_rating=4))
+    assert prepare(frame[1:], PrepareConfig(min_rating=4)).item_ids.to_list() == [2]
     with pytest.raises(InputError, match="no rating column"):
         prepare(frame.drop("rating"), PrepareConfig(min_rating=4))
 

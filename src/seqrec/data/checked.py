@@ -50,6 +50,8 @@ def size_of(path: Path, advice: str) -> int:
     """Bytes in a regular file; refuses anything else, which may block for ever (a pipe) or lead elsewhere (a link)."""
     try:
         status = os.lstat(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: is missing; {advice}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{path}: cannot be read ({reason}); {advice}") from error

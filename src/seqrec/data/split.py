@@ -182,19 +182,19 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
         raise InputError("the log has no timestamps, which a split by time needs; use the split last-two")
     first, last = int(dataset.timestamps.min()), int(dataset.timestamps.max())
     log = f"the log goes from {written(first)} to {written(last)}"
-    cuts = []
-    for name, given, share in (("valid_from", valid_from, 0.8), ("test_from", test_from, 0.9)):
-        if given is None:
-            cuts.append(int(np.quantile(dataset.timestamps, share, method="higher")))
-            continue
-        cuts.append(moment_of(given, name))
-        if not first < cuts[-1] <= last:
-            side = "before" if cuts[-1] <= first else "at or after"
+    cuts = {"valid_from": (valid_from, 0.8), "test_from": (test_from, 0.9)}
+    valid_cut, test_cut = (
+        int(np.quantile(dataset.timestamps, share, method="higher")) if given is None else moment_of(given, name)
+        for name, (given, share) in cuts.items()
+    )
+    in_order = valid_cut < test_cut or None in (valid_from, test_from)
+    for name, cut in (("valid_from", valid_cut), ("test_from", test_cut)):
+        if in_order and cuts[name][0] is not None and not first < cut <= last:
+            side = "before" if cut <= first else "at or after"
             raise InputError(
-                f"no interaction lies {side} {name} = {written(cuts[-1])}; {log}; give a moment within it, as an ISO "
-                "date or in unix seconds"
+                f"no interaction lies {side} {name} = {written(cut)}; {log}; give a moment within it, as an ISO date "
+                "or in unix seconds"
             )
-    valid_cut, test_cut = cuts
     if valid_cut >= test_cut:
         raise InputError(
             f"the split by time validates from {written(valid_cut)} and tests from {written(test_cut)}; {log}; give "

@@ -16,6 +16,7 @@ from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
 from seqrec.training.objective import Objective, Task, default_popularity
 
+_PART = 2**20  # numbers added up at once
 MOST_TENSORS = 5_000  # of a model: what has more takes long to make, and nobody could train it
 COPIES = 3  # of the weights while they train on the CPU: themselves and Adam's two moments
 
@@ -164,7 +165,11 @@ def _sums(model: Model) -> list[float]:
     """A number for each trained tensor that changes with any of its values."""
     weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
     kinds = [torch.float32 if weight.device.type == "mps" else torch.float64 for weight in weights]
-    return [weight.sum(dtype=kind).item() for weight, kind in zip(weights, kinds, strict=True)]
+    # In parts, as torch makes a copy in the wider type of what it adds up.
+    return [
+        sum(part.sum(dtype=kind).item() for part in weight.reshape(-1).split(_PART))
+        for weight, kind in zip(weights, kinds, strict=True)
+    ]
 
 
 def check_sizes(build: Callable[[], Model], copies: int) -> None:

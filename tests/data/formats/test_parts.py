@@ -110,7 +110,8 @@ def test_columns_of_folders_and_files(tmp_path: Path) -> None:
 
 
 def test_partitions_as_pyarrow_reads_them(tmp_path: Path) -> None:
-    table = pa.table({"user_id": list("abcdab"), "item_id": list("uvwxyz"), "shop": [1, 2, 1, 2, 3, 3]})
+    shops = [1, 2, 1, 2, 3, 3]
+    table = pa.table({"user_id": list("abcdab"), "item_id": list("uvwxyz"), "timestamp": range(6), "shop": shops})
     pq.write_to_dataset(table, tmp_path, partition_cols=["shop"])
     expected = pl.from_arrow(pa.dataset.dataset(tmp_path, partitioning="hive").to_table())
     assert sorted(rows(tmp_path)) == sorted(expected.rows())

@@ -32,13 +32,22 @@ def read_jsonl(source: Source) -> tuple[pl.DataFrame, Origin]:
         _blame(source, text)
     # Integers that came as floats, as one value of the column is one, are read again as they are written.
     floats = [column.name for column in frame.iter_columns() if column.dtype == pl.Float64]
-    large = {name: pl.String for name in floats if (frame[name].abs() >= _WHOLE).any()}
+    large = [name for name in floats if (frame[name].abs() >= _WHOLE).any()]
     if large:
-        again = pl.read_ndjson(io.BytesIO(text), infer_schema_length=None, schema_overrides=large).select(list(large))
-        whole = again.select(pl.all().cast(pl.Int64, strict=False))
-        kept = [name for name in large if whole[name].null_count() == again[name].null_count()]
-        frame = frame.with_columns(whole.select(kept))
+        rows = [json.loads(line) for line in text.split(b"\n") if line.strip()]
+        exact = {name: _whole([row.get(name) for row in rows]) for name in large}
+        frame = frame.with_columns(**{name: column for name, column in exact.items() if column is not None})
     return frame, Origin(str(source.path), separator="\n", source=source)
+
+
+def _whole(values: list[Any]) -> pl.Series | None:
+    """Values as integers, where all are, or are small floats such as 5.0."""
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, int) or (abs(value) < _WHOLE and value == value // 1) for value in known):
+        whole = [value if value is None else int(value) for value in values]
+        if all(value is None or -(2**63) <= value < 2**63 for value in whole):
+            return pl.Series(whole, dtype=pl.Int64)
+    return None
 
 
 def _by_column(source: Source, text: bytes) -> pl.DataFrame:
