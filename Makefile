@@ -19,12 +19,12 @@ demo: install
 	$(BIN)/seqrec demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # What the compiled loops take part in, without them.
 PLAIN := tests/kernels tests/models tests/ranking tests/training tests/test_contract.py tests/test_recommender.py
 test-plain: install
-	SEQREC_KERNELS=0 $(BIN)/python -m pytest $(PLAIN)
+	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto $(PLAIN)
 
 # The loops built with AddressSanitizer and UndefinedBehaviorSanitizer, into a folder of their own.
 test-sanitize: install

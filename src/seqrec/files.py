@@ -47,6 +47,18 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def looked_at(path: str | Path) -> Iterator[None]:
+    """Turn an error of looking at a path within into one line: a name too long, a folder that may not be entered."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be opened ({reason}); check the path and its permissions") from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside ``path``; on success flush it to disk and rename it to ``path``.
 

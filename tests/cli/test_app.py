@@ -84,6 +84,39 @@ def test_bad_arguments_are_one_line(
     assert ".." not in line
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "b", "log.csv/below", "nul\0byte"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recommend", "NAME"],
+        ["evaluate", "NAME"],
+        ["similar", "NAME", "i"],
+        ["inspect", "NAME"],
+        ["inspect", "log.csv", "--json", "NAME"],
+        ["fit", "log.csv", "--out", "NAME", "--model", "markov"],
+        ["compare", "log.csv", "--models", "markov", "--out", "NAME"],
+        ["recommend", "RUN", "--out", "NAME.csv"],
+        ["recommend", "RUN", "--users-file", "NAME"],
+    ],
+)
+def test_paths_that_no_system_takes_are_one_line(
+    hyphens: Path,
+    arguments: list[str],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [(u, (u + i) % 7, i) for u in range(9) for i in range(5)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv("log.csv")
+    given = [part.replace("NAME", name).replace("RUN", str(hyphens)) for part in arguments]
+    assert main(given) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert len(errors) == 1
+    assert "fault of seqrec" not in errors[0]
+
+
 def test_whole_numbers_may_be_written_with_a_point(hyphens: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", str(hyphens), "--users", "-Usr1", "-k", "2.0", "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3

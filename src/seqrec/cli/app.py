@@ -33,6 +33,7 @@ from seqrec.errors import InputError, one_line
 from seqrec.files import explain_os_error
 from seqrec.models import MODELS
 
+_OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
 #: In the environment, it makes a fault of the package show where it was raised.
 TRACEBACK = "SEQREC_TRACEBACK"
 
@@ -109,6 +110,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return f"there is not enough memory ({one_line(error)}); give smaller sizes or a smaller log", 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return str(explain_os_error(error, Path("standard output"))), 2
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _OF_A_PATH:
+        return f"{error.filename}: cannot be opened ({error.strerror}); check the path and its permissions", 2
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "seqrec" in Path(frame.filename).parts]
     where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return (

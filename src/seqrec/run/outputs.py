@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from seqrec.errors import InputError
+from seqrec.files import looked_at
 from seqrec.run.layout import CONFIG, ITEMS, USERS, WEIGHTS, is_own, sorted_out
 
 
@@ -26,24 +27,27 @@ def check_outputs(
     files = [Path(output) for output in outputs if output is not None and output != "-"]
     inputs = [Path(path) for path in reads if path is not None]
     for number, file in enumerate(files):
-        real = Path(os.path.realpath(file))
-        for path in inputs:
-            if _is_of(real, path):
-                raise InputError(f"{file}: is {path}, which is read, or a part of it; write to another file")
-        if any(real == Path(os.path.realpath(other)) or _same(real, other) for other in files[:number]):
-            raise InputError(f"{file}: is given for two results; write them to two files")
-        folder = Path(os.path.realpath(run)) if run is not None else None
-        if real.is_dir():
-            raise InputError(f"{file}: cannot be written (Is a directory); name a file")
-        if real == folder:
-            raise InputError(f"{file}: is the run folder; write to a file")
-        if _is_of_run(real, folder):
-            raise InputError(f"{file}: is a file of a run, which would be destroyed; write to another file")
+        with looked_at(file):
+            real = Path(os.path.realpath(file))
+            for path in inputs:
+                if _is_of(real, path):
+                    raise InputError(f"{file}: is {path}, which is read, or a part of it; write to another file")
+            if any(real == Path(os.path.realpath(other)) or _same(real, other) for other in files[:number]):
+                raise InputError(f"{file}: is given for two results; write them to two files")
+            folder = Path(os.path.realpath(run)) if run is not None else None
+            if real.is_dir():
+                raise InputError(f"{file}: cannot be written (Is a directory); name a file")
+            if real == folder:
+                raise InputError(f"{file}: is the run folder; write to a file")
+            if _is_of_run(real, folder):
+                raise InputError(f"{file}: is a file of a run, which would be destroyed; write to another file")
 
 
 def check_log(log: str | Path, run: str | Path) -> None:
     """Refuse to write a run over its log, which has the name of a run's own file in its folder."""
-    if Path(log).is_file() and _is_of_run(Path(os.path.realpath(log)), Path(os.path.realpath(run))):
+    with looked_at(run):
+        is_inside = Path(log).is_file() and _is_of_run(Path(os.path.realpath(log)), Path(os.path.realpath(run)))
+    if is_inside:
         raise InputError(f"{run}: has the log ({log}) where a file of the run would be; choose another folder")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from seqrec.errors import InputError, RunWarning, warn
-from seqrec.files import all_beside, beside, exchange, explain_os_error, explained, sync_folder, sync_tree
+from seqrec.files import all_beside, beside, exchange, explain_os_error, explained, looked_at, sync_folder, sync_tree
 from seqrec.run.layout import is_begun, is_run, is_usable, keep_modes, remove_run, sorted_out
 from seqrec.run.lock import InUseError, Lock
 
@@ -297,8 +297,9 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
         read: reads all that is wanted.
     """
     shown = Path(folder)
-    real = Path(os.path.realpath(shown))
-    holder = _before_reading(real, shown)
+    with looked_at(shown):
+        real = Path(os.path.realpath(shown))
+        holder = _before_reading(real, shown)
     error: InputError | None = None
     for _ in range(10):
         held = _Held(real) if real.is_dir() else None
