@@ -170,7 +170,7 @@ def test_only_a_run_is_overwritten_and_only_when_asked(run: Path, tmp_path: Path
     assert "--overwrite" in message_of(lambda: Run.create(run, config, dataset))
     assert content(run) == before
     Run.create(run, config, dataset, overwrite=True)
-    assert set(content(run)) == {"config.json", "items.parquet", "users.parquet"}
+    assert set(content(run)) == {"config.json", "epochs.csv", "items.parquet", "users.parquet"}
 
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -184,7 +184,7 @@ def test_overwriting_through_a_link_keeps_the_link(run: Path, tmp_path: Path) ->
     dataset = prepare(log())
     Run.create(link, config_of(dataset), dataset, overwrite=True)
     assert link.is_symlink()
-    assert set(content(run)) == {"config.json", "items.parquet", "users.parquet"}
+    assert set(content(run)) == {"config.json", "epochs.csv", "items.parquet", "users.parquet"}
 
 
 @pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "items.parquet", "users.parquet", "epochs.csv"])

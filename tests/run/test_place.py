@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from seqrec import InputError, Recommender
+from seqrec import InputError, Recommender, Run
 from seqrec.cli.app import main
 from seqrec.errors import RunWarning
 from seqrec.run.lock import InUseError, Lock
@@ -419,3 +419,18 @@ def test_a_reader_reads_one_run(run: Path) -> None:
     assert met
     assert all("again and again" in text or "writes there" in text for text in refused), refused
     assert names(run.parent) == ["run"]
+
+
+def test_a_run_opens_as_soon_as_it_has_weights(tmp_path: Path) -> None:
+    """A full disk may come right after the first weights, before any epoch was noted."""
+    opened = []
+
+    def look(self: Run, weights: Any, save: Any = Run.save_weights) -> None:
+        save(self, weights)
+        opened.append(Recommender.load(self.folder).epochs)
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)
+        patch.setattr(Run, "save_weights", look)
+        Recommender(epochs=1, **SMALL).fit(log(), tmp_path / "run")
+    assert opened == [[]]

@@ -126,9 +126,9 @@ class Run:
                 met = pa.LargeListArray.from_arrays(dataset.met_offsets, dataset.met_items)
                 users = users.with_columns(pl.Series("met", met, dtype=pl.List(pl.Int32)))
             users.write_parquet(new / USERS)
+            write_epochs(new / EPOCHS, epochs)  # so that the run opens as soon as it has weights
             if weights is not None:
                 write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
-                write_epochs(new / EPOCHS, epochs)
                 if metrics is not None:
                     write_json(new / METRICS, metrics)
         run = cls(place.at, place)
