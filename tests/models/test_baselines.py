@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -9,12 +10,13 @@ from seqrec.data.batches import histories_of, pack
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Split, all_histories, split_last_two
-from seqrec.errors import InputError
+from seqrec.errors import InputError, TrainingWarning
 from seqrec.models.base import Model
 from seqrec.models.markov import Markov, MarkovConfig
 from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.models.recent_popularity import RecentPopularity, RecentPopularityConfig
 from seqrec.ranking.topk import best
+from seqrec.recommender import Recommender
 
 DAY = 86_400
 BASELINES = [Popularity, RecentPopularity, Markov]
@@ -168,3 +170,10 @@ def test_settings_out_of_range_are_refused(config):
 
 def test_popularity_has_nothing_to_set():
     assert PopularityConfig().max_length == 1
+
+
+def test_markov_of_a_log_without_transitions_is_saved(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"user_id": ["a", "b", "c"], "item_id": ["x", "y", "x"], "timestamp": [1, 2, 3]})
+    with pytest.warns(TrainingWarning):
+        Recommender("markov").fit(rows, tmp_path / "run")
+    assert Recommender.load(tmp_path / "run").recommend(histories=[["y"]], k=1)["item_id"].to_list() == ["x"]

@@ -42,6 +42,12 @@ class _Length(NamedTuple):
         times = int(np.prod([int(factor) for factor in factors if factor.isdigit()], dtype=np.int64))
         return cls(names, times, int(plus or 0), at_least)
 
+    @property
+    def alone(self) -> str | None:
+        """The name of a length that is one size and nothing else."""
+        plain = len(self.names) == 1 and (self.times, self.plus, self.at_least) == (1, 0, False)
+        return self.names[0] if plain else None
+
     def fits(self, length: int, sizes: dict[str, int]) -> bool:
         """Whether a length is this one; a name that is met for the first time is what makes it so."""
         product = self.times
@@ -51,6 +57,27 @@ class _Length(NamedTuple):
                 return rest == 0 and sizes[name] >= 0
             product *= sizes[name]
         return length >= product + self.plus if self.at_least else length == product + self.plus
+
+
+class _Size(NamedTuple):
+    """A size that is passed as a number: ``times * product of names / divisor``."""
+
+    times: int
+    names: tuple[str, ...]
+    divisor: str
+
+    @classmethod
+    def parse(cls, text: str) -> "_Size":
+        size, _, divisor = text.partition(" / ")
+        length = _Length.parse(size)
+        return cls(length.times, length.names, divisor)
+
+    def of(self, sizes: dict[str, int]) -> int:
+        """Its value."""
+        value = self.times
+        for name in self.names:
+            value *= sizes[name]
+        return value // sizes[self.divisor] if self.divisor else value
 
 
 class _Array(NamedTuple):
@@ -63,6 +90,7 @@ class _Array(NamedTuple):
     optional: bool
     flat: bool  # of any shape: its numbers are counted
     content: tuple[str, ...]
+    names: tuple[str | None, ...]  # of lengths that are a size by itself, which most are
 
 
 class Loop:
@@ -96,10 +124,15 @@ class Loop:
                 lengths = tuple(map(_Length.parse, shape.removeprefix("*").split(", ")))
                 declared = argument.removeprefix(f"{array}: ")
                 words = tuple((content or "").split(", "))
-                self.arrays.append(_Array(array, _KINDS[kind], lengths, declared, optional is not None, flat, words))
+                names = tuple(length.alone for length in lengths)
+                self.arrays.append(
+                    _Array(array, _KINDS[kind], lengths, declared, optional is not None, flat, words, names)
+                )
             elif found := _NUMBER.fullmatch(argument):
                 self.numbers[found[1]] = _NUMBERS[found[2]], found[3], found[4]
         self._named = {array.name: array for array in self.arrays}
+        self._sizes = {name: _Size.parse(name) for name in self.order if name not in {*self._named, *self.numbers}}
+        self._checked = [array for array in self.arrays if {*array.content} - {"", "strided", "halves"}]
         self._structure = structure
         self._type: type[ctypes.Structure] | None = None
 
@@ -116,8 +149,8 @@ class Loop:
         sizes = {name: value for name, value in given.items() if name.isupper()}
         for array in self.arrays:
             self._check(array, given.get(array.name), sizes)
-        for array in self.arrays:
-            if array.content != ("",) and given.get(array.name) is not None:
+        for array in self._checked:
+            if given.get(array.name) is not None:
                 self._check_content(array, given[array.name], sizes)
         arguments = self._arguments(given, sizes)
         if self._structure:
@@ -134,11 +167,13 @@ class Loop:
             return
         if x.dtype is array.kind and x.layout is torch.strided and x.device.type == "cpu":
             lengths = (x.numel(),) if array.flat else x.shape
-            if (
-                len(lengths) == len(array.lengths)
-                and all(length.fits(size, sizes) for length, size in zip(array.lengths, lengths, strict=True))
-                and ("strided" in array.content or x.is_contiguous())
-            ):
+            fits = len(lengths) == len(array.lengths) and ("strided" in array.content or x.is_contiguous())
+            for name, size, length in zip(array.names, lengths, array.lengths, strict=False):
+                if name is None:
+                    fits = fits and length.fits(size, sizes)
+                elif fits:  # as fits() has it, for a small part of its time
+                    fits = sizes.setdefault(name, size) == size
+            if fits:
                 return
         self._refuse(array, x, sizes)
 
@@ -156,14 +191,16 @@ class Loop:
             word, *more = content.split()
             if word == "rising":  # to T, perhaps by 1, perhaps up to L
                 least = 1 if "by" in more else 0
-                steps = np.diff(values)
-                if values[0] != 0 or values[-1] != sizes[more[1]] or (len(steps) and steps.min() < least):
+                steps = values[1:] - values[:-1]
+                if values[0] != 0 or values[-1] != sizes[more[1]] or (len(steps) and np.minimum.reduce(steps) < least):
                     bounds = f"{int(steps.min(initial=0))} or more from {values[0]} to {values[-1]}"
                     self._refuse(array, x, sizes, f"not by {bounds}")
                 if "up" in more and steps.max(initial=0) > sizes[more[-1]]:
                     self._refuse(array, x, sizes, f"not by up to {steps.max()}")
-            elif word == "below" and len(values) and not 0 <= values.min() <= values.max() < sizes[more[0]]:
-                self._refuse(array, x, sizes, f"not from {values.min()} to {values.max()}")
+            elif word == "below" and len(values):
+                low, high = np.minimum.reduce(values), np.maximum.reduce(values)
+                if low < 0 or high >= sizes[more[0]]:
+                    self._refuse(array, x, sizes, f"not from {low} to {high}")
             elif word == "sorted" and (values[1:] < values[:-1]).any():
                 self._refuse(array, x, sizes, "not in another order")
 
@@ -189,10 +226,7 @@ class Loop:
                     raise ValueError(f"{self.name} takes {name} {rule} {size} = {sizes[size]}, not {value}")
                 found.append(kind(value))
             else:
-                size, _, divisor = name.partition(" / ")
-                length = _Length.parse(size)
-                value = length.times * int(np.prod([sizes[part] for part in length.names], dtype=np.int64))
-                found.append(ctypes.c_int64(value // sizes[divisor] if divisor else value))
+                found.append(ctypes.c_int64(self._sizes[name].of(sizes)))
         return found
 
 

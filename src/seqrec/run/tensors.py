@@ -89,7 +89,8 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of the content of tensors in the order of their names. It tells an accident, not a forgery."""
     value = 0
     for name in sorted(tensors):
-        content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        content = flat.view(torch.uint8).numpy() if len(flat) else b""  # nothing was counted
         value = zlib.crc32(content, zlib.crc32(name.encode(), value))  # type: ignore[arg-type]
     return value
 

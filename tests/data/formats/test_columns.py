@@ -337,3 +337,32 @@ def test_summary(tmp_path):
     assert summary.time_unit == "dates"
     assert summary.frame_columns == frame.columns
     assert len(summary.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "odd"),
+    [
+        ("{u}\t2020-09-{day:02d}\t{hour:02d}:10:05\ti{i}", "column 3, which would be the item, holds times of the day"),
+        ("{u},2020-09-{day:02d}T{hour:02d}:10:05,0,{i}", "column 3, which would be the item, holds one value"),
+        ("{u},c,{i},2020-09-{day:02d}T{hour:02d}:10:05", "column 2, which would be the item, holds one value"),
+        ("{k},u{u},i{i},{time}", "column 1, which would be the user, holds the numbers of the rows"),
+    ],
+)
+def test_guesses_without_a_header_that_can_hardly_be_right(tmp_path: Path, line: str, odd: str) -> None:
+    rows = [
+        line.format(k=k, u=k % 9, i=k % 13, day=k % 28 + 1, hour=k % 24, time=1_600_000_000 + 977 * k)
+        for k in range(60)
+    ]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(rows) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match=odd):
+            read_log(path)
+
+
+def test_years_are_no_seconds_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\n1,2,2019\n1,3,2018\n2,3,2020\n")
+    with pytest.warns(LogWarning, match="look like years"):
+        read_log(path)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import warnings
 from datetime import date, datetime
 from pathlib import Path
@@ -58,8 +59,8 @@ def test_parts_gzipped_as_a_whole(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        ".part.parquet", "_part.parquet", "._part-0.parquet", ".hidden/a.parquet", "_temporary/0/a.parquet",
-        "_metadata", "_common_metadata", "_SUCCESS", ".part-0.parquet.crc",
+        ".hidden/a.parquet", "_temporary/0/a.parquet", "_metadata", "_common_metadata", "_SUCCESS",
+        ".part-0.parquet.crc",
     ],
 )  # fmt: skip
 def test_what_is_hidden_by_convention(folder: Path, name: str) -> None:
@@ -67,10 +68,19 @@ def test_what_is_hidden_by_convention(folder: Path, name: str) -> None:
     assert rows(folder) == FIRST.rows()
 
 
+@pytest.mark.parametrize("name", [".part.parquet", "_part.parquet", "._part-0.parquet"])
+def test_hidden_parts_are_left_out_and_said(folder: Path, name: str) -> None:
+    put(folder, name)
+    with pytest.warns(LogWarning, match=rf"log: {re.escape(name)} is left out, as names that begin with"):
+        assert read_log(folder).rows() == FIRST.rows()
+
+
 def test_hidden_as_pyarrow_has_it(folder: Path) -> None:
     for name in ("_x.parquet", ".y.parquet", "z.parquet", "_dir/a.parquet", ".dir/b.parquet"):
         put(folder, name)
-    assert rows(folder) == pl.from_arrow(pa.dataset.dataset(folder).to_table()).rows()
+    with pytest.warns(LogWarning, match="are hidden by convention"):
+        found = read_log(folder).rows()
+    assert found == pl.from_arrow(pa.dataset.dataset(folder).to_table()).rows()
 
 
 @pytest.mark.parametrize("name", ["README.txt", "part.parquet.bak.txt", "a.csv", "checksums.md5"])

@@ -36,6 +36,8 @@ def choose_columns(frame: pl.DataFrame, log: Origin, given: dict[str, str], summ
     names = frame.columns
     seen = some_names(names) + ("" if log.header else " (by number, as there is no header)")
     guesses = {} if log.header else _guess_by_position(frame, log, given, summary)
+    if guesses and not given:
+        _refuse_odd_guesses(frame, log, guesses)
     choice, chosen = Choice(), dict[str, str]()
     for role in ROLES:
         parameter = role.removesuffix("_id")
@@ -135,6 +137,31 @@ def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[
         f"column {time} holds times; read as {flags} --timestamp {time}; give these flags if it is another order"
     )
     return {"user_id": left[:1], "item_id": left[1:2], "timestamp": [time]}
+
+
+def _refuse_odd_guesses(frame: pl.DataFrame, log: Origin, guesses: dict[str, list[str]]) -> None:
+    """Raise where what is taken for the user or the item can hardly be one: another column is, and nobody was asked."""
+    for role in ("user_id", "item_id"):
+        for name in guesses.get(role, []):
+            rows = frame[name].head(PART_ROWS)
+            if rows.dtype == pl.String and rows.str.contains(":").all() and clock_of(rows) is not None:
+                odd = "times of the day"
+            elif role == "item_id" and frame.width > 2 and frame.height > 2 and frame[name].n_unique() == 1:
+                odd = "one value in all rows"
+            elif role == "user_id" and frame.width == 4 and frame.height >= 20 and _counts_rows(rows):
+                odd = "the numbers of the rows"
+            else:
+                continue
+            raise InputError(
+                f"{log.name}: column {name}, which would be the {role.removesuffix('_id')}, holds {odd}, and there is "
+                "no header that says which column is what; name them: --user N --item N --timestamp N, counted from 1"
+            )
+
+
+def _counts_rows(values: pl.Series) -> bool:
+    """Whether values are 0, 1, 2 and so on, or begin at another number."""
+    numbers = values.cast(pl.Int64, strict=False)
+    return numbers.null_count() == 0 and bool((numbers.diff().drop_nulls() == 1).all())
 
 
 def _refuse_ratings_as_items(frame: pl.DataFrame, log: Origin) -> None:

@@ -80,6 +80,9 @@ def _files_of(
             raise InputError(f"{folder}: is {kind}, whose parts may be outdated; export the table as Parquet")
         # Hidden: what begins with . or _, but for a column that does (_day=1).
         if path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name):
+            if path.name.lower().endswith((".parquet", ".pq")):
+                text = f"{path.name} is left out, as names that begin with . or _ are hidden by convention"
+                warn(f"{folder}: {text}", LogWarning)
             continue
         try:
             found = path.stat()

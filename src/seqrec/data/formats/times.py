@@ -145,6 +145,8 @@ def doubt_about(times: Times, seconds: pl.Series) -> str | None:
     # Small numbers are mostly places in an order (1, 2, 3, …), for which any unit is as good as another.
     if high < YEAR_1980 and low >= 10_000:
         return f"the times are read as {times.unit} and lie before 1980; if they count something else, write them so"
+    if low >= 1900 and high <= 2100:
+        return f"the times, such as {high}, look like years, and are read as {times.unit}; give dates if they are"
     if high >= YEAR_2100:
         return f"the times are read as {times.unit} and go beyond the year 2100; correct them if they are none"
     return None
