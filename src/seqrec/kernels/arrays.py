@@ -148,7 +148,9 @@ class Loop:
             raise RuntimeError("the compiled loops are not available (not built, or turned off by SEQREC_KERNELS=0)")
         sizes = {name: value for name, value in given.items() if name.isupper()}
         for array in self.arrays:
-            self._check(array, given.get(array.name), sizes)
+            x = given.get(array.name)
+            if x is not None or not array.optional:
+                self._check(array, x, sizes)
         for array in self._checked:
             if given.get(array.name) is not None:
                 self._check_content(array, given[array.name], sizes)
@@ -162,19 +164,19 @@ class Loop:
 
     def _check(self, array: _Array, x: Tensor | None, sizes: dict[str, int]) -> None:
         if x is None:
-            if not array.optional:
-                raise ValueError(f"{self.name} takes {array.name}: {array.declared}, not None")
-            return
-        if x.dtype is array.kind and x.layout is torch.strided and x.device.type == "cpu":
-            lengths = (x.numel(),) if array.flat else x.shape
-            fits = len(lengths) == len(array.lengths) and ("strided" in array.content or x.is_contiguous())
-            for name, size, length in zip(array.names, lengths, array.lengths, strict=False):
-                if name is None:
-                    fits = fits and length.fits(size, sizes)
-                elif fits:  # as fits() has it, for a small part of its time
-                    fits = sizes.setdefault(name, size) == size
-            if fits:
-                return
+            raise ValueError(f"{self.name} takes {array.name}: {array.declared}, not None")
+        # Some 250 arrays are looked at per step of training, so what is asked of most of them is asked at once.
+        if x.dtype is array.kind and x.is_cpu and x.layout is torch.strided:
+            shape = (x.numel(),) if array.flat else x.shape
+            if len(shape) == len(array.names) and (x.is_contiguous() or "strided" in array.content):
+                for name, size, length in zip(array.names, shape, array.lengths):  # noqa: B905
+                    if name is None:
+                        if not length.fits(size, sizes):
+                            break
+                    elif sizes.setdefault(name, size) != size:
+                        break
+                else:
+                    return
         self._refuse(array, x, sizes)
 
     def _refuse(self, array: _Array, x: Tensor, sizes: dict[str, int], why: str = "") -> None:
