@@ -1,10 +1,10 @@
 # make demo   a trained, evaluated SASRec on the embedded data, in .venv, from nothing
-# make test   the tests; make test-plain those without the compiled loops, make test-sanitize those of the loops
+# make test   the tests; make test-slow the slow ones, make test-plain those without the compiled loops, make test-sanitize those of the loops
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-plain test-sanitize lint format bench bench-peers pictures wheel clean
+.PHONY: install demo test test-slow test-plain test-sanitize lint format bench bench-peers pictures wheel clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +19,10 @@ demo: install
 	$(BIN)/seqrec demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -n auto -m slow
 
 # What the compiled loops take part in, without them.
 PLAIN := tests/kernels tests/models tests/ranking tests/training tests/test_contract.py tests/test_recommender.py

@@ -23,6 +23,8 @@ import seqrec
 from seqrec import InputError, Recommender, synthetic_log
 from seqrec.data.fetch import SOURCES
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "examples"
 SCRIPT, NOTEBOOK = FOLDER / "sasrec_amazon.py", FOLDER / "sasrec_amazon.ipynb"
 SCRAP = "application/scrapbook.scrap.json+json"

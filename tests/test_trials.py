@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_no_run_is_lost_or_mixed() -> None:
     # A process of its own, in which nothing has used polars' threads, which don't survive a fork.
     command = [sys.executable, str(Path(__file__).with_name("trials.py")), "--trials", "10", "--seed", "7"]

@@ -545,6 +545,7 @@ def test_bad_runs(place: Path, capsys: pytest.CaptureFixture[str], damage: str) 
         assert re.search(wanted, fails(capsys, place, *command))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
     before = tree(place)
     options = " ".join(SMALL)

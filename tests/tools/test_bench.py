@@ -16,6 +16,8 @@ from seqrec.models.blocks import FeedForward
 from seqrec.models.sasrec import SASRecConfig
 from seqrec.tools.bench import PHASES, BenchConfig, arithmetic, bench, generated, peak_memory, tables, write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
