@@ -4,10 +4,9 @@ import errno
 import os
 import socket
 import time
-import warnings
 from pathlib import Path
 
-from seqrec.errors import InputError, RunWarning
+from seqrec.errors import InputError, RunWarning, warn
 from seqrec.files import explain_os_error
 
 _MARK = "seqrec"
@@ -65,11 +64,8 @@ class Lock:
                     raise InUseError(
                         f"{self.shown}: is in use by {_holder(content)}; wait for that to end, or choose another folder"
                     ) from error
-                warnings.warn(
-                    f"{self.shown}: this file system has no locks ({error.strerror}); let nobody else write there",
-                    RunWarning,
-                    stacklevel=2,
-                )
+                text = f"{self.shown}: this file system has no locks ({error.strerror}); let nobody else write there"
+                warn(text, RunWarning)
             if is_file and not self._is_there(file):
                 return  # removed by the one who had it; the next round makes it anew
             if is_file:
