@@ -21,7 +21,7 @@ from seqrec.models.base import Model
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "RESUMABLE", "RunConfig", "config_of", "fingerprint", "run_id"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG = "config.json"
 MOST_CONFIG = 2**20  # bytes
 #: Fields of the training that may differ between a run and its resumption. It computes the same but for what another
@@ -68,6 +68,11 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
         raise InputError(f"{path}: has no format_version; give a folder that seqrec fit wrote")
     if version > FORMAT_VERSION:
         raise InputError(f"{path}: format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
+    if version < FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format {version} is of an earlier seqrec, which kept users and items in other files; train "
+            f"again: seqrec fit LOG --out {path.parent} --overwrite"
+        )
     try:
         for name, kind in (("prepare", PrepareConfig), ("split", SplitConfig)):
             if not isinstance(values.get(name), dict):
