@@ -140,5 +140,5 @@ def histories_of(
     else:
         times = np.concatenate([np.empty(0, np.int64), *timestamps]).astype(np.int64)
     nobody = IdTable(pl.Series("user_id", [], dtype=dataset.users.dtype))
-    strangers = replace(dataset, items=items, timestamps=times, offsets=offsets, users=nobody, before=None, saved=None)
+    strangers = replace(dataset, items=items, timestamps=times, offsets=offsets, users=nobody, before=None)
     return Histories(strangers, np.full(len(lengths), -1, dtype=np.int64), offsets[:-1], offsets[1:])

@@ -53,6 +53,10 @@ class Dataset:
     met_offsets: np.ndarray | None = None
     saved: Saved | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.saved is not None and not self.saved.holds(self):  # dataclasses.replace has exchanged an array
+            object.__setattr__(self, "saved", None)
+
     @property
     def num_users(self) -> int:
         """Number of users U."""

@@ -98,6 +98,11 @@ class Saved:
             "saved": self,
         }
 
+    def holds(self, dataset: "Dataset") -> bool:
+        """Whether the arrays of a dataset are those in the files."""
+        names = [name for name in (*_ARRAYS, *_MET) if name in self.arrays]
+        return all(getattr(dataset, name) is self.arrays[name].array for name in names)
+
     def damaged(self, why: str) -> InputError:
         """The one line for files that are not what was saved together."""
         return InputError(f"{self.folder}: is damaged ({why}); {self.advice}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from seqrec.data.dataset import fingerprint
@@ -47,8 +46,8 @@ class RunConfig:
         """A model of these sizes with fresh weights."""
         return build_model(self.model, self.model_config, self.num_items, self.num_users)
 
-    def shapes(self, most: int) -> dict[str, Tensor]:
-        """The weights that a model of these sizes has, as tensors without content: nothing large is made.
+    def outline(self, most: int) -> Model:
+        """A model of these sizes whose weights are on the device "meta", which have no content: nothing large is made.
 
         Args:
             most: the number of weights that are there; a model of many more is given up early.
@@ -57,7 +56,7 @@ class RunConfig:
             ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or too many.
         """
         with torch.device("meta"), _Few(4 * most + 64):
-            return self.build().state_dict()
+            return self.build()
 
 
 def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:

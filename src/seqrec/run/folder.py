@@ -26,7 +26,6 @@ from seqrec.data.saved import FILES
 from seqrec.data.split import Split, histories_of_users
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
-from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, RunConfig, config_of, run_id
 from seqrec.run.layout import DATA, EPOCHS, METRICS, STATE, WEIGHTS, is_begun, remove_left_over
@@ -218,9 +217,9 @@ class Run:
         header = read_header(path)
         try:
             # What config.json says is compared with what the file holds before anything of these sizes is made.
-            shapes = self.config.shapes(len(header.names))
-            header.check_shapes(shapes, MODELS[self.config.model].LENGTHS_OF_THE_LOG)
-            model = self.config.build()
+            model = self.config.outline(len(header.names))
+            header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
+            model.to_empty(device="cpu")  # all is read from the file: drawing fresh weights would be in vain
         except InputError as error:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
