@@ -23,7 +23,7 @@ from torch import Tensor
 from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
 from seqrec.data.dataset import Dataset, fault_of, met_fits
-from seqrec.data.split import Split, all_histories
+from seqrec.data.split import Histories, Split, all_histories
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
 from seqrec.models import MODELS
@@ -281,11 +281,11 @@ class Run:
         return tensors
 
     @torch.no_grad()
-    def check_scores(self, model: Model) -> None:
-        """Refuse a model whose weights score all items alike, for the first users and items of the run."""
+    def check_scores(self, model: Model, people: Histories | None = None) -> None:
+        """Refuse a model whose weights score all items alike, for some people (by default the first) and items."""
         if model.COUNTED or model.num_items < 2:  # counts may well be equal
             return
-        people = all_histories(self.dataset).take(slice(0, _PEOPLE))
+        people = all_histories(self.dataset).take(slice(0, _PEOPLE)) if people is None else people
         hidden = model.encode_last(pack(people, model.config.max_length))
         scores = model.score(hidden, torch.arange(1, min(model.num_items, _ITEMS) + 1))
         if (scores == scores[:, :1]).all():
