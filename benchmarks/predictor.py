@@ -20,6 +20,7 @@ import torch
 
 from seqrec import Predictor, SASRec, SASRecConfig
 from seqrec.data.dataset import Dataset
+from seqrec.data.id_table import IdTable
 
 LENGTH, K, SEED = 20, 10, 0
 
@@ -67,8 +68,9 @@ def untrained(items: int) -> Predictor:
     """A SASRec of many items with random weights."""
     torch.manual_seed(SEED)
     model = SASRec(SASRecConfig(embedding_dim=64), items).eval()
-    one, ids = np.array([1], dtype=np.int32), pl.Series("item_id", np.arange(items))
-    times, offsets, users = np.array([0], dtype=np.int64), np.array([0, 1], dtype=np.int64), pl.Series("user_id", [1])
+    one, ids = np.array([1], dtype=np.int32), IdTable(pl.Series("item_id", np.arange(items)))
+    times, offsets = np.array([0], dtype=np.int64), np.array([0, 1], dtype=np.int64)
+    users = IdTable(pl.Series("user_id", [1]))
     return Predictor(model, Dataset(one, times, offsets, users, ids, has_timestamps=False))
 
 

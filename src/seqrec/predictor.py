@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import torch
 
-from seqrec.data.batches import histories_of
 from seqrec.data.dataset import Dataset
-from seqrec.data.people import given_lists, histories_from, histories_of_users, known_items, listed_items
-from seqrec.data.split import Histories
+from seqrec.data.ids import ids_of
+from seqrec.data.people import given_lists, histories_from, known_items, listed_items
+from seqrec.data.split import Histories, histories_of_users
 from seqrec.device import check_polars, watch_forks
 from seqrec.errors import InputError
 from seqrec.models.base import Model
@@ -70,7 +70,7 @@ class Predictor:
         if self.model.training:
             raise ValueError("the model is in training mode; call model.eval() first")
         watch_forks()
-        assert self.catalogue  # made now, not by the first call
+        _ = self.catalogue  # made now, not by the first call
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
@@ -85,11 +85,11 @@ class Predictor:
 
     @classmethod
     def _load(cls, run: Run) -> "Predictor":
-        predictor = cls(run.model(), run.dataset, bool(run.config.split.keep_seen))
-        some = np.arange(1, min(predictor.dataset.num_items, int(predictor.model.config.max_length), 20) + 1)
-        run.check_scores(predictor.model, histories_of(predictor.dataset, [some]))
-        predictor.dataset.item_indices([predictor.dataset.item_ids[0]])  # the table of ids is made once, now
-        return predictor
+        model = run.model()
+        run.check_scores(model)
+        dataset = run.dataset
+        _ = dataset.item_ids  # in memory from now on, and compared with their checksums
+        return cls(model, dataset, bool(run.config.split.keep_seen))
 
     def recommend(
         self,
@@ -157,7 +157,7 @@ class Predictor:
         Returns:
             As :meth:`recommend`: :class:`Recommendations` of one user, or a list of them.
         """
-        people, _ = histories_of_users(self.dataset, users)
+        people = histories_of_users(self.dataset, self.dataset.user_indices(ids_of(users, "users")))
         found = self._named(people, {}, k, keep_seen, allow, deny)
         return found if _is_collection(users) else found[0]
 
@@ -178,7 +178,7 @@ class Predictor:
         found = [list(zip(*pair, strict=True)) for pair in self._ids_and_scores(*self.neighbours(indices, k))]
         if not _is_collection(items):
             return found[0]
-        return dict(zip(self.dataset.item_ids.gather(indices - 1).to_list(), found, strict=True))
+        return dict(zip(self.dataset.item_ids[indices - 1].to_list(), found, strict=True))
 
     def rank(
         self,

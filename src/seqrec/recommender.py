@@ -68,12 +68,11 @@ class Recommender:
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
         self._model: Model | None = None
-        self._split: Split | None = None
+        self._split: Callable[[], Split] | None = None
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
-        self.interrupted = False
-        self.summary = ""
+        self.interrupted, self.summary = False, ""
 
     def fit(
         self,
@@ -148,7 +147,7 @@ class Recommender:
         if run is not None:
             run.check_there()
             run.take_over()
-        self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
+        self._config, self._dataset, self._split, self._model = config, dataset, lambda: split, model.eval()
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
             if len(split.test):
@@ -289,22 +288,23 @@ class Recommender:
         """
         model, dataset = self._ready()
         assert self._split is not None
+        held_out = self._split()
         check_whole("seed", seed, least=0)
         check_whole("negatives", negatives, least=1)
         others: dict[str, Model] = {}
         for name in ("popularity", "recent-popularity", "markov") if baselines else ():
             if name != self.model_name and (dataset.has_timestamps or name != "recent-popularity"):
                 others[name] = build_model(name, {}, dataset.num_items, dataset.num_users)
-                others[name].count(self._split.train)
+                others[name].count(held_out.train)
         return evaluate(
             model,
-            self._split.targets(split),
+            held_out.targets(split),
             protocol=protocol,
             split=split,
             negatives=negatives,
             keep_seen=self._keeps_seen(keep_seen),
             seed=seed,
-            train_counts=self._split.train.item_counts(),
+            train_counts=held_out.train.item_counts(),
             baselines=others,
         )
 
@@ -343,7 +343,7 @@ class Recommender:
         recommender._config = config
         recommender._model = run.model()
         recommender._dataset = run.dataset
-        recommender._split = run.split
+        recommender._split = lambda: run.split
         run.check_scores(recommender._model)
         recommender.epochs = run.epochs().to_dicts()
         recommender.metrics = run.metrics()

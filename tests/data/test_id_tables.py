@@ -10,7 +10,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from seqrec.data.ids import IdTable, ids_of
+from seqrec.data.id_table import IdTable
+from seqrec.data.ids import ids_of
 from seqrec.errors import InputError
 
 NUMBERS = pl.Series([7, 12, 128])

@@ -112,8 +112,8 @@ def grid(frames: Iterable[pl.DataFrame], title: str, most: int = 200) -> Table:
     return grid
 
 
-def like(ids: list[str], known: pl.Series) -> pl.Series:
+def like(ids: list[str], dtype: pl.DataType) -> pl.Series:
     """Ids of a command line in the type of the log's, so that results join with it."""
     asked = pl.Series("user_id", ids, dtype=pl.String)
-    typed = asked.cast(known.dtype, strict=False)
+    typed = asked.cast(dtype, strict=False)
     return typed if (typed.cast(pl.String) == asked).fill_null(False).all() else asked

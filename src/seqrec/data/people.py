@@ -13,7 +13,7 @@ from seqrec.data.formats.read import read_log
 from seqrec.data.ids import ids_of, texts_of
 from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, all_histories
+from seqrec.data.split import Histories, all_histories, histories_of_users
 from seqrec.device import check_polars
 from seqrec.errors import InputError, MissingTimesWarning, UnknownIdWarning, warn
 
@@ -44,26 +44,16 @@ def known_people(
     """
     if users is None:
         return all_histories(dataset), dataset.user_ids
-    histories, asked = histories_of_users(dataset, users)
-    unknown = histories.users < 0
+    asked = ids_of(users, "users")
+    asked = asked.cast(dataset.users.dtype) if asked.dtype == pl.Null else asked
+    indices = dataset.user_indices(asked)
+    unknown = indices < 0
     if unknown.any():
         some = some_of(asked.filter(pl.Series(unknown)))
         if strict:
             raise InputError(f"unknown users: {some}; check the ids, or give their histories")
         warn(f"unknown users, or left out by the filters of fit, get the most popular items: {some}", UnknownIdWarning)
-    return histories, asked
-
-
-def histories_of_users(dataset: Dataset, users: Iterable[Any] | pl.Series) -> tuple[Histories, pl.Series]:
-    """Histories of users of the log, empty for unknown ones, and their ids."""
-    asked = ids_of(users, "users")
-    asked = asked.cast(dataset.user_ids.dtype) if asked.dtype == pl.Null else asked
-    indices = dataset.user_indices(asked)
-    unknown = indices < 0
-    inside = np.where(unknown, 0, indices)
-    starts = np.where(unknown, 0, dataset.offsets[inside])
-    ends = np.where(unknown, 0, dataset.offsets[inside + 1])
-    return Histories(dataset, indices, starts, ends), asked
+    return histories_of_users(dataset, indices), asked
 
 
 def given_people(

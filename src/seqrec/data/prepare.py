@@ -6,8 +6,10 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
-from seqrec.data.dataset import PART_ROWS, Dataset, copies_of, counts_of, statistics_of, tied_to_next
+from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
+from seqrec.data.id_table import IdTable
+from seqrec.data.statistics import PART_ROWS, copies_of, counts_of, statistics_of, tied_to_next
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
@@ -49,62 +51,74 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         InputError: no rating column for ``min_rating``, or nothing is left after the filters.
     """
     config = config or PrepareConfig()
-    _check(config)
-    if frame.height == 0:
-        raise InputError("the log has no interactions; give one with at least two by one user")
-    has_timestamps = "timestamp" in frame.columns
-    if config.min_rating is not None and "rating" not in frame.columns:
-        raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
-    if config.duplicates == "drop-copies" and not has_timestamps:
-        raise InputError("the log has no times, which tell copies of rows from repetitions; give duplicates='drop'")
+    _check(config, frame)
     # What is needed of the frame, which goes at once unless the caller keeps it.
-    columns = {name: frame[name] for name in ("user_id", "item_id", "timestamp") if name in frame.columns}
+    names = [name for name in ("user_id", "item_id", "timestamp") if name in frame.columns]
+    columns: dict[str, pl.Series] = {name: frame[name] for name in names}
     good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
     del frame
-    users, user_ids = _index(columns.pop("user_id"))
-    items, item_ids = _index(columns.pop("item_id"))
-    timestamps = columns.pop("timestamp").to_numpy() if has_timestamps else None
-    order = _time_order(users, timestamps)
-    users = users[order]
-    items = items[order]
-    timestamps = order if timestamps is None else timestamps[order]
-    same = tied_to_next(users, timestamps) if has_timestamps else None
-    before = statistics_of(counts_of(users, len(user_ids)), len(item_ids), items, timestamps, same)
+    has_timestamps = "timestamp" in columns
+    rows, user_ids, item_ids, good = _in_order(columns, good)
+    same = tied_to_next(rows.users, rows.timestamps) if has_timestamps else None
+    before = statistics_of(counts_of(rows.users, len(user_ids)), len(item_ids), rows.items, rows.timestamps, same)
     del same
-    keep = None if good is None else good[order]
-    del order, good
-    dropped = None
-    if keep is not None:
-        dropped = users[~keep], items[~keep]
-        users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    keep = _duplicates(users, items, timestamps, config.duplicates)
-    if keep is not None:
-        users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    keep = _core(users, items, len(user_ids), len(item_ids), config)
-    if keep is not None:
-        users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    if len(users) == 0:
+    dropped = None if good is None else (rows.users[~good], rows.items[~good])
+    rows.keep(good)
+    del good
+    rows.keep(_duplicates(rows.users, rows.items, rows.timestamps, config.duplicates))
+    rows.keep(_core(rows.users, rows.items, len(user_ids), len(item_ids), config))
+    if len(rows.users) == 0:
         raise InputError(
             f"nothing is left of {before.interactions:,} interactions after the filters ({_said(config)}); lower them"
         )
-    met_items, met_offsets = (None, None) if dropped is None else _met(dropped, users, items, len(item_ids))
-    users, user_ids = _compact(users, user_ids)
-    items, item_ids = _compact(items, item_ids)
+    met_items, met_offsets = (None, None) if dropped is None else _met(dropped, rows.users, rows.items, len(item_ids))
+    rows.users, user_ids = _compact(rows.users, user_ids)
+    rows.items, item_ids = _compact(rows.items, item_ids)
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
-    np.cumsum(counts_of(users, len(user_ids)), out=offsets[1:])
-    items += np.int32(1)
+    np.cumsum(counts_of(rows.users, len(user_ids)), out=offsets[1:])
+    rows.items += np.int32(1)
     return Dataset(
-        items=items,
-        timestamps=timestamps,
+        items=rows.items,
+        timestamps=rows.timestamps,
         offsets=offsets,
-        user_ids=user_ids,
-        item_ids=item_ids,
+        users=IdTable(user_ids),
+        catalogue=IdTable(item_ids),
         has_timestamps=has_timestamps,
         before=before,
         filters=dict(vars(config)),
         met_items=met_items,
         met_offsets=met_offsets,
     )
+
+
+@dataclass
+class _Rows:
+    """Interactions by user and time, as indices of users and items from 0."""
+
+    users: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+
+    def keep(self, chosen: np.ndarray | None) -> None:
+        """Drop all but the chosen ones; None keeps all."""
+        if chosen is not None:
+            self.users, self.items = self.users[chosen], self.items[chosen]
+            self.timestamps = self.timestamps[chosen]
+
+
+def _in_order(
+    columns: dict[str, pl.Series], good: np.ndarray | None
+) -> tuple[_Rows, pl.Series, pl.Series, np.ndarray | None]:
+    """The interactions by user and time, the ids that their indices lead to, and ``good`` in the same order.
+
+    The columns are taken out of ``columns``, so that each goes as soon as it is not needed.
+    """
+    users, user_ids = _index(columns.pop("user_id"))
+    items, item_ids = _index(columns.pop("item_id"))
+    timestamps = columns.pop("timestamp").to_numpy() if "timestamp" in columns else None
+    order = _time_order(users, timestamps)
+    rows = _Rows(users[order], items[order], order if timestamps is None else timestamps[order])
+    return rows, user_ids, item_ids, None if good is None else good[order]
 
 
 def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
@@ -125,13 +139,20 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
     return PrepareConfig(**used)
 
 
-def _check(config: PrepareConfig) -> None:
+def _check(config: PrepareConfig, frame: pl.DataFrame) -> None:
+    """Refuse values out of range, and filters that need what the frame does not have."""
     for name in ("min_user_interactions", "min_item_interactions"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; give 1 or more")
     for name, known in (("core", get_args(Core)), ("duplicates", get_args(Duplicates))):
         if getattr(config, name) not in known:
             raise InputError(f"{name} is {getattr(config, name)!r}; give one of {', '.join(known)}")
+    if frame.height == 0:
+        raise InputError("the log has no interactions; give one with at least two by one user")
+    if config.min_rating is not None and "rating" not in frame.columns:
+        raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
+    if config.duplicates == "drop-copies" and "timestamp" not in frame.columns:
+        raise InputError("the log has no times, which tell copies of rows from repetitions; give duplicates='drop'")
 
 
 def _said(config: PrepareConfig) -> str:

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from seqrec.data.dataset import Dataset, counts_of
+from seqrec.data.dataset import Dataset
+from seqrec.data.statistics import counts_of
 from seqrec.errors import InputError
 
 Moment = int | float | str | date
@@ -98,7 +99,18 @@ class Split:
 
 def all_histories(dataset: Dataset) -> Histories:
     """Everything that is known of every user, to recommend from."""
+    dataset.check()
     return Histories(dataset, np.arange(dataset.num_users), dataset.offsets[:-1], dataset.offsets[1:])
+
+
+def histories_of_users(dataset: Dataset, users: np.ndarray) -> Histories:
+    """Everything that is known of some users, by index; nothing of -1."""
+    dataset.check_users(users)
+    known = users >= 0
+    inside = np.where(known, users, 0)
+    starts = np.where(known, dataset.offsets[inside], 0)
+    ends = np.where(known, dataset.offsets[inside + 1], 0)
+    return Histories(dataset, users, starts, ends)
 
 
 def split_last_two(dataset: Dataset) -> Split:
@@ -107,6 +119,7 @@ def split_last_two(dataset: Dataset) -> Split:
     Users with fewer than 3 items only train. The history before a test target includes the
     validation item (Kang & McAuley 2018, section IV-A).
     """
+    dataset.check()
     starts = np.asarray(dataset.offsets[:-1])
     ends = np.asarray(dataset.offsets[1:])
     users = np.arange(dataset.num_users)
@@ -178,6 +191,7 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
     Raises:
         InputError: no timestamps, or a cut point that leaves nothing before it or nothing after it.
     """
+    dataset.check()
     if not dataset.has_timestamps:
         raise InputError("the log has no timestamps, which a split by time needs; use the split last-two")
     first, last = int(dataset.timestamps.min()), int(dataset.timestamps.max())

@@ -63,7 +63,7 @@ def recommended_table(dataset: Dataset, asked: pl.Series, items: np.ndarray, sco
     return pl.DataFrame(
         {
             "user_id": asked.gather(rows),
-            "item_id": dataset.item_ids.gather(items[there] - 1),
+            "item_id": dataset.catalogue.take(items[there] - 1),
             "score": scores[there],
             "rank": places + 1,
         }
@@ -82,8 +82,8 @@ def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosi
     k = found.shape[1]
     return pl.DataFrame(
         {
-            "item_id": dataset.item_ids.gather(np.repeat(indices - 1, k)),
-            "similar_item_id": dataset.item_ids.gather(found.ravel() - 1),
+            "item_id": dataset.catalogue.take(np.repeat(indices - 1, k)),
+            "similar_item_id": dataset.catalogue.take(found.ravel() - 1),
             "score": cosines.ravel(),
             "rank": np.tile(np.arange(1, k + 1), len(indices)),
         }

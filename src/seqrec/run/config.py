@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from seqrec.data.dataset import fingerprint
@@ -21,7 +20,7 @@ from seqrec.models.base import Model
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "RESUMABLE", "RunConfig", "config_of", "fingerprint", "run_id"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG = "config.json"
 MOST_CONFIG = 2**20  # bytes
 #: Fields of the training that may differ between a run and its resumption. It computes the same but for what another
@@ -47,8 +46,8 @@ class RunConfig:
         """A model of these sizes with fresh weights."""
         return build_model(self.model, self.model_config, self.num_items, self.num_users)
 
-    def shapes(self, most: int) -> dict[str, Tensor]:
-        """The weights that a model of these sizes has, as tensors without content: nothing large is made.
+    def outline(self, most: int) -> Model:
+        """A model of these sizes whose weights are on the device "meta", which have no content: nothing large is made.
 
         Args:
             most: the number of weights that are there; a model of many more is given up early.
@@ -57,7 +56,7 @@ class RunConfig:
             ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or too many.
         """
         with torch.device("meta"), _Few(4 * most + 64):
-            return self.build().state_dict()
+            return self.build()
 
 
 def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
@@ -68,6 +67,11 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
         raise InputError(f"{path}: has no format_version; give a folder that seqrec fit wrote")
     if version > FORMAT_VERSION:
         raise InputError(f"{path}: format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
+    if version < FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format {version} is of an earlier seqrec, which kept users and items in other files; train "
+            f"again: seqrec fit LOG --out {path.parent} --overwrite"
+        )
     try:
         for name, kind in (("prepare", PrepareConfig), ("split", SplitConfig)):
             if not isinstance(values.get(name), dict):

@@ -1,36 +1,34 @@
 """The run folder: what training writes and everything else reads. No pickle anywhere.
 
-``config.json`` (model, sizes, how the log was prepared and split, how it was trained),
-``items.parquet`` and ``users.parquet`` (ids and histories), ``weights.safetensors`` (the best so far),
-``metrics.json``, ``epochs.csv`` (a row an epoch) and ``state/`` (``training.safetensors`` and the running mean of
-the weights: all that a later process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
+``config.json`` (model, sizes, how the log was prepared and split, how it was trained), ``data/`` (the
+:class:`seqrec.Dataset`: ids and histories), ``weights.safetensors`` (the best so far), ``metrics.json``,
+``epochs.csv`` (a row per epoch) and ``state/`` (``training.safetensors`` and the running mean of the weights: all that
+a later process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from seqrec.data.batches import pack
-from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
-from seqrec.data.dataset import Dataset, fault_of, met_fits
-from seqrec.data.split import Histories, Split, all_histories
+from seqrec.data.checked import check_files, parse_json, read_json
+from seqrec.data.dataset import Dataset
+from seqrec.data.saved import FILES
+from seqrec.data.split import Split, histories_of_users
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
-from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, RunConfig, config_of, run_id
-from seqrec.run.histories import lists_of, met_of
-from seqrec.run.layout import EPOCHS, ITEMS, METRICS, STATE, USERS, WEIGHTS, is_begun, remove_left_over
+from seqrec.run.layout import DATA, EPOCHS, METRICS, STATE, WEIGHTS, is_begun, remove_left_over
 from seqrec.run.place import Place, check_free
 from seqrec.run.records import read_epochs, write_epochs, write_json
 from seqrec.run.tensors import (
@@ -44,10 +42,11 @@ from seqrec.run.tensors import (
     write_tensors,
 )
 
-__all__ = ["EPOCHS", "ITEMS", "METRICS", "STATE", "USERS", "WEIGHTS", "Run", "check_free"]
+__all__ = ["DATA", "EPOCHS", "METRICS", "STATE", "WEIGHTS", "Run", "check_free"]
 
 _KNOWN: dict[str, Any] = {
-    **dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS)),
+    **dict.fromkeys((CONFIG, WEIGHTS, METRICS, EPOCHS)),
+    DATA: dict.fromkeys(FILES),
     "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
 }
 _ADVICE = "copy it back from where the run was made, or train again"
@@ -113,19 +112,8 @@ class Run:
         with place.making() as new:
             values = {"format_version": FORMAT_VERSION, **asdict(config)}
             write_json(new / CONFIG, values)
-            dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
-            offsets = np.asarray(dataset.offsets)
-            users = pl.DataFrame(
-                {
-                    "user_id": dataset.user_ids,
-                    "items": lists_of(dataset.items, offsets, pl.Int32),
-                    "timestamps": lists_of(dataset.timestamps, offsets, pl.Int64),
-                }
-            )
-            if dataset.met_items is not None:
-                met = pa.LargeListArray.from_arrays(dataset.met_offsets, dataset.met_items)
-                users = users.with_columns(pl.Series("met", met, dtype=pl.List(pl.Int32)))
-            users.write_parquet(new / USERS)
+            (new / DATA).mkdir()
+            dataset.write_to(new / DATA)
             write_epochs(new / EPOCHS, epochs)  # so that the run opens as soon as it has weights
             if weights is not None:
                 write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
@@ -147,6 +135,7 @@ class Run:
             try:
                 found = cls(new, place)
                 found.check_same(config, but)
+                found.dataset.check()
             except InputError:
                 continue
             run = run or found
@@ -154,6 +143,7 @@ class Run:
             run = cls(place.folder, place)
             run.check_same(config, but)
             run.check_resumable()
+            run.dataset.check()
         place.go_on(run.folder)
         remove_left_over(run.folder)
         run.take_over()
@@ -187,45 +177,26 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The interactions that the run was given, all of them."""
+        """The interactions that the run was given, in their files: what they hold is read, and checked, when used."""
         config = self.config
-        users_path, items_path = self.folder / USERS, self.folder / ITEMS
-        items = read_parquet(items_path, {"item_id": None}, config.num_items, _ADVICE)
-        lists = {"items": pl.List(pl.Int32), "timestamps": pl.List(pl.Int64)}
-        met = {"met": pl.List(pl.Int32)}
-        users = read_parquet(users_path, {"user_id": None, **lists}, config.num_users, _ADVICE, met)
-        lengths = users["items"].list.len().to_numpy().astype(np.int64)
-        flat = {name: users[name].explode() for name in lists}
-        if (
-            lengths.min() < 1
-            or not (users["timestamps"].list.len().to_numpy() == lengths).all()
-            or any(values.has_nulls() for values in flat.values())
-        ):
-            raise InputError(f"{users_path}: is damaged (a history has gaps); {_ADVICE}")
-        dataset = Dataset(
-            items=flat["items"].to_numpy(),
-            timestamps=flat["timestamps"].to_numpy(),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            user_ids=check_ids(users["user_id"], users_path, _ADVICE),
-            item_ids=check_ids(items["item_id"], items_path, _ADVICE),
-            has_timestamps=config.has_timestamps,
-            filters=asdict(config.prepare),
-            **met_of(users),
-        )
-        if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
-            raise InputError(f"{users_path}: is damaged ({wrong}); {_ADVICE}")
-        if dataset.fingerprint != config.fingerprint:
-            raise InputError(
-                f"{self.folder}: {USERS} and {ITEMS} are not those that the run was made with; copy them back or "
-                "train again"
-            )
-        return dataset
+        dataset = Dataset.load(self.folder / DATA, _ADVICE)
+        assert dataset.saved is not None
+        found = {name: getattr(dataset, name) for name in ("num_items", "num_users", "has_timestamps")}
+        found["fingerprint"] = dataset.saved.facts["fingerprint"]
+        for name, value in found.items():
+            if getattr(config, name) != value:
+                raise InputError(
+                    f"{self.folder / DATA}: is not the data that the run was made with ({name} is another one in "
+                    f"{CONFIG}); copy it back or train again"
+                )
+        return replace(dataset, filters=asdict(config.prepare))
 
     @cached_property
     def split(self) -> Split:
-        """The dataset, split as for training."""
+        """The dataset, split as for training; it is checked whole."""
+        dataset = self.dataset.check()
         try:
-            return self.config.split.apply(self.dataset)
+            return self.config.split.apply(dataset)
         except (InputError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{self.folder / CONFIG}: does not fit the histories ({one_line(error)}); train again"
@@ -246,9 +217,9 @@ class Run:
         header = read_header(path)
         try:
             # What config.json says is compared with what the file holds before anything of these sizes is made.
-            shapes = self.config.shapes(len(header.names))
-            header.check_shapes(shapes, MODELS[self.config.model].LENGTHS_OF_THE_LOG)
-            model = self.config.build()
+            model = self.config.outline(len(header.names))
+            header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
+            model.to_empty(device="cpu")  # all is read from the file: drawing fresh weights would be in vain
         except InputError as error:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
@@ -281,11 +252,11 @@ class Run:
         return tensors
 
     @torch.no_grad()
-    def check_scores(self, model: Model, people: Histories | None = None) -> None:
-        """Refuse a model whose weights score all items alike, for some people (by default the first) and items."""
+    def check_scores(self, model: Model) -> None:
+        """Refuse a model whose weights score all items alike, for the first users and items of the run."""
         if model.COUNTED or model.num_items < 2:  # counts may well be equal
             return
-        people = all_histories(self.dataset).take(slice(0, _PEOPLE)) if people is None else people
+        people = histories_of_users(self.dataset, np.arange(min(self.dataset.num_users, _PEOPLE)))
         hidden = model.encode_last(pack(people, model.config.max_length))
         scores = model.score(hidden, torch.arange(1, min(model.num_items, _ITEMS) + 1))
         if (scores == scores[:, :1]).all():
@@ -340,11 +311,6 @@ class Run:
         if not isinstance(facts, dict):
             raise InputError(f"{path}: is damaged (its facts are no object); train again with --overwrite")
         return header, facts
-
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The training state, or None where no checkpoint was written yet."""
-        state = self.state_header()
-        return None if state is None else (load_tensors(state[0]), state[1])
 
     def mean_path(self, epoch: int) -> Path:
         """Where the running mean of the weights at the end of an epoch is."""

@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from seqrec.data.saved import FACTS, FORMER_FILES
 from seqrec.errors import InputError
 from seqrec.files import looked_at
-from seqrec.run.layout import CONFIG, ITEMS, USERS, WEIGHTS, is_own, sorted_out
+from seqrec.run.layout import CONFIG, DATA, FOLDERS, WEIGHTS, is_own, sorted_out
 
 
 def check_outputs(
@@ -65,8 +66,8 @@ def _is_of_run(file: Path, folder: Path | None) -> bool:
     """Whether a file has the name of a run's own file in the run folder, or in any other; or is linked to one."""
     name = file.name.casefold()
     parents = file.parent, file.parent.parent
-    in_state = parents[0].name.casefold() == "state" and (_is_one(parents[1], folder))
-    if in_state or (_is_one(parents[0], folder) and (is_own(name) or name == "state")):
+    is_inside = parents[0].name.casefold() in FOLDERS and _is_one(parents[1], folder)
+    if is_inside or (_is_one(parents[0], folder) and (is_own(name) or name in FOLDERS)):
         return True
     if folder is None or not folder.is_dir() or not file.exists():
         return False
@@ -77,7 +78,8 @@ def _is_one(place: Path, folder: Path | None) -> bool:
     """Whether a folder is the one that is read or written, or another run; others have a config.json, too."""
     if folder is not None and (place == folder or _same(place, folder)):
         return True
-    return (place / CONFIG).is_file() and any((place / name).is_file() for name in (USERS, ITEMS, WEIGHTS))
+    names = (WEIGHTS, f"{DATA}/{FACTS}", *FORMER_FILES)
+    return (place / CONFIG).is_file() and any((place / name).is_file() for name in names)
 
 
 def _same(one: Path, other: Path) -> bool:

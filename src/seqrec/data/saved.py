@@ -1,0 +1,156 @@
+"""The one form of a Dataset on disk: a folder of .npy files, which are mapped, and dataset.json, which describes them.
+
+``Dataset.save`` writes it, and so does training, to the folder ``data`` of a run. Opening reads dataset.json and the
+headers of the arrays. Everything else is read, and compared with its checksum, when it is asked for.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seqrec.data.checked import check_files, read_json
+from seqrec.data.fields import check_fields
+from seqrec.data.id_table import IdTable
+from seqrec.data.mapped import Mapped, write_array
+from seqrec.data.statistics import Statistics
+from seqrec.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from seqrec.data.dataset import Dataset
+
+FORMAT_VERSION = 2
+FACTS = "dataset.json"
+_ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
+_MET = {"met_items": np.int32, "met_offsets": np.int64}  # only where there are any
+#: Integers, sorted; or the bytes of texts, and where each text begins.
+_IDS = {"user_ids": "user_id_offsets", "item_ids": "item_id_offsets"}
+#: Names of all files that a saved dataset may have.
+FILES = frozenset({FACTS, *(f"{name}.npy" for name in (*_ARRAYS, *_MET, *_IDS, *_IDS.values()))})
+FORMER_FILES = frozenset({"users.parquet", "items.parquet"})  # of format 1
+MOST_ROWS = 2**62
+
+
+class Saved:
+    """The files of a saved dataset.
+
+    Args:
+        folder: where they are.
+        advice: what to do about a damaged file.
+
+    Attributes:
+        facts: what dataset.json holds.
+        arrays: the files by name, mapped.
+        checked: whether everything in them was checked.
+
+    Raises:
+        InputError: a file is missing, a link, of another length or type than dataset.json says, or of a newer format.
+    """
+
+    def __init__(self, folder: Path, advice: str) -> None:
+        self.folder, self.advice, self.checked = folder, advice, False
+        if not folder.is_dir():
+            raise InputError(f"{folder}: is missing or no folder; {advice}")
+        check_files(folder, dict.fromkeys(FILES), advice)
+        self.facts = read_json(folder / FACTS, advice)
+        try:
+            _check_facts(self.facts)
+        except InputError as error:
+            if str(error).startswith("format "):
+                raise InputError(f"{folder / FACTS}: {error}; {advice}") from error
+            raise self.damaged(one_line(error)) from error
+        except LookupError as error:
+            raise self.damaged(f"{error} is missing") from error
+        interactions, users = self.facts["interactions"], self.facts["users"]
+        self.arrays: dict[str, Mapped] = {}
+        for name, dtype in (_ARRAYS | _MET).items():
+            rows = None if name == "met_items" else users + 1 if name.endswith("offsets") else interactions
+            if name in _ARRAYS or self._has("met_items") or self._has("met_offsets"):
+                self.arrays[name] = self._open(name, dtype, rows)
+        for name, offsets in _IDS.items():
+            rows = self.facts[name.removesuffix("_ids") + "s"]
+            if self._has(offsets):
+                self.arrays[name] = self._open(name, np.uint8, None)
+                self.arrays[offsets] = self._open(offsets, np.int64, rows + 1)
+            else:
+                self.arrays[name] = self._open(name, np.int64, rows)
+
+    def _has(self, name: str) -> bool:
+        return name in self.facts["checksums"]
+
+    def _open(self, name: str, dtype: Any, rows: int | None) -> Mapped:
+        return Mapped(self.folder / f"{name}.npy", self.facts["checksums"].get(name), dtype, rows, self.advice)
+
+    def fields(self) -> dict[str, Any]:
+        """What :class:`seqrec.Dataset` takes."""
+        tables = {
+            field: IdTable.mapped(name.removesuffix("s"), self.arrays[name], self.arrays.get(_IDS[name]))
+            for field, name in (("users", "user_ids"), ("catalogue", "item_ids"))
+        }
+        before = self.facts["before"]
+        return {
+            **{name: self.arrays[name].array for name in (*_ARRAYS, *_MET) if name in self.arrays},
+            **tables,
+            "has_timestamps": self.facts["has_timestamps"],
+            "before": None if before is None else Statistics(**before),
+            "filters": self.facts["filters"],
+            "saved": self,
+        }
+
+    def holds(self, dataset: "Dataset") -> bool:
+        """Whether the arrays of a dataset are those in the files."""
+        names = [name for name in (*_ARRAYS, *_MET) if name in self.arrays]
+        return all(getattr(dataset, name) is self.arrays[name].array for name in names)
+
+    def damaged(self, why: str) -> InputError:
+        """The one line for files that are not what was saved together."""
+        return InputError(f"{self.folder}: is damaged ({why}); {self.advice}")
+
+
+def write_files(dataset: "Dataset", folder: Path) -> None:
+    """Write the files of a dataset to a folder that is there and empty."""
+    names = _ARRAYS if dataset.met_items is None else (*_ARRAYS, *_MET)
+    arrays = {name: getattr(dataset, name) for name in names}
+    for name, table in (("user_ids", dataset.users), ("item_ids", dataset.catalogue)):
+        arrays[name], offsets = table.arrays()
+        if offsets is not None:
+            arrays[_IDS[name]] = offsets
+    checksums = {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "has_timestamps": dataset.has_timestamps,
+        "interactions": dataset.num_interactions,
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "fingerprint": dataset.fingerprint,
+        "before": vars(dataset.before) if dataset.before else None,
+        "filters": dataset.filters,
+        "checksums": checksums,  # of the blocks of each array, eight hexadecimal digits per block
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """Refuse facts of another type or format than :func:`write_files` writes."""
+    for name in ("format_version", "interactions", "users", "items"):
+        if type(facts[name]) is not int or not 0 <= facts[name] < MOST_ROWS:
+            raise InputError(f"{name} is no count")
+    version = facts["format_version"]
+    if version > FORMAT_VERSION:
+        raise InputError(f"format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
+    if version < FORMAT_VERSION:
+        raise InputError(f"format {version} is of an earlier seqrec, and this one reads format {FORMAT_VERSION}")
+    if type(facts["has_timestamps"]) is not bool:
+        raise InputError("has_timestamps is neither true nor false")
+    if not isinstance(facts["fingerprint"], str):
+        raise InputError("fingerprint is no text")
+    if not isinstance(facts["filters"], dict | None):
+        raise InputError("filters is no object")
+    if not isinstance(facts["checksums"], dict):
+        raise InputError("checksums is no object")
+    before = facts["before"]
+    if before is not None:
+        if not isinstance(before, dict):
+            raise InputError("before is no object")
+        check_fields(Statistics, before, complete=True)
