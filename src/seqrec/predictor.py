@@ -178,7 +178,7 @@ class Predictor:
         found = [list(zip(*pair, strict=True)) for pair in self._ids_and_scores(*self.neighbours(indices, k))]
         if not _is_collection(items):
             return found[0]
-        return dict(zip(self.dataset.item_ids[indices - 1].to_list(), found, strict=True))
+        return dict(zip(self.dataset.catalogue.values(indices - 1), found, strict=True))
 
     def rank(
         self,
@@ -280,7 +280,7 @@ class Predictor:
     def _ids_and_scores(self, items: np.ndarray, scores: np.ndarray) -> Iterator[tuple[list[Any], list[float]]]:
         """The ids and scores of each row, without the places that nothing is left for."""
         there = items > 0
-        ids = self.dataset.item_ids[items[there] - 1].to_list()  # a gather would go through polars' query engine
+        ids = self.dataset.catalogue.values(items[there] - 1)
         values = scores[there].tolist()
         start = 0
         for count in there.sum(axis=1).tolist():
@@ -290,6 +290,8 @@ class Predictor:
 
 def _is_collection(value: Any) -> bool:
     """Whether it holds several values, and is no id itself."""
+    if type(value) in (int, str):  # as most are
+        return False
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     return isinstance(value, Iterable) and not isinstance(value, str | bytes)

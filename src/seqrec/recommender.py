@@ -68,7 +68,8 @@ class Recommender:
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
         self._model: Model | None = None
-        self._split: Callable[[], Split] | None = None
+        self._split: Split | None = None
+        self._run: Run | None = None  # where it was loaded, which splits when that is asked for
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
@@ -147,7 +148,7 @@ class Recommender:
         if run is not None:
             run.check_there()
             run.take_over()
-        self._config, self._dataset, self._split, self._model = config, dataset, lambda: split, model.eval()
+        self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
             self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
             if len(split.test):
@@ -287,8 +288,8 @@ class Recommender:
         Without ``keep_seen``, items of the history take places in the ranking where they did in validation.
         """
         model, dataset = self._ready()
-        assert self._split is not None
-        held_out = self._split()
+        assert self._run is not None or self._split is not None
+        held_out = self._split or self._run.split  # type: ignore[union-attr]
         check_whole("seed", seed, least=0)
         check_whole("negatives", negatives, least=1)
         others: dict[str, Model] = {}
@@ -343,7 +344,7 @@ class Recommender:
         recommender._config = config
         recommender._model = run.model()
         recommender._dataset = run.dataset
-        recommender._split = lambda: run.split
+        recommender._run = run
         run.check_scores(recommender._model)
         recommender.epochs = run.epochs().to_dicts()
         recommender.metrics = run.metrics()

@@ -14,6 +14,8 @@ from seqrec.errors import InputError
 
 _MANY = 32  # up to one id in so many of the table is looked up by itself, more of them with all of the table in memory
 
+_FEW = 100  # so many ids come sooner one by one
+
 
 class IdTable:
     """The ids of users or items, each once: integers or texts, sorted as a rule; texts by their bytes.
@@ -86,6 +88,13 @@ class IdTable:
         if self._offsets is None:
             return pl.Series(self.name, np.array(self._values.array[places]))
         return pl.Series(self.name, [self._text_at(place) for place in places.tolist()], dtype=pl.String)
+
+    def values(self, places: np.ndarray) -> list[Any]:
+        """The ids at these places, as plain values."""
+        if self._in_memory and len(places) < _FEW:
+            series = self.series
+            return [series[place] for place in places.tolist()]
+        return self.take(places).to_list()
 
     def find(self, asked: pl.Series) -> np.ndarray:
         """The place of each id of :func:`seqrec.data.ids.ids_of`, ``int64``; -1 where the table does not hold it.

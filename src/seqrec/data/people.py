@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from seqrec.data.batches import histories_of
+from seqrec.data.batches import flat_histories_of
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
 from seqrec.data.ids import ids_of, texts_of
@@ -93,23 +93,22 @@ def histories_from(dataset: Dataset, given: Given, indices: np.ndarray, knows_ti
         indices: of :meth:`Given.indices_in`.
         knows_time: whether the model reads times.
     """
-    moments = given.moments
-    people = np.repeat(np.arange(len(given.lengths)), given.lengths)
+    moments, lengths = given.moments, given.lengths
     if moments is not None:  # by person and time; equal times keep their order, as in a log
-        order = np.lexsort((moments, people))
+        order = np.lexsort((moments, np.repeat(np.arange(len(lengths)), lengths)))
         indices, moments = indices[order], moments[order]
     known = indices > 0
-    lengths = np.bincount(people[known], minlength=len(given.lengths))
+    if not known.all():
+        people = np.repeat(np.arange(len(lengths)), lengths)
+        lengths = np.bincount(people[known], minlength=len(lengths))
+        indices, moments = indices[known], None if moments is None else moments[known]
     if knows_time and dataset.has_timestamps and moments is None and (lengths > 1).any():
         warn("the model knows the time between items, and these histories come without: it takes one second from each "
              "to the next; give times (--times)", MissingTimesWarning)  # fmt: skip
     if knows_time and not dataset.has_timestamps and moments is not None:
         warn("the log of the model had no times, so those of the histories say their order alone", MissingTimesWarning)
         moments = None
-    cuts = np.cumsum(lengths)[:-1]
-    parts = np.split(indices[known], cuts) if len(lengths) else []
-    seconds = None if moments is None else np.split(moments[known] // MICROSECONDS, cuts) if len(lengths) else []
-    return histories_of(dataset, parts, seconds)
+    return flat_histories_of(dataset, indices, lengths, None if moments is None else moments // MICROSECONDS)
 
 
 def given_lists(lists: list[Any], times: Any = None) -> Given:

@@ -229,8 +229,7 @@ def _rank_block(
         flat = torch.from_numpy(left_out[0] * scores.shape[1] + left_out[1]).to(device)
         scores.view(-1)[flat] = -torch.inf
     if into.columns.shape[1]:
-        columns, values = largest(scores, into.columns.shape[1])
-        into.columns[:], into.scores[:] = columns.cpu().numpy(), values.float().cpu().numpy()
+        into.columns[:], into.scores[:] = largest(scores, into.columns.shape[1])
     else:
         require_numbers(scores.amax(dim=1))
     if target is None or into.greater is None or into.ties is None:
@@ -257,8 +256,8 @@ def _count(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return greater, ties
 
 
-def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row of ``scores[R, C]``: ``columns int64[R, k]``, ``values[R, k]``.
+def largest(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k highest of each row of ``scores[R, C]``: ``columns int64[R, k]``, ``values float32[R, k]``.
 
     Ordered by value, then by column; -1 and -inf where there are fewer than k above -inf.
 
@@ -266,40 +265,37 @@ def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         InputError: a score is NaN.
     """
     rows, width = scores.shape
-    columns = torch.full((rows, k), -1, dtype=torch.int64, device=scores.device)
-    values = torch.full((rows, k), -torch.inf, dtype=scores.dtype, device=scores.device)
+    columns, values = np.full((rows, k), -1, dtype=np.int64), np.full((rows, k), -np.inf, dtype=np.float32)
     if rows == 0 or width == 0:
         return columns, values
     k = min(k, width)
-    top, place = torch.topk(scores, min(k + 1, width), dim=1)
-    require_numbers(top[:, 0])  # NaN sorts first
+    # One more than is wanted shows where the last place is shared. Of so few, numpy makes less work than torch.
+    top, place = (part.cpu().numpy() for part in torch.topk(scores, min(k + 1, width), dim=1))
+    require(not np.isnan(top[:, 0]).any())  # NaN sorts first
     if k < width:
-        place = _settle_ties(scores, top, place)
-        top = top[:, :k]
-    place, order = place.sort(dim=1)
-    top, order = top.gather(1, order).sort(dim=1, descending=True, stable=True)
+        top, place = top[:, :k], _settle_ties(scores, top, place)
+    order = np.lexsort((place, -top), axis=1)
+    top, place = np.take_along_axis(top, order, 1), np.take_along_axis(place, order, 1)
     values[:, :k] = top
-    columns[:, :k] = torch.where(top > -torch.inf, place.gather(1, order), -1)
+    columns[:, :k] = np.where(top > -np.inf, place, -1)
     return columns, values
 
 
-def _settle_ties(scores: Tensor, top: Tensor, place: Tensor) -> Tensor:
+def _settle_ties(scores: Tensor, top: np.ndarray, place: np.ndarray) -> np.ndarray:
     """The columns of the first k of k + 1 highest, the lowest of those that equal the k-th value.
 
     ``torch.topk`` takes any of them. Rows where none is left outside need nothing.
     """
     k = top.shape[1] - 1
     cut = top[:, k - 1]
-    tied = torch.nonzero((cut == top[:, k]) & (cut > -torch.inf))[:, 0].tolist()
-    place = place[:, :k]
-    if not tied:
-        return place
-    above = (top[:, :k] > cut[:, None]).sum(dim=1).tolist()
-    # A few rows as a rule. All of them for a model that scores by counts, where numpy is much faster.
-    all_scores, cuts, settled = scores.cpu().numpy(), cut.cpu().numpy(), place.cpu().numpy()
-    for row in tied:
-        settled[row, above[row] :] = np.flatnonzero(all_scores[row] == cuts[row])[: k - above[row]]
-    return torch.from_numpy(settled).to(place.device)
+    tied = np.flatnonzero((cut == top[:, k]) & (cut > -np.inf)).tolist()
+    if tied:
+        # A few rows as a rule; all of them for a model that scores by counts.
+        all_scores = scores.cpu().numpy()
+        for row in tied:
+            above = np.count_nonzero(top[row, :k] > cut[row])
+            place[row, above:k] = np.flatnonzero(all_scores[row] == cut[row])[: k - above]
+    return place[:, :k]
 
 
 def require_numbers(scores: Tensor) -> None:
