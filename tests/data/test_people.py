@@ -2,9 +2,6 @@
 
 import json
 import multiprocessing
-import os
-import signal
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -291,49 +288,10 @@ def test_many_threads_ask_one_recommender(fitted: Recommender) -> None:
         assert all(pool.map(ask, range(24)))
 
 
-def in_a_fork(work: Callable[[], Any], seconds: float = 60) -> Any:
-    """What a forked child gives, as JSON has it; a child that hangs is killed and fails."""
-    receiver, sender = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(receiver)
-            warnings.simplefilter("ignore")
-            os.write(sender, json.dumps(work()).encode())
-            os._exit(0)
-        except InputError as error:
-            os.write(sender, json.dumps(f"InputError: {error}").encode())
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(sender)
-    try:
-        for _ in range(int(seconds * 100)):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                assert status == 0
-                with os.fdopen(receiver, "rb", closefd=False) as answer:
-                    return json.loads(answer.read())
-            time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise AssertionError("the child hangs")
-    finally:
-        os.close(receiver)
-
-
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """torch and the compiled loops use two threads, whatever the machine has."""
-    monkeypatch.setattr("seqrec.device.usable_processors", lambda: 2)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("whence", ["fit", "load"])
-def test_a_forked_process_works(plain: Recommender, tmp_path: Path, two_threads: None, whence: str) -> None:
+def test_a_forked_process_works(
+    plain: Recommender, tmp_path: Path, two_threads: None, in_a_fork: Any, whence: str
+) -> None:
     del two_threads
     log().sort("user_id", "item_id").join(log(), on="user_id")  # polars' threads are there
     (torch.ones(400, 400) @ torch.ones(400, 400)).tanh()  # and those of torch
@@ -373,7 +331,7 @@ def numbers(values: Any) -> list[float]:
 
 
 def test_what_a_forked_process_cannot_do_is_one_line(
-    plain: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_fork: Any
 ) -> None:
     monkeypatch.setattr("seqrec.device._PATIENCE", 0.2)
     log().sort("user_id", "item_id").join(log(), on="user_id")
