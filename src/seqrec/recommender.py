@@ -68,8 +68,7 @@ class Recommender:
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
         self._model: Model | None = None
-        self._split: Split | None = None
-        self._run: Run | None = None  # where it was loaded, which splits when that is asked for
+        self._split: Split | Run | None = None  # of a run, split when it is needed
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
@@ -288,8 +287,8 @@ class Recommender:
         Without ``keep_seen``, items of the history take places in the ranking where they did in validation.
         """
         model, dataset = self._ready()
-        assert self._run is not None or self._split is not None
-        held_out = self._split or self._run.split  # type: ignore[union-attr]
+        assert self._split is not None
+        held_out = self._split.split if isinstance(self._split, Run) else self._split
         check_whole("seed", seed, least=0)
         check_whole("negatives", negatives, least=1)
         others: dict[str, Model] = {}
@@ -344,7 +343,7 @@ class Recommender:
         recommender._config = config
         recommender._model = run.model()
         recommender._dataset = run.dataset
-        recommender._run = run
+        recommender._split = run
         run.check_scores(recommender._model)
         recommender.epochs = run.epochs().to_dicts()
         recommender.metrics = run.metrics()

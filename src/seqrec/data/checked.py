@@ -82,20 +82,16 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_parquet(
-    path: Path, columns: Mapping[str, Any] | None, rows: int, advice: str, optional: Mapping[str, Any] | None = None
-) -> pl.DataFrame:
+def read_parquet(path: Path, columns: Mapping[str, Any], rows: int, advice: str) -> pl.DataFrame:
     """Read some columns of a Parquet file that has exactly so many rows.
 
     What the file would take in memory is known from its footer before any of it is read.
 
     Args:
         path: the file.
-        columns: their names and types, where None stands for ids, which are integers or strings; or None for a file of
-            one column of ids, under whatever name.
-        rows: as another file says.
+        columns: their names and types, where None stands for ids, which are integers or strings.
+        rows: the number of rows that another file says it has.
         advice: what to do about a damaged file.
-        optional: columns that are read where they are there.
     """
     from pyarrow import ArrowException  # takes its time, and few commands need it
     from pyarrow.parquet import read_metadata
@@ -112,9 +108,6 @@ def read_parquet(
         if unpacked > max(MOST_UNPACKED, MOST_EXPANSION * size):
             raise ValueError(f"its {size:,} bytes would become {unpacked:,} in memory")
         schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
-        if columns is None:
-            columns = {next(iter(schema)): None} if len(schema) == 1 else {"of ids": None}
-        columns = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in schema}}
         for name, dtype in columns.items():
             found = schema.get(name)
             ids = dtype is None and found is not None and (found.is_integer() or found == pl.String)
@@ -130,17 +123,6 @@ def read_parquet(
             OverflowError, TypeError) as error:  # fmt: skip
         raise InputError(f"{path}: is damaged ({one_line(error)}); {advice}") from error
     return frame
-
-
-def check_ids(ids: pl.Series, path: Path, advice: str) -> pl.Series:
-    """Refuse a table of ids that is not sorted, or has one twice."""
-    # A Parquet file names a long text once for many rows; ids that differ can't be so.
-    most = max(MOST_UNPACKED, MOST_EXPANSION * size_of(path, advice))
-    if ids.dtype == pl.String and int(ids.str.len_bytes().sum()) > most:
-        raise InputError(f"{path}: the ids are too long for its size; {advice}")
-    if len(ids) > 1 and not (ids.slice(1) > ids.head(len(ids) - 1)).all():
-        raise InputError(f"{path}: the ids are not in order, or one is there twice; {advice}")
-    return ids
 
 
 def _entries(folder: Path) -> list[tuple[str, int]]:

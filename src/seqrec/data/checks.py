@@ -4,14 +4,10 @@ A dataset that was opened from files may come from anybody. After these checks i
 ``num_items + 1`` and its offsets its items, and its histories are in the order of time.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from seqrec.data.saved import Saved, fingerprint_of
 from seqrec.data.statistics import PART_ROWS
-
-if TYPE_CHECKING:
-    from seqrec.data.dataset import Dataset
 
 LATEST = 2**62  # so that differences of times have 64 bits
 _DISORDER = "a history is not in the order of time"
@@ -19,63 +15,63 @@ _BEYOND_TIME = "a timestamp is out of range"
 _MET_MISFIT = "what the filters dropped does not fit"
 
 
-def check_everything(dataset: "Dataset") -> None:
-    """Read all files of a dataset that was opened from some, and refuse what is damaged or out of range."""
-    saved = dataset.saved
-    assert saved is not None
+def check_everything(saved: Saved) -> None:
+    """Read all files of a dataset, and refuse what is damaged, out of range, or of another dataset."""
     for array in saved.arrays.values():
         array.check()
-    if wrong := fault_of(dataset) or (None if met_fits(dataset) else _MET_MISFIT):
+    if wrong := _fault_of(saved) or (None if _met_fits(saved) else _MET_MISFIT):
         raise saved.damaged(wrong)
-    dataset.users.check()
-    dataset.catalogue.check()
-    if dataset.fingerprint != saved.facts["fingerprint"]:
+    saved.users.check()
+    saved.catalogue.check()
+    if fingerprint_of(saved.fields()) != saved.facts["fingerprint"]:
         raise saved.damaged("its files are not those that were saved together")
 
 
-def check_items(dataset: "Dataset") -> None:
-    """Like :func:`check_everything`, for all items alone."""
-    saved = dataset.saved
-    assert saved is not None
+def check_items(saved: Saved) -> None:
+    """Like :func:`check_everything`, for the items of all interactions alone."""
     saved.arrays["items"].check()
-    for start in range(0, dataset.num_interactions, PART_ROWS):
-        if wrong := _beyond(dataset, dataset.items[start : start + PART_ROWS]):
+    items = saved.arrays["items"].array
+    for start in range(0, len(items), PART_ROWS):
+        if wrong := _beyond(saved, items[start : start + PART_ROWS]):
             raise saved.damaged(wrong)
 
 
-def check_histories(dataset: "Dataset", users: np.ndarray) -> None:
+def check_histories(saved: Saved, users: np.ndarray) -> None:
     """Like :func:`check_everything`, for the histories of some users, and what the filters dropped of them."""
-    saved = dataset.saved
-    assert saved is not None
-    saved.arrays["offsets"].check(users, users + 2)
-    starts, ends = dataset.offsets[users], dataset.offsets[users + 1]
-    for name in ("items", "timestamps"):
-        saved.arrays[name].check(starts, ends)
+    items, timestamps = saved.arrays["items"], saved.arrays["timestamps"]
+    starts, ends = _ranges(saved, "offsets", users)
+    items.check(starts, ends)
+    timestamps.check(starts, ends)
     for rows, places in _in_groups(starts, ends):
-        times = dataset.timestamps[places]
-        wrong = _beyond(dataset, dataset.items[places]) or _beyond_time(times)
+        times = timestamps.array[places]
+        wrong = _beyond(saved, items.array[places]) or _beyond_time(times)
         if wrong is None and ((rows[1:] == rows[:-1]) & (times[1:] < times[:-1])).any():
             wrong = _DISORDER
         if wrong:
             raise saved.damaged(wrong)
-    if dataset.met_items is None or dataset.met_offsets is None:
-        return
-    saved.arrays["met_offsets"].check(users, users + 2)
-    starts, ends = dataset.met_offsets[users], dataset.met_offsets[users + 1]
-    saved.arrays["met_items"].check(starts, ends)
-    for _, places in _in_groups(starts, ends):
-        if _beyond(dataset, dataset.met_items[places]):
-            raise saved.damaged(_MET_MISFIT)
+    if "met_items" in saved.arrays:
+        starts, ends = _ranges(saved, "met_offsets", users)
+        saved.arrays["met_items"].check(starts, ends)
+        for _, places in _in_groups(starts, ends):
+            if _beyond(saved, saved.arrays["met_items"].array[places]):
+                raise saved.damaged(_MET_MISFIT)
 
 
-def fault_of(dataset: "Dataset") -> str | None:
-    """What is wrong with the values of a dataset: a short phrase, or None."""
-    offsets, items, timestamps = dataset.offsets, dataset.items, dataset.timestamps
+def _ranges(saved: Saved, name: str, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the interactions of each user begin and end."""
+    offsets = saved.arrays[name]
+    offsets.check(users, users + 2)
+    return offsets.array[users], offsets.array[users + 1]
+
+
+def _fault_of(saved: Saved) -> str | None:
+    """What is wrong with the interactions: a short phrase, or None."""
+    offsets, items, timestamps = (saved.arrays[name].array for name in ("offsets", "items", "timestamps"))
     if offsets[0] != 0 or offsets[-1] != len(items) or (offsets[1:] < offsets[:-1]).any():
         return "the histories do not follow each other"
     for start in range(0, len(items), PART_ROWS):
         times = timestamps[start : start + PART_ROWS + 1]  # and the one after, to compare with
-        if wrong := _beyond(dataset, items[start : start + PART_ROWS]) or _beyond_time(times):
+        if wrong := _beyond(saved, items[start : start + PART_ROWS]) or _beyond_time(times):
             return wrong
         falls = np.flatnonzero(times[1:] < times[:-1]) + start + 1
         if len(falls) and not (offsets[np.searchsorted(offsets, falls).clip(max=len(offsets) - 1)] == falls).all():
@@ -83,20 +79,19 @@ def fault_of(dataset: "Dataset") -> str | None:
     return None
 
 
-def met_fits(dataset: "Dataset") -> bool:
-    """Whether ``met_items`` and ``met_offsets`` fit the dataset, or are both left out."""
-    items, offsets = dataset.met_items, dataset.met_offsets
-    if items is None or offsets is None:
-        return items is None and offsets is None
-    return (
-        bool(offsets[0] == 0 and offsets[-1] == len(items) and (offsets[1:] >= offsets[:-1]).all())
-        and _beyond(dataset, items) is None
-    )
+def _met_fits(saved: Saved) -> bool:
+    """Whether what the filters dropped fits the dataset, where there is anything."""
+    if "met_items" not in saved.arrays:
+        return True
+    items, offsets = saved.arrays["met_items"].array, saved.arrays["met_offsets"].array
+    follow = offsets[0] == 0 and offsets[-1] == len(items) and (offsets[1:] >= offsets[:-1]).all()
+    return bool(follow) and _beyond(saved, items) is None
 
 
-def _beyond(dataset: "Dataset", items: np.ndarray) -> str | None:
-    if len(items) and (items.min() < 1 or items.max() > dataset.num_items):
-        return f"an item is not one of the {dataset.num_items} in the catalogue"
+def _beyond(saved: Saved, items: np.ndarray) -> str | None:
+    most = saved.facts["items"]
+    if len(items) and (items.min() < 1 or items.max() > most):
+        return f"an item is not one of the {most} in the catalogue"
     return None
 
 
@@ -104,7 +99,7 @@ def _beyond_time(times: np.ndarray) -> str | None:
     return _BEYOND_TIME if len(times) and (times.min() <= -LATEST or times.max() >= LATEST) else None
 
 
-def _in_groups(starts: np.ndarray, ends: np.ndarray) -> "list[tuple[np.ndarray, np.ndarray]]":
+def _in_groups(starts: np.ndarray, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """The rows of some ranges and their places, in groups of about :data:`PART_ROWS` places."""
     lengths = ends - starts
     found = []

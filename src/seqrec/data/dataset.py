@@ -1,6 +1,5 @@
 """The Dataset: interactions as arrays, and tables of ids."""
 
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import polars as pl
 from seqrec.data.checks import check_everything, check_histories, check_items
 from seqrec.data.id_table import IdTable
 from seqrec.data.ids import ids_of
-from seqrec.data.saved import FILES, FORMER_FILES, Saved, write_files
+from seqrec.data.saved import FILES, FORMER_FILES, Saved, fingerprint_of, write_files
 from seqrec.data.statistics import Statistics, counts_of, statistics_of
 from seqrec.errors import InputError
 from seqrec.files import replacing_folder
@@ -54,7 +53,7 @@ class Dataset:
     saved: Saved | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.saved is not None and not self.saved.holds(self):  # dataclasses.replace has exchanged an array
+        if self.saved is not None and not self.saved.holds(vars(self)):  # dataclasses.replace has exchanged an array
             object.__setattr__(self, "saved", None)
 
     @property
@@ -96,7 +95,7 @@ class Dataset:
     def item_counts(self) -> np.ndarray:
         """Interactions of each item, ``int64[I + 1]``; entry 0 is 0."""
         if self.saved is not None and not self.saved.checked:
-            check_items(self)
+            check_items(self.saved)
         return counts_of(self.items, self.num_items + 1)
 
     @cached_property
@@ -111,16 +110,7 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the interactions and ids, to tell whether it is the same; costs one pass over all of them."""
-        digest = hashlib.sha256()
-        for array in (self.items, self.timestamps, self.offsets):
-            digest.update(_bytes_of(array))
-        for table in (self.users, self.catalogue):
-            digest.update(str(table.dtype).encode())
-            values, offsets = table.arrays()
-            if offsets is not None:
-                digest.update(_bytes_of(np.diff(offsets)))  # the lengths tell "ab", "c" from "a", "bc"
-            digest.update(_bytes_of(values))
-        return digest.hexdigest()
+        return fingerprint_of(vars(self))
 
     def user_indices(self, ids: Iterable[Any] | pl.Series) -> np.ndarray:
         """``int64`` index of each id, -1 where it is unknown; 128, "128" and 128.0 are one id."""
@@ -139,7 +129,7 @@ class Dataset:
             InputError: a file is damaged, holds a value out of range, or is of another dataset.
         """
         if self.saved is not None and not self.saved.checked:
-            check_everything(self)
+            check_everything(self.saved)
             self.saved.checked = True
         return self
 
@@ -151,7 +141,7 @@ class Dataset:
         if len(users) * _FEW > self.num_users:
             self.check()
         elif len(users):
-            check_histories(self, users)
+            check_histories(self.saved, users)
 
     def save(self, folder: str | Path) -> None:
         """Write the arrays and id tables to ``folder``, whole or not at all.
@@ -170,7 +160,8 @@ class Dataset:
 
     def write_to(self, folder: Path) -> None:
         """Write the files to a folder that was just made, such as one that :func:`replacing_folder` gives."""
-        write_files(self.check(), folder)
+        self.check()
+        write_files(folder, vars(self), self.fingerprint)
 
     @classmethod
     def load(cls, folder: str | Path, advice: str = "prepare it again") -> "Dataset":
@@ -192,10 +183,6 @@ class Dataset:
 def fingerprint(dataset: Dataset) -> str:
     """A digest of a dataset's interactions and ids, to tell whether it is the same."""
     return dataset.fingerprint
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).view(np.uint8).data
 
 
 def _listed(ids: Iterable[Any] | pl.Series) -> pl.Series:

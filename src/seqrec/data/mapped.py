@@ -72,7 +72,7 @@ class Mapped:
             np.add.at(change, starts[some] * width // BLOCK, 1)
             np.add.at(change, (ends[some] * width - 1) // BLOCK + 1, -1)
             wanted &= np.cumsum(change[:-1]) > 0
-        content = _bytes_of(self.array)
+        content = bytes_of(self.array)
         for block in np.flatnonzero(wanted).tolist():
             if zlib.crc32(content[block * BLOCK : (block + 1) * BLOCK]) != self._checksums[block]:
                 raise self.damaged("its checksum differs")
@@ -87,10 +87,11 @@ def write_array(path: Path, array: np.ndarray) -> str:
     """Write a .npy file; the checksums of its blocks."""
     array = np.ascontiguousarray(array)
     np.save(path, array)
-    content = _bytes_of(array)
+    content = bytes_of(array)
     sums = [zlib.crc32(content[start : start + BLOCK]) for start in range(0, array.nbytes, BLOCK)]
     return np.array(sums, dtype=">u4").tobytes().hex()
 
 
-def _bytes_of(array: np.ndarray) -> memoryview:
-    return np.asarray(array).view(np.uint8).data
+def bytes_of(array: np.ndarray) -> memoryview:
+    """The content of an array."""
+    return np.ascontiguousarray(array).view(np.uint8).data

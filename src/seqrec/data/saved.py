@@ -4,21 +4,20 @@
 headers of the arrays. Everything else is read, and compared with its checksum, when it is asked for.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from seqrec.data.checked import check_files, read_json
 from seqrec.data.fields import check_fields
 from seqrec.data.id_table import IdTable
-from seqrec.data.mapped import Mapped, write_array
+from seqrec.data.mapped import Mapped, bytes_of, write_array
 from seqrec.data.statistics import Statistics
 from seqrec.errors import InputError, one_line
-
-if TYPE_CHECKING:
-    from seqrec.data.dataset import Dataset
 
 FORMAT_VERSION = 2
 FACTS = "dataset.json"
@@ -42,6 +41,8 @@ class Saved:
     Attributes:
         facts: what dataset.json holds.
         arrays: the files by name, mapped.
+        users: the table of user ids.
+        catalogue: the table of item ids.
         checked: whether everything in them was checked.
 
     Raises:
@@ -75,6 +76,10 @@ class Saved:
                 self.arrays[offsets] = self._open(offsets, np.int64, rows + 1)
             else:
                 self.arrays[name] = self._open(name, np.int64, rows)
+        self.users, self.catalogue = (
+            IdTable.mapped(name.removesuffix("s"), self.arrays[name], self.arrays.get(offsets))
+            for name, offsets in _IDS.items()
+        )
 
     def _has(self, name: str) -> bool:
         return name in self.facts["checksums"]
@@ -84,51 +89,62 @@ class Saved:
 
     def fields(self) -> dict[str, Any]:
         """What :class:`seqrec.Dataset` takes."""
-        tables = {
-            field: IdTable.mapped(name.removesuffix("s"), self.arrays[name], self.arrays.get(_IDS[name]))
-            for field, name in (("users", "user_ids"), ("catalogue", "item_ids"))
-        }
         before = self.facts["before"]
         return {
             **{name: self.arrays[name].array for name in (*_ARRAYS, *_MET) if name in self.arrays},
-            **tables,
+            "users": self.users,
+            "catalogue": self.catalogue,
             "has_timestamps": self.facts["has_timestamps"],
             "before": None if before is None else Statistics(**before),
             "filters": self.facts["filters"],
             "saved": self,
         }
 
-    def holds(self, dataset: "Dataset") -> bool:
-        """Whether the arrays of a dataset are those in the files."""
+    def holds(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the arrays among the fields of a dataset are those in the files."""
         names = [name for name in (*_ARRAYS, *_MET) if name in self.arrays]
-        return all(getattr(dataset, name) is self.arrays[name].array for name in names)
+        return all(fields[name] is self.arrays[name].array for name in names)
 
     def damaged(self, why: str) -> InputError:
         """The one line for files that are not what was saved together."""
         return InputError(f"{self.folder}: is damaged ({why}); {self.advice}")
 
 
-def write_files(dataset: "Dataset", folder: Path) -> None:
-    """Write the files of a dataset to a folder that is there and empty."""
-    names = _ARRAYS if dataset.met_items is None else (*_ARRAYS, *_MET)
-    arrays = {name: getattr(dataset, name) for name in names}
-    for name, table in (("user_ids", dataset.users), ("item_ids", dataset.catalogue)):
-        arrays[name], offsets = table.arrays()
+def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> None:
+    """Write the files of a dataset, given by its fields, to a folder that is there and empty."""
+    arrays = {name: fields[name] for name in (*_ARRAYS, *_MET) if fields[name] is not None}
+    for field, name in (("users", "user_ids"), ("catalogue", "item_ids")):
+        arrays[name], offsets = fields[field].arrays()
         if offsets is not None:
             arrays[_IDS[name]] = offsets
     checksums = {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
     facts = {
         "format_version": FORMAT_VERSION,
-        "has_timestamps": dataset.has_timestamps,
-        "interactions": dataset.num_interactions,
-        "users": dataset.num_users,
-        "items": dataset.num_items,
-        "fingerprint": dataset.fingerprint,
-        "before": vars(dataset.before) if dataset.before else None,
-        "filters": dataset.filters,
+        "has_timestamps": fields["has_timestamps"],
+        "interactions": len(arrays["items"]),
+        "users": len(fields["users"]),
+        "items": len(fields["catalogue"]),
+        "fingerprint": fingerprint,
+        "before": vars(fields["before"]) if fields["before"] else None,
+        "filters": fields["filters"],
         "checksums": checksums,  # of the blocks of each array, eight hexadecimal digits per block
     }
-    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def fingerprint_of(fields: Mapping[str, Any]) -> str:
+    """A digest of the interactions and ids of a dataset, given by its fields; costs one pass over all of them."""
+    digest = hashlib.sha256()
+    for name in _ARRAYS:
+        digest.update(bytes_of(fields[name]))
+    for field in ("users", "catalogue"):
+        table: IdTable = fields[field]
+        digest.update(str(table.dtype).encode())
+        values, offsets = table.arrays()
+        if offsets is not None:
+            digest.update(bytes_of(np.diff(offsets)))  # the lengths tell "ab", "c" from "a", "bc"
+        digest.update(bytes_of(values))
+    return digest.hexdigest()
 
 
 def _check_facts(facts: dict[str, Any]) -> None:
