@@ -47,9 +47,10 @@ class Recommendations(list[tuple[Any, float]]):
 class Predictor:
     """A trained model and the ids of its items: recommendations for histories, from any number of threads at once.
 
-    Nothing in it changes once it is made, and no call changes what other threads share: neither the number of threads
-    of torch, nor gradients, nor a model's training flag. Each call computes on as many threads as torch has; a server
-    with many callers sets these to one when it starts (``torch.set_num_threads(1)``). It works after a fork.
+    It never changes after it is made, and no call changes anything that other threads share: not torch's number of
+    threads, not its gradient mode, not the model's training flag. Each call computes with as many threads as torch is
+    set to; a server with many callers sets one when it starts (``torch.set_num_threads(1)``). A predictor also works in
+    a forked process.
 
     Example:
         >>> predictor = Predictor.load("run")  # doctest: +SKIP
@@ -74,7 +75,7 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
-        """Open a run folder. Of the data, this reads the ids of the items alone, not the people or their histories.
+        """Open a run folder. Of its data, only the ids of the items and the first few histories are read.
 
         Raises:
             InputError: the folder is not a run, is damaged, or its weights rank nothing.
@@ -103,10 +104,10 @@ class Predictor:
         """The best ``k`` items after each history.
 
         Args:
-            histories: one history, a flat collection of item ids in time order; or many, a collection of such
-                collections. What its entries are decides: ids (numbers, texts) make one history, collections make
-                many, and a mixture is an error. An empty one, ``[]``, is one history without items; ``[[]]`` is many,
-                of which there is one. 128, "128" and 128.0 are the same id.
+            histories: one history, a flat list of item ids in time order; or many, a list of such lists. The entries
+                decide: ids (numbers, texts) are one history, lists are many, and a mixture of both is an error. ``[]``
+                is one history without items, ``[[]]`` a list of one such history. Arrays, series and iterators do
+                as well as lists. 128, "128" and 128.0 are the same id.
             k: items per history; fewer where the filters leave fewer.
             times: of the items, in the shape of ``histories``: numbers since 1970, dates, or ISO texts. They order
                 each history (equal ones keep their order), and tisasrec and slirec learn from them.
@@ -116,9 +117,9 @@ class Predictor:
             deny: never recommend these items; unknown ones are a warning.
 
         Returns:
-            :class:`Recommendations` of one history, a list of ``(item_id, score)``; or a list of them, in the order
-            of many histories. What the catalogue does not know is left out of a history and named in ``unknown``;
-            where nothing is left, the most popular items are given and ``popular`` is True.
+            For one history its :class:`Recommendations`, a list of ``(item_id, score)``; for many a list of them, in
+            the same order. Ids that the catalogue does not have are left out of a history and listed in ``unknown``;
+            if none are left, the result is the most popular items and ``popular`` is True.
 
         Raises:
             InputError: what is no history, ``k`` out of range, or times that don't fit.
@@ -192,8 +193,8 @@ class Predictor:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The best items of many people by index, in blocks that are made when they are asked for.
 
-        Whatever the size of the blocks, the same people are encoded and scored together: a product of matrices of
-        another shape may have other last bits.
+        The same people are encoded and scored together whatever the size of the blocks, because a product of matrices
+        of another shape may differ in its last bits.
 
         Args:
             people: histories of the dataset, or of :func:`histories_of`.

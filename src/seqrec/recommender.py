@@ -107,8 +107,8 @@ class Recommender:
         if resume and overwrite:
             raise InputError("resume and overwrite exclude each other; give one")
         given = [log]
-        del log  # a frame that nobody else holds need not stay while the model trains
-        # The place is held from before the work to its end.
+        del log  # a frame that nobody else holds must not take memory while the model trains
+        # Nobody else can take the place between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
             self._fit(given, place, resume, progress, stop)
@@ -205,7 +205,7 @@ class Recommender:
         """Write what :meth:`recommend` gives to a file, a block of people at a time, for any number of them.
 
         Args:
-            out: the file, ending in .parquet, .csv or .jsonl; it is there under its name when it is whole.
+            out: the file, ending in .parquet, .csv or .jsonl; it appears under its name once it is complete.
             users: as for :meth:`recommend`, and so are ``histories`` and ``k``.
             more: keywords of :meth:`recommend_batches`.
         """
@@ -230,7 +230,7 @@ class Recommender:
     ) -> Generator[pl.DataFrame, None, None]:
         """The rows of :meth:`recommend` in frames of ``batch_size`` people, each made when it is asked for.
 
-        There is one at least, maybe without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
+        There is at least one, possibly without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
         ``batch_size`` is. ``progress`` shows a bar on a terminal.
         """
         model, dataset = self._ready()
@@ -284,7 +284,7 @@ class Recommender:
     ) -> Evaluation:
         """Rank the held-out item of each user; see :func:`seqrec.evaluate`.
 
-        Without ``keep_seen``, items of the history take places in the ranking where they did in validation.
+        By default, items of the history are ranked if they were in validation; ``keep_seen`` decides otherwise.
         """
         model, dataset = self._ready()
         assert self._split is not None
@@ -309,7 +309,7 @@ class Recommender:
         )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write a run folder; one that holds a run is refused without ``overwrite``."""
+        """Write a run folder. A folder that holds a run already is refused unless ``overwrite`` is set."""
         check_polars("writing a run")
         model, dataset = self._ready()
         assert self._config is not None
@@ -325,7 +325,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
-        """Open a run folder; while another process replaces the run, it is the one or the other."""
+        """Open a run folder. While another process replaces the run, either the old or the new one is opened."""
         watch_forks()
         check_polars("loading a run")
         return reading(folder, lambda: cls._load(Run(folder)))
