@@ -9,6 +9,7 @@ from seqrec.data.synthetic import SyntheticLog, synthetic_log
 from seqrec.errors import InputError, LogWarning, MissingTimesWarning, RunWarning, TrainingWarning, UnknownIdWarning
 from seqrec.models import MODELS
 from seqrec.models.sasrec import SASRec, SASRecConfig
+from seqrec.predictor import Predictor, Recommendations
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.recommender import Recommender
 from seqrec.run.folder import Run
@@ -24,7 +25,9 @@ __all__ = [
     "InputError",
     "LogWarning",
     "MissingTimesWarning",
+    "Predictor",
     "PrepareConfig",
+    "Recommendations",
     "Recommender",
     "Run",
     "RunWarning",

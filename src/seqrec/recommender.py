@@ -1,6 +1,5 @@
 """The public face: fit, recommend, evaluate, save, load."""
 
-import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, fields
@@ -9,30 +8,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from rich.console import Console
-from rich.progress import track
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields, plain_options
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
+from seqrec.data.people import given_people, known_items, known_people, listed_items
 from seqrec.data.prepare import PrepareConfig, prepare
-from seqrec.data.split import Histories, Split, SplitConfig
+from seqrec.data.split import Split, SplitConfig
 from seqrec.device import check_polars, threads, usual_torch, watch_forks
-from seqrec.errors import InputError, UnknownIdWarning, check_whole, one_line, unchanged_by_failure, warn
+from seqrec.errors import InputError, check_whole, one_line, unchanged_by_failure
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.predictor import given_people, known_items, known_people, listed_items, similar_table, table_of
+from seqrec.predictor import Predictor
 from seqrec.ranking.protocols import Evaluation, evaluate
-from seqrec.ranking.scoring import USERS_AT_ONCE
-from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
+from seqrec.ranking.scoring import USERS_AT_ONCE, evaluation_mode
+from seqrec.ranking.tables import recommended_tables, similar_table
+from seqrec.ranking.topk import check_k
 from seqrec.run.config import CONFIG, RESUMABLE, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
-from seqrec.training.plan import planned
+from seqrec.training.plan import counted, planned
 
 BLOCK = 2 * USERS_AT_ONCE  # people per frame
 
@@ -108,8 +107,8 @@ class Recommender:
         if resume and overwrite:
             raise InputError("resume and overwrite exclude each other; give one")
         given = [log]
-        del log  # a frame that nobody else holds need not stay while the model trains
-        # The place is held from before the work to its end.
+        del log  # a frame that nobody else holds must not take memory while the model trains
+        # Nobody else can take the place between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
             self._fit(given, place, resume, progress, stop)
@@ -130,7 +129,7 @@ class Recommender:
         self.interrupted, self.summary = False, ""
         # All that can be found wrong is found before anything is written.
         if model.COUNTED:
-            self._count(model, split.train)
+            self.epochs, self.summary = counted(model, split.train)
         run = Run.resume(place, config, RESUMABLE) if place is not None and resume else None
         if place is not None and run is None:
             found = {"weights": model.state_dict(), "epochs": self.epochs} if model.COUNTED else {}
@@ -156,16 +155,6 @@ class Recommender:
                     self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
-
-    def _count(self, model: Model, histories: Histories) -> None:
-        """Count what a counted model counts; one row of ``epochs.csv``."""
-        started = time.perf_counter()
-        model.count(histories)
-        seconds = max(time.perf_counter() - started, 1e-9)
-        tokens = int(histories.lengths.sum())
-        rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
-        self.epochs = [{"epoch": 1, "loss": "", **rate}]
-        self.summary = f"counted {tokens:,} interactions"
 
     def recommend(
         self,
@@ -216,7 +205,7 @@ class Recommender:
         """Write what :meth:`recommend` gives to a file, a block of people at a time, for any number of them.
 
         Args:
-            out: the file, ending in .parquet, .csv or .jsonl; it is there under its name when it is whole.
+            out: the file, ending in .parquet, .csv or .jsonl; it appears under its name once it is complete.
             users: as for :meth:`recommend`, and so are ``histories`` and ``k``.
             more: keywords of :meth:`recommend_batches`.
         """
@@ -241,7 +230,7 @@ class Recommender:
     ) -> Generator[pl.DataFrame, None, None]:
         """The rows of :meth:`recommend` in frames of ``batch_size`` people, each made when it is asked for.
 
-        There is one at least, maybe without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
+        There is at least one, possibly without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
         ``batch_size`` is. ``progress`` shows a bar on a terminal.
         """
         model, dataset = self._ready()
@@ -258,31 +247,14 @@ class Recommender:
             if histories is None
             else given_people(dataset, histories, strict, times, model.USES_TIMES)
         )
-        filters = {"keep_seen": self._keeps_seen(keep_seen), "allow": allowed, "deny": denied}
-        return self._frames(people, asked, k, filters, batch_size, progress)
+        blocks = self._predictor().rank(people, k, keep_seen=keep_seen, allow=allowed, deny=denied, size=batch_size)
+        return recommended_tables(model, dataset, asked, blocks, batch_size, progress)
 
-    def _frames(
-        self, people: Histories, asked: pl.Series, k: int, filters: dict[str, Any], size: int, progress: bool
-    ) -> Generator[pl.DataFrame, None, None]:
+    def _predictor(self) -> Predictor:
+        """A predictor of the model as it is now."""
         model, dataset = self._ready()
-        with threads():
-            popular = most_popular(dataset, k, **filters) if (people.lengths == 0).any() else None
-        blocks = ranked(model, people, k, popular, size, **filters)
-        served = 0
-        starts = range(0, max(len(people), 1), size)
-        bar = Console(stderr=True)
-        show = progress and bar.is_terminal
-        for start in track(starts, "recommending", console=bar, transient=True, disable=not show):
-            with threads():
-                frame = table_of(dataset, asked[start : start + size], next(blocks))
-            served += int((frame["rank"] == 1).sum())
-            yield frame
-            del frame  # or it would stay while the next is made
-        if left := len(people) - served:
-            warn(
-                f"nothing is left to recommend to {left:,} of {len(people):,}; keep_seen (--keep-seen) leaves more",
-                UnknownIdWarning,
-            )
+        with evaluation_mode(model):
+            return Predictor(model, dataset, self._keeps_seen(None))
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
         """The ``k`` items nearest to each given one, by the cosine of their embeddings.
@@ -294,12 +266,9 @@ class Recommender:
             InputError: ``k`` out of range, an unknown item, or a model without embeddings.
         """
         model, dataset = self._ready()
-        check_k(k, dataset.num_items - 1)
-        if model.COUNTED or not model.FACTORED:
-            raise InputError(f"{self.model_name} has no item embeddings to compare; fit another model, such as sasrec")
         indices = listed_items(dataset, items, strict)
-        with threads():
-            found, cosines = nearest(model, indices, k)
+        with threads(), evaluation_mode(model):
+            found, cosines = self._predictor().neighbours(indices, k)
         return similar_table(dataset, indices, found, cosines)
 
     @threads()
@@ -315,7 +284,7 @@ class Recommender:
     ) -> Evaluation:
         """Rank the held-out item of each user; see :func:`seqrec.evaluate`.
 
-        Without ``keep_seen``, items of the history take places in the ranking where they did in validation.
+        By default, items of the history are ranked if they were in validation; ``keep_seen`` decides otherwise.
         """
         model, dataset = self._ready()
         assert self._split is not None
@@ -340,7 +309,7 @@ class Recommender:
         )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write a run folder; one that holds a run is refused without ``overwrite``."""
+        """Write a run folder. A folder that holds a run already is refused unless ``overwrite`` is set."""
         check_polars("writing a run")
         model, dataset = self._ready()
         assert self._config is not None
@@ -356,7 +325,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
-        """Open a run folder; while another process replaces the run, it is the one or the other."""
+        """Open a run folder. While another process replaces the run, either the old or the new one is opened."""
         watch_forks()
         check_polars("loading a run")
         return reading(folder, lambda: cls._load(Run(folder)))

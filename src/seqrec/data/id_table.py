@@ -14,6 +14,8 @@ from seqrec.errors import InputError
 
 _MANY = 32  # up to one id in so many of the table is looked up by itself, more of them with all of the table in memory
 
+_FEW = 100  # so many ids come sooner one by one
+
 
 class IdTable:
     """The ids of users or items, each once: integers or texts, sorted as a rule; texts by their bytes.
@@ -72,14 +74,27 @@ class IdTable:
             raise self._offsets.damaged("an id of it is no text") from error
         return pl.Series(self.name, pl.from_arrow(texts))
 
+    @property
+    def _in_memory(self) -> bool:
+        """Whether all ids are; those of files were compared with their checksums then."""
+        return self._values is None or "series" in vars(self)
+
     def take(self, places: np.ndarray) -> pl.Series:
         """The ids at these places."""
-        if self._values is None or "series" in vars(self) or len(places) * _MANY >= len(self):
-            return self.series.gather(places)
+        if self._in_memory or len(places) * _MANY >= len(self):
+            return self.series[places]  # gather would go through the query engine, which costs more than a lookup
+        assert self._values is not None
         self._check_places(places)
         if self._offsets is None:
             return pl.Series(self.name, np.array(self._values.array[places]))
         return pl.Series(self.name, [self._text_at(place) for place in places.tolist()], dtype=pl.String)
+
+    def values(self, places: np.ndarray) -> list[Any]:
+        """The ids at these places, as plain values."""
+        if self._in_memory and len(places) < _FEW:
+            series = self.series
+            return [series[place] for place in places.tolist()]
+        return self.take(places).to_list()
 
     def find(self, asked: pl.Series) -> np.ndarray:
         """The place of each id of :func:`seqrec.data.ids.ids_of`, ``int64``; -1 where the table does not hold it.
@@ -98,7 +113,8 @@ class IdTable:
             again = [other_form(texts[row]) for row in missing.tolist()]
             if any(text is not None for text in again):
                 found[missing] = self._find_texts(again)
-        if self._values is not None:
+        if not self._in_memory:
+            assert self._values is not None
             if (found < 0).any():  # damage anywhere may have led the search astray
                 self._values.check()
                 if self._offsets is not None:
@@ -177,7 +193,7 @@ class IdTable:
         if text is None:
             return -1
         # Texts have the same order by their bytes and by their characters.
-        if self._values is None:
+        if self._in_memory:
             place = bisect_left(self.series, text)
             return place if place < len(self) and self.series[place] == text else -1
         key = text.encode(errors="surrogatepass")

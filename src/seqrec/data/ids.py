@@ -94,6 +94,8 @@ def _short(value: Any) -> str:
 
 def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """Ids as ``int64``, and which of them are integers: "7" and "7.0" are; "007" is a different id than 7."""
+    if ids.dtype.is_signed_integer() and not ids.has_nulls():  # as most are
+        return ids.to_numpy().astype(np.int64, copy=False), np.ones(len(ids), dtype=bool)
     numbers = ids.cast(pl.Int64, strict=False)
     there = ~numbers.is_null().to_numpy()
     if ids.dtype.is_float():

@@ -1,5 +1,6 @@
 """What a fit will do, settled and checked before anything is written."""
 
+import time
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig, filters_of
-from seqrec.data.split import Split, SplitConfig
+from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import own_random_state, pick_device
 from seqrec.models import MODELS
 from seqrec.models.base import Model
@@ -56,3 +57,13 @@ def planned(
     copies = COPIES if not counted and pick_device(training.device).type == "cpu" else 1
     with own_random_state(torch.device("cpu"), training.seed):
         return config, split, build_checked(config.build, name, copies)
+
+
+def counted(model: Model, histories: Histories) -> tuple[list[dict[str, Any]], str]:
+    """Count what a counted model counts; the one row of ``epochs.csv``, and a line for people."""
+    started = time.perf_counter()
+    model.count(histories)
+    seconds = max(time.perf_counter() - started, 1e-9)
+    tokens = int(histories.lengths.sum())
+    rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
+    return [{"epoch": 1, "loss": "", **rate}], f"counted {tokens:,} interactions"
