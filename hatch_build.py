@@ -14,6 +14,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
+#: How the loops get their threads: with OpenMP where the compiler has it, otherwise on one thread.
+THREADS = [["-fopenmp"], ["-fopenmp-simd"], []]
 #: A library for each generation of processors, of which `seqrec.kernels.loader` takes the best that there is.
 PROCESSORS = {"plain": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -62,7 +64,7 @@ def _compiled(compiler: list[str], flags: list[str], sources: list[Path], target
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            for threads in (["-fopenmp"], ["-fopenmp-simd"], []):
+            for threads in THREADS:
                 command = [*compiler, *FLAGS, *flags, *threads, "-shared", "-o", str(made), *map(str, sources)]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode == 0:
