@@ -1,5 +1,6 @@
-# make demo   a trained, evaluated SASRec on the embedded data, in .venv, from nothing
-# make test   the tests; make test-slow the slow ones, make test-plain those without the compiled loops, make test-sanitize and make test-clang the loops as other builds have them
+# make demo      a trained, evaluated SASRec on the embedded data, in .venv, from nothing
+# make test      the tests; CONTRIBUTING.md lists those that take longer or test other builds
+# make docs      the documentation; make release: the archive and the wheel, tried
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,9 +47,9 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# dist/: the source archive and a manylinux wheel, checked and tried in an environment without a compiler.
+# dist/: the source archive and a manylinux wheel, checked and tried in environments without a compiler; PYTHONS says which.
 release: install
-	$(BIN)/python scripts/release.py
+	$(BIN)/python scripts/release.py $(PYTHONS)
 
 # site/: the documentation; a link that leads nowhere is an error.
 docs: install

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages that stand outside docs/, links between them, and roles in docstrings.
+"""Hooks of mkdocs: pages that stand outside docs/, and the links between them.
 
 Every page can be read in the repository too, where its links lead to files. Here they are turned to lead to pages.
 """
@@ -8,8 +8,6 @@ import posixpath
 import re
 from pathlib import Path
 from typing import Any
-
-from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 #: Files of the repository, and the names that they have on the site.
@@ -21,7 +19,6 @@ PAGES = {
 }
 FILES = ("examples/sasrec_amazon.ipynb", "LICENSE")
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
-ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):<code>~?([\w.]+)</code>")
 
 
 def modules() -> dict[str, str]:
@@ -29,7 +26,8 @@ def modules() -> dict[str, str]:
     found = {}
     for path in sorted((ROOT / "src").rglob("*.py")):
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        found[path.relative_to(ROOT / "src").as_posix()] = (said or "").partition("\n")[0]
+        line = (said or "").partition("\n")[0]
+        found[path.relative_to(ROOT / "src").as_posix()] = re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", line)
     return found
 
 
@@ -44,8 +42,10 @@ def module_tables() -> str:
     return "\n\n".join(tables)
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the pages and files that stand outside docs/."""
+    from mkdocs.structure.files import File  # here, since the tests read this file without mkdocs
+
     for source, page in PAGES.items():
         if page != "index.md":
             files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
@@ -67,8 +67,3 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"{found[1]}{PAGES.get(path, path.removeprefix('docs/'))}{hash_}{anchor}{found[3]}"
 
     return LINK.sub(turned, markdown).replace("<!-- modules -->", module_tables())
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    """Docstrings name classes and functions by Sphinx's roles, of which the name is kept."""
-    return ROLE.sub(r"<code>\1</code>", html)

@@ -19,13 +19,13 @@ PYTHONS = ["python3.11", "python3.12", "python3.13"]
 #: torch's wheel brings this library, and is loaded first. A copy of our own would be a second pool of threads.
 FROM_TORCH = "libgomp.so.1"
 #: Run in the new environment: the wheel's own loops must be in use, with the OpenMP library of torch and no other.
-LOOPS = f"""
+LOOPS = """
 import pathlib, seqrec
 from seqrec.kernels import library
 maps = pathlib.Path("/proc/self/maps").read_text().split()
-openmp = {{path for path in maps if "libgomp" in path}}
+openmp = {path for path in maps if "libgomp" in path}
 assert library() is not None, "the compiled loops are not loaded"
-assert len(openmp) == 1, f"not one OpenMP library but {{openmp}}"
+assert len(openmp) == 1, f"not one OpenMP library but {openmp}"
 print("seqrec", seqrec.__version__, "from", pathlib.Path(seqrec.__file__).parent)
 print("loops:", pathlib.Path(library()._name).name, "with", *openmp)
 """
@@ -62,10 +62,10 @@ def cpu_torch() -> str:
     return f"{pinned[1]}+cpu"
 
 
-def found(torch: str) -> tuple[list[str], list[str]]:
+def found(pythons: list[str], torch: str) -> tuple[list[str], list[str]]:
     """The Pythons to try, and for each of the others why it is left out."""
     tried, left = [], []
-    for python in PYTHONS:
+    for python in pythons:
         path = shutil.which(python)
         if path is None or subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode:
             left.append(f"{python}: not installed")
@@ -99,14 +99,15 @@ def main() -> None:
     """Build, check, try, and say what was tried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--any-torch", action="store_true", help="try every Python, with gigabytes of CUDA if need be")
-    any_torch = parser.parse_args().any_torch
+    parser.add_argument("pythons", nargs="*", default=PYTHONS, metavar="PYTHON", help="to try; by default 3.11 to 3.13")
+    options = parser.parse_args()
     files = build(ROOT / "dist")
     run(sys.executable, "-m", "twine", "check", "--strict", *files)
     (wheel,) = (file for file in files if file.suffix == ".whl")
     torch = cpu_torch()
-    if any_torch:
+    if options.any_torch:
         torch = torch.removesuffix("+cpu")
-    pythons, left = found(torch)
+    pythons, left = found(options.pythons, torch)
     for python in pythons:
         try_wheel(python, wheel, torch)
     if not pythons:

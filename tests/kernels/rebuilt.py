@@ -69,7 +69,9 @@ def main() -> int:
         tests = [str(path) for path in sorted(Path(__file__).parent.glob("test_*.py")) if path.stem != "test_loader"]
         found = "from seqrec.kernels import library; print('tested:', library())"
         subprocess.run([sys.executable, "-c", found], env=environment, cwd=name, check=True)
-        return subprocess.run([sys.executable, "-m", "pytest", "--capture=sys", *tests], env=environment, cwd=ROOT, check=False).returncode
+        # With the capture of sys alone, the report of a sanitizer, which ends the process, is not swallowed.
+        command = [sys.executable, "-m", "pytest", "--capture=sys", *tests]
+        return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":
