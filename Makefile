@@ -53,7 +53,8 @@ release: install
 
 # site/: the documentation; a link that leads nowhere is an error.
 docs: install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" mkdocs build --strict
+	@echo "open site/index.html, or for the search too: $(BIN)/python -m http.server --directory site"
 
 bench: install
 	$(BIN)/seqrec bench $(LOG) --out runs/bench
