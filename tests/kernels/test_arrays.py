@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packed import offsets_of
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from seqrec import kernels
 from seqrec.kernels import loader
+from seqrec.kernels.arrays import Loop
 
 pytestmark = pytest.mark.loops
 
@@ -222,3 +224,27 @@ def test_without_the_library_it_says_so(monkeypatch):
     with pytest.raises(RuntimeError, match="not available"):
         kernels.product(floats(1, 1), floats(1, 1))
     assert loader.library() is not None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_numbers_are_is_told_as_numpy_does(seed):
+    random = np.random.default_rng(seed)
+    values = random.integers(-1, 6, random.integers(1, 7))
+    values = np.sort(values) if seed % 2 else values
+    x = torch.from_numpy(values)
+
+    def refused(*arguments: str, **given: Any) -> bool:
+        declared = Loop("lanes", *arguments)  # which takes nothing, so nothing is called with what is wrong
+        try:
+            declared(**given)
+        except ValueError:
+            return True
+        return False
+
+    steps = np.diff(values)
+    for least, most in ((0, 9), (1, 9), (0, 2), (1, 2)):
+        words = f"rising to E{' by 1' if least else ''}{' up to L' if most < 9 else ''}"
+        right = values[0] == 0 and values[-1] == 5 and (steps >= least).all() and (steps <= most).all()
+        assert refused(f"x: int64[N] {words}", x=x, E=5, L=most) != right
+    assert refused("x: int64[N] below E", x=x, E=5) != ((values >= 0) & (values < 5)).all()
+    assert refused("x: int64[N] sorted", x=x) != (steps >= 0).all()

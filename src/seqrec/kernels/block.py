@@ -17,20 +17,22 @@ _SHAPES = {
 _WORDS = {"words1": "H * P", "words2": "T * F", "words3": "T * D"}
 
 
-def _loop(name: str, offsets: str = "", rows: str = "T") -> Loop:
-    """As the structure that ``block.cpp`` reads has it."""
+def _loop(name: str, *, parts: str = "", offsets: str = "", out: str = "[T, D]?", way_back: str = "?") -> Loop:
+    """As the structure that ``block.cpp`` reads has it; the keywords say what is left out, and what the door makes."""
     return Loop(
         name, "B", "D", "F", "H: int64 dividing D", "norm: int32", "last_only: int32", "threshold: int32",
         "kept: float32", "epsilon: float32", f"offsets: int64[B + 1] rising to T{offsets}", "x: float32[T, D]",
-        *(f"{part}: float32[{shape}]" for part, shape in _SHAPES.items()),
+        *(f"{part}: float32[{shape}]{parts}" for part, shape in _SHAPES.items()),
         *(f"{part}: int16[>= {count}]?" for part, count in _WORDS.items()),
-        f"out: float32[{rows}, D]?", "saved: float32[S]?", "by_out: float32[T, D]?", "by_x: float32[T, D]?",
-        *(f"by_{part}: float32[{shape}]?" for part, shape in _SHAPES.items()), structure=True,
+        f"out: float32{out}", "saved: float32[S]?", "by_out: float32[T, D]?", f"by_x: float32[T, D]{way_back}",
+        *(f"by_{part}: float32[{shape}]{way_back}" for part, shape in _SHAPES.items()), structure=True,
     )  # fmt: skip
 
 
-_SAVES, _FORWARD, _BACKWARD = _loop("block_saves"), _loop("block_forward"), _loop("block_backward")
-_LAST = _loop("block_forward", " by 1", "B")
+_SAVES = _loop("block_saves", parts="?")
+_FORWARD = _loop("block_forward", out="[T, D] made")
+_LAST = _loop("block_forward", offsets=" by 1", out="[B, D] made")
+_BACKWARD = _loop("block_backward", way_back=" made")
 
 
 def block(
@@ -72,8 +74,8 @@ def block(
         result: Tensor = _Function.apply(x, offsets, words, about, *parameters)
         return result
     given = _given(x, offsets, parameters, words, *about)
-    out = x.new_empty(max(len(offsets) - 1, 0) if last_only else len(x), x.shape[-1])
-    (_LAST if last_only else _FORWARD)(**given, last_only=last_only, out=out)
+    out: Tensor
+    _, out = (_LAST if last_only else _FORWARD)(**given, last_only=last_only)
     return out
 
 
@@ -83,8 +85,10 @@ class _Function(torch.autograd.Function):
         ctx: Any, x: Tensor, offsets: Tensor, words: list[Tensor] | None, about: tuple[Any, ...], *parameters: Tensor
     ) -> Tensor:
         given = _given(x, offsets, parameters, words, *about)
-        out, saved = torch.empty_like(x), x.new_empty(_SAVES(**given, last_only=False))
-        _FORWARD(**given, last_only=False, out=out, saved=saved)
+        about_saves = {name: value for name, value in given.items() if name not in _SHAPES and name not in _WORDS}
+        saved = x.new_empty(_SAVES(**about_saves, F=parameters[-2].shape[-1], last_only=False))
+        out: Tensor
+        _, out = _FORWARD(**given, last_only=False, saved=saved)
         ctx.save_for_backward(x, offsets, saved, *(words or ()), *parameters)
         ctx.about, ctx.dropped, ctx.saves = about, words is not None, len(saved)
         return out
@@ -94,11 +98,9 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, offsets, saved, *rest = ctx.saved_tensors
         words, parameters = (rest[:3], rest[3:]) if ctx.dropped else (None, rest)
-        by_out = gradients[0].contiguous()
-        by_x, by_parameters = torch.empty_like(x), [torch.empty_like(parameter) for parameter in parameters]
         given = _given(x, offsets, parameters, words, *ctx.about)
-        gradients_of = {f"by_{name}": gradient for name, gradient in zip(_SHAPES, by_parameters, strict=True)}
-        _BACKWARD(**given, S=ctx.saves, last_only=False, saved=saved, by_out=by_out, by_x=by_x, **gradients_of)
+        by_out = gradients[0].contiguous()
+        _, by_x, *by_parameters = _BACKWARD(**given, S=ctx.saves, last_only=False, saved=saved, by_out=by_out)
         return by_x, None, None, None, *by_parameters
 
 

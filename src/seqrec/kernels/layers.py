@@ -14,15 +14,15 @@ _QUERIES = (
     "query: float32[T, A]", "key_value: float32[T, 2 * A] halves", "A", "2 * A", "offsets: int64[B + 1] rising to T",
     "B", "H: int64 dividing A", "A / H", "scale: float32", "causal: int32", "words: int16[>= H * P]?", *_DROPPING,
 )  # fmt: skip
-_ATTENTION = Loop("attention_forward", *_QUERIES, "weights: float32[H * W]?", "out: float32[T, A]")
+_ATTENTION = Loop("attention_forward", *_QUERIES, "weights: float32[H * W]?", "out: float32[T, A] made")
 _ATTENTION_BACKWARD = Loop(
-    "attention_backward", *_QUERIES, "weights: float32[H * W]", "by_out: float32[T, A]", "by_query: float32[T, A]",
-    "by_key_value: float32[T, 2 * A] halves",
+    "attention_backward", *_QUERIES, "weights: float32[H * W]", "by_out: float32[T, A]",
+    "by_query: float32[T, A] made", "by_key_value: float32[T, 2 * A] halves, made",
 )  # fmt: skip
 _ATTENTION_LAST = Loop(
     "attention_last", "query: float32[B, A]", "key_value: float32[T, 2 * A] halves", "A", "2 * A",
     "offsets: int64[B + 1] rising to T by 1", "B", "H: int64 dividing A", "A / H", "scale: float32",
-    "out: float32[B, A]",
+    "out: float32[B, A] made",
 )  # fmt: skip
 _LANES = Loop("lanes")
 _DROPOUT = Loop(
@@ -33,9 +33,9 @@ _WHERE_POSITIVE = Loop("where_positive", "y: float32[*N]", "N", "kept: float32",
 _PLACES = (
     "L", "offsets: int64[B + 1] rising to T up to L", "B", "D", "scale: float32", "words: int16[>= T * D]?", *_DROPPING,
 )  # fmt: skip
-_POSITIONS = Loop("positions", "x: float32[T, D]", "table: float32[L, D]", *_PLACES, "out: float32[T, D]")
+_POSITIONS = Loop("positions", "x: float32[T, D]", "table: float32[L, D]", *_PLACES, "out: float32[T, D] made")
 _POSITIONS_BACKWARD = Loop(
-    "positions_backward", "by_out: float32[T, D]", *_PLACES, "by_x: float32[T, D]", "by_table: float32[L, D]"
+    "positions_backward", "by_out: float32[T, D]", *_PLACES, "by_x: float32[T, D] made", "by_table: float32[L, D]"
 )  # fmt: skip
 
 
@@ -86,8 +86,8 @@ class _Attention(torch.autograd.Function):
         keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         given = _given(query, key_value, offsets, num_heads, causal, words, dropout)
         weights = query.new_empty(max(num_heads, 0) * given["W"]) if keep else None
-        out = torch.empty_like(query)
-        _ATTENTION(**given, weights=weights, out=out)
+        out: Tensor
+        _, out = _ATTENTION(**given, weights=weights)
         if keep:
             ctx.save_for_backward(query, key_value, offsets, words, weights)
             ctx.rest = num_heads, causal, dropout
@@ -98,17 +98,15 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key_value, offsets, words, weights = ctx.saved_tensors
         by_out = gradients[0].contiguous()
-        by_query, by_key_value = torch.empty_like(query), torch.empty_like(key_value)
         given = _given(query, key_value, offsets, ctx.rest[0], ctx.rest[1], words, ctx.rest[2])
-        _ATTENTION_BACKWARD(**given, weights=weights, by_out=by_out, by_query=by_query, by_key_value=by_key_value)
+        _, by_query, by_key_value = _ATTENTION_BACKWARD(**given, weights=weights, by_out=by_out)
         return by_query, by_key_value, None, None, None, None, None
 
 
 def _last_attention(query: Tensor, key_value: Tensor, offsets: Tensor, num_heads: int) -> Tensor:
     query, key_value = query.contiguous(), key_value.contiguous()
-    out = torch.empty_like(query)
-    scale = _scale(query, num_heads)
-    _ATTENTION_LAST(query=query, key_value=key_value, offsets=offsets, H=num_heads, scale=scale, out=out)
+    scale, out = _scale(query, num_heads), query
+    _, out = _ATTENTION_LAST(query=query, key_value=key_value, offsets=offsets, H=num_heads, scale=scale)
     return out
 
 
@@ -216,16 +214,16 @@ class _Positions(torch.autograd.Function):
         ctx.rest = {"offsets": offsets, "scale": scale, "words": words, "threshold": threshold, "kept": kept}
         ctx.size = table.shape
         x, table = x.contiguous(), table.contiguous()
-        out = torch.empty_like(x)
-        _POSITIONS(x=x, table=table, **ctx.rest, out=out)
+        out: Tensor
+        _, out = _POSITIONS(x=x, table=table, **ctx.rest)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_out = gradients[0].contiguous()
-        by_x, by_table = torch.empty_like(by_out), by_out.new_zeros(ctx.size)
-        _POSITIONS_BACKWARD(by_out=by_out, **ctx.rest, by_x=by_x, by_table=by_table)
+        by_table = by_out.new_zeros(ctx.size)
+        _, by_x = _POSITIONS_BACKWARD(by_out=by_out, **ctx.rest, by_table=by_table)
         return by_x, by_table, None, None, None, None
 
 

@@ -9,23 +9,23 @@ from torch.autograd.function import once_differentiable
 from seqrec.kernels.arrays import Loop, integers
 
 _PRODUCT = Loop(
-    "product", "a: float32[M, K] strided", "b: float32[K, N] strided", "M", "N", "K", "out: float32[M, N]"
+    "product", "a: float32[M, K] strided", "b: float32[K, N] strided", "M", "N", "K", "out: float32[M, N] made"
 )  # fmt: skip
 _OWN = "hidden: float32[R, D]", "vectors: float32[R, C, D]"
-_BY_OWN = "by_hidden: float32[R, D]", "by_vectors: float32[R, C, D]"
-_SCORE = Loop("score", *_OWN, "R", "C", "D", "out: float32[R, C]")
+_BY_OWN = "by_hidden: float32[R, D] made", "by_vectors: float32[R, C, D] made"
+_SCORE = Loop("score", *_OWN, "R", "C", "D", "out: float32[R, C] made")
 _SCORE_BACKWARD = Loop("score_backward", *_OWN, "by_out: float32[R, C]", "R", "C", "D", *_BY_OWN)
-_BINARY_LOSS = Loop("binary_loss", *_OWN, "R", "C", "D", "losses: float64[R]", *_BY_OWN)
+_BINARY_LOSS = Loop("binary_loss", *_OWN, "R", "C", "D", "losses: float64[R] made", *_BY_OWN)
 _SOFTMAX_LOSS = Loop(
     "softmax_loss", "hidden: float32[T, D]", "vectors: float32[N, D]", "targets: float32[T]?",
     "items: int64[T]? below N", "log_probability: float32[N]?", "tokens: int64[P] sorted, below T",
-    "negatives: int64[P] below N", "P", "T", "N", "D", "losses: float64[T]", "by_hidden: float32[T, D]",
-    "by_vectors: float32[N, D]", "by_targets: float32[T]",
+    "negatives: int64[P] below N", "P", "T", "N", "D", "losses: float64[T] made", "by_hidden: float32[T, D] made",
+    "by_vectors: float32[N, D]", "by_targets: float32[T] made",
 )  # fmt: skip
 _RANK = Loop(
     "rank", "states: float32[R, D]", "vectors: float32[C, D]", "rows: int64[P] sorted, below R",
-    "columns: int64[P] below C", "P", "skipped: bool[C]?", "R", "C", "D", "K", "best: int64[R, K]",
-    "scores: float32[R, K]", "targets: int64[R]? below C", "greater: int64[R]?", "ties: int64[R]?",
+    "columns: int64[P] below C", "P", "skipped: bool[C]?", "R", "C", "D", "K", "best: int64[R, K] made",
+    "scores: float32[R, K] made", "targets: int64[R]? below C", "greater: int64[R]?", "ties: int64[R]?",
 )  # fmt: skip
 
 
@@ -33,8 +33,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """The product of ``float32[M, K]`` and ``float32[K, N]``, of any strides."""
     if a.dim() != 2 or b.dim() != 2:
         raise ValueError(f"{tuple(a.shape)} and {tuple(b.shape)} are not matrices")
-    out = a.new_empty(len(a), b.shape[1])
-    _PRODUCT(a=a, b=b, out=out)
+    out: Tensor
+    _, out = _PRODUCT(a=a, b=b)
     return out
 
 
@@ -48,8 +48,8 @@ class _Score(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, vectors: Tensor) -> Tensor:
         hidden, vectors = hidden.contiguous(), vectors.contiguous()
-        out = hidden.new_empty(vectors.shape[:2])  # of the right shape where the door finds all others to be
-        _SCORE(hidden=hidden, vectors=vectors, out=out)
+        out: Tensor
+        _, out = _SCORE(hidden=hidden, vectors=vectors)
         ctx.save_for_backward(hidden, vectors)
         return out
 
@@ -58,8 +58,7 @@ class _Score(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         hidden, vectors = ctx.saved_tensors
         by_out = gradients[0].contiguous()
-        by_hidden, by_vectors = torch.empty_like(hidden), torch.empty_like(vectors)
-        _SCORE_BACKWARD(hidden=hidden, vectors=vectors, by_out=by_out, by_hidden=by_hidden, by_vectors=by_vectors)
+        _, by_hidden, by_vectors = _SCORE_BACKWARD(hidden=hidden, vectors=vectors, by_out=by_out)
         return by_hidden, by_vectors
 
 
@@ -75,10 +74,7 @@ def binary_loss(hidden: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     if vectors.dim() == 3 and vectors.shape[1] == 0:
         raise ValueError("no candidates; the first one is the target")
-    hidden, vectors = hidden.contiguous(), vectors.contiguous()
-    losses = torch.empty(hidden.shape[:1], dtype=torch.float64)
-    by_hidden, by_vectors = torch.empty_like(hidden), torch.empty_like(vectors)
-    _BINARY_LOSS(hidden=hidden, vectors=vectors, losses=losses, by_hidden=by_hidden, by_vectors=by_vectors)
+    _, losses, by_hidden, by_vectors = _BINARY_LOSS(hidden=hidden.contiguous(), vectors=vectors.contiguous())
     return losses, by_hidden, by_vectors
 
 
@@ -138,12 +134,10 @@ def _softmax(
     by_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     hidden, vectors = hidden.contiguous(), vectors.contiguous()
-    losses = torch.empty(hidden.shape[:1], dtype=torch.float64)
     by_vectors = torch.empty_like(vectors) if by_vectors is None else by_vectors
-    by_hidden, by_targets = torch.empty_like(hidden), hidden.new_empty(hidden.shape[:1])
-    _SOFTMAX_LOSS(
+    _, losses, by_hidden, by_targets = _SOFTMAX_LOSS(
         hidden=hidden, vectors=vectors, targets=targets, items=items, log_probability=log_probability, tokens=tokens,
-        negatives=negatives, losses=losses, by_hidden=by_hidden, by_vectors=by_vectors, by_targets=by_targets,
+        negatives=negatives, by_vectors=by_vectors,
     )  # fmt: skip
     return losses, by_hidden, by_vectors, by_targets
 
@@ -181,13 +175,11 @@ def rank(
     states, vectors = states.contiguous(), vectors.contiguous()
     nothing = torch.zeros(0, dtype=torch.int64)
     rows, columns = map(integers, left_out or (nothing, nothing))
-    count = len(states)
-    best, scores = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
-    greater, ties = (None if targets is None else torch.empty(count, dtype=torch.int64) for _ in range(2))
+    greater, ties = (None if targets is None else torch.empty(len(states), dtype=torch.int64) for _ in range(2))
     targets = None if targets is None else integers(targets)
     skipped = None if skipped is None else skipped.contiguous()
-    odd = _RANK(
-        states=states, vectors=vectors, rows=rows, columns=columns, skipped=skipped, best=best, scores=scores,
-        targets=targets, greater=greater, ties=ties,
+    odd, best, scores = _RANK(
+        states=states, vectors=vectors, rows=rows, columns=columns, skipped=skipped, K=k, targets=targets,
+        greater=greater, ties=ties,
     )  # fmt: skip
     return Ranked(best, scores, greater, ties, odd == 0)
