@@ -5,6 +5,7 @@ import importlib.util
 import random
 import re
 import shlex
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +36,7 @@ def with_block(*languages: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the log that the pages speak of: walks around a ring of items; and a run made from it."""
+    """A folder with the log that the pages speak of: walks around a ring of items; and what is known of these."""
     draw = random.Random(0)
     rows = []
     for user in range(1, 121):
@@ -47,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"{user},{item},{time}" for time, user, item in sorted(rows)]
     folder = tmp_path_factory.mktemp("readme")
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines, ""]))
+    described = [f"i{item},Title {item},{'odd' if item % 2 else 'even'}" for item in range(1, 51)]
+    (folder / "items.csv").write_text("\n".join(["item_id,title,categories", *described, ""]))
     return folder
 
 
@@ -55,7 +58,8 @@ def test_what_a_page_shows_runs(
     page: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each page by itself, as somebody reads it who starts there: the commands first, then the snippets."""
-    (tmp_path / "interactions.csv").write_bytes((folder / "interactions.csv").read_bytes())
+    for name in ("interactions.csv", "items.csv"):
+        shutil.copy(folder / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     for name, *arguments in commands(TEXTS[page]):
         if name == "seqrec":
