@@ -1,10 +1,11 @@
-# make demo   a trained, evaluated SASRec on the embedded data, in .venv, from nothing
-# make test   the tests; make test-slow the slow ones, make test-plain those without the compiled loops, make test-sanitize those of the loops
+# make demo      a trained, evaluated SASRec on the embedded data, in .venv, from nothing
+# make test      the tests; CONTRIBUTING.md lists those that take longer or test other builds
+# make docs      the documentation; make release: the archive and the wheel, tried
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow test-plain test-sanitize lint format bench bench-peers pictures wheel clean
+.PHONY: install demo test test-slow test-plain test-sanitize test-clang lint format bench bench-peers pictures docs release clean
 
 install: $(VENV)/.installed
 
@@ -29,9 +30,13 @@ PLAIN := tests/kernels tests/models tests/ranking tests/training tests/test_cont
 test-plain: install
 	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto $(PLAIN)
 
-# The loops built with AddressSanitizer and UndefinedBehaviorSanitizer, into a folder of their own.
+# The compiled loops, built with AddressSanitizer and UndefinedBehaviorSanitizer into a temporary folder.
 test-sanitize: install
-	$(BIN)/python tests/kernels/sanitized.py
+	$(BIN)/python tests/kernels/rebuilt.py sanitize
+
+# The compiled loops, built with clang++ and without OpenMP into a temporary folder.
+test-clang: install
+	$(BIN)/python tests/kernels/rebuilt.py clang
 
 lint: install
 	$(BIN)/ruff check .
@@ -42,8 +47,14 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: install
-	$(BIN)/python -m build --wheel
+# dist/: the source archive and a manylinux wheel, checked and tried in environments without a compiler; PYTHONS says which.
+release: install
+	$(BIN)/python scripts/release.py $(PYTHONS)
+
+# site/: the documentation; a link that leads nowhere is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" mkdocs build --strict
+	@echo "open site/index.html, or for the search too: $(BIN)/python -m http.server --directory site"
 
 bench: install
 	$(BIN)/seqrec bench $(LOG) --out runs/bench
@@ -57,4 +68,4 @@ pictures: install
 	cp runs/pictures/training.png runs/pictures/recommendations.png docs/images/
 
 clean:
-	rm -rf dist build .mypy_cache .ruff_cache
+	rm -rf dist build site .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Compile the inner loops when the package is installed; without a compiler it works too, slower."""
+"""Compiles the inner loops when the package is installed. Without a compiler the package works too, but slower."""
 
 import os
 import platform
@@ -14,7 +14,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
-#: A library for each generation of processors, of which `seqrec.kernels.loader` takes the best that there is.
+#: Ways to compile the loops, tried in this order: with threads if the compiler has OpenMP, otherwise on one thread.
+THREADS = [["-fopenmp"], ["-fopenmp-simd"], []]
+#: One library per generation of processors; `seqrec.kernels.loader` loads the best that the machine can run.
 PROCESSORS = {"plain": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     avx2 = ["-mavx2", "-mfma"]
@@ -23,13 +25,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 class KernelsHook(BuildHookInterface):
-    """Puts ``kernels-….so.1`` beside their sources."""
+    """Puts the libraries, ``kernels-….so.1``, next to their sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
         folder = Path(self.root) / "src" / "seqrec" / "kernels"
-        for built in folder.glob("kernels-*.so.1"):  # of another version
+        for built in folder.glob("kernels-*.so.1"):  # from an earlier build
             built.unlink()
         reasons = compile_kernels(folder, folder)
         made = [processor for processor, reason in reasons.items() if not reason]
@@ -40,11 +42,11 @@ class KernelsHook(BuildHookInterface):
             build_data["artifacts"] += [f"/src/seqrec/kernels/kernels-{processor}.so.1" for processor in made]
             build_data["pure_python"] = False
             tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["tag"] = f"py3-none-{tag}"  # plain shared libraries, for any Python
+            build_data["tag"] = f"py3-none-{tag}"  # the libraries do not depend on the version of Python
 
 
 def compile_kernels(folder: Path, target: Path) -> dict[str, str]:
-    """Build the libraries of the sources in a folder, each whole or not at all; why that went wrong, or nothing."""
+    """Build every library from the sources in a folder. Returns for each why it failed, or an empty string."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if os.name != "posix" or compiler is None:
         return dict.fromkeys(PROCESSORS, "there is no C++ compiler (c++, g++, clang++ or the one that CXX names)")
@@ -62,7 +64,7 @@ def _compiled(compiler: list[str], flags: list[str], sources: list[Path], target
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            for threads in (["-fopenmp"], ["-fopenmp-simd"], []):
+            for threads in THREADS:
                 command = [*compiler, *FLAGS, *flags, *threads, "-shared", "-o", str(made), *map(str, sources)]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode == 0:

@@ -1,32 +1,42 @@
-"""The README shows only what works: its commands and snippets are run, its flags, paths and links exist."""
+"""The README and docs/ show only what works: commands and snippets are run; flags, paths, links and names exist."""
 
+import importlib
+import importlib.util
 import random
 import re
 import shlex
+import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import seqrec
 from seqrec.cli.app import main
 from seqrec.models import MODELS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {"README.md": ROOT / "README.md"} | {f"docs/{path.name}": path for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(language: str, text: str = README) -> list[str]:
+def blocks(language: str, text: str) -> list[str]:
     return [body for name, body in FENCE.findall(text) if name == language]
 
 
-def commands(text: str = README) -> list[list[str]]:
+def commands(text: str) -> list[list[str]]:
     lines = "".join(blocks("sh", text)).replace("\\\n", " ").splitlines()
     return [parts for line in lines if (parts := shlex.split(line, comments=True))]
 
 
+def with_block(*languages: str) -> list[str]:
+    return [name for name, text in TEXTS.items() if any(blocks(language, text) for language in languages)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the log that the README speaks of: walks around a ring of items."""
+    """A folder with the log that the pages speak of: walks around a ring of items; and what is known of these."""
     draw = random.Random(0)
     rows = []
     for user in range(1, 121):
@@ -38,46 +48,53 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"{user},{item},{time}" for time, user, item in sorted(rows)]
     folder = tmp_path_factory.mktemp("readme")
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines, ""]))
+    described = [f"i{item},Title {item},{'odd' if item % 2 else 'even'}" for item in range(1, 51)]
+    (folder / "items.csv").write_text("\n".join(["item_id,title,categories", *described, ""]))
     return folder
 
 
-def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", with_block("sh", "python"))
+def test_what_a_page_shows_runs(
+    page: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each page by itself, as somebody reads it who starts there: the commands first, then the snippets."""
+    for name in ("interactions.csv", "items.csv"):
+        shutil.copy(folder / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, *arguments in commands(TEXTS[page]):
+        if name == "seqrec":
+            # The real ones train until it no longer helps, which is not what is tested here.
+            short = ["--epochs", "2"] if arguments[0] == "fit" and "--epochs" not in arguments else []
+            assert main([*arguments, *short]) == 0, f"{shlex.join(arguments)}: {capsys.readouterr().err}"
+    names: dict[str, object] = {"__name__": "page"}
+    for number, snippet in enumerate(blocks("python", TEXTS[page]), 1):
+        exec(compile(snippet, f"{page}, Python block {number}", "exec"), names)
+
+
+def test_every_command_is_shown() -> None:
+    shown = {parts[1] for text in TEXTS.values() for parts in commands(text) if parts[0] == "seqrec"}
+    assert shown >= {"inspect", "fit", "evaluate", "recommend", "similar", "compare"}
+
+
+def test_the_files_of_a_run_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    ran = [parts[1:] for parts in commands() if parts[0] == "seqrec"]
-    for arguments in ran:
-        # The real ones train until it no longer helps, which is not what is tested here.
-        short = ["--epochs", "2"] if arguments[0] == "fit" and "--epochs" not in arguments else []
-        assert main([*arguments, *short]) == 0, f"{shlex.join(arguments)}: {capsys.readouterr().err}"
-    assert {arguments[0] for arguments in ran} == {"inspect", "fit", "evaluate", "recommend", "similar", "compare"}
-    assert (folder / "sampled.json").is_file()
-    assert (folder / "recommendations.csv").is_file()
-    held = {path.name for path in (folder / "runs" / "first").iterdir()}
-    section = README.partition("### What a run folder holds")[2].partition("\n## ")[0]
-    told = re.findall(r"`([\w.]+)/?`", "".join(re.findall(r"^\|([^|]*)\|", section, re.MULTILINE)))
-    assert held == set(told), "the README tells of other files in a run folder than there are"
+    assert main(["fit", "interactions.csv", "--out", "run", "--epochs", "1"]) == 0
+    held = {path.name for path in (folder / "run").iterdir()}
+    rows = re.findall(r"^\|([^|]*)\|", TEXTS["docs/run-folder.md"], re.MULTILINE)
+    assert held == set(re.findall(r"`([\w.]+)/?`", "".join(rows))), "the page tells of other files than there are"
 
 
-def test_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(folder)
-    names: dict[str, object] = {"__name__": "readme"}
-    for number, snippet in enumerate(blocks("python"), 1):
-        exec(compile(snippet, f"README.md, Python block {number}", "exec"), names)
-    assert number >= 2
-    assert "similar_item_id" in capsys.readouterr().out
+@pytest.mark.parametrize("page", PAGES)
+def test_fences_are_of_known_kinds(page: str) -> None:
+    assert {name for name, _ in FENCE.findall(TEXTS[page])} <= {"sh", "python", "text"}, "this would not be tested"
+    assert TEXTS[page].count("```") == 2 * len(FENCE.findall(TEXTS[page]))
 
 
-def test_fences_are_of_known_kinds() -> None:
-    kinds = {name for name, _ in FENCE.findall(README)}
-    assert kinds == {"sh", "python", "text", "tree"}, "a block of another kind would not be tested"
-    assert README.count("```") == 2 * len(FENCE.findall(README))
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_make_targets_exist(page: str) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = (ROOT / page).read_text(encoding="utf-8")
     named = {parts[1] for parts in commands(text) if parts[0] == "make"} | set(re.findall(r"`make ([\w-]+)`", text))
-    assert named
     assert named <= targets
 
 
@@ -87,38 +104,49 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for model in MODELS:
         assert main(["fit", "--model", model, "--help"]) == 0
     known = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
-    named = {flag for code in re.findall(r"`([^`\n]+)`", README) for flag in re.findall(r"--[a-z][a-z0-9-]*", code)}
+    codes = [code for text in TEXTS.values() for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+    named = {flag for code in codes for flag in re.findall(r"--[a-z][a-z0-9-]*", code)}
     assert len(named) > 15
     assert named <= known
 
 
 def test_models_are_told() -> None:
-    sentence = re.search(r"\*\*Models\.\*\*([^.]*)\.", README)
-    assert sentence is not None
-    assert set(MODELS) == set(re.findall(r"`([\w-]+)`", sentence[1]))
+    told = re.findall(r"^\| `([\w-]+)` \|", TEXTS["docs/models.md"], re.MULTILINE)
+    assert sorted(told) == sorted(MODELS)
 
 
-def test_tree_is_the_tree() -> None:
-    (tree,) = blocks("tree")
-    told: set[str] = set()
-    parents: list[str] = []
-    for line in tree.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        names = line.split() if depth == 0 and line.count(".md") > 1 else line.split()[:1]
-        parents = parents[:depth]
-        told |= {"".join([*parents, name]) for name in names}
-        parents.append(names[0])
-    missing = {path for path in told if not (ROOT / path).exists()}
-    assert not missing, "in the README, not in the checkout"
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py")}
-    package -= {
-        path for path in package if path.endswith("/__init__.py") and (ROOT / path).read_text().count("\n") == 1
-    }
-    assert {path for path in told if path.endswith(".py")} == package | {"hatch_build.py"}
+def test_public_names_are_in_the_reference() -> None:
+    found = {}
+    for page in PAGES:
+        for path in re.findall(r"^::: ([\w.]+)$", TEXTS.get(page, ""), re.MULTILINE):
+            module, _, name = path.rpartition(".")
+            found[name] = getattr(importlib.import_module(module), name)
+    for name in set(seqrec.__all__) - {"MODELS"}:
+        assert found.get(name) is getattr(seqrec, name), f"seqrec.{name} is missing in docs/api*.md"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def hooks() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("docs_hooks", ROOT / "scripts" / "docs_hooks.py")
+    assert specification is not None
+    assert specification.loader is not None
+    found = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(found)
+    return found
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    said = hooks().modules()
+    assert {f"src/{path}" for path in said} == {p.relative_to(ROOT).as_posix() for p in (ROOT / "src").rglob("*.py")}
+    assert not [path for path, line in said.items() if not line.endswith((".", "?"))]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md"])
 def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    broken = [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()]
-    assert not broken
+    files = [link.partition("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+    assert not [file for file in files if not ((ROOT / page).parent / file).exists()]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(r"^ +- [^:]+: ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(named)

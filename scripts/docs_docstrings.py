@@ -1,0 +1,18 @@
+"""An extension of griffe, which reads the docstrings for the site: turns what Google's style does not know into it."""
+
+import re
+from typing import Any
+
+import griffe
+
+ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`~?([\w.]+)`")
+EXAMPLE = re.compile(r"^(\s*)Example:$", re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
+    """Drops Sphinx's roles, and turns Example sections into the Examples that griffe formats as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Change the docstring of one object."""
+        if obj.docstring is not None:
+            obj.docstring.value = EXAMPLE.sub(r"\1Examples:", ROLE.sub(r"`\1`", obj.docstring.value))
