@@ -11,6 +11,7 @@ from seqrec.data.batches import histories_of
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
 from seqrec.data.ids import ids_of, texts_of
+from seqrec.data.items import titles_of
 from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories
@@ -143,10 +144,10 @@ def known_items(dataset: Dataset, ids: Iterable[Any], what: str, strict: bool) -
 
 
 def table_of(dataset: Dataset, asked: pl.Series, found: tuple[np.ndarray, ...]) -> pl.DataFrame:
-    """Ranked items as a frame ``user_id``, ``item_id``, ``score``, ``rank``."""
+    """Ranked items as a frame ``user_id``, ``item_id``, ``title`` (where titles are known), ``score``, ``rank``."""
     rows, items, scores, ranks = found
     ids = {"user_id": asked.gather(rows), "item_id": dataset.item_ids.gather(items - 1)}
-    return pl.DataFrame({**ids, "score": scores, "rank": ranks})
+    return pl.DataFrame({**ids, **titles_of(dataset.item_table, items), "score": scores, "rank": ranks})
 
 
 def listed_items(dataset: Dataset, ids: Any, strict: bool) -> np.ndarray:
@@ -161,12 +162,17 @@ def listed_items(dataset: Dataset, ids: Any, strict: bool) -> np.ndarray:
 
 
 def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosines: np.ndarray) -> pl.DataFrame:
-    """Neighbours ``int64[M, k]`` as a frame ``item_id``, ``similar_item_id``, ``score``, ``rank``."""
-    k = found.shape[1]
+    """Neighbours ``int64[M, k]`` as a frame ``item_id``, ``similar_item_id``, ``score``, ``rank``.
+
+    Where titles are known, ``title`` and ``similar_title`` stand beside the ids.
+    """
+    k, table = found.shape[1], dataset.item_table
     return pl.DataFrame(
         {
             "item_id": dataset.item_ids.gather(np.repeat(indices - 1, k)),
+            **titles_of(table, np.repeat(indices, k)),
             "similar_item_id": dataset.item_ids.gather(found.ravel() - 1),
+            **titles_of(table, found.ravel(), "similar_title"),
             "score": cosines.ravel(),
             "rank": np.tile(np.arange(1, k + 1), len(indices)),
         }

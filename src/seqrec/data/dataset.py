@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import polars as pl
 from seqrec.data.checked import check_files, check_ids, read_json, read_parquet
 from seqrec.data.fields import check_fields
 from seqrec.data.ids import IdTable, ids_of
+from seqrec.data.items import ITEM_TABLE, ItemTable, describe, load_items, save_items
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing_folder
 
@@ -22,7 +23,7 @@ FORMAT_VERSION = 1
 _ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
 PART_ROWS = 1 << 22  # rows at once, where numpy would make int64 of all of them
 _MET = {"met_items": np.int32, "met_offsets": np.int64}  # only where there are any
-_FILES = {"dataset.json", "users.parquet", "items.parquet", *(f"{name}.npy" for name in (*_ARRAYS, *_MET))}
+_FILES = {"dataset.json", "users.parquet", "items.parquet", ITEM_TABLE, *(f"{name}.npy" for name in (*_ARRAYS, *_MET))}
 _ADVICE = "prepare it again"
 _LATEST = 2**62  # so that differences of times have 64 bits
 
@@ -56,6 +57,9 @@ class Dataset:
     User ``u`` also met ``met_items int32[M][met_offsets[u]:met_offsets[u + 1]]`` in interactions that the filters
     dropped; both are None where there are none. It is no part of any history: it is neither trained on nor ranked
     against, only not recommended.
+
+    ``item_table`` holds titles, categories and whatever else is known of the items; None where nothing is. It is not
+    part of the fingerprint.
     """
 
     items: np.ndarray
@@ -68,6 +72,7 @@ class Dataset:
     filters: dict[str, Any] | None = field(default=None, compare=False)  # those of ``PrepareConfig``; None: unknown
     met_items: np.ndarray | None = None
     met_offsets: np.ndarray | None = None
+    item_table: ItemTable | None = field(default=None, compare=False)
 
     @property
     def num_users(self) -> int:
@@ -130,6 +135,10 @@ class Dataset:
         """``int64`` index (from 1) of each id, 0 where it is unknown; 128, "128" and 128.0 are one id."""
         return self._item_table.find(_listed(ids)) + 1
 
+    def with_items(self, items: Any) -> "Dataset":
+        """The same interactions with an item table of what :func:`read_items` takes."""
+        return replace(self, item_table=describe(items, self.item_ids, self.item_table))
+
     @cached_property
     def _user_table(self) -> IdTable:
         return IdTable(self.user_ids)
@@ -165,6 +174,8 @@ class Dataset:
                 "before": vars(self.before) if self.before else None,
                 "filters": self.filters,
             }
+            if self.item_table is not None:
+                facts["item_table"] = save_items(self.item_table, new / ITEM_TABLE)
             (new / "dataset.json").write_text(json.dumps(facts, indent=2))
 
     @classmethod
@@ -189,6 +200,8 @@ class Dataset:
                 path = folder / f"{name}.parquet"
                 ids = read_parquet(path, None, facts[name], _ADVICE).to_series()
                 known[f"{name.removesuffix('s')}_ids"] = check_ids(ids, path, _ADVICE)
+            if "item_table" in facts:
+                known["item_table"] = load_items(folder / ITEM_TABLE, known["item_ids"], facts["item_table"], _ADVICE)
             dataset = cls(**arrays, **known)
             if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
                 raise ValueError(wrong)

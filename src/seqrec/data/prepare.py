@@ -8,6 +8,7 @@ import polars as pl
 
 from seqrec.data.dataset import PART_ROWS, Dataset, copies_of, counts_of, statistics_of, tied_to_next
 from seqrec.data.fields import check_fields
+from seqrec.data.log_items import find_items, table_of_log
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
@@ -42,7 +43,8 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
 
     Args:
         frame: columns ``user_id``, ``item_id`` and, where known, ``timestamp`` and ``rating``. Equal
-            timestamps keep the order of the rows; without timestamps the rows are the order of time.
+            timestamps keep the order of the rows; without timestamps the rows are the order of time. A column of
+            titles or categories of the items becomes the item table.
         config: the filters; nothing is dropped without one.
 
     Raises:
@@ -60,6 +62,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     # What is needed of the frame, which goes at once unless the caller keeps it.
     columns = {name: frame[name] for name in ("user_id", "item_id", "timestamp") if name in frame.columns}
     good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
+    described = find_items(frame)
     del frame
     users, user_ids = _index(columns.pop("user_id"))
     items, item_ids = _index(columns.pop("item_id"))
@@ -104,6 +107,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         filters=dict(vars(config)),
         met_items=met_items,
         met_offsets=met_offsets,
+        item_table=table_of_log(described, item_ids),
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
 from seqrec.data.dataset import Dataset, fault_of, met_fits
+from seqrec.data.items import ITEM_TABLE, load_items, save_items
 from seqrec.data.split import Split, all_histories
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
@@ -47,7 +48,7 @@ from seqrec.run.tensors import (
 __all__ = ["EPOCHS", "ITEMS", "METRICS", "STATE", "USERS", "WEIGHTS", "Run", "check_free"]
 
 _KNOWN: dict[str, Any] = {
-    **dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS)),
+    **dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, ITEM_TABLE, METRICS, EPOCHS)),
     "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
 }
 _ADVICE = "copy it back from where the run was made, or train again"
@@ -126,6 +127,8 @@ class Run:
                 met = pa.LargeListArray.from_arrays(dataset.met_offsets, dataset.met_items)
                 users = users.with_columns(pl.Series("met", met, dtype=pl.List(pl.Int32)))
             users.write_parquet(new / USERS)
+            if dataset.item_table is not None:
+                save_items(dataset.item_table, new / ITEM_TABLE)
             write_epochs(new / EPOCHS, epochs)  # so that the run opens as soon as it has weights
             if weights is not None:
                 write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
@@ -202,14 +205,16 @@ class Run:
             or any(values.has_nulls() for values in flat.values())
         ):
             raise InputError(f"{users_path}: is damaged (a history has gaps); {_ADVICE}")
+        item_ids, table = check_ids(items["item_id"], items_path, _ADVICE), self.folder / ITEM_TABLE
         dataset = Dataset(
             items=flat["items"].to_numpy(),
             timestamps=flat["timestamps"].to_numpy(),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             user_ids=check_ids(users["user_id"], users_path, _ADVICE),
-            item_ids=check_ids(items["item_id"], items_path, _ADVICE),
+            item_ids=item_ids,
             has_timestamps=config.has_timestamps,
             filters=asdict(config.prepare),
+            item_table=load_items(table, item_ids, advice=_ADVICE) if table.exists() else None,
             **met_of(users),
         )
         if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):

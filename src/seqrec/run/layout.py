@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from seqrec.data.items import ITEM_TABLE
 from seqrec.run.config import CONFIG
 
 WEIGHTS = "weights.safetensors"
@@ -12,7 +13,7 @@ USERS = "users.parquet"
 METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
-_OWN = {CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS, "training.png", "recommendations.png"}
+_OWN = {CONFIG, WEIGHTS, ITEMS, USERS, ITEM_TABLE, METRICS, EPOCHS, "training.png", "recommendations.png"}
 _STATE = re.compile(r"training\.safetensors|mean-\d+\.safetensors")
 
 
