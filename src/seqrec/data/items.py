@@ -101,7 +101,7 @@ class ItemTable:
         Returns:
             ``int64[I + 1]``, 0 where no category is known; and the names of categories 1, 2, …, most frequent first.
         """
-        names, items, offsets = self._by_category
+        names, _, offsets = self._by_category
         codes = np.zeros(len(self) + 1, dtype=np.int64)
         if self.categories is None or len(names) == 0:
             return codes, []
@@ -242,9 +242,7 @@ def load_items(
         flat = values.explode().drop_nulls() if values.dtype == _CATEGORIES else values
         gaps = values.dtype == _CATEGORIES and len(flat) != values.list.len().sum()
         if gaps or (flat.dtype == pl.String and int(flat.str.len_bytes().sum()) > most):
-            raise InputError(
-                f"{path}: is damaged (column {values.name} has gaps or is too long for its size); {advice}"
-            )
+            raise InputError(f"{path}: is damaged (column {values.name} has gaps or long texts); {advice}")
         if values.name == "item_id":
             values = item_ids.alias("item_id")
         elif values.dtype == pl.Float64:

@@ -81,14 +81,14 @@ def _most_frequent(ids: pl.Series, texts: pl.Series, role: str) -> pl.DataFrame 
     totals = counts.group_by("item_id").agg(pl.col("rows").sum().alias("all")).filter(pl.col("all") > 1)
     if counts.height > best.height:
         own = totals.join(best, on="item_id")
-        if own["rows"].sum() < _FOLLOWS * own["all"].sum():
-            warn(f"the log's column {texts.name!r} differs between rows of one item, so it is no {_ONE[role]} of items "
-                 "and is ignored", LogWarning)  # fmt: skip
+        if int(own["rows"].sum()) < _FOLLOWS * int(own["all"].sum()):
+            said = f"differs between rows of one item, so it is no {_ONE[role]} of items and is ignored"
+            warn(f"the log's column {texts.name!r} {said}", LogWarning)
             return None
         several = counts.filter(pl.col("item_id").is_duplicated())["item_id"].unique(maintain_order=True)
-        warn(f"the log's column {texts.name!r} has several values for {len(several):,} items ({some_ids(several)}); the "
-             "most frequent counts", LogWarning)  # fmt: skip
-    return best.select("item_id", "value") if best.height else None
+        said = f"has several values for {len(several):,} items ({some_ids(several)}); the most frequent counts"
+        warn(f"the log's column {texts.name!r} {said}", LogWarning)
+    return best.select("item_id", "value").sort("item_id") if best.height else None
 
 
 _ONE = {"title": "title", "categories": "category"}

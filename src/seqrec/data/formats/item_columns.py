@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -189,9 +190,7 @@ def _numbers(values: pl.Series, summary: ItemSummary) -> pl.Series | None:
         return None
     if wrong.any():
         shown = text.filter(wrong)[0]
-        summary.warn(
-            f"in column {values.name!r}, {int(wrong.sum()):,} values such as {shown!r} are no numbers: unknown"
-        )
+        summary.warn(f"in column {values.name!r}, {int(wrong.sum()):,} values such as {shown!r} are no numbers")
     return numbers
 
 
@@ -238,7 +237,7 @@ def genres_of(frame: pl.DataFrame) -> pl.Series | None:
     return pl.Series("categories", [names[a:b] for a, b in pairwise(cuts)], dtype=pl.List(pl.String))
 
 
-def _is_plain(dtype: pl.DataType | type[pl.DataType]) -> bool:
+def _is_plain(dtype: Any) -> bool:
     """Whether values of a type have a text that says what they are."""
     nested = isinstance(dtype, pl.List | pl.Array | pl.Struct) or dtype in (pl.Object, pl.Binary, pl.Null)
     return not nested
