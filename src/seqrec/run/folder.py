@@ -23,7 +23,7 @@ from torch import Tensor
 from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
 from seqrec.data.dataset import Dataset, fault_of, met_fits
-from seqrec.data.items import ITEM_TABLE, load_items, save_items
+from seqrec.data.items import ITEM_TABLE, ItemTable, load_items, save_items
 from seqrec.data.split import Split, all_histories
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
@@ -205,7 +205,7 @@ class Run:
             or any(values.has_nulls() for values in flat.values())
         ):
             raise InputError(f"{users_path}: is damaged (a history has gaps); {_ADVICE}")
-        item_ids, table = check_ids(items["item_id"], items_path, _ADVICE), self.folder / ITEM_TABLE
+        item_ids = check_ids(items["item_id"], items_path, _ADVICE)
         dataset = Dataset(
             items=flat["items"].to_numpy(),
             timestamps=flat["timestamps"].to_numpy(),
@@ -214,7 +214,7 @@ class Run:
             item_ids=item_ids,
             has_timestamps=config.has_timestamps,
             filters=asdict(config.prepare),
-            item_table=load_items(table, item_ids, advice=_ADVICE) if table.exists() else None,
+            item_table=self.item_table(item_ids),
             **met_of(users),
         )
         if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
@@ -225,6 +225,11 @@ class Run:
                 "train again"
             )
         return dataset
+
+    def item_table(self, item_ids: pl.Series) -> ItemTable | None:
+        """What the run knows of its items, if anything; ``item_ids`` are its own."""
+        path = self.folder / ITEM_TABLE
+        return load_items(path, item_ids, advice=_ADVICE) if path.exists() else None
 
     @cached_property
     def split(self) -> Split:
