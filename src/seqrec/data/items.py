@@ -165,16 +165,17 @@ def _aligned(frame: pl.DataFrame, item_ids: pl.Series, summary: ItemSummary) -> 
     if missing := len(item_ids) - len(found):
         there = np.zeros(len(item_ids), dtype=bool)
         there[found] = True
-        said.append(f"{missing:,} of {len(item_ids):,} items have no description ({some_ids(item_ids.filter(~there))})")
+        some = some_ids(item_ids.filter(~pl.Series(there)))
+        said.append(f"items without a description: {missing:,} of {len(item_ids):,} ({some})")
     if summary.unknown:
-        unknown = ids.filter(pl.Series(~known))
-        said.append(f"{summary.unknown:,} descriptions are of items not in the log, or dropped by its filters, and are "
-                    f"left out ({some_ids(unknown)})")  # fmt: skip
+        some = some_ids(ids.filter(pl.Series(~known)))
+        what = "descriptions of items that are not in the log, or that its filters drop"
+        said.append(f"{what}: {summary.unknown:,} ({some}), ignored")
     if summary.repeated:
         again = np.ones(len(ids), dtype=bool)
         again[rows] = False
-        repeated = ids.filter(pl.Series(again & known))
-        said.append(f"{summary.repeated:,} rows describe an item again, and the first counts ({some_ids(repeated)})")
+        some = some_ids(ids.filter(pl.Series(again & known)))
+        said.append(f"rows that describe an item again: {summary.repeated:,} ({some}), ignored")
     if said:
         summary.warn("; ".join(said))
     at_row = np.full(len(item_ids), -1, dtype=np.int64)

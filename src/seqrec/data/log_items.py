@@ -86,7 +86,8 @@ def _most_frequent(ids: pl.Series, texts: pl.Series, role: str) -> pl.DataFrame 
             warn(f"the log's column {texts.name!r} {said}", LogWarning)
             return None
         several = counts.filter(pl.col("item_id").is_duplicated())["item_id"].unique(maintain_order=True)
-        said = f"has several values for {len(several):,} items ({some_ids(several)}); the most frequent counts"
+        some = f"{len(several):,} of {best.height:,} items ({some_ids(several)})"
+        said = f"differs between rows of {some}; the most frequent value counts"
         warn(f"the log's column {texts.name!r} {said}", LogWarning)
     return best.select("item_id", "value").sort("item_id") if best.height else None
 

@@ -81,10 +81,10 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[A
         if names:
             several = int((table.categories.list.len() > 1).sum())
             missing = int((codes[1:] == 0).sum())
-            said = [f"{several:,} items have several, of which the first counts"] if several else []
-            said += [f"{missing:,} items have none"] if missing else []
+            said = [f"of those with several ({several:,}) the first"] if several else []
+            said += [f"those without one ({missing:,}) share a vector"] if missing else []
             if said:
-                note = f"{name} learns one of {len(names):,} categories per item: {'; '.join(said)}"
+                note = f"{name} learns one of {len(names):,} categories per item; {', and '.join(said)}"
                 warn(note, TrainingWarning)
             return replace(sizes, num_categories=len(names)), codes
         if asked is None:

@@ -23,7 +23,7 @@ ID_NAMES = [name for name in USUAL_NAMES["item_id"].split() if name not in _OF_I
 TITLE_NAMES = [
     "title", "item_title", "item_name", "name", "full_title", "display_name", "prod_name", "headline",
     *(f"{noun}_{ending}" for noun in _OF_ITEMS for ending in ("title", "name")),
-    "original_title", "label", *_OF_ITEMS,
+    "original_title", "label",
 ]  # fmt: skip
 CATEGORY_NAMES = [
     "categories", "category", "genres", "genre", "class", "classes", "item_categories", "item_category",
@@ -86,6 +86,16 @@ class ItemSummary:
         if self.described is not None and self.catalogue is not None:
             lines.append(f"items described: {self.described:,} of {self.catalogue:,}")
         return lines
+
+
+def title_names(id_column: str) -> list[str]:
+    """The usual names of titles in a file with this column of ids, best first.
+
+    A bare noun counts last, and only where the ids are of that noun or say nothing: beside ``track_id``, ``track`` is
+    the title and ``artist`` is not.
+    """
+    plain = plain_name(id_column)
+    return TITLE_NAMES + [noun for noun in _OF_ITEMS if noun in plain or plain in ("id", "itemid", "item", "index")]
 
 
 def candidates(names: Iterable[str], usual: list[str]) -> list[str]:
@@ -190,7 +200,7 @@ def _numbers(values: pl.Series, summary: ItemSummary) -> pl.Series | None:
         return None
     if wrong.any():
         shown = text.filter(wrong)[0]
-        summary.warn(f"in column {values.name!r}, {int(wrong.sum()):,} values such as {shown!r} are no numbers")
+        summary.warn(f"column {values.name!r} has values that are no numbers ({int(wrong.sum()):,}, such as {shown!r})")
     return numbers
 
 

@@ -29,6 +29,7 @@ from seqrec.data.formats.item_columns import (
     as_texts,
     candidates,
     genres_of,
+    title_names,
 )
 from seqrec.data.formats.objects import read_objects
 from seqrec.data.formats.panics import explaining
@@ -39,8 +40,10 @@ from seqrec.data.formats.text import Origin, detect, is_header, is_parquet
 from seqrec.data.formats.values import ids_of
 from seqrec.errors import InputError, LogWarning, warn
 
+_OTHERS = ("price", "brand", "description", "author", "authors", "artist", "publisher", "year", "release_year",
+           "release_date", "color", "url", "image_url", "language", "popularity", "code")  # fmt: skip
 #: Any of these names makes a first line a header, however its words are separated.
-_HEADER = {f"{name} {mark}": name.replace("_", mark) for name in (*ID_NAMES, *TITLE_NAMES, *CATEGORY_NAMES)
+_HEADER = {f"{name} {mark}": name.replace("_", mark) for name in (*ID_NAMES, *TITLE_NAMES, *CATEGORY_NAMES, *_OTHERS)
            for mark in ("_", " ", "")}  # fmt: skip
 _ADVICE = "give one that describes items"
 
@@ -88,7 +91,7 @@ def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl
     id_column = _id_column(list(columns), item, origin, summary)
     found["item_id"] = ids_of(origin, columns.pop(id_column), "item").alias("item_id")
     summary.columns["item"] = id_column
-    for role, names in (("title", TITLE_NAMES), ("categories", CATEGORY_NAMES)):
+    for role, names in (("title", title_names(id_column)), ("categories", CATEGORY_NAMES)):
         for name in candidates(columns, names):
             values = _of_role(role, columns[name], declared.get(name), summary)
             if values is not None:
@@ -145,13 +148,17 @@ def _named(
         names = ("item_id", "title", "release_date", "video_release_date", "imdb_url")
         first = {name: columns[str(number)] for number, name in enumerate(names, 1)}
         return {**first, "categories": genres}, {}
+    # A title is the item's own, a category that of many.
     names_by_place = {"1": "item_id"}
     texts = [name for name in frame.columns[1:] if frame[name].dtype == pl.String]
-    if texts:
-        names_by_place[texts[0]] = "title"
-        lists = [name for name in texts[1:] if frame[name].str.contains("|", literal=True).any()]
-        if lists:
-            names_by_place[lists[0]] = "categories"
+    own = [name for name in texts if 2 * frame[name].n_unique() > frame.height]
+    if own or texts:
+        names_by_place[(own or texts)[0]] = "title"
+    left = [name for name in texts if name not in names_by_place]
+    lists = [name for name in left if frame[name].str.contains("|", literal=True).any()]
+    shared = lists or [name for name in left if name not in own]
+    if shared:
+        names_by_place[shared[0]] = "categories"
     if not (origin.separator == "::" and frame.width == 3):  # MovieLens' movies.dat
         said = ", ".join(f"{name} = column {place}" for place, name in names_by_place.items())
         summary.warn(f"has no header; a guess: {said}")
@@ -174,7 +181,7 @@ def _read_path(path: Path, item: str | None) -> tuple[pl.DataFrame, Origin, dict
         return read_parquet(source), Origin(str(path)), {}
     source = _in_utf8(source)
     lines = read_sample(source)
-    if re.match(r"\s*(\{|\[\s*(\{|$))", lines[0]):
+    if re.match(r"\s*(\{|\[\s*([\[{]|$))", lines[0]):
         return *read_objects(source), {}
     names = _HEADER | ({"item": item} if item else {})
     frame, origin = _read_columns(source, lines, names)
