@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec.data.formats.objects import MOST_LITERAL, parse_literal
@@ -16,6 +16,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=5))
 def test_what_python_writes_is_read(value):
     assert parse_literal(repr(value)) == value == ast.literal_eval(repr(value))
