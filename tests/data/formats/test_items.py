@@ -76,6 +76,8 @@ FORMS: dict[str, tuple[str, str | bytes, list[Any], list[Any] | None, list[Any] 
                         ["N1", "N2", "N3", "N4"], ["A title", "Another", "Third", "Last"],
                         [["sport"], ["sport"], ["sport"], ["news"]], {}),
     "bars": ("a.txt", "id|title|category\n1|A|x\n2|B|y\n", [1, 2], ["A", "B"], [["x"], ["y"]], {}),
+    "comments above": ("a.csv", "# made by hand\nitem_id,title\n1,A\n", [1], ["A"], None, {}),
+    "of Excel": ("a.csv", "sep=;\nitem_id;title\n1;A, B\n", [1], ["A, B"], None, {}),
     "gzipped": ("a.jsonl.gz", gzip.compress(b'{"item_id": 1, "title": "Z"}\n'), [1], ["Z"], None, {}),
 }  # fmt: skip
 

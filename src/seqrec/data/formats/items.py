@@ -35,6 +35,7 @@ from seqrec.data.formats.objects import read_objects
 from seqrec.data.formats.panics import explaining
 from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.parts import read_folder
+from seqrec.data.formats.prelude import skip_prelude
 from seqrec.data.formats.summary import some_names
 from seqrec.data.formats.text import Origin, detect, is_header, is_parquet
 from seqrec.data.formats.values import ids_of
@@ -180,18 +181,22 @@ def _read_path(path: Path, item: str | None) -> tuple[pl.DataFrame, Origin, dict
     if is_parquet(source, None):
         return read_parquet(source), Origin(str(path)), {}
     source = _in_utf8(source)
-    lines = read_sample(source)
+    names = _HEADER | ({"item": item} if item else {})
+    source, lines, separator = skip_prelude(source, read_sample(source), names)
     if re.match(r"\s*(\{|\[\s*([\[{]|$))", lines[0]):
         return *read_objects(source), {}
-    names = _HEADER | ({"item": item} if item else {})
-    frame, origin = _read_columns(source, lines, names)
+    frame, origin = _read_columns(source, lines, separator, names)
     header = [field.strip().rpartition(":") for field in lines[0].split(origin.separator or "\t")]
     declared = {name: kind for name, _, kind in header if kind in ("token", "token_seq", "float", "float_seq")}
     return frame, origin, declared
 
 
-def _read_columns(source: Source, lines: list[str], names: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
-    """Delimited text; quotation marks between bars and double colons may quote nothing."""
+def _read_columns(
+    source: Source, lines: list[str], separator: str | None, names: dict[str, str]
+) -> tuple[pl.DataFrame, Origin]:
+    """Delimited text, whose separator Excel may have written; quotation marks between bars may quote nothing."""
+    if separator is not None:
+        return read_in_blocks(read_delimited, source, separator, True, names)
     extension = source.path.name.lower().removesuffix(".gz").rpartition(".")[2]
     format = detect(extension if extension in ("csv", "tsv") else None, lines, names)
     if format == "blanks":
