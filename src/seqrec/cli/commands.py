@@ -313,6 +313,7 @@ def compare_command(
     log: Path,
     *,
     models: list[str],
+    items: Path | None = None,
     out: Path | None = None,
     terms: Annotated[CompareConfig | None, Flat] = None,
     training: Annotated[TrainConfig | None, Flat] = None,
@@ -326,6 +327,7 @@ def compare_command(
     Args:
         log: the log file, or a folder of Parquet parts.
         models: names, between commas or blanks; the others are tested against the first.
+        items: a file that describes the items, whose categories slirec learns.
         out: folder for compare.csv, compare.json and compare.png, replaced if they are there.
         terms: beside the training, the same for all.
         training: the same for all.
@@ -334,10 +336,10 @@ def compare_command(
         filters: what is kept.
     """
     written = [out / f"compare.{ending}" for ending in ("csv", "json", "png")] if out is not None else []
-    check_outputs(*written, json, reads=[log])
+    check_outputs(*written, json, reads=[log, items])
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
     options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
-    dataset, summary = _prepared(log, read, filters)
+    dataset, summary = _prepared(log, read, filters, items)
     console = output(json)
     _show_log(console, dataset, summary)
     found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
