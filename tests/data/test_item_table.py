@@ -129,7 +129,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "gaps": (write(pl.DataFrame({"item_id": IDS, "title": ["a", None, "c", "d"]})), "column title has gaps"),
     "gaps in a list": (write(pl.DataFrame({"item_id": IDS, "categories": [["a", None]] * 4})), "categories has gaps"),
     "infinity": (write(pl.DataFrame({"item_id": IDS, "n": [float("inf")] * 4})), "column n is not finite"),
-    "many columns": (write(pl.DataFrame({"item_id": IDS, **{f"c{n}": [1.0] * 4 for n in range(1000)}})), "columns"),
+    "many columns": (write(pl.DataFrame({"item_id": IDS, **{f"c{n}": [1.0] * 4 for n in range(10_000)}})), "columns"),
 }
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import polars as pl
 
 from seqrec.data.checked import MOST_EXPANSION, MOST_UNPACKED, read_parquet, size_of
-from seqrec.data.formats.item_columns import MOST_VECTOR, ItemSummary
+from seqrec.data.formats.item_columns import MOST_COLUMNS, MOST_VECTOR, ItemSummary
 from seqrec.data.formats.items import kind_of, read_items_with_summary
 from seqrec.data.ids import IdTable
 from seqrec.errors import InputError, one_line
 
 ITEM_TABLE = "item_table.parquet"
-MOST_COLUMNS = 1000
 _CATEGORIES = pl.List(pl.String)
 
 

@@ -156,6 +156,7 @@ def test_the_id_column_can_be_named():
         ("[" * 100_000, "is not JSON|nested too deeply"),
         (b"item_id,title\n1,a\0b\n", "is binary"),
         (b"PK\x03\x04" + bytes(50), "looks like a zip archive"),
+        (",".join(["item_id", *map(str, range(10_000))]) + "\n" + "1," * 10_000 + "1\n", "has 10,001 columns; write"),
         ("item_id,title\n1,a,b\n", r"too many fields|has 2 fields"),
     ],
 )

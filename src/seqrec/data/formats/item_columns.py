@@ -39,6 +39,7 @@ GENRES = (
 )  # fmt: skip
 _NOTHING = ["", "(no genres listed)", "none", "null", "nan", "n/a", "na", "[]"]
 MOST_VECTOR = 2**16  # numbers in a vector
+MOST_COLUMNS = 10_000  # of an item table
 _NUMERIC = 0.9  # share of a text column that must be numbers, for the rest to be unknown rather than all to be text
 _EXACT = 2**53  # from here on a float no longer holds every integer
 

@@ -22,6 +22,7 @@ from seqrec.data.formats.frames import from_frame, read_in_blocks, read_text
 from seqrec.data.formats.item_columns import (
     CATEGORY_NAMES,
     ID_NAMES,
+    MOST_COLUMNS,
     TITLE_NAMES,
     ItemSummary,
     as_categories,
@@ -85,6 +86,8 @@ def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl
         frame, origin = from_frame(source)
     if frame.height == 0 or frame.width == 0:
         raise InputError(f"{origin.name}: describes no item (nothing below a header?); {_ADVICE}")
+    if frame.width > MOST_COLUMNS:
+        raise InputError(f"{origin.name}: has {frame.width:,} columns; write numbers as one column of lists")
     summary = ItemSummary(origin.name)
     columns = {column.name: column for column in frame.iter_columns()}
     columns, declared = _named(frame, columns, declared, origin, summary)
