@@ -461,7 +461,7 @@ def test_save_and_load(fitted: Recommender, numbered: Recommender, counted: Reco
         assert loaded.train_config == recommender.train_config
         assert loaded.evaluate().metrics == recommender.evaluate().metrics
         loaded.save(tmp_path / f"{name}-again")
-        for file in ("weights.safetensors", "config.json", "items.parquet", "users.parquet", "metrics.json"):
+        for file in ("weights.safetensors", "config.json", "data/dataset.json", "data/items.npy", "metrics.json"):
             assert (tmp_path / f"{name}-again" / file).read_bytes() == (tmp_path / name / file).read_bytes()
         with pytest.raises(InputError, match="--overwrite"):
             loaded.save(tmp_path / name)

@@ -14,7 +14,7 @@ from seqrec.data.ids import ids_of, texts_of
 from seqrec.data.items import titles_of
 from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, all_histories
+from seqrec.data.split import Histories, all_histories, histories_of_users
 from seqrec.device import check_polars
 from seqrec.errors import InputError, MissingTimesWarning, UnknownIdWarning, warn
 
@@ -26,7 +26,7 @@ def known_people(
     if users is None:
         return all_histories(dataset), dataset.user_ids
     asked = ids_of(users, "users")
-    asked = asked.cast(dataset.user_ids.dtype) if asked.dtype == pl.Null else asked
+    asked = asked.cast(dataset.users.dtype) if asked.dtype == pl.Null else asked
     indices = dataset.user_indices(asked)
     unknown = indices < 0
     if unknown.any():
@@ -34,10 +34,7 @@ def known_people(
         if strict:
             raise InputError(f"unknown users: {some}; check the ids, or give their histories")
         warn(f"unknown users, or left out by the filters of fit, get the most popular items: {some}", UnknownIdWarning)
-    inside = np.where(unknown, 0, indices)
-    starts = np.where(unknown, 0, dataset.offsets[inside])
-    ends = np.where(unknown, 0, dataset.offsets[inside + 1])
-    return Histories(dataset, indices, starts, ends), asked
+    return histories_of_users(dataset, indices), asked
 
 
 def given_people(
@@ -146,7 +143,7 @@ def known_items(dataset: Dataset, ids: Iterable[Any], what: str, strict: bool) -
 def table_of(dataset: Dataset, asked: pl.Series, found: tuple[np.ndarray, ...]) -> pl.DataFrame:
     """Ranked items as a frame ``user_id``, ``item_id``, ``title`` (where titles are known), ``score``, ``rank``."""
     rows, items, scores, ranks = found
-    ids = {"user_id": asked.gather(rows), "item_id": dataset.item_ids.gather(items - 1)}
+    ids = {"user_id": asked.gather(rows), "item_id": dataset.catalogue.take(items - 1)}
     return pl.DataFrame({**ids, **titles_of(dataset.item_table, items), "score": scores, "rank": ranks})
 
 
@@ -169,9 +166,9 @@ def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosi
     k, table = found.shape[1], dataset.item_table
     return pl.DataFrame(
         {
-            "item_id": dataset.item_ids.gather(np.repeat(indices - 1, k)),
+            "item_id": dataset.catalogue.take(np.repeat(indices - 1, k)),
             **titles_of(table, np.repeat(indices, k)),
-            "similar_item_id": dataset.item_ids.gather(found.ravel() - 1),
+            "similar_item_id": dataset.catalogue.take(found.ravel() - 1),
             **titles_of(table, found.ravel(), "similar_title"),
             "score": cosines.ravel(),
             "rank": np.tile(np.arange(1, k + 1), len(indices)),

@@ -68,12 +68,11 @@ class Recommender:
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
         self._model: Model | None = None
-        self._split: Split | None = None
+        self._split: Split | Run | None = None  # of a run, split when it is needed
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
-        self.interrupted = False
-        self.summary = ""
+        self.interrupted, self.summary = False, ""
 
     def fit(
         self,
@@ -313,22 +312,23 @@ class Recommender:
         """
         model, dataset = self._ready()
         assert self._split is not None
+        held_out = self._split.split if isinstance(self._split, Run) else self._split
         check_whole("seed", seed, least=0)
         check_whole("negatives", negatives, least=1)
         others: dict[str, Model] = {}
         for name in ("popularity", "recent-popularity", "markov") if baselines else ():
             if name != self.model_name and (dataset.has_timestamps or name != "recent-popularity"):
                 others[name] = build_model(name, {}, dataset.num_items, dataset.num_users)
-                others[name].count(self._split.train)
+                others[name].count(held_out.train)
         return evaluate(
             model,
-            self._split.targets(split),
+            held_out.targets(split),
             protocol=protocol,
             split=split,
             negatives=negatives,
             keep_seen=self._keeps_seen(keep_seen),
             seed=seed,
-            train_counts=self._split.train.item_counts(),
+            train_counts=held_out.train.item_counts(),
             baselines=others,
         )
 
@@ -367,7 +367,9 @@ class Recommender:
         recommender._config = config
         recommender._model = run.model()
         recommender._dataset = run.dataset
-        recommender._split = run.split
+        if run.dataset.item_table is not None:
+            run.dataset.item_table.read()
+        recommender._split = run
         run.check_scores(recommender._model)
         recommender.epochs = run.epochs().to_dicts()
         recommender.metrics = run.metrics()

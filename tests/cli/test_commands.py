@@ -582,7 +582,7 @@ def damage_shape(folder: Path) -> None:
 
 def damage_version(folder: Path) -> None:
     path = folder / "config.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
 
 
 def cut(name: str) -> Callable[[Path], Any]:
@@ -591,10 +591,10 @@ def cut(name: str) -> Callable[[Path], Any]:
 
 BAD_RUNS: dict[str, tuple[Callable[[Path], Any], str]] = {
     f"{name} is missing": (lambda folder, name=name: (folder / name).unlink(), f"{name}.*is missing")
-    for name in ("config.json", "weights.safetensors", "items.parquet", "users.parquet")
+    for name in ("config.json", "weights.safetensors", "data/items.npy", "data/user_ids.npy")
 } | {
     f"{name} is cut": (cut(name), f"run/{name}: is damaged")
-    for name in ("config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json")
+    for name in ("config.json", "weights.safetensors", "data/items.npy", "data/user_ids.npy", "metrics.json")
 }  # fmt: skip
 BAD_RUNS["newer"] = damage_version, "run/config.json: format 99 is newer.*update seqrec"
 BAD_RUNS["shape"] = damage_shape, r"run/weights.safetensors: weight item_embedding.weight is .*\[4, 8\].*\[13, 8\]"

@@ -174,8 +174,10 @@ def test_a_dataset_keeps_it(tmp_path: Path):
     assert again.frame.equals(described.item_table.frame)
     shutil.copy(tmp_path / "described" / ITEM_TABLE, tmp_path / "other")
     save_items(table(title=["other"] * 4), tmp_path / "described" / ITEM_TABLE)
-    with pytest.raises(InputError, match="is not the file that was saved"):
-        Dataset.load(tmp_path / "described")
+    for use in (Dataset.check, lambda dataset: dataset.item_table.titles):
+        opened = Dataset.load(tmp_path / "described")  # nothing is read yet
+        with pytest.raises(InputError, match="is not the file that was saved"):
+            use(opened)
     (tmp_path / "described" / ITEM_TABLE).unlink()
     with pytest.raises(InputError, match="is missing"):
         Dataset.load(tmp_path / "described")

@@ -271,7 +271,7 @@ def recommend_command(
     recommender = Recommender.load(run)
     asked = read_ids(users_file, "user_id") if users_file else users
     frames = recommender.recommend_batches(
-        users=None if asked is None else like(asked, recommender.dataset.user_ids),
+        users=None if asked is None else like(asked, recommender.dataset.users.dtype),
         histories=None if history is None else [history],
         times=None if times is None else [times],
         k=k,

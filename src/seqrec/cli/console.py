@@ -117,8 +117,8 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else printable(str(value))
 
 
-def like(ids: list[str], known: pl.Series) -> pl.Series:
+def like(ids: list[str], dtype: pl.DataType) -> pl.Series:
     """Ids of a command line in the type of the log's, so that results join with it."""
     asked = pl.Series("user_id", ids, dtype=pl.String)
-    typed = asked.cast(known.dtype, strict=False)
+    typed = asked.cast(dtype, strict=False)
     return typed if (typed.cast(pl.String) == asked).fill_null(False).all() else asked

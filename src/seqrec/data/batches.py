@@ -5,10 +5,12 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.id_table import IdTable
 from seqrec.data.split import Histories
 
 
@@ -137,6 +139,6 @@ def histories_of(
         times = np.arange(len(items), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
     else:
         times = np.concatenate([np.empty(0, np.int64), *timestamps]).astype(np.int64)
-    strangers = replace(dataset, items=items, timestamps=times, offsets=offsets,
-                        user_ids=dataset.user_ids.clear(), before=None)  # fmt: skip
+    nobody = IdTable(pl.Series("user_id", [], dtype=dataset.users.dtype))
+    strangers = replace(dataset, items=items, timestamps=times, offsets=offsets, users=nobody, before=None)
     return Histories(strangers, np.full(len(lengths), -1, dtype=np.int64), offsets[:-1], offsets[1:])

@@ -1,7 +1,7 @@
 """The item table: one row per item of the catalogue, with its id and whatever is known of it."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import polars as pl
 from seqrec.data.checked import MOST_EXPANSION, MOST_UNPACKED, read_parquet, size_of
 from seqrec.data.formats.item_columns import MOST_COLUMNS, MOST_VECTOR, ItemSummary
 from seqrec.data.formats.items import kind_of, read_items_with_summary
-from seqrec.data.ids import IdTable
+from seqrec.data.id_table import IdTable
 from seqrec.errors import InputError, one_line
 
 ITEM_TABLE = "item_table.parquet"
@@ -26,11 +26,22 @@ class ItemTable:
         frame: ``item_id``; ``title`` (String) and ``categories`` (List(String)), where known; and any numbers
             (Float64), vectors (Array(Float32)) and texts (String). Row ``i - 1`` is the item with index ``i``. What
             is not known is null, an empty list of categories, or a vector of NaN.
+            Or what reads the frame, for a table in a file, which is read at its first use.
         summary: what was understood of the descriptions; None for a table that was read back.
     """
 
-    def __init__(self, frame: pl.DataFrame, summary: ItemSummary | None = None) -> None:
-        self.frame, self.summary = frame, summary
+    def __init__(self, frame: pl.DataFrame | Callable[[], pl.DataFrame], summary: ItemSummary | None = None) -> None:
+        self._frame, self.summary = frame, summary
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """A row per item of the catalogue."""
+        return self._frame if isinstance(self._frame, pl.DataFrame) else self._frame()
+
+    def read(self) -> "ItemTable":
+        """Read and check the table now where it is in a file: a forked process could not."""
+        assert self.frame is not None
+        return self
 
     def __len__(self) -> int:
         return self.frame.height

@@ -12,7 +12,7 @@ from seqrec.data.formats.item_columns import (
     as_texts,
     candidates,
 )
-from seqrec.data.ids import IdTable
+from seqrec.data.id_table import IdTable
 from seqrec.data.items import ItemTable, some_ids
 from seqrec.errors import LogWarning, warn
 

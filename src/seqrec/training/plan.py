@@ -108,7 +108,7 @@ def check_items(run: Run, dataset: Dataset, reads: bool) -> None:
     Raises:
         InputError: the tables differ, and the model learns from them.
     """
-    kept, given = run.item_table(dataset.item_ids), dataset.item_table
+    kept, given = run.dataset.item_table, dataset.item_table
     if (kept is None and given is None) or (kept is not None and given is not None and kept.frame.equals(given.frame)):
         return
     if reads:
