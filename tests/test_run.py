@@ -419,3 +419,47 @@ def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     for name in ("tpu9", "", "cuda:99", "meta?"):
         assert "give auto or cpu" in message_of(lambda name=name: pick_device(name))
+
+
+def described() -> pl.DataFrame:
+    ids = log()["item_id"].unique().sort()
+    vectors = pl.Series([[float(n), 1.0] for n in range(len(ids))], dtype=pl.Array(pl.Float32, 2))
+    return pl.DataFrame({"item_id": ids, "title": [f"T {n}" for n in range(len(ids))], "price": 1.5, "vector": vectors})
+
+
+def table_in(folder: Path) -> Path:
+    (path,) = folder.rglob("item_table.parquet")
+    return path
+
+
+def test_the_item_table_comes_back(tmp_path: Path):
+    recommender = Recommender("popularity").fit(log(), tmp_path / "run", items=described())
+    loaded = Recommender.load(tmp_path / "run")
+    assert loaded.dataset.item_table is not None
+    assert loaded.dataset.item_table.frame.equals(described())
+    assert loaded.recommend(k=2).equals(recommender.recommend(k=2))
+    assert loaded.recommend(k=2).columns == ["user_id", "item_id", "title", "score", "rank"]
+    recommender.save(tmp_path / "saved")
+    assert Recommender.load(tmp_path / "saved").recommend(k=2).equals(recommender.recommend(k=2))
+    Recommender("popularity").fit(log(), tmp_path / "run", overwrite=True)  # leaves nothing of the old run behind
+    assert Recommender.load(tmp_path / "run").recommend(k=2).columns == ["user_id", "item_id", "score", "rank"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(b""),
+        lambda path: described().head(3).write_parquet(path),
+        lambda path: described().with_columns(item_id=pl.lit("x")).write_parquet(path),
+        lambda path: described().with_columns(title=pl.lit(1)).write_parquet(path),
+        lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+)
+def test_a_damaged_item_table_is_one_line(tmp_path: Path, damage: Callable[[Path], Any]):
+    Recommender("popularity").fit(log(), tmp_path / "run", items=described())
+    damage(table_in(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"item_table\.parquet") as raised:
+        Recommender.load(tmp_path / "run")
+    assert "\n" not in str(raised.value)

@@ -2,7 +2,9 @@
 
 from seqrec.data.dataset import Dataset, Statistics
 from seqrec.data.fetch import fetch
+from seqrec.data.formats.items import read_items
 from seqrec.data.formats.read import read_log
+from seqrec.data.items import ItemTable
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import Split, SplitConfig, split_by_time, split_last_two
 from seqrec.data.synthetic import SyntheticLog, synthetic_log
@@ -23,6 +25,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "InputError",
+    "ItemTable",
     "LogWarning",
     "MissingTimesWarning",
     "Predictor",
@@ -43,6 +46,7 @@ __all__ = [
     "evaluate",
     "fetch",
     "prepare",
+    "read_items",
     "read_log",
     "split_by_time",
     "split_last_two",

@@ -31,7 +31,7 @@ from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
-from seqrec.training.plan import counted, planned
+from seqrec.training.plan import check_items, counted, planned
 
 BLOCK = 2 * USERS_AT_ONCE  # people per frame
 
@@ -79,6 +79,7 @@ class Recommender:
         log: Any,
         out: str | Path | None = None,
         *,
+        items: Any = None,
         resume: bool = False,
         overwrite: bool = False,
         progress: bool = False,
@@ -91,6 +92,8 @@ class Recommender:
                 :class:`Dataset`.
             out: run folder, written as training goes; the test metrics are computed and kept there too.
                 Without it everything stays in memory.
+            items: descriptions of the items, which :func:`read_items` takes: titles appear beside ids in what is
+                recommended, and ``slirec`` learns the categories.
             resume: go on with the run in ``out``, which must be of this log and these options.
             overwrite: replace a run that ``out`` holds.
             progress: show a bar.
@@ -111,17 +114,15 @@ class Recommender:
         # Nobody else can take the place between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
-            self._fit(given, place, resume, progress, stop)
+            self._fit(given, items, place, resume, progress, stop)
         return self
 
-    def _fit(
-        self, given: list[Any], place: Place | None, resume: bool, progress: bool, stop: Callable[[], bool] | None
-    ) -> None:
+    def _fit(self, given: list[Any], items: Any, place: Place | None, resume: bool, progress: bool, stop: Any) -> None:
         log = given.pop()
         rated = self.prepare_config.min_rating is not None
         if not isinstance(log, Dataset):
             log = prepare(read_log_with_summary(log, needs_rating=rated)[0], self.prepare_config)
-        dataset: Dataset = log
+        dataset: Dataset = log if items is None else log.with_items(items)
         config, split, model = planned(
             dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
         )
@@ -131,6 +132,8 @@ class Recommender:
         if model.COUNTED:
             self.epochs, self.summary = counted(model, split.train)
         run = Run.resume(place, config, RESUMABLE) if place is not None and resume else None
+        if run is not None:
+            check_items(run, dataset, model.USES_CATEGORIES)
         if place is not None and run is None:
             found = {"weights": model.state_dict(), "epochs": self.epochs} if model.COUNTED else {}
             run = Run.begin(place, config, dataset, **found)  # type: ignore[arg-type]
@@ -141,7 +144,7 @@ class Recommender:
         if not model.COUNTED:
             ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
             keep_seen = bool(config.split.keep_seen)
-            trained = train(model, split, self.train_config, keep_seen=keep_seen, **ways)  # type: ignore[arg-type]
+            trained = train(model, split, self.train_config, keep_seen=keep_seen, **ways)
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted, self.summary = trained.ended == "interrupted", trained.summary
         if run is not None:
@@ -189,9 +192,9 @@ class Recommender:
                 is known gets the most popular items.
 
         Returns:
-            A frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by user and rank. Scores of one
-            person compare with each other only. They don't depend on ``batch_size``, but their last bits may differ
-            where other people are asked for with that person.
+            A frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by user and rank, with ``title`` after
+            ``item_id`` where titles are known. Scores of one person compare with each other only. They don't depend on
+            ``batch_size``, but their last bits may differ where other people are asked for with that person.
 
         Raises:
             InputError: ``k`` out of range, or something unknown with ``strict``.
@@ -260,7 +263,8 @@ class Recommender:
         """The ``k`` items nearest to each given one, by the cosine of their embeddings.
 
         Returns:
-            A frame ``item_id``, ``similar_item_id``, ``score`` (-1 to 1), ``rank`` (from 1).
+            A frame ``item_id``, ``similar_item_id``, ``score`` (-1 to 1), ``rank`` (from 1); where titles are known,
+            ``title`` and ``similar_title`` stand after the ids.
 
         Raises:
             InputError: ``k`` out of range, an unknown item, or a model without embeddings.
@@ -343,6 +347,8 @@ class Recommender:
         recommender._config = config
         recommender._model = run.model()
         recommender._dataset = run.dataset
+        if run.dataset.item_table is not None:
+            run.dataset.item_table.read()
         recommender._split = run
         run.check_scores(recommender._model)
         recommender.epochs = run.epochs().to_dicts()

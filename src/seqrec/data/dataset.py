@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import polars as pl
 from seqrec.data.checks import check_everything, check_histories, check_items
 from seqrec.data.id_table import IdTable
 from seqrec.data.ids import ids_of
+from seqrec.data.items import ItemTable, describe
 from seqrec.data.saved import FILES, FORMER_FILES, Saved, fingerprint_of, write_files
 from seqrec.data.statistics import Statistics, counts_of, statistics_of
 from seqrec.errors import InputError
@@ -38,6 +39,9 @@ class Dataset:
 
     ``saved`` is set where the dataset was opened from files: then the arrays and tables stay on the disk, mapped, and
     :meth:`check_users` or :meth:`check` comes before their first use.
+
+    ``item_table`` holds titles, categories and whatever else is known of the items; None where nothing is. It is not
+    part of the fingerprint.
     """
 
     items: np.ndarray
@@ -50,6 +54,7 @@ class Dataset:
     filters: dict[str, Any] | None = field(default=None, compare=False)  # those of ``PrepareConfig``; None: unknown
     met_items: np.ndarray | None = None
     met_offsets: np.ndarray | None = None
+    item_table: ItemTable | None = field(default=None, compare=False)
     saved: Saved | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +125,10 @@ class Dataset:
         """``int64`` index (from 1) of each id, 0 where it is unknown; 128, "128" and 128.0 are one id."""
         return self.catalogue.find(_listed(ids)) + 1
 
+    def with_items(self, items: Any) -> "Dataset":
+        """The same interactions with an item table of what :func:`read_items` takes."""
+        return replace(self, item_table=describe(items, self.item_ids, self.item_table))
+
     def check(self) -> "Dataset":
         """Check all that is in the files that the dataset was opened from, if any and once: it reads them whole.
 
@@ -130,6 +139,8 @@ class Dataset:
         """
         if self.saved is not None and not self.saved.checked:
             check_everything(self.saved)
+            if self.saved.item_table is not None:
+                self.saved.item_table.read()
             self.saved.checked = True
         return self
 

@@ -9,6 +9,7 @@ import polars as pl
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
 from seqrec.data.id_table import IdTable
+from seqrec.data.log_items import find_items, table_of_log
 from seqrec.data.statistics import PART_ROWS, copies_of, counts_of, statistics_of, tied_to_next
 from seqrec.errors import InputError
 
@@ -44,7 +45,8 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
 
     Args:
         frame: columns ``user_id``, ``item_id`` and, where known, ``timestamp`` and ``rating``. Equal
-            timestamps keep the order of the rows; without timestamps the rows are the order of time.
+            timestamps keep the order of the rows; without timestamps the rows are the order of time. A column of
+            titles or categories of the items becomes the item table.
         config: the filters; nothing is dropped without one.
 
     Raises:
@@ -56,6 +58,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     names = [name for name in ("user_id", "item_id", "timestamp") if name in frame.columns]
     columns: dict[str, pl.Series] = {name: frame[name] for name in names}
     good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
+    described = find_items(frame)
     del frame
     has_timestamps = "timestamp" in columns
     rows, user_ids, item_ids, good = _in_order(columns, good)
@@ -88,6 +91,7 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         filters=dict(vars(config)),
         met_items=met_items,
         met_offsets=met_offsets,
+        item_table=table_of_log(described, item_ids),
     )
 
 

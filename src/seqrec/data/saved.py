@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from seqrec.data.checked import check_files, read_json
+from seqrec.data.checked import check_files, read_json, size_of
 from seqrec.data.fields import check_fields
 from seqrec.data.id_table import IdTable
+from seqrec.data.items import ITEM_TABLE, ItemTable, load_items, save_items
 from seqrec.data.mapped import Mapped, bytes_of, write_array
 from seqrec.data.statistics import Statistics
 from seqrec.errors import InputError, one_line
@@ -26,7 +27,7 @@ _MET = {"met_items": np.int32, "met_offsets": np.int64}  # only where there are 
 #: Integers, sorted; or the bytes of texts, and where each text begins.
 _IDS = {"user_ids": "user_id_offsets", "item_ids": "item_id_offsets"}
 #: Names of all files that a saved dataset may have.
-FILES = frozenset({FACTS, *(f"{name}.npy" for name in (*_ARRAYS, *_MET, *_IDS, *_IDS.values()))})
+FILES = frozenset({FACTS, ITEM_TABLE, *(f"{name}.npy" for name in (*_ARRAYS, *_MET, *_IDS, *_IDS.values()))})
 FORMER_FILES = frozenset({"users.parquet", "items.parquet"})  # of format 1
 MOST_ROWS = 2**62
 
@@ -81,6 +82,14 @@ class Saved:
             for name, offsets in _IDS.items()
         )
 
+        self.item_table = self._item_table() if "item_table" in self.facts else None
+
+    def _item_table(self) -> ItemTable:
+        """The item table, of which nothing is read before its first use."""
+        path, digest = self.folder / ITEM_TABLE, self.facts["item_table"]
+        size_of(path, self.advice)
+        return ItemTable(lambda: load_items(path, self.catalogue.series, digest, self.advice).frame)
+
     def _has(self, name: str) -> bool:
         return name in self.facts["checksums"]
 
@@ -97,6 +106,7 @@ class Saved:
             "has_timestamps": self.facts["has_timestamps"],
             "before": None if before is None else Statistics(**before),
             "filters": self.facts["filters"],
+            "item_table": self.item_table,
             "saved": self,
         }
 
@@ -129,6 +139,8 @@ def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> No
         "filters": fields["filters"],
         "checksums": checksums,  # of the blocks of each array, eight hexadecimal digits per block
     }
+    if fields["item_table"] is not None:
+        facts["item_table"] = save_items(fields["item_table"], folder / ITEM_TABLE)
     (folder / FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
@@ -163,6 +175,8 @@ def _check_facts(facts: dict[str, Any]) -> None:
         raise InputError("fingerprint is no text")
     if not isinstance(facts["filters"], dict | None):
         raise InputError("filters is no object")
+    if not isinstance(facts.get("item_table", ""), str):
+        raise InputError("item_table is no text")
     if not isinstance(facts["checksums"], dict):
         raise InputError("checksums is no object")
     before = facts["before"]

@@ -43,6 +43,9 @@ class Model(nn.Module):
     #: Whether it reads the times of a history, not its order alone.
     USES_TIMES: ClassVar[bool] = False
 
+    #: Whether it learns the categories of items, which :meth:`set_categories` gives it before training.
+    USES_CATEGORIES: ClassVar[bool] = False
+
     config: Any
     num_items: int
     num_users: int = 0
@@ -85,6 +88,10 @@ class Model(nn.Module):
             return kernels.score(hidden, vectors)
         # Not a product of matrices, in which the same candidate may have other last bits in another place.
         return (hidden[:, None] * vectors).sum(dim=2)
+
+    def set_categories(self, categories: Tensor) -> None:
+        """Take the category of each item, ``int64[I + 1]`` from 1, 0 for none; for models with ``USES_CATEGORIES``."""
+        raise NotImplementedError
 
     def prepare_training(self, histories: Histories) -> None:
         """Look at the training histories, each user at its index, before the first step with fresh weights."""

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.items import titles_of
 from seqrec.device import threads
 from seqrec.errors import UnknownIdWarning, warn
 from seqrec.models.base import Model
@@ -52,6 +53,8 @@ def recommended_tables(
 def recommended_table(dataset: Dataset, asked: pl.Series, items: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
     """Recommendations as a frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by person and rank.
 
+    Where titles are known, ``title`` stands beside the ids.
+
     Args:
         dataset: which names the items.
         asked: ids of M people.
@@ -64,6 +67,7 @@ def recommended_table(dataset: Dataset, asked: pl.Series, items: np.ndarray, sco
         {
             "user_id": asked.gather(rows),
             "item_id": dataset.catalogue.take(items[there] - 1),
+            **titles_of(dataset.item_table, items[there]),
             "score": scores[there],
             "rank": places + 1,
         }
@@ -72,6 +76,8 @@ def recommended_table(dataset: Dataset, asked: pl.Series, items: np.ndarray, sco
 
 def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosines: np.ndarray) -> pl.DataFrame:
     """Neighbours as a frame ``item_id``, ``similar_item_id``, ``score``, ``rank`` (from 1).
+
+    Where titles are known, ``title`` and ``similar_title`` stand beside the ids.
 
     Args:
         dataset: which names the items.
@@ -83,7 +89,9 @@ def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosi
     return pl.DataFrame(
         {
             "item_id": dataset.catalogue.take(np.repeat(indices - 1, k)),
+            **titles_of(dataset.item_table, np.repeat(indices, k)),
             "similar_item_id": dataset.catalogue.take(found.ravel() - 1),
+            **titles_of(dataset.item_table, found.ravel(), "similar_title"),
             "score": cosines.ravel(),
             "rank": np.tile(np.arange(1, k + 1), len(indices)),
         }
