@@ -42,18 +42,21 @@ def memory():
     return {name: int(lines[name].split()[0]) >> 10 for name in ("VmHWM", "RssAnon", "RssFile")}
 
 run, history = sys.argv[1], json.loads(sys.argv[2])
-found = {"import_seconds": time.perf_counter() - begun, "import_mb": memory()}
-started = time.perf_counter()
+found = {"import_seconds": time.perf_counter() - begun, "import_cpu_seconds": time.process_time()}
+found["import_mb"] = memory()
+started, worked = time.perf_counter(), time.process_time()
 opened = Recommender.load(run) if Predictor is None else Predictor.load(run)
 found["open_seconds"] = time.perf_counter() - started
+found["open_cpu_seconds"] = time.process_time() - worked
 found["open_mb"] = memory()
-started = time.perf_counter()
+started, worked = time.perf_counter(), time.process_time()
 answer = opened.recommend(histories=[history], k=10)
 found["recommend_seconds"] = time.perf_counter() - started
+found["recommend_cpu_seconds"] = time.process_time() - worked
 found["recommend_mb"] = memory()
 found["asked"] = type(opened).__name__
 assert len(answer if Predictor is None else answer[0]) == 10
-print(json.dumps(found))
+print(json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}))
 """
 
 

@@ -1,4 +1,4 @@
-"""Opening files that somebody else may have made: what they are and how much they hold is known before reading."""
+"""Opening files that somebody else may have made: what they are and how large is checked before they are read."""
 
 import json
 import os
@@ -14,19 +14,19 @@ import polars as pl
 from seqrec.errors import InputError, one_line
 
 MOST_JSON = 2**26  # bytes; Python's objects take some twenty times as many
-#: How many bytes a Parquet file may become in memory: these, or so many times its own size where that is more. Real
-#: logs shrink to a tenth.
+#: Bytes that a Parquet file may take in memory: these, or so many times its own size if that is more. Real logs are
+#: stored in a tenth of what they take.
 MOST_UNPACKED, MOST_EXPANSION = 2**28, 200
 
 
 def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
-    """Refuse symbolic links in a folder, and anything but a file or a folder where one is expected.
+    """Refuse symbolic links in a folder, and anything else than the file or folder that a known name stands for.
 
-    The folder may itself be a link. A link in it would be followed out of it, by who reads and by who writes.
+    The folder itself may be a link. A link inside would lead reading and writing out of the folder.
 
     Args:
-        folder: all of whose entries are looked at.
-        known: patterns of the names that are ours; None for a file, and for a folder what is known in it.
+        folder: the folder; all of its entries are checked.
+        known: patterns of known names, each with None for a file or, for a folder, the names known in it.
         advice: what to do about a damaged file.
     """
     for name, mode in _entries(folder):
@@ -47,7 +47,7 @@ def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
 
 
 def size_of(path: Path, advice: str) -> int:
-    """Bytes in a regular file; refuses anything else, which may block for ever (a pipe) or lead elsewhere (a link)."""
+    """Bytes in a regular file. Anything else is refused: a pipe may block forever, a link may lead elsewhere."""
     try:
         status = os.lstat(path)
     except FileNotFoundError as error:
@@ -61,7 +61,7 @@ def size_of(path: Path, advice: str) -> int:
 
 
 def read_json(path: Path, advice: str = "copy it back or train again", most: int = MOST_JSON) -> dict[str, Any]:
-    """Read a JSON object of at most so many bytes."""
+    """Read a JSON object of at most ``most`` bytes."""
     size = size_of(path, advice)
     if size > most:
         raise InputError(f"{path}: has {size:,} bytes where {most:,} would be many; {advice}")
@@ -75,7 +75,7 @@ def read_json(path: Path, advice: str = "copy it back or train again", most: int
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; whatever is wrong with it raises ``ValueError``."""
+    """Parse JSON. Whatever is wrong with it raises ``ValueError``."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -83,9 +83,9 @@ def parse_json(text: str) -> Any:
 
 
 def read_parquet(path: Path, columns: Mapping[str, Any], rows: int, advice: str) -> pl.DataFrame:
-    """Read some columns of a Parquet file that has exactly so many rows.
+    """Read some columns of a Parquet file that must have a known number of rows.
 
-    What the file would take in memory is known from its footer before any of it is read.
+    The footer tells what the file would take in memory, before any of it is read.
 
     Args:
         path: the file.
@@ -126,7 +126,7 @@ def read_parquet(path: Path, columns: Mapping[str, Any], rows: int, advice: str)
 
 
 def _entries(folder: Path) -> list[tuple[str, int]]:
-    """Names in a folder, sorted, and what they are, links not followed."""
+    """The names in a folder, sorted, each with its mode. Links are not followed."""
     found = []
     try:
         with os.scandir(folder) as entries:

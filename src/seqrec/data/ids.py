@@ -18,17 +18,17 @@ import polars as pl
 from seqrec.errors import InputError
 
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
-_EXACT = 2**53  # from here on whole numbers run together in a float
+_EXACT = 2**53  # from here on, a float stands for several whole numbers
 _NUMBERS: Any = (Real, Decimal)
 
 
 def ids_of(ids: Any, what: str = "ids", name: str = "user_id") -> pl.Series:
-    """Ids, or a single one, as a series: Int64, String, Float64 where some are not whole, or Null.
+    """Ids, or a single one, as a series: Int64, String, Float64 (if some are not whole), or Null.
 
     Args:
         ids: numbers, texts, UUIDs or None (missing, as NaN is): one of them, or a list, set, iterator, numpy or Arrow
             array, or column of polars or pandas.
-        what: what they are, for messages.
+        what: what they are called in an error.
         name: name of the series.
 
     Raises:
@@ -63,7 +63,7 @@ def _listed(ids: Any) -> list[Any]:
 
 
 def _id_of(value: Any, what: str) -> int | float | str | None:
-    """One id as a plain value; whole floats become integers, and what stands for a missing value None."""
+    """One id as a plain value. Whole floats become integers, missing values None."""
     if type(value) in (int, str) or value is None:
         return value
     if type(value).__name__ in ("NAType", "NaTType"):
@@ -93,7 +93,7 @@ def _short(value: Any) -> str:
 
 
 def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Ids as ``int64``, and which of them are integers: "7" and "7.0" are, "007" is another id than 7."""
+    """Ids as ``int64``, and which of them are integers: "7" and "7.0" are; "007" is a different id than 7."""
     if ids.dtype.is_signed_integer() and not ids.has_nulls():  # as most are
         return ids.to_numpy().astype(np.int64, copy=False), np.ones(len(ids), dtype=bool)
     numbers = ids.cast(pl.Int64, strict=False)
@@ -115,7 +115,7 @@ def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def texts_of(ids: pl.Series) -> list[str | None]:
-    """Ids of :func:`ids_of` as texts; None where one is missing."""
+    """Ids of :func:`ids_of` as texts; None for a missing one."""
     if not ids.dtype.is_float():
         return ids.cast(pl.String).to_list()
     whole = (None if v is None or math.isnan(v) else int(v) if v.is_integer() else v for v in ids.to_list())

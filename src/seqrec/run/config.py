@@ -23,14 +23,14 @@ __all__ = ["CONFIG", "FORMAT_VERSION", "RESUMABLE", "RunConfig", "config_of", "f
 FORMAT_VERSION = 2
 CONFIG = "config.json"
 MOST_CONFIG = 2**20  # bytes
-#: Fields of the training that may differ between a run and its resumption. It computes the same but for what another
-#: device or number of threads rounds otherwise, and for the validation at the end of fewer epochs, which counts too.
+#: Options of training that may differ when a run is resumed. They do not change what is computed, except that another
+#: device or number of threads rounds differently, and that the last epoch is always validated.
 RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What ``config.json`` holds; ``training`` is empty for a model that was only counted."""
+    """What ``config.json`` holds. ``training`` is empty for a model that only counts."""
 
     model: str
     model_config: dict[str, Any]
@@ -50,7 +50,7 @@ class RunConfig:
         """A model of these sizes whose weights are on the device "meta", which have no content: nothing large is made.
 
         Args:
-            most: the number of weights that are there; a model of many more is given up early.
+            most: the number of weights that the file holds; a model of many more is given up early.
 
         Raises:
             ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or too many.
@@ -60,7 +60,7 @@ class RunConfig:
 
 
 def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
-    """The configuration that a JSON object holds; each of its values is looked at."""
+    """The configuration in a JSON object. Each of its values is checked."""
     values = dict(values)
     version = values.pop("format_version", None)
     if type(version) is not int or version < 1:
@@ -92,10 +92,10 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
 
 
 def run_id(values: Mapping[str, Any]) -> str:
-    """A digest of what ``config.json`` holds: of the log, and of every option that the weights depend on.
+    """A digest of what ``config.json`` holds: the fingerprint of the data, and every option that the weights depend on.
 
-    Each file of weights bears it, so that a file of another run is told from the run's own. It follows from the
-    configuration alone: the same log, options and seed make the same bytes again.
+    Each file of weights carries it, which tells the run's own files from those of another. It depends on the
+    configuration alone: the same log, options and seed give the same bytes again.
     """
     known = {name: value for name, value in values.items() if name != "format_version"}
     known["training"] = {name: value for name, value in known["training"].items() if name not in RESUMABLE}
@@ -103,7 +103,7 @@ def run_id(values: Mapping[str, Any]) -> str:
 
 
 class _Few(TorchFunctionMode):
-    """Within, making more than so many tensors is an error."""
+    """A context in which making more than so many tensors is an error."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

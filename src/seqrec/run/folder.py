@@ -58,7 +58,7 @@ class Run:
 
     Args:
         folder: where it is.
-        place: where it is to be, held by this process; whoever writes for long gives it.
+        place: where it is to be, locked by this process. Whoever writes for a long time gives it.
     """
 
     place: Place | None = None
@@ -87,9 +87,9 @@ class Run:
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Make the folder whole or not at all; refuse one that holds anything.
+        """Make the folder, completely or not at all, and refuse one that holds anything.
 
-        It has configuration, ids and histories; with ``weights`` it is a finished run.
+        It holds the configuration and the data. With ``weights`` it is a finished run.
         """
         with Place(folder) as place:
             place.settle(resume=False, overwrite=overwrite)
@@ -108,7 +108,7 @@ class Run:
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Make a run in a place that was found free; one that is there stays until the new one has weights."""
+        """Make a run in a place that may be written to. A run that is there stays until the new one has weights."""
         with place.making() as new:
             values = {"format_version": FORMAT_VERSION, **asdict(config)}
             write_json(new / CONFIG, values)
@@ -119,16 +119,21 @@ class Run:
                 write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
                 if metrics is not None:
                     write_json(new / METRICS, metrics)
-        run = cls(place.at, place)
+        run = cls(place.current, place)
         run.take_over()
         return run
 
     @classmethod
     def resume(cls, place: Place, config: RunConfig, but: Sequence[str]) -> "Run":
-        """Open the run of a place to go on with it, or the one that a killed process was to put there.
+        """Open the run of a place to go on with it, or the one that a killed process was going to put there.
+
+        Args:
+            place: locked by this process.
+            config: what the run must have been begun with.
+            but: names of options that may differ.
 
         Raises:
-            InputError: it was begun on another log or with other options, but for those of some names.
+            InputError: it was begun on another log or with other options, or its data is damaged.
         """
         run = None
         for new in place.unfinished():
@@ -150,13 +155,13 @@ class Run:
         return run
 
     def take_over(self, unfinished: bool = False) -> None:
-        """Put the run in the place of the one that it replaces, once it has weights (or without, where asked)."""
+        """Replace the run that was there, once this one has weights; with ``unfinished`` it need not have any."""
         if self.place is not None:
             self.place.take_over(unfinished)
-            self.folder = self.place.at
+            self.folder = self.place.current
 
     def check_there(self) -> None:
-        """Refuse to write where somebody removed or replaced the folder."""
+        """Refuse to write if somebody removed or replaced the folder."""
         if self.place is not None:
             self.place.check()
 
@@ -171,8 +176,8 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """What every file of weights of this run bears; see :func:`seqrec.run.config.run_id`."""
-        assert self.config  # or it is not known that the values are what they should be
+        """The digest that every file of weights of this run carries; see :func:`seqrec.run.config.run_id`."""
+        assert self.config  # which checks the values
         return run_id(self._values)
 
     @cached_property
@@ -193,7 +198,7 @@ class Run:
 
     @cached_property
     def split(self) -> Split:
-        """The dataset, split as for training; it is checked whole."""
+        """The dataset, split as for training. All of it is checked first."""
         dataset = self.dataset.check()
         try:
             return self.config.split.apply(dataset)
@@ -204,7 +209,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from; weights may be there before it."""
+        """Whether there is a checkpoint to go on from. Weights may be written before it."""
         return is_begun(self.folder)
 
     def model(self) -> Model:
@@ -231,7 +236,7 @@ class Run:
         return InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again")
 
     def load_weights(self, model: Model) -> None:
-        """Put the weights into a model of the run's sizes, on the CPU."""
+        """Load the weights into a model of the run's sizes, on the CPU."""
         path = self.folder / WEIGHTS
         tensors = self.read_weights(model)
         try:
@@ -241,7 +246,7 @@ class Run:
             raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
 
     def read_weights(self, model: Model) -> dict[str, Tensor]:
-        """The weights, mapped, once it is known that they are this run's, fit the model, and are numbers."""
+        """The weights, mapped: they are this run's, fit the model, and are finite."""
         header = read_header(self.folder / WEIGHTS)
         header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
         mark = header.check_mark(self.id, "weights")
@@ -253,7 +258,7 @@ class Run:
 
     @torch.no_grad()
     def check_scores(self, model: Model) -> None:
-        """Refuse a model whose weights score all items alike, for the first users and items of the run."""
+        """Refuse a model that gives all items the same score, tried with the first users and items of the run."""
         if model.COUNTED or model.num_items < 2:  # counts may well be equal
             return
         people = histories_of_users(self.dataset, np.arange(min(self.dataset.num_users, _PEOPLE)))
@@ -265,15 +270,15 @@ class Run:
             )
 
     def check_resumable(self) -> None:
-        """Refuse a run that ended or was saved without the state that training would go on from.
+        """Refuse a run that ended, or was saved, without the state that training would go on from.
 
-        Weights alone are no sign: a kill between the first weights and the first state leaves them too.
+        Weights alone do not tell: a kill between the first weights and the first state leaves some, too.
         """
         if self.config.training and not self.begun and self.metrics():
             raise InputError(f"{self.folder}: has no {STATE} to go on from; train anew with --overwrite")
 
     def check_same(self, config: RunConfig, but: Sequence[str]) -> None:
-        """Refuse to resume with another log or other options than the run began with, but for those of some names."""
+        """Refuse to resume with another log or other options than the run began with; options in ``but`` may differ."""
         old, new = asdict(self.config), asdict(config)
         if old["fingerprint"] != new["fingerprint"]:
             raise InputError(f"{self.folder}: the run was begun on another log; give that log, or --overwrite")
@@ -293,12 +298,12 @@ class Run:
         save_tensors(self.folder / WEIGHTS, weights, mark_of(self.id, "weights", weights))
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replace the training state: tensors and JSON facts in one file, so they can't part."""
+        """Replace the training state: tensors and JSON facts in one file, so that they always belong together."""
         self.check_there()
         save_tensors(self.folder / STATE, tensors, mark_of(self.id, "training state") | {"facts": json.dumps(facts)})
 
     def state_header(self) -> tuple[Header, dict[str, Any]] | None:
-        """What the training state holds and its facts, or None where no checkpoint was written yet."""
+        """The header of the training state and its facts, or None if there is no checkpoint yet."""
         path = self.folder / STATE
         if not path.exists():
             return None
@@ -313,22 +318,22 @@ class Run:
         return header, facts
 
     def mean_path(self, epoch: int) -> Path:
-        """Where the running mean of the weights at the end of an epoch is."""
+        """The file of the running mean of the weights at the end of an epoch."""
         return self.folder / f"state/mean-{epoch}.safetensors"
 
     def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
-        """Write the running mean of an epoch beside that of the one before, which the training state still needs."""
+        """Write the running mean of an epoch. The previous one stays, as the training state still needs it."""
         self.check_there()
         save_tensors(self.mean_path(epoch), weights, mark_of(self.id, mean_part(epoch)))
 
     def forget_means(self, but: int) -> None:
-        """Remove the running means of all epochs but one, which the training state now needs."""
+        """Remove the running means of all epochs except the one that the training state now needs."""
         for path in self.folder.glob("state/mean-*.safetensors"):
             if path != self.mean_path(but):
                 path.unlink(missing_ok=True)
 
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace ``epochs.csv``; a column is there if any epoch has it."""
+        """Replace ``epochs.csv``. It has a column for everything that any epoch has."""
         self.check_there()
         with replacing(self.folder / EPOCHS) as new:
             write_epochs(new, rows)
@@ -344,11 +349,11 @@ class Run:
             write_json(new, metrics)
 
     def metrics(self) -> dict[str, Any]:
-        """``metrics.json``, empty where training has not ended."""
+        """``metrics.json``; empty if training has not ended."""
         path = self.folder / METRICS
         return read_json(path) if path.exists() else {}
 
 
 def mean_part(epoch: int) -> str:
-    """What a file of the running mean says that it is."""
+    """The name of this part of a run, which a file of the running mean carries."""
     return f"running mean of epoch {epoch}"

@@ -1,4 +1,4 @@
-"""What a run folder holds, by name: its own files, which may be removed, and those of others, which may not."""
+"""The names in a run folder: its own files, which may be removed, and those of others, which may not."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def is_left_over(name: str, folder: str = "") -> bool:
 
 
 def sorted_out(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """The names in a run folder, by path in it: its own files, what a killed process left, and what is of others."""
+    """The files in a run folder, by their path in it: its own, what a killed process left, and those of others."""
     own, left, foreign = [], [], []
     todo = [""]
     for inside in todo:
@@ -62,7 +62,7 @@ def is_run(folder: Path) -> bool:
 
 
 def is_usable(folder: Path) -> bool:
-    """Whether a folder is a run that answers: it has weights. One of format 1 counts: it is not lost to a newer one."""
+    """Whether a folder is a run that can answer: it has weights. One of format 1 counts, so that it is never lost."""
     is_there = (folder / DATA / FACTS).is_file() or all((folder / name).is_file() for name in FORMER_FILES)
     return is_there and all((folder / name).is_file() for name in (CONFIG, WEIGHTS))
 
