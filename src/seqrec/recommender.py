@@ -26,7 +26,7 @@ from seqrec.predictor import given_people, known_items, known_people, listed_ite
 from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
-from seqrec.run.config import CONFIG, RESUMABLE, RunConfig
+from seqrec.run.config import CONFIG, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
@@ -132,7 +132,7 @@ class Recommender:
         # All that can be found wrong is found before anything is written.
         if model.COUNTED:
             self._count(model, split.train)
-        run = Run.resume(place, config, RESUMABLE) if place is not None and resume else None
+        run = Run.resume(place, config, self.train_config.resumable) if place is not None and resume else None
         if place is not None and run is None:
             found = {"weights": model.state_dict(), "epochs": self.epochs} if model.COUNTED else {}
             run = Run.begin(place, config, dataset, **found)  # type: ignore[arg-type]

@@ -52,6 +52,8 @@ def dataset() -> Dataset:
 class Plain(Model):
     """Hidden states and scores from one table; remembers what it was asked to score."""
 
+    SPARSE_TABLES = frozenset({"item_embedding"})
+
     def __init__(self, num_items: int, factored: bool = True) -> None:
         super().__init__()
         self.FACTORED = factored  # type: ignore[misc]
@@ -414,18 +416,18 @@ def test_every_loss_trains_a_model(loss):
 
 
 def test_marked_tables():
-    """Tables of items and users have gradients by row, that of positions has not."""
+    """The tables that a model declares have gradients by row, whatever their sizes, and no others."""
     model = GRU4Rec(GRU4RecConfig(embedding_dim=8, separate_output=True), NUM_ITEMS)
     tables = [model.item_embedding, model.output_embedding, model.item_bias]
-    sasrec = SASRec(SASRecConfig(max_length=50, embedding_dim=8), NUM_ITEMS)
+    sasrec = SASRec(SASRecConfig(max_length=NUM_ITEMS + 1, embedding_dim=8), NUM_ITEMS)
     mark_tables(model)
     assert [table.sparse for table in tables] == [True] * 3
     mark_tables(sasrec)
     assert sasrec.item_embedding.sparse
     assert not sasrec.position_embedding.sparse
-    plain = Plain(NUM_ITEMS)  # its user table is of nobody but the unknown
-    mark_tables(plain)
-    assert plain.user_embedding.sparse
+    tied = GRU4Rec(GRU4RecConfig(embedding_dim=8), NUM_ITEMS)  # which has no table of outputs
+    mark_tables(tied)
+    assert sorted(tied.sparse_tables()) == ["item_bias", "item_embedding"]
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))

@@ -42,10 +42,26 @@ class Model(nn.Module):
     LENGTHS_OF_THE_LOG: ClassVar[frozenset[str]] = frozenset()
     #: Whether it reads the times of a history, not its order alone.
     USES_TIMES: ClassVar[bool] = False
+    #: Names of the embedding tables with a row per item or user, attributes that may be None. Their lookups get
+    #: gradients by row in training, so that a step costs the rows that it touches.
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset()
+    #: Names of extra columns that it reads: of a batch (``batch.of_tokens``, ``batch.of_users``), or, for what scoring
+    #: needs of every item, of the items at ``prepare_training``.
+    READS: ClassVar[frozenset[str]] = frozenset()
 
     config: Any
     num_items: int
     num_users: int = 0
+
+    @property
+    def max_length(self) -> int:
+        """How long a history it sees: the last items, so many at most."""
+        length: int = self.config.max_length
+        return length
+
+    def sparse_tables(self) -> dict[str, nn.Embedding]:
+        """The tables of ``SPARSE_TABLES`` that this model has, by name."""
+        return {name: table for name in sorted(self.SPARSE_TABLES) if (table := getattr(self, name)) is not None}
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]``; that of a token depends only on tokens of its user up to it."""

@@ -1,7 +1,7 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,7 @@ class SASRec(Model):
     """
 
     Config = SASRecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
     config: SASRecConfig
 
     def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:

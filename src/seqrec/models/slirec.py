@@ -188,6 +188,8 @@ class SLiRec(Model):
     """
 
     Config = SLiRecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
+    READS: ClassVar[frozenset[str]] = frozenset({"category"})
     USES_TIMES = True
     FACTORED = False
     LOSS: ClassVar[Loss] = "bce"

@@ -1,6 +1,7 @@
 """TiSASRec: time interval aware self-attention (Li, Wang & McAuley, WSDM 2020)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,7 @@ class TiSASRec(Model):
     """
 
     Config = TiSASRecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
     USES_TIMES = True
     config: TiSASRecConfig
 

@@ -15,6 +15,7 @@ from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
 from seqrec.training.objective import Objective, Task, default_popularity
+from seqrec.training.step import epoch_of
 
 _PART = 2**20  # numbers added up at once
 MOST_TENSORS = 5_000  # of a model: what has more takes long to make, and nobody could train it
@@ -81,6 +82,17 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
     without = users_without_negatives(users, objective.sampler(split.train))
     if without == len(users) or (without and objective.loss == "bce"):
         raise InputError(_without_negatives(without, len(users), objective.loss))
+
+
+def check_passes(model: Model, histories: Histories, config: TrainConfig) -> None:
+    """Raise an InputError for passes over the histories that contradict each other."""
+    if model.random_start and config.windows == "all":
+        raise InputError(
+            "random_start draws one window of a long history, and windows=all shows every one; leave out one of them"
+        )
+    total = config.epochs * len(epoch_of(model, histories, config))
+    if config.warmup_steps > total:
+        raise InputError(f"warmup_steps is {config.warmup_steps:g}, but training has {total:,} steps; give fewer")
 
 
 def warn_of_users_without_negatives(split: Split, objective: Objective, sampler: Sampler) -> None:

@@ -15,22 +15,28 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from seqrec.data.batches import trainable
 from seqrec.data.split import Split, Targets
 from seqrec.device import own_random_state, pick_device, threads, usual_torch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import dropouts_of, seed_dropout
+from seqrec.models.blocks import dropouts_of
 from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run
-from seqrec.training.checks import FirstEpoch, check_trainable, objective_of, warn_of_users_without_negatives
-from seqrec.training.config import BETA1, TrainConfig
+from seqrec.training.checks import (
+    FirstEpoch,
+    check_passes,
+    check_trainable,
+    objective_of,
+    warn_of_users_without_negatives,
+)
+from seqrec.training.config import BETA1, VALIDATION_STEPS, TrainConfig
 from seqrec.training.objective import mark_tables
 from seqrec.training.optim import RowAdam
 from seqrec.training.progress import EpochBar, described, epoch_bar
+from seqrec.training.schedule import schedule_of
 from seqrec.training.state import TrainingState
-from seqrec.training.step import optimizer_step, tasks_of
+from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def train(
     """
     config = config or TrainConfig()
     check_trainable(split, config, model)
+    check_passes(model, split.train, config)
     if len(split.train) != split.train.dataset.num_users:
         raise ValueError("split.train must hold every user of the dataset, each at its index")
     if stop is not None and not callable(stop):
@@ -108,16 +115,18 @@ class _Work:
         mark_tables(model)
         model.prepare_training(split.train)
         model.to(device).train()
-        self.optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
+        epoch = epoch_of(model, split.train, config)
+        self.tokens, self.steps = epoch.tokens, len(epoch)
+        schedule = schedule_of(config.learning_rate_schedule, config.warmup_steps, config.epochs * self.steps)
+        self.optimizer = RowAdam(
+            model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2), schedule=schedule
+        )
         self.validation = _validation(split.valid, config)
         self.keep_seen = keep_seen
         self.dropouts = dropouts_of(model)
         self.state = TrainingState(model, self.optimizer, run, config.average_decay)
-        users = trainable(split.train)
         self.first: FirstEpoch | None = None
-        self.tokens = int(np.minimum(users.lengths - 1, model.config.max_length).sum())
-        self.steps = -(-len(users) // config.batch_size)
-        self.every = -(-100 // self.steps) if config.evaluate_every is None else config.evaluate_every
+        self.every = -(-VALIDATION_STEPS // self.steps) if config.evaluate_every is None else config.evaluate_every
 
     def until_the_end(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None = None
@@ -126,7 +135,7 @@ class _Work:
         state, config = self.state, self.config
         ended: Literal["running", "stopped"] = "running"
         state.start_clock()
-        while ended == "running" and state.epoch < config.epochs and not state.ended_early(config.patience):
+        while ended == "running" and state.epoch < config.epochs and not state.ended_early(config.patience, self.steps):
             bar.start(state.epoch + 1, config.epochs)
             how = self._steps(bar, stopped, stop)
             if how == "interrupted":
@@ -149,12 +158,10 @@ class _Work:
         model.train()
         if state.epoch == state.step == 0:
             self.first = FirstEpoch(model)
-        for task in tasks_of(model, self.histories, config, self.objective, self.sampler, state.epoch, state.step):
-            where = [config.seed, state.epoch, state.step, 2]
-            seed_dropout(self.dropouts, where)
-            if device.type != "cpu":  # which has dropout of its own
-                torch.manual_seed(int(np.random.default_rng(where).integers(2**62)))
-            loss = optimizer_step(model, self.optimizer, task, config, self.objective, device)
+        epoch = epoch_of(model, self.histories, config, state.epoch)
+        for task in tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step):
+            seed_step(self.dropouts, epoch, state.step, device)
+            loss = optimizer_step(model, self.optimizer, task, self.objective, device, clip_norm=config.clip_norm)
             if self.first is not None:
                 self.first.saw(task)
             # Added up on the device: reading a number at every step would wait for it.

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqrec.data.batches import Batch
 from seqrec.data.negatives import (
@@ -86,11 +86,9 @@ def check_loss(loss: str | None) -> None:
 
 
 def mark_tables(model: Model) -> None:
-    """Let lookups in the embedding tables of items and users have gradients by row."""
-    sizes = (model.num_items + 1, model.num_users + 1)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings in sizes:
-            module.sparse = True
+    """Let lookups in the tables that a model declares as sparse have gradients by row."""
+    for table in model.sparse_tables().values():
+        table.sparse = True
 
 
 @dataclass(frozen=True)

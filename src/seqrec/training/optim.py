@@ -32,6 +32,9 @@ class RowAdam:
     rows in place whose v has underflowed to 0). So the result is dense Adam's, at the cost of the rows
     touched. Call ``catch_up`` before the tables are read outside training.
 
+    With a ``schedule`` the learning rate of step j is a share f_j of ``lr``, and c_j has f_j as another factor: the
+    missed steps move a row at their own rates.
+
     Args:
         model: its ``nn.Embedding(..., sparse=True)`` tables are treated by row, or whole in a step that gives them a
             dense gradient; the rest densely.
@@ -40,6 +43,7 @@ class RowAdam:
         betas: decay of the moments, the second's not the faster: a row's second moment must outlive its momentum, or
             what epsilon is at the middle of the sum would not do for its end.
         epsilon: added to the root of the second moment.
+        schedule: the shares f_j of the learning rates at steps ``int64[S]``, from 1, as ``float64[S]``; without it 1.
     """
 
     def __init__(
@@ -49,14 +53,17 @@ class RowAdam:
         table_learning_rate: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
+        schedule: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         if not 0 <= betas[0] <= betas[1] < 1:
             raise ValueError(f"betas are {betas}; the second must be as large as the first, and below 1")
         self.table_learning_rate = learning_rate if table_learning_rate is None else table_learning_rate
         self.betas = betas
         self.epsilon = epsilon
+        self.schedule = schedule
         self.steps = 0
         self._drift = torch.zeros(0, 2, dtype=torch.float64)  # of each step: the drift from there on, beta2 ** step
+        self._drift32: dict[torch.device, Tensor] = {}  # the first column, where it is read
         self._missed = torch.from_numpy(_powers(*betas))
         embeddings = {
             f"{name}.weight".lstrip("."): module
@@ -99,20 +106,24 @@ class RowAdam:
     def step(self) -> None:
         """Move the dense parameters and the touched rows."""
         self.steps += 1
-        self._step_dense()
+        share = 1.0 if self.schedule is None else float(self.schedule(np.array([self.steps]))[0])
+        self._step_dense(self.learning_rate * share)
         beta1, beta2 = self.betas
-        size = self.table_learning_rate / (1 - beta1**self.steps)
+        rate = self.table_learning_rate * share
+        size = rate / (1 - beta1**self.steps)
         root = (1 - beta2**self.steps) ** 0.5
         for table in self.tables.values():
             if table.weight.grad is None:
                 continue
             if not table.weight.grad.is_sparse:  # of a loss that reads all rows
-                self._move_all_rows(table, table.weight.grad)
+                self._move_all_rows(table, table.weight.grad, rate)
                 continue
             if table.compiled:
                 rows, gradient = table.parts()
+                if self.schedule is not None:  # the loop has one rate, which would be that of the missed steps too
+                    self._catch_up_rows(table, rows, self.steps - 1)
                 kernels.adam_step(
-                    rows, gradient, self.steps, self.betas, self.table_learning_rate, self.epsilon,
+                    rows, gradient, self.steps, self.betas, rate, self.epsilon,
                     self._drifts(self.steps), table.weight, table.first, table.second, table.last, table.slots,
                 )  # fmt: skip
                 table.summed = None
@@ -128,7 +139,7 @@ class RowAdam:
             table.last.index_fill_(0, rows, self.steps)
             table.summed = None
 
-    def _step_dense(self) -> None:
+    def _step_dense(self, rate: float) -> None:
         """What ``torch.optim.Adam.step`` does, without its bookkeeping, which takes longer than the arithmetic."""
         moved = {name: parameter for name, parameter in self.dense.items() if parameter.grad is not None}
         for name, parameter in moved.items():
@@ -140,14 +151,14 @@ class RowAdam:
         weights: list[Tensor] = list(moved.values())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         firsts, seconds, steps = (list(part) for part in zip(*(self._moments[name] for name in moved), strict=True))
-        self._move(weights, gradients, firsts, seconds, steps, self.learning_rate)
+        self._move(weights, gradients, firsts, seconds, steps, rate)
 
-    def _move_all_rows(self, table: "_Table", gradient: Tensor) -> None:
+    def _move_all_rows(self, table: "_Table", gradient: Tensor, rate: float) -> None:
         """The step of a table whose gradient is of all of its rows."""
         for rows in table.blocks():
             self._catch_up_rows(table, rows, self.steps - 1)
         before = torch.tensor(float(self.steps - 1), device=gradient.device)
-        self._move([table.weight], [gradient], [table.first], [table.second], [before], self.table_learning_rate)
+        self._move([table.weight], [gradient], [table.first], [table.second], [before], rate)
         table.last.fill_(self.steps)
 
     def _move(
@@ -214,8 +225,7 @@ class RowAdam:
         first, second = table.first[rows], table.second[rows]
         beta1, beta2 = self.betas
         ratio = beta1 / beta2**0.5
-        self._drifts(step)
-        drift = self._drift32.to(rows.device)
+        drift = self._drift_on(rows.device, step)
         weight = ratio**missed
         factor = drift[last][:, None] - weight * drift[step]
         # The missed steps, counted from 1 and weighted by ratio ** step, have their middle here.
@@ -236,16 +246,25 @@ class RowAdam:
             count = max(2 * step, 1024)
             steps = np.arange(1, count + _HORIZON + 1, dtype=np.float64)
             correction = np.sqrt(1 - beta2**steps) / (1 - beta1**steps)
+            if self.schedule is not None:
+                correction *= self.schedule(steps)
             # drift[s] = ratio * (c_(s + 1) + drift[s + 1]), from the far end backwards.
             drift = np.zeros(count + _HORIZON + 1)
-            value = ratio / (1 - ratio)
+            value = ratio / (1 - ratio) * (correction[-1] if self.schedule is not None else 1.0)
             for index in range(count + _HORIZON - 1, -1, -1):
                 value = ratio * (correction[index] + value)
                 drift[index] = value
             powers = beta2 ** np.arange(count + 1, dtype=np.float64)
             self._drift = torch.from_numpy(np.column_stack([drift[: count + 1], powers]))
-            self._drift32 = self._drift[:, 0].float()
+            self._drift32 = {}
         return kernels.Drifts(self._drift, self._missed)
+
+    def _drift_on(self, device: torch.device, step: int) -> Tensor:
+        """The drifts as ``float32``, kept on the device: a copy per read would have a GPU wait for each."""
+        self._drifts(step)
+        if device not in self._drift32:
+            self._drift32[device] = self._drift[:, 0].float().to(device)
+        return self._drift32[device]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a later process needs to go on, as tensors by name."""

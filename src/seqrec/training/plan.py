@@ -12,7 +12,7 @@ from seqrec.device import own_random_state, pick_device
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import RunConfig, fingerprint
-from seqrec.training.checks import COPIES, build_checked, check_trainable, settle_seen
+from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_seen
 from seqrec.training.config import TrainConfig
 
 
@@ -55,4 +55,7 @@ def planned(
     )
     copies = COPIES if not counted and pick_device(training.device).type == "cpu" else 1
     with own_random_state(torch.device("cpu"), training.seed):
-        return config, split, build_checked(config.build, name, copies)
+        model = build_checked(config.build, name, copies)
+    if not counted:
+        check_passes(model, split.train, training)
+    return config, split, model

@@ -15,6 +15,7 @@ from seqrec.models.base import Model
 from seqrec.run.folder import Run
 from seqrec.run.tensors import check_finite, load_tensors
 from seqrec.training.averaging import RunningMean
+from seqrec.training.config import VALIDATION_STEPS
 from seqrec.training.optim import RowAdam
 
 #: What a checkpoint says beside tensors and the sum of losses: attributes of :class:`TrainingState`.
@@ -56,9 +57,18 @@ class TrainingState:
         elif self.rows:
             self.rows[-1]["total_seconds"] += passed
 
-    def ended_early(self, patience: int) -> bool:
-        """Whether validation got no better for so many times."""
-        return patience > 0 and self.worse >= patience
+    def ended_early(self, patience: int, steps: int) -> bool:
+        """Whether so many validations got no better, which are to be as many times 100 steps apart.
+
+        A validation after a few steps has hardly anything new to measure: without the second half a log of a few steps
+        per epoch that is validated after every one would stop by noise alone.
+
+        Args:
+            patience: validations; 0 for never.
+            steps: per epoch.
+        """
+        waited = (self.epoch - self.best_epoch) * steps
+        return 0 < patience <= self.worse and waited >= patience * VALIDATION_STEPS
 
     def due(self, minutes: float) -> bool:
         """Whether the last checkpoint is so many minutes old."""
