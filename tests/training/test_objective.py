@@ -454,6 +454,26 @@ def test_the_popularity_of_negatives_where_none_is_named():
     assert default_popularity("bce", None, 3000) == default_popularity("bpr-max", 10, 3000) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("given", "loss", "negatives", "popularity"),
+    [
+        ({}, "sampled-softmax", 1024, 0.25),
+        ({"negatives": 3000}, "sampled-softmax", 3000, 0.0),
+        ({"popularity": 0.0}, "sampled-softmax", 1024, 0.0),
+        ({"loss": "bce"}, "bce", 1, 0.0),
+        ({"loss": "bce", "negatives": 3, "popularity": 0.5}, "bce", 3, 0.5),
+        ({"loss": "gbce"}, "gbce", 256, 0.0),
+        ({"loss": "top1-max"}, "top1-max", 1024, 0.0),
+        ({"loss": "cross-entropy"}, "cross-entropy", None, None),
+    ],
+)
+def test_options_left_open_are_resolved_once(given, loss, negatives, popularity):
+    found = TrainConfig(**given).resolved("sampled-softmax", 3000)
+    assert (found.loss, found.negatives, found.popularity) == (loss, negatives, popularity)
+    assert found.resolved("bce", 3000) == found
+    assert Objective(loss, given.get("negatives"), 0.0, 0.0).negatives == negatives
+
+
 def test_own_negatives_are_the_naive_loop():
     random = np.random.default_rng(0)
     for _ in range(100):

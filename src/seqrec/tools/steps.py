@@ -17,7 +17,7 @@ from seqrec.data.split import Histories
 from seqrec.models.blocks import dropouts_of
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.training.config import BETA1, TrainConfig
-from seqrec.training.objective import SHARED_NEGATIVES, Objective, mark_tables
+from seqrec.training.objective import Objective, mark_tables
 from seqrec.training.optim import RowAdam
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
@@ -103,9 +103,7 @@ def time_steps(
         if timed >= 0:
             tokens.append(len(task.batch.items))
             pairs.append(int((task.batch.lengths * (task.batch.lengths + 1) // 2).sum()))
-    count = {"bce": 1 + (objective.negatives or 1), "cross-entropy": num_items}.get(
-        objective.loss, 1 + (objective.negatives or SHARED_NEGATIVES)
-    )
+    count = num_items if objective.negatives is None else 1 + objective.negatives
     totals = [sum(parts) for parts in zip(*taken.values(), strict=True)]
     flops = arithmetic(config, int(median(tokens)), int(median(pairs)), count)
     return {

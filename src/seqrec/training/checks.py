@@ -14,7 +14,7 @@ from seqrec.device import memory, pick_device
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
-from seqrec.training.objective import Objective, Task, default_popularity
+from seqrec.training.objective import Objective, Task
 from seqrec.training.step import epoch_of
 
 _PART = 2**20  # numbers added up at once
@@ -24,11 +24,12 @@ COPIES = 3  # of the weights while they train on the CPU: themselves and Adam's 
 
 def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig) -> Objective:
     """What training minimises, where each option that was left open has its default."""
-    loss = config.loss or model.LOSS
-    popularity = config.popularity
-    if popularity is None:
-        popularity = default_popularity(loss, config.negatives, num_items)
-    return Objective(loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction)
+    found = config.resolved(model.LOSS, num_items)
+    assert found.loss is not None
+    return Objective(
+        found.loss, found.negatives, found.popularity or 0.0, found.bpr_penalty, found.calibration,
+        found.logq_correction,
+    )  # fmt: skip
 
 
 def settle_seen(split: Split, config: SplitConfig) -> bool:

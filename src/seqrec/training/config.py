@@ -1,6 +1,6 @@
 """How a model is trained: every option and its range."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from seqrec.data.batches import Windows
@@ -8,7 +8,7 @@ from seqrec.data.fields import plain_options
 from seqrec.errors import InputError
 from seqrec.models.base import Loss
 from seqrec.run.config import RESUMABLE
-from seqrec.training.objective import LogQ, check_loss
+from seqrec.training.objective import LogQ, check_loss, default_negatives, default_popularity
 from seqrec.training.schedule import ScheduleName
 
 BETA1 = 0.9
@@ -108,6 +108,21 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; give more than 0")
+
+    def resolved(self, loss: Loss, num_items: int) -> "TrainConfig":
+        """The same with its loss, negatives and popularity named (but for cross-entropy, which has no negatives).
+
+        Args:
+            loss: the model's own.
+            num_items: of the catalogue.
+        """
+        loss = self.loss or loss
+        if loss == "cross-entropy":
+            return replace(self, loss=loss)
+        popularity = self.popularity
+        if popularity is None:
+            popularity = default_popularity(loss, self.negatives, num_items)
+        return replace(self, loss=loss, negatives=self.negatives or default_negatives(loss), popularity=popularity)
 
     @property
     def resumable(self) -> tuple[str, ...]:

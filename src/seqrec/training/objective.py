@@ -34,8 +34,6 @@ from seqrec.training.losses import (
     top1_max,
 )
 
-DEFAULT_NEGATIVES = {"bce": 1, "gbce": 256}  # bce's of a position; the others share theirs in a batch
-SHARED_NEGATIVES = 1024
 LogQ = Literal["all", "negatives"]
 
 
@@ -45,7 +43,8 @@ class Objective:
 
     Args:
         loss: a name of ``Loss``; that of the model's paper or default without it.
-        negatives: negatives a position (bce) or a batch (the others; cross-entropy has none).
+        negatives: negatives per position (bce) or per batch (the others; cross-entropy has none). Without it that many
+            as :func:`default_negatives` says.
         popularity: power of an item's training count in the probability of being drawn as a negative; 0 for
             uniform.
         bpr_penalty: weight of the score regularisation in bpr-max.
@@ -62,11 +61,20 @@ class Objective:
     calibration: float = 0.75
     logq_correction: LogQ = "all"
 
+    def __post_init__(self) -> None:
+        if self.negatives is None:
+            object.__setattr__(self, "negatives", default_negatives(self.loss))
+
     def sampler(self, histories: Histories) -> Sampler:
         """Where negatives come from."""
         if self.popularity == 0:
             return UniformSampler(histories.dataset.num_items)
         return PopularitySampler(histories.item_counts(), self.popularity)
+
+
+def default_negatives(loss: Loss) -> int | None:
+    """The number of negatives where none is named: per position for bce, per batch for the losses that share them."""
+    return {"bce": 1, "gbce": 256, "cross-entropy": None}.get(loss, 1024)
 
 
 def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> float:
@@ -76,7 +84,8 @@ def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> flo
     knows are not pushed down at every chance (games.txt: benchmarks/RESULTS.md). Where all items are negatives
     there is nothing to choose, and the other losses' papers draw uniformly.
     """
-    return 0.25 if loss == "sampled-softmax" and (negatives or SHARED_NEGATIVES) < num_items else 0.0
+    few = (negatives or default_negatives(loss) or num_items) < num_items
+    return 0.25 if loss == "sampled-softmax" and few else 0.0
 
 
 def check_loss(loss: str | None) -> None:
@@ -147,11 +156,11 @@ def draw_task(
     """
     shown = model.corrupt(batch, random)
     tokens, items = model.training_targets(shown)
-    if len(items) == 0 or objective.loss == "cross-entropy":
+    count = objective.negatives
+    if len(items) == 0 or count is None:
         return Task(shown, tokens, items)
     owner, owned = histories.flat()
     token_rows = (shown.rows if tokens is None else shown.rows[tokens]).numpy()
-    count = objective.negatives or DEFAULT_NEGATIVES.get(objective.loss, SHARED_NEGATIVES)
     if objective.loss == "bce":
         try:
             own = own_keys(owner, owned, model.num_items)
@@ -225,7 +234,7 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocke
         correction = None if correction is None else correction.to(hidden.dtype)
         return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, target_correction, correction)
     negative_logits = model.score(hidden, task.shared).float()
-    negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_tensor(-torch.inf))
+    negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_full((), -torch.inf))
     if objective.loss == "gbce":
         weight = gbce_weight(len(task.shared), model.num_items, objective.calibration)
         return binary_cross_entropy(target_logits, negative_logits, weight)
