@@ -122,12 +122,27 @@ def test_to_another_device_moves_every_part():
     batch = pack(all_histories(dataset), 4, columns=columns_of(dataset))
     assert batch.to("cpu") is batch
     there = batch.to("meta")
+    assert there.host_offsets is batch.offsets  # which needs no copy back
     parts = {**vars(there), **there.of_tokens, **there.of_users}
+    del parts["host_offsets"]
     assert {name for name, value in parts.items() if isinstance(value, dict)} == {"of_tokens", "of_users"}
     tensors = [value for value in parts.values() if not isinstance(value, dict)]
     assert {value.device.type for value in tensors} == {"meta"}
     assert len(tensors) == 6 + 3
     assert there.items.shape == batch.items.shape
+
+
+@pytest.mark.cuda
+def test_nothing_waits_for_a_batch_on_its_way_to_a_gpu():
+    batch = pack(all_histories(dataset_of([3, 2, 7])), 4)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = batch.to("cuda")
+        rows = there.rows
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(rows.cpu(), batch.rows)
+    assert torch.equal(there.items.cpu(), batch.items)
 
 
 def columns_of(dataset: Dataset) -> Columns:

@@ -191,6 +191,45 @@ def test_the_drift_of_a_row_is_the_sum_of_its_steps(name, start, missed):
     assert (table.weight[1] - weight).abs().max() <= 2e-5 * drift + 1e-12
 
 
+def test_all_rows_that_were_asked_for_are_those_that_are_behind():
+    """On a GPU no rows are chosen, as the host would wait for their number."""
+    ways = [Both(), Both()]
+    random = np.random.default_rng(0)
+    for step in range(50):
+        batch = rare_rows(random, step)
+        for both in ways:
+            both.step(*batch)
+    for both, rows in zip(ways, (torch.arange(40), torch.arange(40).repeat(2)), strict=True):
+        optimizer = both.row_adam
+        table = optimizer.tables["items.weight"]
+        last = table.last[rows]
+        behind = (last < optimizer.steps) & (last > 0)
+        assert 0 < int(behind.sum()) < len(rows)
+        with torch.no_grad():
+            optimizer._drift_rows(table, rows, last, behind, optimizer.steps)
+        assert ((table.last == optimizer.steps) | (table.last == 0)).all()
+        assert both.difference() < 1e-5
+    assert torch.equal(ways[0].ours.items.weight, ways[1].ours.items.weight)
+
+
+@pytest.mark.cuda
+def test_a_gpu_computes_the_same():
+    ways = [Both(dtype=torch.float32), Both(dtype=torch.float32)]
+    ways[1].ours.cuda()
+    ways[1].row_adam = RowAdam(ways[1].ours, 0.01)
+    random = np.random.default_rng(0)
+    for step in range(200):
+        items, users = rare_rows(random, step)
+        for both, device in zip(ways, ("cpu", "cuda"), strict=True):
+            both.row_adam.zero_grad()
+            both.ours(items.to(device), users.to(device)).backward()
+            both.row_adam.step()
+    for both in ways:
+        both.row_adam.catch_up()
+    for name, value in ways[0].ours.state_dict().items():
+        torch.testing.assert_close(ways[1].ours.state_dict()[name].cpu(), value, rtol=0, atol=2e-4)
+
+
 def test_a_rate_that_never_changes_is_no_schedule():
     ways = [Both(dtype=torch.float32, schedule=schedule) for schedule in (None, lambda steps: np.ones(len(steps)))]
     random = np.random.default_rng(0)

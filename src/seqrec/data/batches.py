@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Histories
+from seqrec.device import copied
 
 #: Which windows of a long history an epoch shows.
 Windows = Literal["last", "all"]
@@ -92,9 +93,15 @@ class Batch:
         Raises:
             ValueError: a history is empty: the token before its end is another user's.
         """
-        if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool((self.lengths < 1).any()):
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not traced and bool((self.host_offsets.diff() < 1).any()):
             raise ValueError("an empty history has no last token; leave it out")
         return self.offsets[1:] - 1
+
+    @cached_property
+    def host_offsets(self) -> Tensor:
+        """``offsets`` on the host: what depends on them there need not wait for a GPU."""
+        return self.offsets.cpu()
 
     @cached_property
     def rows(self) -> Tensor:
@@ -102,21 +109,23 @@ class Batch:
         with torch.inference_mode(False):  # so that a batch that was scored may be trained on
             if self.users.device.type == "cpu":  # numpy does it in a third of the time
                 return torch.from_numpy(np.repeat(np.arange(len(self)), self.lengths.numpy()))
-            return torch.repeat_interleave(torch.arange(len(self), device=self.users.device), self.lengths)
+            rows = torch.arange(len(self), device=self.users.device)
+            return torch.repeat_interleave(rows, self.lengths, output_size=len(self.items))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         if self.items.device == torch.device(device):
             return self
-
-        def moved(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
-
+        device = torch.device(device)
         extra = "of_tokens", "of_users"
         parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
         for name, value in parts.items():
-            parts[name] = {key: moved(one) for key, one in value.items()} if name in extra else moved(value)
-        return Batch(**parts)
+            parts[name] = (
+                {key: copied(one, device) for key, one in value.items()} if name in extra else copied(value, device)
+            )
+        moved = Batch(**parts)
+        moved.__dict__["host_offsets"] = self.host_offsets
+        return moved
 
 
 def pack(histories: Histories, max_length: int, with_targets: bool = False, columns: Columns | None = None) -> Batch:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
-from seqrec.models.blocks import Attention, Dropout, Grouping, group, reset_layers
+from seqrec.models.blocks import Attention, Dropout, reset_layers
+from seqrec.models.grouping import Grouping, group
 
 
 @dataclass(frozen=True)

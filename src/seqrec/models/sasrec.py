@@ -10,7 +10,8 @@ from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, add_positions, group, reset_layers
+from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, reset_layers
+from seqrec.models.grouping import Grouping, group
 
 
 @dataclass(frozen=True)

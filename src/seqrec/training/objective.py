@@ -20,6 +20,7 @@ from seqrec.data.negatives import (
     own_keys,
 )
 from seqrec.data.split import Histories
+from seqrec.device import copied
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
 from seqrec.training.losses import (
@@ -126,12 +127,12 @@ class Task:
             return self
 
         def moved(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
+            return None if value is None else copied(value, device)
 
         pairs = self.left_out
         return Task(
-            self.batch.to(device), moved(self.tokens), self.items.to(device, non_blocking=True), moved(self.shared),
-            None if pairs is None else (pairs[0].to(device), pairs[1].to(device)), moved(self.correction),
+            self.batch.to(device), moved(self.tokens), copied(self.items, device), moved(self.shared),
+            None if pairs is None else (copied(pairs[0], device), copied(pairs[1], device)), moved(self.correction),
         )  # fmt: skip
 
 

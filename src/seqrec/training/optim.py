@@ -157,7 +157,7 @@ class RowAdam:
         """The step of a table whose gradient is of all of its rows."""
         for rows in table.blocks():
             self._catch_up_rows(table, rows, self.steps - 1)
-        before = torch.tensor(float(self.steps - 1), device=gradient.device)
+        before = torch.full((), float(self.steps - 1), device=gradient.device)
         self._move([table.weight], [gradient], [table.first], [table.second], [before], rate)
         table.last.fill_(self.steps)
 
@@ -217,11 +217,22 @@ class RowAdam:
             )  # fmt: skip
             return
         last = table.last[rows]
-        behind = ((last < step) & (last > 0)).nonzero()[:, 0]
-        if len(behind) == 0:
-            return
-        rows, last = rows[behind], last[behind]
-        missed = (step - last).to(torch.float32)[:, None]
+        behind = (last < step) & (last > 0)
+        if rows.device.type == "cpu":
+            chosen = behind.nonzero()[:, 0]
+            if len(chosen) == 0:
+                return
+            rows, last, behind = rows[chosen], last[chosen], behind[chosen]
+        self._drift_rows(table, rows, last, behind, step)
+
+    def _drift_rows(self, table: "_Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
+        """The same of rows and the steps that they have reached, of which those ``behind`` move.
+
+        On a GPU that is all of them: to choose some, the host would have to wait for their number.
+        """
+        missed = torch.where(behind, step - last, 1).to(torch.float32)[:, None]
+        last = torch.where(behind, last, step)
+        behind = behind[:, None]
         first, second = table.first[rows], table.second[rows]
         beta1, beta2 = self.betas
         ratio = beta1 / beta2**0.5
@@ -233,10 +244,11 @@ class RowAdam:
         root = (1 - beta2**middle).sqrt_()
         moved = first / second.sqrt().add_(self.epsilon * root) * (-self.table_learning_rate * factor)
         # Repeated rows are written with the same values.
-        table.weight.index_copy_(0, rows, table.weight[rows] + moved)
-        table.first.index_copy_(0, rows, first * beta1**missed)
-        table.second.index_copy_(0, rows, second * beta2**missed)
-        table.last.index_fill_(0, rows, step)
+        weights = table.weight[rows]
+        table.weight.index_copy_(0, rows, torch.where(behind, weights + moved, weights))
+        table.first.index_copy_(0, rows, torch.where(behind, first * beta1**missed, first))
+        table.second.index_copy_(0, rows, torch.where(behind, second * beta2**missed, second))
+        table.last.index_copy_(0, rows, torch.where(behind[:, 0], step, table.last[rows]).to(torch.int32))
 
     def _drifts(self, step: int) -> kernels.Drifts:
         """``drift[s]``: the sum of ratio ** j * c_(s + j) over all j from 1 on, for s up to ``step``; and powers."""
