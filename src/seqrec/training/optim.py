@@ -1,4 +1,4 @@
-"""Adam whose step on an embedding table costs the rows touched, and that learns as the dense one does."""
+"""Adam for large embedding tables: a step costs only the rows that it touches, and learns like dense Adam."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,40 +10,40 @@ from torch.optim.adam import adam
 
 from seqrec import kernels
 
-# After so many missed steps what is left of a row's momentum (0.9 ** 400) is below float32's resolution.
+# After this many missed steps the momentum of a row (0.9 ** 400) is below the resolution of float32.
 _HORIZON = 400
-#: A state of more steps is damaged: such training takes years, and the tables of what each step brings a lot of memory.
+#: A state with more steps than this is damaged: such a training takes years.
 MOST_STEPS = 2**31 - 1
 
 
 class RowAdam:
-    """Adam (Kingma & Ba 2015) for a model with large tables.
+    """Adam (Kingma & Ba 2015) for a model with large embedding tables.
 
     Dense Adam moves every row of a table at every step: a row that no example touched still drifts on
-    its momentum, which decays with ``beta1``. That drift is nine tenths of what an example does to a rare
-    row, so an Adam that leaves untouched rows alone (torch's ``SparseAdam``) learns ten times slower
-    there. This one gives each row its missed drift in closed form just before the row is read again:
+    its momentum, which decays with ``beta1``. This drift is nine tenths of the effect that an example has on a rare
+    row, so an Adam that does not move untouched rows (torch's ``SparseAdam``) learns ten times slower
+    there. RowAdam applies the missed drift in closed form just before a row is read again:
     with the row's moments m, v after step s, the steps s + 1 to t together move it by
 
         lr * m / sqrt(v) * sum over j = s + 1 .. t of (beta1 / sqrt(beta2)) ** (j - s) * c_j,
         c_j = sqrt(1 - beta2 ** j) / (1 - beta1 ** j),
 
-    where epsilon joins sqrt(v) as at the middle of the sum (it matters where gradients are tiny, and keeps
-    rows in place whose v has underflowed to 0). So the result is dense Adam's, at the cost of the rows
+    where epsilon is added to sqrt(v) as at the middle of the sum (it matters for tiny gradients, and keeps
+    rows whose v has underflowed to 0 in place). The result is that of dense Adam, at the cost of the rows
     touched. Call ``catch_up`` before the tables are read outside training.
 
-    With a ``schedule`` the learning rate of step j is a share f_j of ``lr``, and c_j has f_j as another factor: the
-    missed steps move a row at their own rates.
+    With a ``schedule`` the learning rate of step j is f_j * lr, and c_j has f_j as another factor, so that each missed
+    step moves a row at its own rate.
 
     Args:
-        model: its ``nn.Embedding(..., sparse=True)`` tables are treated by row, or whole in a step that gives them a
-            dense gradient; the rest densely.
-        learning_rate: of everything that is not such a table.
-        table_learning_rate: of the tables; ``learning_rate`` without it.
-        betas: decay of the moments, the second's not the faster: a row's second moment must outlive its momentum, or
-            what epsilon is at the middle of the sum would not do for its end.
+        model: its ``nn.Embedding(..., sparse=True)`` tables are updated by row, or as a whole in a step that gives them
+            a dense gradient; everything else is updated densely.
+        learning_rate: learning rate of everything but these tables.
+        table_learning_rate: learning rate of the tables. Default: ``learning_rate``.
+        betas: decay of the first and second moment. The second must not be the smaller one: otherwise a row's second
+            moment would decay before its momentum, and epsilon would change too much within the sum.
         epsilon: added to the root of the second moment.
-        schedule: the shares f_j of the learning rates at steps ``int64[S]``, from 1, as ``float64[S]``; without it 1.
+        schedule: gives the factors f_j ``float64[S]`` of steps ``int64[S]``, which count from 1. Default: 1.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class RowAdam:
         ]
 
     def close(self) -> None:
-        """Let go of the model, which would hold on to the moments as long as it lives, and of these and gradients."""
+        """Remove the hooks from the model, which would otherwise keep the moments alive, and free all memory."""
         self.zero_grad()
         for hook in self._hooks:
             hook.remove()
         self.tables, self.dense, self._moments = {}, {}, {}
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in self.dense.values():
             parameter.grad = None
         for table in self.tables.values():
@@ -95,7 +95,7 @@ class RowAdam:
             table.summed = None
 
     def gradients(self) -> list[Tensor]:
-        """All gradients, those of table rows summed by row; for clipping, which scales them in place."""
+        """All gradients, those of tables summed by row. Clipping scales them in place."""
         dense = [p.grad for p in self.dense.values() if p.grad is not None]
         for table in self.tables.values():
             if table.weight.grad is not None:
@@ -115,12 +115,12 @@ class RowAdam:
         for table in self.tables.values():
             if table.weight.grad is None:
                 continue
-            if not table.weight.grad.is_sparse:  # of a loss that reads all rows
+            if not table.weight.grad.is_sparse:  # the loss reads all rows
                 self._move_all_rows(table, table.weight.grad, rate)
                 continue
             if table.compiled:
                 rows, gradient = table.parts()
-                if self.schedule is not None:  # the loop has one rate, which would be that of the missed steps too
+                if self.schedule is not None:  # the loop would use the rate of this step for the missed ones too
                     self._catch_up_rows(table, rows, self.steps - 1)
                 kernels.adam_step(
                     rows, gradient, self.steps, self.betas, rate, self.epsilon,
@@ -140,7 +140,7 @@ class RowAdam:
             table.summed = None
 
     def _step_dense(self, rate: float) -> None:
-        """What ``torch.optim.Adam.step`` does, without its bookkeeping, which takes longer than the arithmetic."""
+        """``torch.optim.Adam.step`` without its bookkeeping, which takes longer than the arithmetic."""
         moved = {name: parameter for name, parameter in self.dense.items() if parameter.grad is not None}
         for name, parameter in moved.items():
             if name not in self._moments:
@@ -154,7 +154,7 @@ class RowAdam:
         self._move(weights, gradients, firsts, seconds, steps, rate)
 
     def _move_all_rows(self, table: "_Table", gradient: Tensor, rate: float) -> None:
-        """The step of a table whose gradient is of all of its rows."""
+        """One step of a table with a dense gradient."""
         for rows in table.blocks():
             self._catch_up_rows(table, rows, self.steps - 1)
         before = torch.full((), float(self.steps - 1), device=gradient.device)
@@ -170,7 +170,7 @@ class RowAdam:
         steps: list[Tensor],
         rate: float,
     ) -> None:
-        """Dense Adam; ``steps`` count on by one."""
+        """Dense Adam; adds one to each of ``steps``."""
         if kernels.usable(*weights) and all(weight.is_contiguous() for weight in weights):
             kernels.adam_dense(weights, gradients, firsts, seconds, steps, self.betas, rate, self.epsilon)
             return
@@ -194,7 +194,7 @@ class RowAdam:
 
     @torch.no_grad()
     def catch_up(self) -> None:
-        """Give every row of every table the drift that it missed; costs the whole table."""
+        """Apply the missed drift to every row of every table. This costs a pass over the tables."""
         for table in self.tables.values():
             for rows in table.blocks():
                 self._catch_up_rows(table, rows, self.steps)
@@ -209,7 +209,7 @@ class RowAdam:
         return bring_up_to_date
 
     def _catch_up_rows(self, table: "_Table", rows: Tensor, step: int) -> None:
-        """Bring rows (repetitions allowed) to the state that dense Adam has after ``step``."""
+        """Bring rows (repetitions are allowed) to their state after ``step`` in dense Adam."""
         if table.compiled:
             kernels.adam_catch_up(
                 rows, step, self.betas, self.table_learning_rate, self.epsilon, self._drifts(step), table.weight,
@@ -226,9 +226,9 @@ class RowAdam:
         self._drift_rows(table, rows, last, behind, step)
 
     def _drift_rows(self, table: "_Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
-        """The same of rows and the steps that they have reached, of which those ``behind`` move.
+        """Apply the missed drift to those rows that are ``behind``, given the ``last`` step of each.
 
-        On a GPU that is all of them: to choose some, the host would have to wait for their number.
+        On a GPU all rows come here: to select those behind, the host would have to wait for their number.
         """
         missed = torch.where(behind, step - last, 1).to(torch.float32)[:, None]
         last = torch.where(behind, last, step)
@@ -272,14 +272,14 @@ class RowAdam:
         return kernels.Drifts(self._drift, self._missed)
 
     def _drift_on(self, device: torch.device, step: int) -> Tensor:
-        """The drifts as ``float32``, kept on the device: a copy per read would have a GPU wait for each."""
+        """The drifts as ``float32``, kept on the device so that a read needs no copy."""
         self._drifts(step)
         if device not in self._drift32:
             self._drift32[device] = self._drift[:, 0].float().to(device)
         return self._drift32[device]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a later process needs to go on, as tensors by name."""
+        """Everything that a later process needs to continue, as tensors by name."""
         state = {"steps": torch.tensor(self.steps)}
         for name, table in self.tables.items():
             state |= {f"{name}.first": table.first, f"{name}.second": table.second, f"{name}.last": table.last}
@@ -288,9 +288,9 @@ class RowAdam:
         return state
 
     def expected_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """What a state that holds these names must look like: tensors of its names, types and shapes.
+        """Tensors with the names, types and shapes that a state with these names must have.
 
-        The moments of a dense parameter begin with its first gradient, so a state has them or not.
+        The moments of a dense parameter exist from its first gradient on, so a state may lack them.
         """
         expected = {"steps": torch.tensor(0)}
         for name, table in self.tables.items():
@@ -302,13 +302,12 @@ class RowAdam:
         return expected
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up a state that ``state_dict`` gave.
+        """Load a state from ``state_dict``.
 
-        The compiled loops write as far as the weights go and read tables at ``last``, so nothing is taken that would
-        lead them further.
+        The compiled loops use its shapes and ``last`` as indices, so everything is checked before any of it is loaded.
 
         Raises:
-            ValueError: the state is not one of this model.
+            ValueError: the state does not fit this model.
         """
         expected = self.expected_state(state)
         for name in sorted(set(expected) | set(state)):
@@ -340,7 +339,7 @@ class RowAdam:
 
 
 def _powers(beta1: float, beta2: float) -> np.ndarray:
-    """``float64[M, 4]``, of 0, 1, 2 … missed steps: the powers that :class:`RowAdam` needs of them."""
+    """``float64[M, 4]``: the powers that :class:`RowAdam` needs for 0, 1, 2 … missed steps."""
     ratio, missed = beta1 / beta2**0.5, np.arange(_HORIZON, dtype=np.float64)
     share = ratio**missed
     with np.errstate(divide="ignore", invalid="ignore"):  # nothing is asked of 0 missed steps
@@ -349,7 +348,7 @@ def _powers(beta1: float, beta2: float) -> np.ndarray:
 
 
 class _Table:
-    """One embedding table and its moments; ``last int32[rows]`` is the step that each row has reached."""
+    """An embedding table and its moments; ``last int32[rows]`` is the step that each row has reached."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -361,30 +360,30 @@ class _Table:
 
     @property
     def compiled(self) -> bool:
-        """Whether the compiled loops take it."""
+        """Whether the compiled loops can be used."""
         return kernels.usable(self.weight) and self.weight.is_contiguous()
 
     def blocks(self, size: int = 65536) -> Iterator[Tensor]:
-        """All rows, some at a time."""
+        """All row numbers, in blocks."""
         for start in range(0, len(self.weight), size):
             yield torch.arange(start, min(start + size, len(self.weight)), device=self.weight.device)
 
     @property
     def slots(self) -> Tensor:
-        """Memory that ``kernels.adam_step`` uses again and again."""
+        """Memory that ``kernels.adam_step`` reuses at every step."""
         if self._slots is None:
             self._slots = torch.full((len(self.weight),), -1, dtype=torch.int32)
         return self._slots
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Rows, with repetitions, and the gradient of each."""
+        """Row numbers, with repetitions, and the gradient of each."""
         if self.summed is not None:
             return self.summed
         assert self.weight.grad is not None
         return self.weight.grad._indices()[0], self.weight.grad._values()
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """Rows without repetition, and the sum of the gradients of each."""
+        """Row numbers without repetitions, and the summed gradient of each."""
         if self.summed is None:
             assert self.weight.grad is not None
             gradient = self.weight.grad.coalesce()
