@@ -1,4 +1,4 @@
-"""What a fit will do, settled and checked before anything is written."""
+"""Configuration, split and model of a fit, checked before anything is written."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -27,15 +27,15 @@ def planned(
     """The configuration of a run, its split, and its model with fresh weights.
 
     Args:
-        dataset: what is fitted.
-        name: of the model.
+        dataset: the dataset to fit.
+        name: name of the model.
         sizes: the model's config.
-        training: how it is trained.
-        filters: what the dataset was to be prepared with.
-        split_config: what trains, validates and tests; where it leaves ``keep_seen`` open, the data settle it.
+        training: options of training.
+        filters: the filters that the dataset was prepared with.
+        split_config: how to split the dataset; if ``keep_seen`` is open, the data decide.
 
     Raises:
-        InputError: something does not fit the data or this machine.
+        InputError: an option does not fit the data or this machine.
     """
     filters = filters_of(dataset, filters)
     split = split_config.apply(dataset)
