@@ -38,7 +38,7 @@ class Dropout(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether anything is dropped: in training alone."""
+        """Whether it drops anything, which is only in training."""
         return self.training and self.probability > 0.0
 
     @torch.compiler.disable
@@ -52,7 +52,7 @@ class Dropout(nn.Module):
         return self.kept(self.words(count))
 
     def kept(self, words: Tensor) -> Tensor:
-        """What each random word makes of that which it stands for: 0, or 1 / (1 - p) as ``float32``."""
+        """The factor that each random word stands for, ``float32``: 0 or 1 / (1 - p)."""
         dropped = kernels.dropped_words(self.probability)
         return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
 
@@ -78,14 +78,14 @@ def dropouts_of(model: nn.Module) -> list[Dropout]:
 
 
 def seed_dropout(dropouts: Iterable[Dropout], seed: list[int]) -> None:
-    """Start the random numbers that dropouts share at a point that the seed names."""
+    """Seed the random numbers that all dropouts share."""
     random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
     for dropout in dropouts:
         dropout.random = random
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Over the keys of each query."""
+    """Softmax over the keys of each query."""
     return scores.softmax(dim=-1)
 
 

@@ -20,7 +20,7 @@ class _Layout(NamedTuple):
 
 
 class Grouping:
-    """Packed tokens regrouped into G rows of C places, several short users to a row; made where it is asked for.
+    """Packed tokens regrouped into G rows of C places, with several short users per row; computed when it is needed.
 
     ``places int64[G * C]`` names the token at each place (token 0 where the place is empty), ``tokens
     int64[T]`` the place of each token, ``mask float32[G, C, C]`` is 0 where the query (second axis) may

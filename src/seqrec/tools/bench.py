@@ -1,4 +1,4 @@
-"""How fast this machine trains, ranks and recommends, and how that grows: ``seqrec bench``."""
+"""``seqrec bench``: how fast this machine trains, ranks and recommends, and how that grows with size."""
 
 import json
 import os
@@ -40,22 +40,22 @@ BCE, SOFTMAX, FULL = (
     Objective("sampled-softmax", None, 0.0, 0.0),
     Objective("cross-entropy", None, 0.0, 0.0),
 )
-MEASURED: tuple[Loss, ...] = ("bce", "sampled-softmax", "gbce", "cross-entropy")  # whose memory is
+MEASURED: tuple[Loss, ...] = ("bce", "sampled-softmax", "gbce", "cross-entropy")  # losses whose memory is measured
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is measured.
+    """What to measure.
 
     Args:
-        users: users of the generated log.
-        items: items of the generated log.
-        mean_length: mean length of its histories, which are geometric: most are short, few long.
-        embedding_dim: width of the model.
-        max_length: items of a history that the model sees.
-        catalogues: items of generated logs on which the growth of a step and of memory is measured.
-        quick: small sizes and few steps, to see that all works; the figures mean little.
-        seed: of the log and the weights.
+        users: Number of users in the generated log.
+        items: Number of items in the generated log.
+        mean_length: Mean length of its histories. Lengths are geometric: most histories are short, a few are long.
+        embedding_dim: Width of the model.
+        max_length: Items of a history that the model sees.
+        catalogues: Catalogue sizes for which the time of a step and the memory are measured.
+        quick: Use small sizes and few steps, to check that everything works; the figures mean little.
+        seed: Random seed of the log and the weights.
     """
 
     users: int = 30_000
@@ -81,7 +81,7 @@ class BenchConfig:
 
     @property
     def steps(self) -> int:
-        """Timed steps of training in each measurement, after a few that are not."""
+        """Timed training steps per measurement; a few untimed ones come first."""
         return 3 if self.quick else 40
 
 
@@ -124,12 +124,12 @@ def _peak_bytes() -> int:
 
 
 def bench(log: Path | None = None, config: BenchConfig | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Measure all of it; everything by name, in seconds and bytes.
+    """Measure everything; the results by name, in seconds and bytes.
 
     Args:
         log: a log to use instead of the generated one.
-        config: what is measured.
-        console: is told what is being measured.
+        config: what to measure.
+        console: prints what is being measured.
     """
     config = config or BenchConfig()
 
@@ -169,7 +169,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
 def _step_and_limit(
     histories: Histories, sizes: SASRecConfig, objective: Objective, config: BenchConfig
 ) -> dict[str, Any]:
-    """A step of training, and what share of its time its products alone would take."""
+    """A training step, and the share of its time that its matrix products alone would take."""
     step = time_steps(histories, sizes, objective, config.steps, config.seed)
     rate = matmul_rate(step["tokens"], config.embedding_dim)
     share = {way: step["flops"] / each / step["seconds"] for way, each in rate.items()}
@@ -177,7 +177,7 @@ def _step_and_limit(
 
 
 def _growth(histories: Histories, sizes: SASRecConfig, config: BenchConfig) -> dict[str, list[dict[str, Any]]]:
-    """How a step grows with each of the sizes."""
+    """The time of a step for growing widths, lengths, numbers of users and catalogues."""
     widths, lengths = ((16, 32), (10, 20)) if config.quick else ((32, 64, 128, 256), (10, 50, 100, 200))
     long = generated(500 if config.quick else 4000, max(histories.dataset.num_items, 1000), 150, config.seed)
     growth: dict[str, list[dict[str, Any]]] = {}
@@ -202,7 +202,7 @@ def _growth(histories: Histories, sizes: SASRecConfig, config: BenchConfig) -> d
 
 
 def _ranking(split: Split, sizes: SASRecConfig, config: BenchConfig) -> dict[str, float]:
-    """Users per second that are evaluated or recommended to."""
+    """Users per second for evaluation and recommendation."""
     dataset = split.train.dataset
     torch.manual_seed(config.seed)
     model = SASRec(sizes, dataset.num_items)
@@ -220,7 +220,7 @@ def _ranking(split: Split, sizes: SASRecConfig, config: BenchConfig) -> dict[str
 
 
 def _reading(rows: int) -> float:
-    """Rows per second from a CSV to a saved dataset."""
+    """Rows per second from a CSV file to a saved dataset."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.csv"
         many = generated(rows // 9, 50_000, 9, 1)
@@ -230,7 +230,7 @@ def _reading(rows: int) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine and versions that the figures belong to."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -242,7 +242,7 @@ def machine() -> dict[str, Any]:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """What ``bench`` found, to read."""
+    """The results of ``bench`` as tables."""
     kind = found["machine"]
     threads = f"{kind['threads']} thread{'s' * (kind['threads'] != 1)} of {kind['cores']} cores"
     steps = Table(title=f"a step of {BATCH_SIZE} users, {threads}, milliseconds")

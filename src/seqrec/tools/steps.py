@@ -1,4 +1,4 @@
-"""One step of training, timed by phase, and what it computes: what ``seqrec bench`` looks at most."""
+"""Time one training step by phase, and count its arithmetic: the core of ``seqrec bench``."""
 
 import time
 from collections.abc import Callable
@@ -27,7 +27,7 @@ WARM_UP = 3  # steps that are not timed
 
 
 def generated(users: int, items: int, mean_length: int, seed: int) -> Dataset:
-    """A log of the shape that shops have: geometric lengths from 3, items by Zipf's law; it has nothing to learn."""
+    """A random log shaped like those of shops: geometric lengths from 3, items by Zipf's law. It has no structure."""
     random = np.random.default_rng(seed)
     lengths = 2 + random.geometric(1 / max(mean_length - 2, 1), users)
     # A uniform number to the third power falls on the first items most.
@@ -43,9 +43,9 @@ def generated(users: int, items: int, mean_length: int, seed: int) -> Dataset:
 
 
 def matmul_rate(tokens: int, dim: int) -> dict[str, float]:
-    """Floating-point operations a second of the products of one linear layer, forward and both of the way back.
+    """Floating-point operations per second in the matrix products of one linear layer, forward and backward.
 
-    Of torch's products, and of ours where they are compiled: a machine can do what the faster ones do.
+    Measured for torch's products, and for ours if they are compiled.
     """
     x, weight, out = torch.randn(tokens, dim), torch.randn(dim, dim), torch.randn(tokens, dim)
     ways = {"torch": torch.mm} | ({"seqrec": kernels.product} if kernels.usable(x) else {})
@@ -74,7 +74,7 @@ def arithmetic(config: SASRecConfig, tokens: int, pairs: int, candidates: int) -
 def time_steps(
     histories: Histories, config: SASRecConfig, objective: Objective, steps: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Seconds of a step of training by phase (medians), and what it computes."""
+    """Median seconds of a training step by phase, and its arithmetic."""
     torch.manual_seed(seed)
     num_items = histories.dataset.num_items
     model = SASRec(config, num_items).train()
@@ -116,17 +116,17 @@ def time_steps(
 
 
 class _Clock:
-    """Keeps the seconds of each phase of a step."""
+    """Records the seconds of each phase of a step."""
 
     def __init__(self, taken: dict[str, list[float]]) -> None:
         self.taken = taken
 
     def start(self, counts: bool) -> None:
-        """A step begins, which is kept or not."""
+        """Start a step, which is recorded if it ``counts``."""
         self.counts, self.last = counts, time.perf_counter()
 
     def ended(self, phase: str) -> None:
-        """A phase of it has ended."""
+        """End a phase of the step."""
         now = time.perf_counter()
         if self.counts:
             self.taken[phase].append(now - self.last)
@@ -134,7 +134,7 @@ class _Clock:
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """Seconds that some work takes."""
+    """The seconds that a call takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
