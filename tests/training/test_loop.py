@@ -489,7 +489,7 @@ def test_a_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
         return False
 
     assert Recommender(**options).fit(ring(), tmp_path / "run", stop=stop).interrupted
-    assert (Run(tmp_path / "run").load_state() or ({}, {}))[1]["step"] > 0
+    assert (Run(tmp_path / "run").state_header() or ({}, {}))[1]["step"] > 0
     with pytest.raises(InputError, match="begun with epochs = 4, not 5"):  # whose steps would have had other rates
         Recommender(**options | {"epochs": 5}).fit(ring(), tmp_path / "run", resume=True)
     Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
