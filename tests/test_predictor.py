@@ -1,14 +1,10 @@
-"""Who is asked for: ids of any kind, times of histories, what the filters dropped, blocks, forks and threads."""
+"""The predictor: whose recommendations, in what shapes, from how many threads, and what it leaves alone."""
 
 import json
-import multiprocessing
-import os
-import signal
-import time
+import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,393 +14,346 @@ import polars as pl
 import pytest
 import torch
 
-from seqrec import Dataset, InputError, PrepareConfig, Recommender, UnknownIdWarning, prepare
-from seqrec.cli.app import main
-from seqrec.errors import MissingTimesWarning
+from seqrec import MODELS, Dataset, InputError, Predictor, Recommendations, Recommender, SASRec, UnknownIdWarning
+from seqrec.errors import MissingTimesWarning, TrainingWarning
 
-SMALL: dict[str, Any] = {"embedding_dim": 8, "max_length": 5, "epochs": 1, "batch_size": 40, "threads": 1,
-                         "evaluate_every": 0}  # fmt: skip
+OPTIONS: dict[str, Any] = {"embedding_dim": 8, "max_length": 5, "epochs": 1, "batch_size": 40, "threads": 1,
+                           "evaluate_every": 0}  # fmt: skip
+ITEMS = 30
 
 
-def log() -> pl.DataFrame:
-    """40 people, 3 to 8 items each of 15, hours or days apart, and a rating."""
+def log(text: bool = True) -> pl.DataFrame:
+    """40 people, 3 to 8 items each of 30, minutes to weeks apart."""
     random = np.random.default_rng(0)
     rows = []
     for user in range(40):
         now = 1_600_000_000 + int(random.integers(10**6))
-        for item in random.permutation(15)[: 3 + user % 6]:
+        for item in random.permutation(ITEMS)[: 3 + user % 6].tolist():
             now += int(random.choice([600, 90_000, 2_000_000]))
-            rows.append((f"u{user}", f"i{item}", now, int(random.integers(1, 6))))
-    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
+            rows.append((f"u{user}", f"i{item}", now) if text else (user, item, now))
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
 
 
-@pytest.fixture(scope="module", params=["sasrec", "tisasrec", "slirec"])
-def fitted(request: pytest.FixtureRequest) -> Recommender:
-    return Recommender(request.param, **SMALL).fit(log())
+def fit(model: str, frame: pl.DataFrame) -> Recommender:
+    counted = MODELS[model].COUNTED
+    return Recommender(model, **{} if counted else OPTIONS, split="last-two").fit(frame)
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recommender, Predictor]:
+    return saved(fit(request.param, log()), tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")
-def plain() -> Recommender:
-    return Recommender(**SMALL).fit(log())
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    fit("sasrec", log()).save(folder)
+    return folder
 
 
-def close(one: pl.DataFrame, other: pl.DataFrame) -> bool:
-    """The same lists; other people asked for with somebody may change the last bit of a score."""
-    columns = ["user_id", "item_id", "rank"]
-    return one[columns].equals(other[columns]) and np.allclose(one["score"], other["score"], atol=1e-5)
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> Predictor:
+    return Predictor.load(run)
 
 
-def lists(column: str) -> dict[str, list[Any]]:
-    """A column of the log by user."""
-    return {user: part[column].to_list() for (user,), part in log().group_by("user_id", maintain_order=True)}
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    return saved(fit("markov", log(text=False)), tmp_path_factory.mktemp("run") / "run")[1]
 
 
-def test_times_of_histories_give_what_the_users_of_the_log_get(fitted: Recommender, tmp_path: Path) -> None:
-    wanted = fitted.recommend(k=4).sort("user_id", "rank")
-    shuffled = log().sample(fraction=1, shuffle=True, seed=1)
-    shuffled.write_csv(tmp_path / "log.csv")
-    items, times = lists("item_id"), lists("timestamp")
-    backwards = {user: times[user][::-1] for user in reversed(times)}
-    dates = {user: [datetime.fromtimestamp(one, UTC) for one in part] for user, part in times.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for asked in (
-            {"histories": shuffled},
-            {"histories": tmp_path / "log.csv"},
-            {"histories": items, "times": times},
-            {"histories": {user: part[::-1] for user, part in items.items()}, "times": backwards},
-            {"histories": items, "times": dates},
-            {"histories": items, "times": {user: [1000 * one for one in part] for user, part in times.items()}},
-        ):
-            assert close(fitted.recommend(**asked, k=4).sort("user_id", "rank"), wanted)
-        found = fitted.recommend(histories=list(items.values()), times=list(times.values()), k=4)
-    names = pl.Series(list(items)).gather(found["user_id"])
-    assert close(found.with_columns(user_id=names).sort("user_id", "rank"), wanted)
+def saved(recommender: Recommender, folder: Path) -> tuple[Recommender, Predictor]:
+    recommender.save(folder)
+    return recommender, Predictor.load(folder)
 
 
-def test_a_model_that_knows_time_warns_where_it_gets_none(fitted: Recommender, tmp_path: Path) -> None:
-    items = list(lists("item_id").values())
-    table = pl.DataFrame({"user_id": ["a", "a"], "item_id": ["i1", "i2"]})
-    for histories in (items, dict(enumerate(items)), table):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            fitted.recommend(histories=histories, k=2)
-        said = [w for w in caught if w.category is MissingTimesWarning]
-        assert len(said) == fitted.model.USES_TIMES
-        assert all("give times (--times)" in str(w.message) and w.filename == __file__ for w in said)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fitted.recommend(histories=[["i1"], ["i2"]], k=2)  # nothing lies between one item and none
+def people() -> dict[str, tuple[list[str], list[int]]]:
+    """Items and times of each user."""
+    found = {}
+    for (user,), part in log().group_by("user_id", maintain_order=True):
+        found[str(user)] = part["item_id"].to_list(), part["timestamp"].to_list()
+    return found
 
 
-def test_times_go_with_items_that_are_left_out(fitted: Recommender) -> None:
-    with pytest.warns(UnknownIdWarning, match="left out of the histories: zz, yy"):
-        found = fitted.recommend(histories=[["zz", "i1", "yy", "i2"]], times=[[5, 10**6, 10**7, 3 * 10**7]], k=3)
-    assert found.equals(fitted.recommend(histories=[["i1", "i2"]], times=[[10**6, 3 * 10**7]], k=3))
-    # Equal times keep their order.
-    tied = fitted.recommend(histories=[["i3", "i1", "i2"]], times=[[9, 7, 7]], k=3)
-    assert tied.equals(fitted.recommend(histories=[["i1", "i2", "i3"]], times=[[7, 7, 9]], k=3))
-    with pytest.warns(UnknownIdWarning, match="histories: None"):
-        found = fitted.recommend(histories=[["i1", None, "i2"], np.array(["i3"])], times=[[1, 2, 3], [4]], k=3)
-    assert found.height == 6
+def rows_of(table: pl.DataFrame) -> list[list[tuple[Any, float]]]:
+    """The recommendations of a table, by person."""
+    return [list(zip(part["item_id"], part["score"], strict=True))
+            for _, part in table.group_by("user_id", maintain_order=True)]  # fmt: skip
 
 
-TIMES: list[tuple[dict[str, Any], str]] = [
-    ({"histories": [["i1", "i2"]], "times": [[1]]}, "history 1 has 2 items and 1 times"),
-    ({"histories": [["i1"]], "times": [[1], [2]]}, "times for 2 histories"),
-    ({"histories": {"a": ["i1"]}, "times": [[1]]}, "need the same ones"),
-    ({"histories": {"a": ["i1"]}, "times": {"b": [1]}}, "need the same ones"),
-    ({"histories": [["i1"]], "times": [["x"]]}, "'x' is not a time"),
-    ({"histories": [["i1"]], "times": 5}, "one per history"),
-    ({"histories": pl.DataFrame({"user_id": [1], "item_id": ["i1"]}), "times": [[1]]}, "in a column"),
-    ({"users": ["u1"], "times": [[1]]}, "give histories too"),
-]
+def agree(one: list[Any], other: list[Any]) -> bool:
+    """The same items, and scores but for rounding."""
+    return [[item for item, _ in row] for row in one] == [[item for item, _ in row] for row in other] and all(
+        np.allclose([score for _, score in a], [score for _, score in b], rtol=1e-5, atol=1e-6)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
-@pytest.mark.parametrize(("asked", "said"), TIMES)
-def test_times_that_do_not_fit_are_one_line(fitted: Recommender, asked: dict[str, Any], said: str) -> None:
+def knows_users(predictor: Predictor) -> bool:
+    """Whether the model has a vector of each user of the log, which a history alone does not name."""
+    return type(predictor.model).__name__ in ("Caser", "SSEPT")
+
+
+def test_a_person_is_scored_alike_by_name_and_by_history(every: tuple[Recommender, Predictor]) -> None:
+    recommender, predictor = every
+    known = people()
+    names, histories, times = list(known), *([part[place] for part in known.values()] for place in (0, 1))
+    by_history, by_name = predictor.recommend(histories, 6, times), predictor.recommend_users(names, 6)
+    # The same arithmetic as that of the recommender, to the last bit.
+    assert by_name == rows_of(recommender.recommend(names, k=6))
+    assert by_history == rows_of(recommender.recommend(histories=histories, times=times, k=6))
+    assert agree(by_history, by_name) != knows_users(predictor)
+    for row in (0, 7, 39):
+        backwards = predictor.recommend(histories[row][::-1], 6, times[row][::-1])
+        assert backwards == predictor.recommend(histories[row], 6, times[row])
+        assert agree([backwards, predictor.recommend_users(names[row], 6)], [by_history[row], by_name[row]])
+
+
+def test_what_it_gives(predictor: Predictor) -> None:
+    one = predictor.recommend(["i1", "i2"])
+    assert isinstance(one, list)
+    assert isinstance(one, Recommendations)
+    assert len(one) == 10
+    assert [score for _, score in one] == sorted((score for _, score in one), reverse=True)
+    assert all(type(item) is str and type(score) is float for item, score in one)
+    assert not {"i1", "i2"} & {item for item, _ in one}
+    assert (one.used, one.unknown, one.popular) == (2, (), False)
+    assert json.loads(json.dumps(one)) == [list(pair) for pair in one]
+    again = pickle.loads(pickle.dumps(one))
+    assert (again, again.used, again.popular) == (one, 2, False)
+    assert predictor.recommend([f"i{number}" for number in range(8)]).used == 5  # as many as the model sees
+
+
+def test_one_history_or_many(numbered: Predictor) -> None:
+    one = numbered.recommend([3, 4], 5)
+    assert isinstance(one[0], tuple)
+    flat = [(3, 4), np.array([3, 4]), pl.Series([3, 4]), pd.Series([3, 4]), iter([3, 4]), ["3", "4"], [3.0, "4.0"],
+            [np.int32(3), np.int64(4)], {3: 0, 4: 0}.keys()]  # fmt: skip
+    for history in flat:
+        assert numbered.recommend(history, 5) == one
+    many = [[[3, 4]], ([3, 4],), np.array([[3, 4]]), [np.array([3, 4])], [pl.Series(["3", "4"])], iter([iter([3, 4])]),
+            pl.Series([[3, 4]])]  # fmt: skip
+    for histories in many:
+        assert numbered.recommend(histories, 5) == [one]
+    assert numbered.recommend([[3, 4], [5], ["4", "3"]], 5)[0] == one
+    assert numbered.recommend(np.empty((0, 5), dtype=np.int64)) == []
+    # A single item is a history of one; nothing is one history without items.
+    assert numbered.recommend([3], 5) == numbered.recommend([[3]], 5)[0]
+    assert numbered.recommend([], 5).popular
+    assert numbered.recommend([[]], 5)[0].popular
+    thousand = [[item % ITEMS, (item * 7 + 1) % ITEMS] for item in range(1000)]
+    found = numbered.recommend(thousand, 3)
+    assert len(found) == 1000
+    assert agree([found[77]], [numbered.recommend(thousand[77], 3)])
+
+
+NO_HISTORIES: list[tuple[Any, str]] = [
+    ("i1", "not str"), (b"i1", "not bytes"), (5, "not int"), (None, "not NoneType"), ({"a": ["i1"]}, "not dict"),
+    (pl.DataFrame({"item_id": ["i1"]}), "not DataFrame"), (["i1", ["i2"]], "one history or many"),
+    ([["i1"], "i2"], "one history or many"), ([[["i1"]]], "ids are integers or strings"), ([True], "not bool"),
+    ([[1.5, object()]], "not object"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("histories", "said"), NO_HISTORIES)
+def test_what_is_no_history_is_one_line(predictor: Predictor, histories: Any, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
-        fitted.recommend(**asked, k=2)
+        predictor.recommend(histories)
     assert "\n" not in str(caught.value)
 
 
-def test_times_for_a_model_of_a_log_without() -> None:
-    recommender = Recommender("tisasrec", **SMALL).fit(log().drop("timestamp"))
-    with pytest.warns(MissingTimesWarning, match="order alone"):
-        found = recommender.recommend(histories=[["i2", "i1"]], times=[[10**6, 5]], k=3)
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"k": 0}, "k is 0"), ({"k": ITEMS + 1}, "give at most 30"), ({"k": 2.5}, "give a whole number"),
+    ({"times": [1]}, "history 1 has 2 items and 1 times"), ({"times": 5}, "list"),
+    ({"times": ["x", "y"]}, "not a time"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "said"), BAD)
+def test_what_does_not_fit_is_one_line(predictor: Predictor, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        predictor.recommend(["i1", "i2"], **asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_of_whom_nothing_is_known_gets_what_is_popular(predictor: Predictor) -> None:
+    counts = log()["item_id"].value_counts()
+    order = sorted(counts.rows(), key=lambda row: (-row[1], row[0]))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert found.equals(recommender.recommend(histories=[["i1", "i2"]], k=3))
+        warnings.simplefilter("error")  # the fields say it
+        nobody = predictor.recommend([], 4)
+        assert nobody == [(item, float(count)) for item, count in order[:4]]
+        assert (nobody.used, nobody.unknown, nobody.popular) == (0, (), True)
+        mixed = predictor.recommend([["i3", "zz", "i4", "yy"], ["zz"], [], [None, "i5"]], 4)
+        assert [found.unknown for found in mixed] == [("zz", "yy"), ("zz",), (), (None,)]
+        assert [found.popular for found in mixed] == [False, True, True, False]
+        assert [found.used for found in mixed] == [2, 0, 0, 1]
+        assert mixed[1] == mixed[2] == nobody
+        assert agree([mixed[0]], [predictor.recommend(["i3", "i4"], 4)])
+        users = predictor.recommend_users(["u3", "nobody"], 4)
+        assert (users[0].popular, users[1].popular, users[1]) == (False, True, nobody)
+        allowed = predictor.recommend([], 4, allow=[order[2][0], order[9][0]], deny=[order[9][0]])
+        assert allowed == [nobody[2]]
+        assert predictor.recommend([], 2, deny=[order[0][0]]) == nobody[1:3]
 
 
-def test_times_on_the_command_line(fitted: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(tmp_path / "run")
-    fitted.save(run)
-    wanted = fitted.recommend(histories=[["i1", "i2"]], times=[[1_600_000_000, 1_600_009_000]], k=3)
-    asked = ["recommend", run, "-k", "3", "--format", "csv", "--history", "i2", "i1", "--times"]
-    for times in (["1600009000", "1600000000"], ["2020-09-13T14:56:40", "2020-09-13T12:26:40Z"]):
-        assert main([*asked, *times]) == 0
-        out, errors = capsys.readouterr()
-        assert out == wanted.write_csv()
-        assert errors == ""
-    assert main([*asked, "5"]) == 2
-    assert "history 1 has 2 items and 1 times" in capsys.readouterr().err
-    assert main(["recommend", run, "--users", "u1", "--times", "5"]) == 2
-    assert "give both" in capsys.readouterr().err
-    assert main(asked[:-1]) == 0
-    assert ("give times (--times)" in capsys.readouterr().err) == fitted.model.USES_TIMES
+def test_filters(predictor: Predictor) -> None:
+    full = predictor.recommend(["i1", "i2"], ITEMS)
+    best = [item for item, _ in full]
+    assert sorted(best) == sorted(set(log()["item_id"]) - {"i1", "i2"})
+    kept = predictor.recommend(["i1", "i2"], ITEMS, keep_seen=True)
+    assert agree([[pair for pair in kept if pair[0] not in ("i1", "i2")]], [full])
+    assert len(kept) == ITEMS
+    assert agree([predictor.recommend(["i1", "i2"], 3, deny=best[:2])], [full[2:5]])
+    few = predictor.recommend(["i1", "i2"], 3, allow=[best[6], best[4], "i1"], deny=iter([best[6]]))
+    assert agree([few], [[full[4]]])
+    assert predictor.recommend(["i1"], 3, allow=[]) == []
+    for name in ("allow", "deny"):
+        with pytest.warns(UnknownIdWarning, match=rf"unknown items \({name}\).*zz") as caught:
+            predictor.recommend(["i1"], 2, **{name: ["zz", "i5"]})
+        assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("pointed", [False, True])
-def test_integer_ids_however_they_are_written(pointed: bool) -> None:
-    frame = log().with_columns(pl.col("user_id").str.slice(1), pl.col("item_id").str.slice(1))
-    if pointed:  # as pandas writes integers after a join; beside a word, so that they stay text
-        frame = frame.with_columns(pl.col("user_id") + ".0", pl.concat_str("item_id", pl.lit(".0")))
-        frame = frame.extend(frame.head(4).with_columns(user_id=pl.lit("x")))
-    else:
-        frame = frame.with_columns(pl.col("user_id", "item_id").cast(pl.Int64))
-    recommender = Recommender("markov").fit(frame)
-    wanted = recommender.recommend(users=["12", "7"], k=3)
-    mine = recommender.recommend(histories=[["3", "4"]], k=3, deny=["5"], allow=["1", "2", "5"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for users in ([12, 7], [12.0, 7.0], ["12.0", 7], pd.Series([12.0, 7.0]), pl.Series([12.0, 7.0]), (12, "7.0")):
-            assert recommender.recommend(users=users, k=3)["item_id"].equals(wanted["item_id"])
-        for item in (float, int, "{}.0".format):
-            found = recommender.recommend(
-                histories=[[item(3), item(4)]], k=3, deny=[item(5)], allow=(item(one) for one in (1, 2, 5))
-            )
-            assert found.equals(mine)
-        for single in (12, 12.0, np.array(12), np.float64(12), "12", np.int32(12)):
-            assert recommender.recommend(users=single, k=3)["item_id"].equals(wanted["item_id"].head(3))
-    with pytest.warns(UnknownIdWarning, match=r"unknown users, or left out by the filters of fit.*: None"):
-        recommender.recommend(users=pd.Series([12, None], dtype="Int64"), k=3)
-
-
-def test_frames_are_no_users(fitted: Recommender) -> None:
-    frame = log()[["user_id"]]
-    for users in (frame, frame.to_pandas(), frame.to_arrow(), frame.lazy()):
-        for asked in ({"users": users}, {"users": ["u1"], "deny": users}, {"users": ["u1"], "allow": users}):
-            with pytest.raises(InputError, match="give one column of it"):
-                fitted.recommend(**asked, k=2)
-
-
-def rated() -> tuple[pl.DataFrame, Recommender]:
-    frame = log()
-    return frame, Recommender("popularity", min_rating=3, min_user_interactions=2).fit(frame)
-
-
-def test_what_the_minimum_rating_drops_counts_as_met(tmp_path: Path) -> None:
-    frame, recommender = rated()
+def test_items_of_the_history_stay_where_the_run_kept_them(tmp_path: Path) -> None:
+    again = pl.DataFrame({"user_id": [1] * 6 + [2] * 6, "item_id": [1, 2, 1, 2, 1, 2] * 2, "timestamp": range(12)})
+    with pytest.warns(TrainingWarning, match="stay in the rankings"):
+        recommender = Recommender("markov").fit(again.vstack(again.with_columns(pl.col("item_id") + 1)))
     recommender.save(tmp_path / "run")
-    recommender.dataset.save(tmp_path / "data")
-    saved = Dataset.load(tmp_path / "data")
-    dataset = recommender.dataset
-    assert dataset.met_items is not None
-    assert saved.met_items is not None
-    assert isinstance(saved.met_items, np.memmap)
-    np.testing.assert_array_equal(saved.met_items, dataset.met_items)
-    np.testing.assert_array_equal(saved.met_offsets, dataset.met_offsets)
-    pairs = frame.filter(
-        pl.col("rating") < 3,
-        *(pl.col(f"{name}_id").is_in(getattr(dataset, f"{name}_ids").to_list()) for name in ("user", "item")),
-    )
-    users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.met_offsets))
-    found = zip(dataset.user_ids.gather(users), dataset.item_ids.gather(dataset.met_items - 1), strict=True)
-    assert sorted(found) == sorted(pairs[["user_id", "item_id"]].unique().rows())
-    for one in (recommender, Recommender.load(tmp_path / "run"), Recommender("popularity").fit(saved)):
-        given = one.recommend(k=len(dataset.item_ids))
-        assert given.join(frame, on=["user_id", "item_id"]).height == 0
-        assert given.height == sum(
-            dataset.num_items - part["item_id"].is_in(dataset.item_ids.to_list()).sum()
-            for (user,), part in frame.group_by("user_id")
-            if user in dataset.user_ids
-        )
-        kept = one.recommend(k=len(dataset.item_ids), keep_seen=True)
-        assert kept.height == dataset.num_items * dataset.num_users
-    assert recommender.evaluate().metrics == Recommender.load(tmp_path / "run").evaluate().metrics
+    predictor = Predictor.load(tmp_path / "run")
+    assert predictor.keep_seen
+    assert {item for item, _ in predictor.recommend([1, 2], 3)} == {1, 2, 3}
+    assert {item for item, _ in predictor.recommend([1, 2], 3, keep_seen=False)} == {3}
+    assert predictor.recommend_users(1, 2) == rows_of(recommender.recommend([1], k=2))[0]
 
 
-def test_without_dropped_ratings_nothing_is_kept_of_them(tmp_path: Path) -> None:
-    for config in (PrepareConfig(min_rating=1), PrepareConfig(duplicates="drop", min_user_interactions=4)):
-        dataset = prepare(log(), config)
-        assert dataset.met_items is None
-        assert dataset.met_offsets is None
-        dataset.save(tmp_path / "data")
-        assert not any("met" in path.name for path in (tmp_path / "data").iterdir())
-    Recommender("popularity").fit(log(), tmp_path / "run")
-    assert pl.read_parquet(tmp_path / "run/users.parquet").columns == ["user_id", "items", "timestamps"]
+def test_a_model_that_knows_time_warns_where_it_gets_none(every: tuple[Recommender, Predictor]) -> None:
+    predictor = every[1]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predictor.recommend(["i1", "i2"], 3)
+    said = [w for w in caught if w.category is MissingTimesWarning]
+    assert len(said) == len(caught) == predictor.model.USES_TIMES
 
 
-def test_dropped_ratings_that_are_damaged_are_one_line(tmp_path: Path) -> None:
-    _, recommender = rated()
-    recommender.save(tmp_path / "run")
-    users = pl.read_parquet(tmp_path / "run/users.parquet")
-    for met in ([[99]] * users.height, [[0]] * users.height, [["x"]] * users.height, [None] * users.height):
-        users.with_columns(met=pl.Series(met)).write_parquet(tmp_path / "run/users.parquet")
-        if met[0] is not None:
-            with pytest.raises(InputError) as caught:
-                Recommender.load(tmp_path / "run").recommend(k=2)
-            assert "\n" not in str(caught.value)
-    recommender.dataset.save(tmp_path / "data")
-    for items in (np.array([99], dtype=np.int32), np.zeros(3), np.array([[1]], dtype=np.int32)):
-        np.save(tmp_path / "data/met_items.npy", items)
-        with pytest.raises(InputError, match="prepare it again"):
-            Dataset.load(tmp_path / "data")
+def test_similar_is_that_of_the_recommender(every: tuple[Recommender, Predictor]) -> None:
+    recommender, predictor = every
+    if predictor.model.COUNTED or not predictor.model.FACTORED:
+        for one in every:
+            with pytest.raises(InputError, match="no item embeddings"):
+                one.similar(["i1"])
+        return
+    wanted = recommender.similar(["i3", "i7"], k=4)
+    found = predictor.similar(["i3", "i7"], 4)
+    assert list(found) == ["i3", "i7"]
+    for item, pairs in found.items():
+        part = wanted.filter(pl.col("item_id") == item)
+        assert pairs == list(zip(part["similar_item_id"], part["score"], strict=True))
+        assert agree([predictor.similar(item, 4)], [pairs])
+    with pytest.warns(UnknownIdWarning, match="zz"):
+        assert list(predictor.similar(["zz", "i3"], 4)) == ["i3"]
+    for items, k, said in ((["zz"], 4, "none of the items"), (["i3"], ITEMS, "give at most 29")):
+        with pytest.raises(InputError, match=said):
+            predictor.similar(items, k)
 
 
-def test_what_was_met_goes_with_allow_and_deny() -> None:
-    frame, recommender = rated()
-    dataset = recommender.dataset
-    allow, deny = dataset.item_ids.to_list()[::2], dataset.item_ids.to_list()[::4]
-    met = {user: set(part["item_id"]) for (user,), part in frame.group_by("user_id")}
-    users = ["nobody", *dataset.user_ids[::-1]]
-    with pytest.warns(UnknownIdWarning, match="nobody"):
-        found = recommender.recommend(users=users, k=len(dataset.item_ids), allow=iter(allow), deny=iter(deny))
-    given = {user: set(part["item_id"]) for (user,), part in found.group_by("user_id")}
-    assert given == {user: left for user in users if (left := set(allow) - set(deny) - met.get(user, set()))}
+def test_many_threads_get_the_answers_of_one(every: tuple[Recommender, Predictor]) -> None:
+    recommender, _ = every
+    predictor = Predictor(recommender.model, recommender.dataset)  # nothing was asked of it before
+    known = list(people().values())
+    count = 250 if isinstance(predictor.model, SASRec) else 40
+    asked = [number % len(known) for number in range(count)]
+
+    def ask(row: int) -> tuple[Any, ...]:
+        items, times = known[row]
+        similar = predictor.similar(items[0], 3) if predictor.model.FACTORED and not predictor.model.COUNTED else None
+        return predictor.recommend(items, 5, times), predictor.recommend([], 3), similar
+
+    with ThreadPoolExecutor(8, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = list(pool.map(ask, asked))
+    assert found == list(map(ask, asked))
 
 
-def test_blocks_of_any_size_give_the_same_bits(fitted: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 9)
-    for asked in ({}, {"users": ["u3", "u1", "u2"]}, {"histories": list(lists("item_id").values())}):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            wanted = fitted.recommend(**asked, k=5)
-            for size in (1, 7, 9, 13, 1000):
-                assert pl.concat(list(fitted.recommend_batches(**asked, k=5, batch_size=size))).equals(wanted)
-    for size in (0, 1.5, True, "2"):
-        with pytest.raises(InputError, match="batch_size is"):
-            fitted.recommend_batches(k=5, batch_size=size)  # type: ignore[arg-type]
+def test_nothing_that_others_share_is_changed(
+    every: tuple[Recommender, Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = every[1]
+
+    def refuse(*given: Any, **_: Any) -> None:
+        raise AssertionError(f"changed what others share: {given}")
+
+    for name in ("set_num_threads", "set_default_dtype", "manual_seed", "set_default_device"):
+        monkeypatch.setattr(torch, name, refuse)
+    monkeypatch.setattr(torch.nn.Module, "train", refuse)  # which eval calls too
+    random = torch.get_rng_state()
+    before = {name: value.clone() for name, value in predictor.model.state_dict().items()}
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            predictor.recommend([["i1", "i2"], ["zz"], ["i3"]], 3, [[1, 2], [1], [3]], deny=["i5"])
+            predictor.recommend_users(["u1"], 3)
+            assert torch.is_grad_enabled() is grad
+            assert not torch.is_inference_mode_enabled()
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in predictor.model.state_dict().items())
+    for name in ("model", "dataset", "keep_seen"):
+        with pytest.raises(AttributeError):
+            setattr(predictor, name, None)
 
 
-def test_many_threads_ask_one_recommender(fitted: Recommender) -> None:
-    wanted = fitted.recommend(k=5)
-
-    def ask(number: int) -> bool:
-        if number % 2:
-            return fitted.recommend(k=5).equals(wanted)
-        users = [f"u{number}", "u1"]
-        return close(fitted.recommend(users=users[1:], k=5), wanted.filter(pl.col("user_id") == "u1"))
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, range(24)))
+def test_a_model_in_training_is_refused(predictor: Predictor) -> None:
+    model = MODELS["sasrec"](predictor.model.config, ITEMS)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        Predictor(model, predictor.dataset)
 
 
-def in_a_fork(work: Callable[[], Any], seconds: float = 60) -> Any:
-    """What a forked child gives, as JSON has it; a child that hangs is killed and fails."""
-    receiver, sender = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(receiver)
-            warnings.simplefilter("ignore")
-            os.write(sender, json.dumps(work()).encode())
-            os._exit(0)
-        except InputError as error:
-            os.write(sender, json.dumps(f"InputError: {error}").encode())
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(sender)
-    try:
-        for _ in range(int(seconds * 100)):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                assert status == 0
-                with os.fdopen(receiver, "rb", closefd=False) as answer:
-                    return json.loads(answer.read())
-            time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise AssertionError("the child hangs")
-    finally:
-        os.close(receiver)
-
-
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """torch and the compiled loops use two threads, whatever the machine has."""
-    monkeypatch.setattr("seqrec.device.usable_processors", lambda: 2)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("whence", ["fit", "load"])
-def test_a_forked_process_works(plain: Recommender, tmp_path: Path, two_threads: None, whence: str) -> None:
+def test_it_works_in_a_forked_process(run: Path, two_threads: None, in_a_fork: Any) -> None:
     del two_threads
+    predictor = Predictor.load(run)
     log().sort("user_id", "item_id").join(log(), on="user_id")  # polars' threads are there
     (torch.ones(400, 400) @ torch.ones(400, 400)).tanh()  # and those of torch
-    recommender = plain
-    if whence == "load":
-        plain.save(tmp_path / "run")
-        recommender = Recommender.load(tmp_path / "run")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        everybody = recommender.recommend(k=3)
-        works: list[Callable[[], Any]] = [
-            lambda: recommender.recommend(k=3).rows(),
-            lambda: recommender.recommend(users=["u1", "nobody", "u2"], k=3).to_dicts(),
-            lambda: recommender.recommend(users=np.array(["u1"]), k=3, allow=["i1", "i2", "zz"], deny=["i2"]).rows(),
-            lambda: recommender.recommend(histories=[["i1", "zz", "i2"], ["i3"], []], k=3).rows(),
-            lambda: recommender.recommend(histories={"a": ["i1", "i2"]}, times={"a": [1, 10**6]}, k=3).rows(),
-            lambda: [frame.rows() for frame in recommender.recommend_batches(k=3, batch_size=7)],
-            lambda: recommender.evaluate().metrics,
-            lambda: recommender.evaluate("sampled", negatives=5).metrics,
-            lambda: recommender.similar(["i1", "zz"], k=3).rows(),
+
+    def work() -> list[Any]:
+        return [
+            predictor.recommend(["i1", "zz", "i2"], 3),
+            predictor.recommend([["i1", "i2"], ["i3"], [], ["i4"] * 9] * 4, 3, deny=["i7"]),
+            predictor.recommend_users(["u1", "nobody"], 3),
+            predictor.recommend_users("u2", 3),
+            list(predictor.similar(["i1", "i2"], 3).items()),
         ]
-        for work in works:
-            wanted = json.loads(json.dumps(work()))
-            found = in_a_fork(work)
-            assert json.dumps(found) == json.dumps(wanted) or np.allclose(numbers(found), numbers(wanted), atol=1e-5)
-        assert everybody.equals(recommender.recommend(k=3))
-    assert in_a_fork(torch.get_num_threads) == 1
+
+    def scores(value: Any) -> Iterator[Any]:
+        for part in value if isinstance(value, list | tuple) else ():
+            yield from scores(part)
+        if not isinstance(value, list | tuple):
+            yield round(value, 4) if isinstance(value, float) else value
+
+    found = in_a_fork(work)  # before it was asked for anything
+    assert list(scores(found)) == list(scores(json.loads(json.dumps(work()))))
 
 
-def numbers(values: Any) -> list[float]:
-    """All numbers in what JSON has."""
-    if isinstance(values, dict):
-        values = list(values.values())
-    if isinstance(values, list):
-        return [number for value in values for number in numbers(value)]
-    return [values] if isinstance(values, int | float) else []
+def test_opening_reads_neither_people_nor_histories(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("opening touches what it does not need")
+
+    for name in ("user_ids", "item_counts", "statistics", "seen_keys", "fingerprint"):
+        monkeypatch.setattr(Dataset, name, property(refuse))
+    predictor = Predictor.load(run)
+    assert len(predictor.recommend(["i1", "zz"], 3, deny=["i2"])) == 3
+    assert len(predictor.recommend([["i1"], ["i2", "i3"]], 3)) == 2
+    assert len(predictor.recommend_users("u1", 3)) == 3
 
 
-def test_what_a_forked_process_cannot_do_is_one_line(
-    plain: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("seqrec.device._PATIENCE", 0.2)
-    log().sort("user_id", "item_id").join(log(), on="user_id")
-    plain.save(tmp_path / "run")
-
-    def refused() -> list[str]:
-        said = []
-        for work in (
-            lambda: plain.recommend(histories=log(), k=2),
-            lambda: plain.recommend_to(tmp_path / "out.csv", k=2),
-            lambda: plain.save(tmp_path / "again"),
-            lambda: Recommender.load(tmp_path / "run"),
-            lambda: Recommender("markov").fit(log()),
-        ):
-            try:
-                work()
-            except InputError as error:
-                said.append(str(error))
-        return said
-
-    said = in_a_fork(refused)
-    assert len(said) == 5
-    assert all("start the process with spawn" in line and "\n" not in line for line in said)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def first_row(recommender: Recommender, user: str) -> list[Any]:
-    return recommender.recommend(users=[user], k=1).rows()
-
-
-def test_a_pool_of_forked_workers(plain: Recommender) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        found = pool.starmap_async(first_row, [(plain, f"u{user}") for user in range(6)]).get(timeout=60)
-    assert [rows[0][0] for rows in found] == [f"u{user}" for user in range(6)]
+def test_damaged_runs_are_one_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such run folder"):
+        Predictor.load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="not a run folder"):
+        Predictor.load(tmp_path)
+    flat = fit("sasrec", log())
+    with torch.no_grad():
+        flat.model.item_embedding.weight[1:] = 1.0  # type: ignore[union-attr]
+    flat.save(tmp_path / "flat")
+    with pytest.raises(InputError, match="scores all items alike"):
+        Predictor.load(tmp_path / "flat")
+    broken = fit("sasrec", log())
+    broken.save(tmp_path / "broken")
+    (tmp_path / "broken/weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes()[:-9])
+    with pytest.raises(InputError, match="damaged"):
+        Predictor.load(tmp_path / "broken")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from seqrec import MODELS, InputError, Recommender, SASRec, UnknownIdWarning, prepare
 from seqrec.data.batches import pack
 from seqrec.data.split import all_histories
-from seqrec.ranking.topk import best
+from seqrec.ranking.topk import best, best_of
 
 OPTIONS: dict[str, Any] = {"embedding_dim": 8, "num_blocks": 1, "max_length": 5, "epochs": 3, "batch_size": 8,
                            "learning_rate": 0.01, "feedforward_dims": (6,)}  # fmt: skip
@@ -351,12 +351,12 @@ def test_all_that_can_be_asked_comes_in_blocks(fitted: Recommender, tmp_path: Pa
 def test_a_block_is_made_when_it_is_asked_for(fitted: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def counts(model: Any, people: Any, *more: Any, **options: Any) -> Any:
+    def counts(catalogue: Any, people: Any, *more: Any, **options: Any) -> Any:
         sizes.append(len(people))
-        return best(model, people, *more, **options)
+        return best_of(catalogue, people, *more, **options)
 
     monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 12)
-    monkeypatch.setattr("seqrec.ranking.topk.best", counts)
+    monkeypatch.setattr("seqrec.predictor.best_of", counts)
     frames = fitted.recommend_batches(k=2, batch_size=12, progress=True)
     assert sizes == []
     assert next(frames).height == 24
@@ -372,13 +372,13 @@ def test_a_block_is_made_when_it_is_asked_for(fitted: Recommender, monkeypatch: 
 def test_a_failure_midway_leaves_no_file(
     fitted: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(model: Any, people: Any, *more: Any, **options: Any) -> Any:
+    def fails(catalogue: Any, people: Any, *more: Any, **options: Any) -> Any:
         if people.users[0] >= 10:
             raise InputError("the model gives scores that are not numbers")
-        return best(model, people, *more, **options)
+        return best_of(catalogue, people, *more, **options)
 
     monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 10)
-    monkeypatch.setattr("seqrec.ranking.topk.best", fails)
+    monkeypatch.setattr("seqrec.predictor.best_of", fails)
     for name in ("out.parquet", "out.csv", "out.jsonl"):
         with pytest.raises(InputError, match="not numbers"):
             fitted.recommend_to(tmp_path / name, batch_size=10, progress=True)
@@ -461,7 +461,7 @@ def test_save_and_load(fitted: Recommender, numbered: Recommender, counted: Reco
         assert loaded.train_config == recommender.train_config
         assert loaded.evaluate().metrics == recommender.evaluate().metrics
         loaded.save(tmp_path / f"{name}-again")
-        for file in ("weights.safetensors", "config.json", "items.parquet", "users.parquet", "metrics.json"):
+        for file in ("weights.safetensors", "config.json", "data/dataset.json", "data/items.npy", "metrics.json"):
             assert (tmp_path / f"{name}-again" / file).read_bytes() == (tmp_path / name / file).read_bytes()
         with pytest.raises(InputError, match="--overwrite"):
             loaded.save(tmp_path / name)

@@ -20,7 +20,10 @@ from seqrec import Dataset, InputError, PrepareConfig, Recommender, SplitConfig,
 from seqrec.device import pick_device
 from seqrec.run.config import RunConfig, fingerprint
 from seqrec.run.folder import Run, check_free
+from seqrec.run.tensors import load_tensors
 
+DATA = {f"data/{name}" for name in ("dataset.json", "items.npy", "timestamps.npy", "offsets.npy", "user_ids.npy",
+                                    "user_id_offsets.npy", "item_ids.npy", "item_id_offsets.npy")}  # fmt: skip
 SIZES = {"embedding_dim": 8, "num_blocks": 1, "max_length": 6, "feedforward_dims": (12, 8)}
 
 
@@ -71,6 +74,13 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def state_of(run: Run) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint."""
+    header, facts = run.state_header() or (None, {})
+    assert header is not None
+    return load_tensors(header), facts
+
+
 def message_of(action: Callable[[], Any]) -> str:
     with pytest.raises(InputError) as caught:
         action()
@@ -106,12 +116,12 @@ def test_what_goes_in_comes_out(tmp_path: Path, text: bool) -> None:
     assert not loaded.training
     assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
 
-    assert opened.load_state() is None
+    assert opened.state_header() is None
     state = {"a": torch.arange(5), "b": torch.tensor([0.1, float("inf")], dtype=torch.float64), "c": torch.tensor(7)}
     facts = {"epoch": 3, "rows": [{"epoch": 1, "loss": 0.1 + 0.2}], "name": "ü"}
     opened.save_state(state, facts)
     assert opened.begun
-    tensors, known = opened.load_state() or ({}, {})
+    tensors, known = state_of(opened)
     assert known == facts
     assert all(
         torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in state.items()
@@ -134,9 +144,9 @@ def test_what_goes_in_comes_out(tmp_path: Path, text: bool) -> None:
 def test_a_run_has_the_files_of_the_design_and_no_pickle(trained: Path) -> None:
     files = content(trained)
     epochs = len(files["epochs.csv"].splitlines()) - 1
-    assert set(files) == {"config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json",
+    assert set(files) == {"config.json", "weights.safetensors", *DATA, "metrics.json",
                           "epochs.csv", "state/training.safetensors", f"state/mean-{epochs}.safetensors"}  # fmt: skip
-    assert json.loads(files["config.json"])["format_version"] == 1
+    assert json.loads(files["config.json"])["format_version"] == 2
     assert files["epochs.csv"].decode().splitlines()[0].startswith("epoch,loss,seconds,total_seconds,tokens_per_second")
 
 
@@ -170,7 +180,7 @@ def test_only_a_run_is_overwritten_and_only_when_asked(run: Path, tmp_path: Path
     assert "--overwrite" in message_of(lambda: Run.create(run, config, dataset))
     assert content(run) == before
     Run.create(run, config, dataset, overwrite=True)
-    assert set(content(run)) == {"config.json", "epochs.csv", "items.parquet", "users.parquet"}
+    assert set(content(run)) == {"config.json", "epochs.csv", *DATA}
 
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -184,10 +194,10 @@ def test_overwriting_through_a_link_keeps_the_link(run: Path, tmp_path: Path) ->
     dataset = prepare(log())
     Run.create(link, config_of(dataset), dataset, overwrite=True)
     assert link.is_symlink()
-    assert set(content(run)) == {"config.json", "epochs.csv", "items.parquet", "users.parquet"}
+    assert set(content(run)) == {"config.json", "epochs.csv", *DATA}
 
 
-@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "items.parquet", "users.parquet", "epochs.csv"])
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", *sorted(DATA), "epochs.csv"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "garbage", "folder"])
 def test_damaged_files(run: Path, name: str, damage: str) -> None:
     path = run / name
@@ -199,7 +209,7 @@ def test_damaged_files(run: Path, name: str, damage: str) -> None:
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "garbage": b"\x80\xff\x00" * 50}[damage])
     if (name, damage) == ("epochs.csv", "cut"):
         path.write_text("epoch,loss\n1,2,3,4,5\n")  # half of a CSV file is a CSV file
-    message = message_of(lambda: Recommender.load(run))
+    message = message_of(lambda: Recommender.load(run).recommend(k=1))
     assert name in message
     assert str(run) in message
     assert re.search("train again|seqrec fit", message)
@@ -215,7 +225,7 @@ def test_damaged_metrics(run: Path, damage: bytes) -> None:
 def test_damaged_state(run: Path, keep: int) -> None:
     path = run / "state/training.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert str(path) in message_of(Run(run).load_state)
+    assert str(path) in message_of(Run(run).state_header)
     recommender = Recommender("sasrec", epochs=3, batch_size=4, **SIZES)
     before = content(run)
     assert str(path) in message_of(lambda: recommender.fit(log(), run, resume=True))
@@ -224,9 +234,9 @@ def test_damaged_state(run: Path, keep: int) -> None:
 
 def test_state_without_its_facts_or_of_another_model(run: Path) -> None:
     path = run / "state/training.safetensors"
-    tensors, facts = Run(run).load_state() or ({}, {})
+    tensors, facts = state_of(Run(run))
     save_file(tensors, path)
-    assert str(path) in message_of(Run(run).load_state)
+    assert str(path) in message_of(Run(run).state_header)
     recommender = Recommender("sasrec", epochs=3, batch_size=4, **SIZES)
     for name in ("model.item_embedding.weight", "optimizer.steps", "optimizer.item_embedding.weight.last"):
         Run(run).save_state({key: value for key, value in tensors.items() if key != name}, facts)
@@ -245,7 +255,7 @@ def test_no_run_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        ({"format_version": 2}, "update seqrec"),
+        ({"format_version": 3}, "update seqrec"),
         ({"format_version": None}, "format_version"),
         ({"format_version": "1"}, "format_version"),
         ({"num_items": 10}, "train again"),
@@ -320,35 +330,48 @@ def test_counted_weights_of_another_catalogue(tmp_path: Path, model: str) -> Non
     assert "weights.safetensors" in message_of(lambda: Recommender.load(tmp_path / "a"))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda frame: frame.head(5),
-        lambda frame: pl.concat([frame, frame.head(1)]),
-        lambda frame: frame.drop("timestamps"),
-        lambda frame: frame.drop("user_id"),
-        lambda frame: frame.with_columns(items=pl.lit(1)),
-        lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() + 1)),
-        lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() - 1)),
-        lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element().cast(pl.String) + "x")),
-        lambda frame: frame.with_columns(timestamps=pl.col("timestamps").list.head(1)),
-        lambda frame: frame.with_columns(timestamps=pl.lit(None, dtype=pl.List(pl.Int64))),
-        lambda frame: frame.with_columns(items=pl.lit(None, dtype=pl.List(pl.Int32))),
-        lambda frame: frame.with_columns(items=pl.lit([], dtype=pl.List(pl.Int32))),
-    ],
-)
-def test_mixed_up_users(run: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-    path = run / "users.parquet"
-    change(pl.read_parquet(path)).write_parquet(path)
-    message = message_of(lambda: Recommender.load(run))
-    assert "users.parquet" in message
-    assert "train again" in message
+def as_format_1(run: Path) -> None:
+    """Make of a run what an earlier seqrec wrote, as far as it is looked at."""
+    values = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(values | {"format_version": 1}))
+    shutil.rmtree(run / "data")
+    for name in ("users", "items"):
+        pl.DataFrame({"id": [1]}).write_parquet(run / f"{name}.parquet")
 
 
-def test_items_of_another_run(run: Path, tmp_path: Path) -> None:
-    Recommender("popularity").fit(log(items=7), tmp_path / "other")
-    shutil.copy(tmp_path / "other/items.parquet", run / "items.parquet")
-    assert "items.parquet" in message_of(lambda: Recommender.load(run))
+def test_a_run_of_format_1_says_what_to_do(run: Path) -> None:
+    whole = Recommender.load(run).recommend(k=2)
+    as_format_1(run)
+    before = content(run)
+    recommender = Recommender("sasrec", epochs=2, batch_size=4, **SIZES)
+    for action in (lambda: Recommender.load(run), lambda: recommender.fit(log(), run, resume=True)):
+        message = message_of(action)
+        assert message.startswith(f"{run / 'config.json'}: format 1 is of an earlier seqrec")
+        assert f"train again: seqrec fit LOG --out {run} --overwrite" in message
+    assert content(run) == before
+    recommender.fit(log(), run, overwrite=True)
+    assert not {"users.parquet", "items.parquet"} & set(content(run))
+    assert Recommender.load(run).recommend(k=2).equals(whole)
+
+
+def test_opening_reads_what_is_asked_for(run: Path) -> None:
+    opened = Run(run)
+    opened.model()
+    dataset = opened.dataset
+    assert dataset.saved is not None
+    assert not dataset.saved.checked
+    assert "series" not in vars(dataset.users) | vars(dataset.catalogue)
+    assert all(isinstance(getattr(dataset, name), np.memmap) for name in ("items", "timestamps", "offsets"))
+    assert len(opened.split.test) == 12
+    assert dataset.saved.checked
+
+
+def test_an_opened_run_is_the_one_that_was_there(run: Path) -> None:
+    wanted = Recommender.load(run).recommend(k=2)
+    dataset = Run(run).dataset
+    Recommender("popularity").fit(log(shift=4), run, overwrite=True)
+    recommender = Recommender("sasrec", epochs=2, batch_size=4, **SIZES).fit(dataset)  # whose files were replaced
+    assert recommender.recommend(k=2).equals(wanted)
 
 
 def test_a_full_disk_leaves_the_old_run_whole(run: Path) -> None:
@@ -396,3 +419,47 @@ def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     for name in ("tpu9", "", "cuda:99", "meta?"):
         assert "give auto or cpu" in message_of(lambda name=name: pick_device(name))
+
+
+def described() -> pl.DataFrame:
+    ids = log()["item_id"].unique().sort()
+    vectors = pl.Series([[float(n), 1.0] for n in range(len(ids))], dtype=pl.Array(pl.Float32, 2))
+    return pl.DataFrame({"item_id": ids, "title": [f"T {n}" for n in range(len(ids))], "price": 1.5, "vector": vectors})
+
+
+def table_in(folder: Path) -> Path:
+    (path,) = folder.rglob("item_table.parquet")
+    return path
+
+
+def test_the_item_table_comes_back(tmp_path: Path):
+    recommender = Recommender("popularity").fit(log(), tmp_path / "run", items=described())
+    loaded = Recommender.load(tmp_path / "run")
+    assert loaded.dataset.item_table is not None
+    assert loaded.dataset.item_table.frame.equals(described())
+    assert loaded.recommend(k=2).equals(recommender.recommend(k=2))
+    assert loaded.recommend(k=2).columns == ["user_id", "item_id", "title", "score", "rank"]
+    recommender.save(tmp_path / "saved")
+    assert Recommender.load(tmp_path / "saved").recommend(k=2).equals(recommender.recommend(k=2))
+    Recommender("popularity").fit(log(), tmp_path / "run", overwrite=True)  # leaves nothing of the old run behind
+    assert Recommender.load(tmp_path / "run").recommend(k=2).columns == ["user_id", "item_id", "score", "rank"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(b""),
+        lambda path: described().head(3).write_parquet(path),
+        lambda path: described().with_columns(item_id=pl.lit("x")).write_parquet(path),
+        lambda path: described().with_columns(title=pl.lit(1)).write_parquet(path),
+        lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+)
+def test_a_damaged_item_table_is_one_line(tmp_path: Path, damage: Callable[[Path], Any]):
+    Recommender("popularity").fit(log(), tmp_path / "run", items=described())
+    damage(table_in(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"item_table\.parquet") as raised:
+        Recommender.load(tmp_path / "run")
+    assert "\n" not in str(raised.value)

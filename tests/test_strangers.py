@@ -14,17 +14,19 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from forging import put, put_ids
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seqrec import InputError, Recommender
 from seqrec.cli.app import main
-from seqrec.data.checked import MOST_UNPACKED
 from seqrec.run.folder import Run
 
 SIZES: dict[str, Any] = {"embedding_dim": 8, "num_blocks": 1, "max_length": 6, "feedforward_dims": (12, 8)}
 OPTIONS = SIZES | {"epochs": 2, "batch_size": 4, "evaluate_every": 1, "patience": 0}
-FILES = ["config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json", "epochs.csv"]
+DATA = [f"data/{name}" for name in ("dataset.json", "items.npy", "timestamps.npy", "offsets.npy", "user_ids.npy",
+                                    "user_id_offsets.npy", "item_ids.npy", "item_id_offsets.npy")]  # fmt: skip
+FILES = ["config.json", "weights.safetensors", *DATA, "metrics.json", "epochs.csv"]
 STATE, MEAN = "state/training.safetensors", "state/mean-2.safetensors"
 
 
@@ -124,8 +126,14 @@ def test_files_of_another_run_are_refused(run: Path, tmp_path: Path, what: str) 
 
 def test_users_of_another_run_are_refused(run: Path, tmp_path: Path) -> None:
     Recommender("popularity").fit(log(shift=4), tmp_path / "other")
-    shutil.copy(tmp_path / "other/users.parquet", run / "users.parquet")
-    assert "users.parquet" in refused(lambda: Recommender.load(run))
+    shutil.copy(tmp_path / "other/data/items.npy", run / "data/items.npy")  # of the same length
+    assert "items.npy" in refused(lambda: Recommender.load(run).recommend(k=1))
+    assert "items.npy" in refused(lambda: resume(run))
+    shutil.rmtree(run / "data")
+    shutil.copytree(tmp_path / "other/data", run / "data")
+    for action in (lambda: Recommender.load(run), lambda: resume(run)):
+        message = refused(action)
+        assert f"{run / 'data'}: is not the data that the run was made with (fingerprint" in message
 
 
 def test_weights_of_the_same_recipe_are_the_same(run: Path, tmp_path: Path) -> None:
@@ -147,7 +155,9 @@ def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
 # ---- links, pipes and other things that are no files -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*FILES, "state", STATE, MEAN, "training.png", "state/mean-77.safetensors", "x"])
+@pytest.mark.parametrize(
+    "name", [*FILES, "state", "data", STATE, MEAN, "training.png", "state/mean-77.safetensors", "data/x", "x"]
+)
 @pytest.mark.parametrize("inside", [False, True])
 def test_links_in_a_run_are_refused_before_anything_is_written(
     run: Path, tmp_path: Path, name: str, inside: bool
@@ -186,7 +196,7 @@ def test_hard_links_are_not_written_through(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
-@pytest.mark.parametrize("name", [*FILES, "state", STATE, MEAN])
+@pytest.mark.parametrize("name", [*FILES, "state", "data", STATE, MEAN])
 def test_what_is_no_file_is_refused_at_once(run: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = run / name
     if path.is_dir():
@@ -195,7 +205,7 @@ def test_what_is_no_file_is_refused_at_once(run: Path, name: str, kind: str, mon
         path.unlink()
     if kind == "pipe":
         os.mkfifo(path)  # whose opening would wait for a writer, for ever
-    elif kind == "folder" and name != "state":
+    elif kind == "folder" and name not in ("state", "data"):
         path.mkdir()
     elif kind == "socket":
         monkeypatch.chdir(path.parent)  # names of sockets are short
@@ -282,58 +292,6 @@ def test_heads_that_lie(run: Path, name: str, head: bytes) -> None:
     (run / name).write_bytes(head + bytes(64))
     message = refused(lambda: Recommender.load(run) if name.startswith("weights") else resume(run))
     assert str(run / name) in message
-
-
-def bomb(path: Path, rows: int) -> None:
-    """A small Parquet file of very many rows, each different, as delta encoding makes them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema({"item_id": pa.int64()})
-    with pq.ParquetWriter(path, schema, use_dictionary=False, column_encoding="DELTA_BINARY_PACKED",
-                          compression="zstd") as writer:  # fmt: skip
-        for start in range(0, rows, 2**22):
-            writer.write_table(pa.table({"item_id": np.arange(start, start + 2**22)}, schema=schema))
-
-
-def test_a_small_parquet_file_does_not_become_gigabytes(run: Path) -> None:
-    bomb(run / "items.parquet", 2**22)
-    assert "4194304 rows, not 9" in refused(lambda: Recommender.load(run))
-    path = run / "config.json"
-    rows = MOST_UNPACKED // 16
-    bomb(run / "items.parquet", rows)
-    assert (run / "items.parquet").stat().st_size < rows // 20
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_items": rows}))
-    with pytest.raises(InputError, match="in memory"):
-        _ = Run(run).dataset
-
-
-def test_a_text_that_many_rows_share_is_not_multiplied(run: Path) -> None:
-    ids = pl.Series("user_id", ["x" * 10**6] * 12).to_frame()
-    pl.read_parquet(run / "users.parquet").drop("user_id").hstack(ids).write_parquet(run / "users.parquet")
-    assert "in order" in refused(lambda: Recommender.load(run))
-
-
-def test_deeply_nested_parquet_is_refused(run: Path) -> None:
-    (run / "items.parquet").write_bytes(deep_parquet(100_000))  # where polars overflows the stack
-    assert "items.parquet" in refused(lambda: Recommender.load(run))
-
-
-def deep_parquet(depth: int) -> bytes:
-    """A Parquet file whose schema is so deep, in Thrift's compact encoding."""
-
-    def number(value: int) -> bytes:
-        low = b""
-        while value > 127:
-            low += bytes([value & 127 | 128])
-            value >>= 7
-        return low + bytes([value])
-
-    group = b"\x35\x02\x18\x01a\x15\x02\x00"  # repetition, name, number of children
-    leaf = b"\x15\x02\x25\x02\x18\x01x\x00"  # type, repetition, name
-    schema = b"\x48\x01s\x15\x02\x00" + group * depth + leaf
-    foot = b"\x15\x02\x19\xfc" + number(depth + 2) + schema + b"\x16\x00\x19\x0c\x00"
-    return b"PAR1" + foot + struct.pack("<I", len(foot)) + b"PAR1"
 
 
 # ---- JSON and CSV ----------------------------------------------------------------------------------------------------
@@ -478,52 +436,89 @@ def test_contents_of_counted_models(tmp_path: Path, model: str) -> None:
 # ---- ids and histories -----------------------------------------------------------------------------------------------
 
 ITEM_IDS: dict[str, Callable[[], pl.Series]] = {
-    "float": lambda: pl.Series([i + 0.5 for i in range(9)]),
-    "bool": lambda: pl.Series([True] * 9),
-    "binary": lambda: pl.Series([bytes([i]) for i in range(9)]),
-    "struct": lambda: pl.Series([{"a": i} for i in range(9)]),
-    "list": lambda: pl.Series([[i] for i in range(9)]),
-    "categorical": lambda: pl.Series([f"i{i}" for i in range(9)], dtype=pl.Categorical),
-    "date": lambda: pl.Series(range(9)).cast(pl.Date),
-    "null": lambda: pl.Series([None] * 9),
-    "one null": lambda: pl.Series([None, *(f"i{i}" for i in range(8))]),
     "twice": lambda: pl.Series(["i0", "i0", *(f"i{i}" for i in range(2, 9))]),
     "unsorted": lambda: pl.Series([f"i{i}" for i in reversed(range(9))]),
     "others": lambda: pl.Series([f"j{i}" for i in range(9)]),
     "numbers": lambda: pl.Series(range(9)),
+    "more": lambda: pl.Series([f"i{i:02}" for i in range(10)]),
 }
 
 
 @pytest.mark.parametrize("kind", ITEM_IDS)
 def test_ids_of_another_kind(run: Path, kind: str) -> None:
-    ITEM_IDS[kind]().alias("item_id").to_frame().write_parquet(run / "items.parquet")
-    assert "items.parquet" in refused(lambda: Recommender.load(run))
+    put_ids(run / "data", "item", ITEM_IDS[kind]())
+    for action in (lambda: Recommender.load(run).recommend(k=1), lambda: resume(run)):
+        assert str(run / "data") in refused(action)
 
 
-HISTORIES: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
-    "beyond": lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() * 1000)),
-    "zero": lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.element() * 0)),
-    "negative": lambda frame: frame.with_columns(items=pl.col("items").list.eval(-pl.element())),
-    "other order": lambda frame: frame.with_columns(items=pl.col("items").list.reverse()),
-    "time backwards": lambda frame: frame.with_columns(timestamps=pl.col("timestamps").list.reverse()),
-    "times too large": lambda frame: frame.with_columns(
-        timestamps=pl.col("timestamps").list.eval(pl.element() + 2**62)
-    ),
-    "empty": lambda frame: frame.with_columns(pl.col("items", "timestamps").list.head(0)),
-    "null within": lambda frame: frame.with_columns(items=pl.col("items").list.concat(pl.lit([None]))).with_columns(
-        timestamps=pl.col("timestamps").list.concat(pl.lit([9], dtype=pl.List(pl.Int64)))
-    ),
-    "wider": lambda frame: frame.cast({"items": pl.List(pl.Int64)}),
-    "floats": lambda frame: frame.cast({"items": pl.List(pl.Float32)}),
-    "nested": lambda frame: frame.with_columns(items=pl.col("items").list.eval(pl.concat_list(pl.element()))),
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint64, np.bool_, ">i8", "S4", "U4", "M8[s]", "V8"])
+def test_ids_of_another_type(run: Path, dtype: Any) -> None:
+    put(run / "data", "item_id_offsets", None)
+    put(run / "data", "item_ids", np.zeros(9, dtype=dtype))
+    assert "item_ids.npy" in refused(lambda: Recommender.load(run))
+
+
+def test_texts_that_are_none(run: Path) -> None:
+    letters = np.load(run / "data/item_ids.npy")
+    put(run / "data", "item_ids", np.where(np.arange(len(letters)) == 3, 255, letters).astype(np.uint8))
+    for action in (
+        lambda: Recommender.load(run).recommend(k=1),
+        lambda: Recommender.load(run).recommend(histories=[["i1"]], k=9),
+        lambda: Recommender.load(run).similar(["i0"], 8),
+    ):
+        assert "is no text" in refused(action)
+
+
+HISTORIES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "beyond": ("items", lambda x: x * 1000),
+    "zero": ("items", lambda x: x * 0),
+    "negative": ("items", lambda x: -x),
+    "wider": ("items", lambda x: x.astype(np.int64)),
+    "floats": ("items", lambda x: x.astype(np.float32)),
+    "nested": ("items", lambda x: x[:, None]),
+    "other order": ("items", lambda x: x[::-1]),
+    "time backwards": ("timestamps", lambda x: x[::-1]),
+    "times too large": ("timestamps", lambda x: x + 2**62),
+    "times too small": ("timestamps", lambda x: x - 2**62),
+    "rising too far": ("offsets", lambda x: x + np.where(np.arange(len(x)) == 3, 1000, 0)),
+    "falling": ("offsets", lambda x: x - np.where(np.arange(len(x)) == 3, 1000, 0)),
+    "shifted": ("offsets", lambda x: x + 1),
 }
 
 
 @pytest.mark.parametrize("kind", HISTORIES)
 def test_histories_out_of_range(run: Path, kind: str) -> None:
-    path = run / "users.parquet"
-    HISTORIES[kind](pl.read_parquet(path)).write_parquet(path)
-    assert "users.parquet" in refused(lambda: Recommender.load(run))
+    name, change = HISTORIES[kind]
+    put(run / "data", name, np.ascontiguousarray(change(np.load(run / f"data/{name}.npy"))))
+    for action in (
+        lambda: Recommender.load(run).recommend(k=1),
+        lambda: Recommender.load(run).evaluate(),
+        lambda: Recommender.load(run).dataset.statistics,
+        lambda: resume(run),
+    ):
+        assert str(run / "data") in refused(action)
+    if kind not in ("other order", "shifted"):  # which a few users alone do not show
+        assert str(run / "data") in refused(lambda: Recommender.load(run).recommend(users=["u2"], k=1))
+
+
+def test_what_filters_dropped_is_looked_at(tmp_path: Path) -> None:
+    rated = log().with_columns(rating=pl.Series([5, 1, 5, 5, 5] * 12))
+    Recommender("popularity", min_rating=3).fit(rated, tmp_path / "run")
+    whole = {name: np.load(tmp_path / f"run/data/{name}.npy") for name in ("met_items", "met_offsets")}
+    somebody = Run(tmp_path / "run").dataset.user_ids[int(np.flatnonzero(np.diff(whole["met_offsets"]))[-1])]
+    for name, change in (
+        ("met_items", lambda x: x * 100),
+        ("met_items", lambda x: -x),
+        ("met_items", lambda x: x[1:]),
+        ("met_offsets", lambda x: x + 10**6),
+        ("met_offsets", lambda x: -x),
+        ("met_offsets", lambda x: x[1:]),
+    ):
+        put(tmp_path / "run/data", name, change(whole[name]))
+        message = refused(lambda: Recommender.load(tmp_path / "run").recommend(users=[somebody], k=1))
+        assert str(tmp_path / "run/data") in message
+        put(tmp_path / "run/data", name, whole[name])
+    assert Recommender.load(tmp_path / "run").recommend(users=[somebody], k=1).height == 1
 
 
 # ---- the training state ----------------------------------------------------------------------------------------------

@@ -1,179 +1,314 @@
-"""Who is asked for and what is known of them: ids to histories, and ranked items to a frame."""
+"""Predictor: what answers "what next?" for one history or many, from a run folder."""
 
-from collections.abc import Iterable, Mapping
-from os import PathLike
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
-from seqrec.data.batches import histories_of
 from seqrec.data.dataset import Dataset
-from seqrec.data.formats.read import read_log
-from seqrec.data.ids import ids_of, texts_of
-from seqrec.data.moments import MICROSECONDS, moments_of
-from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, all_histories
-from seqrec.device import check_polars
-from seqrec.errors import InputError, MissingTimesWarning, UnknownIdWarning, warn
+from seqrec.data.ids import ids_of
+from seqrec.data.people import given_lists, histories_from, known_items, listed_items
+from seqrec.data.split import Histories, histories_of_users
+from seqrec.device import check_polars, watch_forks
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.ranking import scoring
+from seqrec.ranking.scoring import Catalogue
+from seqrec.ranking.topk import best_of, by_popularity, candidates, check_k, most_popular, nearest, unit_vectors
+from seqrec.run.folder import Run
+from seqrec.run.place import reading
 
 
-def known_people(
-    dataset: Dataset, users: Iterable[Any] | pl.Series | None, strict: bool
-) -> tuple[Histories, pl.Series]:
-    """Histories of users of the log, empty for unknown ones, and their ids."""
-    if users is None:
-        return all_histories(dataset), dataset.user_ids
-    asked = ids_of(users, "users")
-    asked = asked.cast(dataset.user_ids.dtype) if asked.dtype == pl.Null else asked
-    indices = dataset.user_indices(asked)
-    unknown = indices < 0
-    if unknown.any():
-        some = some_of(asked.filter(pl.Series(unknown)))
-        if strict:
-            raise InputError(f"unknown users: {some}; check the ids, or give their histories")
-        warn(f"unknown users, or left out by the filters of fit, get the most popular items: {some}", UnknownIdWarning)
-    inside = np.where(unknown, 0, indices)
-    starts = np.where(unknown, 0, dataset.offsets[inside])
-    ends = np.where(unknown, 0, dataset.offsets[inside + 1])
-    return Histories(dataset, indices, starts, ends), asked
+class Recommendations(list[tuple[Any, float]]):
+    """Items for one person, best first, as pairs of id and score; and what they rest on.
+
+    Scores of one person compare with each other only. There are fewer than k pairs where the filters leave fewer.
+
+    Attributes:
+        used: items of the history that the model read: those it knows, the last ``max_length`` of them.
+        unknown: ids of the history that the catalogue does not have, which were left out.
+        popular: whether nothing of the history is known, so that these are the most popular items and their scores
+            numbers of interactions.
+    """
+
+    __slots__ = ("popular", "unknown", "used")
+
+    def __init__(self, pairs: Iterable[tuple[Any, float]] = (), used: int = 0, unknown: tuple[Any, ...] = ()) -> None:
+        super().__init__(pairs)
+        self.used, self.unknown, self.popular = used, unknown, used == 0
 
 
-def given_people(
-    dataset: Dataset, histories: Any, strict: bool, times: Any = None, knows_time: bool = False
-) -> tuple[Histories, pl.Series]:
-    """Histories given as item ids, and the names of the people.
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictor:
+    """A trained model and the ids of its items: recommendations for histories, from any number of threads at once.
+
+    It never changes after it is made, and no call changes anything that other threads share: not torch's number of
+    threads, not its gradient mode, not the model's training flag. Each call computes with as many threads as torch is
+    set to; a server with many callers sets one when it starts (``torch.set_num_threads(1)``). A predictor also works in
+    a forked process.
+
+    Example:
+        >>> predictor = Predictor.load("run")  # doctest: +SKIP
+        >>> predictor.recommend(["B00005N7P0", "B000035Y4P"], k=3)  # doctest: +SKIP
+        [('B00005N7NZ', 7.1), ('B00002SUPF', 6.8), ('B000059TOC', 6.5)]
 
     Args:
-        dataset: what the model was trained on.
-        histories: as for :meth:`Recommender.recommend`, and so are ``strict`` and ``times``.
-        strict: whether what is unknown is an error.
-        times: of the items.
-        knows_time: whether the model reads times.
+        model: in evaluation mode; it must not be trained while the predictor is in use.
+        dataset: what it was trained on.
+        keep_seen: whether items of the history are recommended again where a call does not say.
     """
-    given = _read_people(histories, times) if _is_table(histories) else _listed_people(histories, times)
-    names, asked, places, lengths, moments = given
-    indices = dataset.item_indices(asked) if places is None else dataset.item_indices(asked)[places]
-    if (indices == 0).any():
-        missing = asked.filter(pl.Series(dataset.item_indices(asked) == 0))
-        some = some_of(missing.unique(maintain_order=True))
-        if strict:
-            raise InputError(f"unknown items in a history: {some}; check the ids")
-        warn(f"unknown items are left out of the histories: {some}", UnknownIdWarning)
-    people = np.repeat(np.arange(len(lengths)), lengths)
-    if moments is not None:  # by person and time; equal times keep their order, as in a log
-        order = np.lexsort((moments, people))
-        indices, moments = indices[order], moments[order]
-    known = indices > 0
-    lengths = np.bincount(people[known], minlength=len(lengths))
-    if (lengths == 0).any():
-        if strict:
-            raise InputError("a history is empty; give at least one item")
-        warn("somebody with an empty history gets the most popular items", UnknownIdWarning)
-    if knows_time and dataset.has_timestamps and moments is None and (lengths > 1).any():
-        warn("the model knows the time between items, and these histories come without: it takes one second from each "
-             "to the next; give times (--times)", MissingTimesWarning)  # fmt: skip
-    if knows_time and not dataset.has_timestamps and moments is not None:
-        warn("the log of the model had no times, so those of the histories say their order alone", MissingTimesWarning)
-        moments = None
-    cuts = np.cumsum(lengths)[:-1]
-    parts = np.split(indices[known], cuts) if len(lengths) else []
-    seconds = None if moments is None else np.split(moments[known] // MICROSECONDS, cuts) if len(lengths) else []
-    return histories_of(dataset, parts, seconds), names.alias("user_id")
+
+    model: Model
+    dataset: Dataset
+    keep_seen: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model.training:
+            raise ValueError("the model is in training mode; call model.eval() first")
+        watch_forks()
+        _ = self.catalogue  # made now, not by the first call
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Predictor":
+        """Open a run folder. Of its data, only the ids of the items and the first few histories are read.
+
+        Raises:
+            InputError: the folder is not a run, is damaged, or its weights rank nothing.
+        """
+        watch_forks()
+        check_polars("loading a run")
+        return reading(folder, lambda: cls._load(Run(folder)))
+
+    @classmethod
+    def _load(cls, run: Run) -> "Predictor":
+        model = run.model()
+        run.check_scores(model)
+        dataset = run.dataset
+        _ = dataset.item_ids  # in memory from now on, and compared with their checksums
+        return cls(model, dataset, bool(run.config.split.keep_seen))
+
+    def recommend(
+        self,
+        histories: Iterable[Any],
+        k: int = 10,
+        times: Iterable[Any] | None = None,
+        keep_seen: bool | None = None,
+        allow: Iterable[Any] | None = None,
+        deny: Iterable[Any] | None = None,
+    ) -> Any:
+        """The best ``k`` items after each history.
+
+        Args:
+            histories: one history, a flat list of item ids in time order; or many, a list of such lists. The entries
+                decide: ids (numbers, texts) are one history, lists are many, and a mixture of both is an error. ``[]``
+                is one history without items, ``[[]]`` a list of one such history. Arrays, series and iterators do
+                as well as lists. 128, "128" and 128.0 are the same id.
+            k: items per history; fewer where the filters leave fewer.
+            times: of the items, in the shape of ``histories``: numbers since 1970, dates, or ISO texts. They order
+                each history (equal ones keep their order), and tisasrec and slirec learn from them.
+            keep_seen: recommend items of the history again. By default as the run was validated and tested, which is
+                without, unless most users take again what they had.
+            allow: recommend these items only; unknown ones are a warning.
+            deny: never recommend these items; unknown ones are a warning.
+
+        Returns:
+            For one history its :class:`Recommendations`, a list of ``(item_id, score)``; for many a list of them, in
+            the same order. Ids that the catalogue does not have are left out of a history and listed in ``unknown``;
+            if none are left, the result is the most popular items and ``popular`` is True.
+
+        Raises:
+            InputError: what is no history, ``k`` out of range, or times that don't fit.
+        """
+        lists, one = _lists_of(histories)
+        given = given_lists(lists, times if times is None or not one else [times])
+        indices = given.indices_in(self.dataset)
+        people = histories_from(self.dataset, given, indices, self.model.USES_TIMES)
+        unknown: dict[int, tuple[Any, ...]] = {}
+        if (indices == 0).any():
+            ends = np.cumsum(given.lengths)
+            for row in np.unique(np.searchsorted(ends, np.flatnonzero(indices == 0), side="right")).tolist():
+                mine = slice(int(ends[row] - given.lengths[row]), int(ends[row]))
+                unknown[row] = tuple(given.ids[mine].filter(pl.Series(indices[mine] == 0)).to_list())
+        found = self._named(people, unknown, k, keep_seen, allow, deny)
+        return found[0] if one else found
+
+    def recommend_users(
+        self,
+        users: Any,
+        k: int = 10,
+        keep_seen: bool | None = None,
+        allow: Iterable[Any] | None = None,
+        deny: Iterable[Any] | None = None,
+    ) -> Any:
+        """The best ``k`` items for users of the log, after all that is known of them.
+
+        Args:
+            users: one id, or a collection of ids. An unknown user has an empty history.
+            k: as for :meth:`recommend`, and so are the others. Without ``keep_seen``, items of interactions that the
+                filters of ``fit`` dropped are not recommended either.
+            keep_seen: as for :meth:`recommend`.
+            allow: as for :meth:`recommend`.
+            deny: as for :meth:`recommend`.
+
+        Returns:
+            As :meth:`recommend`: :class:`Recommendations` of one user, or a list of them.
+        """
+        people = histories_of_users(self.dataset, self.dataset.user_indices(ids_of(users, "users")))
+        found = self._named(people, {}, k, keep_seen, allow, deny)
+        return found if _is_collection(users) else found[0]
+
+    def similar(self, items: Any, k: int = 10) -> Any:
+        """The ``k`` items nearest to each given one, by the cosine of their embeddings.
+
+        Args:
+            items: one id, or a collection of ids; unknown ones are a warning, and are left out.
+            k: neighbours per item.
+
+        Returns:
+            A list of ``(item_id, cosine)`` for one item; for many, a dictionary of such lists by id.
+
+        Raises:
+            InputError: ``k`` out of range, no known item, or a model without embeddings.
+        """
+        indices = listed_items(self.dataset, items, strict=False)
+        found = [list(zip(*pair, strict=True)) for pair in self._ids_and_scores(*self.neighbours(indices, k))]
+        if not _is_collection(items):
+            return found[0]
+        return dict(zip(self.dataset.catalogue.values(indices - 1), found, strict=True))
+
+    def rank(
+        self,
+        people: Histories,
+        k: int,
+        *,
+        keep_seen: bool | None = None,
+        allow: np.ndarray | None = None,
+        deny: np.ndarray | None = None,
+        size: int | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The best items of many people by index, in blocks that are made when they are asked for.
+
+        The same people are encoded and scored together whatever the size of the blocks, because a product of matrices
+        of another shape may differ in its last bits.
+
+        Args:
+            people: histories of the dataset, or of :func:`histories_of`.
+            k: items per person.
+            keep_seen: as for :meth:`recommend`.
+            allow: indices of the only items to recommend.
+            deny: indices of items not to recommend.
+            size: people per block; by default one block holds all.
+
+        Yields:
+            ``items int64[R, k]`` and ``scores float32[R, k]`` of the next R people; 0 and -inf where nothing is left,
+            and the most popular items for empty histories. There is at least one block.
+        """
+        size = size or max(len(people), 1)
+        items, scores = np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
+        group = scoring.USERS_AT_ONCE
+        done = 0
+        for _ in range(0, max(len(people), 1), size):
+            parts = [(items, scores)]
+            while done < len(people) and sum(len(part[0]) for part in parts) < size:
+                parts.append(self._rank(people.take(slice(done, done + group)), k, keep_seen, allow, deny))
+                done += group
+            items, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+            yield items[:size], scores[:size]
+            items, scores = items[size:], scores[size:]
+
+    def neighbours(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """What :meth:`similar` finds, by index: ``items int64[M, k]`` and ``cosines float32[M, k]``."""
+        check_k(k, self.dataset.num_items - 1)
+        if self.model.COUNTED or not self.model.FACTORED:
+            name = type(self.model).__name__
+            raise InputError(f"{name} has no item embeddings to compare; fit another model, such as sasrec")
+        return nearest(self._units, items, k)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """All items with their vectors, computed once."""
+        with torch.inference_mode():
+            return Catalogue(self.model)
+
+    @cached_property
+    def _units(self) -> Catalogue:
+        with torch.inference_mode():
+            return Catalogue(self.model, vectors=unit_vectors(self.model))
+
+    @cached_property
+    def _popular(self) -> np.ndarray:
+        return by_popularity(self.dataset.item_counts)
+
+    def _rank(
+        self, people: Histories, k: int, keep_seen: bool | None, allow: np.ndarray | None, deny: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        keep = self.keep_seen if keep_seen is None else keep_seen
+        allowed, denied = candidates(self.model.num_items, allow, deny)
+        with torch.inference_mode():
+            catalogue = self.catalogue if allowed is None else self.catalogue.only(allowed)
+            items, scores = best_of(catalogue, people, k, denied, keep_seen=keep)
+        empty = people.lengths == 0
+        if empty.any():
+            popular = most_popular(self._popular, self.dataset.item_counts, k, allowed, denied)
+            items[empty], scores[empty] = popular
+        return items, scores
+
+    def _named(
+        self,
+        people: Histories,
+        unknown: dict[int, tuple[Any, ...]],
+        k: int,
+        keep_seen: bool | None,
+        allow: Iterable[Any] | None,
+        deny: Iterable[Any] | None,
+    ) -> list[Recommendations]:
+        """Recommendations by id; ``unknown`` has the ids left out of some of the histories, by row."""
+        check_k(k, self.dataset.num_items)
+        allowed = None if allow is None else known_items(self.dataset, allow, "allow", strict=False)
+        denied = None if deny is None else known_items(self.dataset, deny, "deny", strict=False)
+        ((items, scores),) = self.rank(people, k, keep_seen=keep_seen, allow=allowed, deny=denied)
+        used = np.minimum(people.lengths, int(self.model.config.max_length)).tolist()
+        pairs = self._ids_and_scores(items, scores)
+        return [
+            Recommendations(zip(*pair, strict=True), used[row], unknown.get(row, ())) for row, pair in enumerate(pairs)
+        ]
+
+    def _ids_and_scores(self, items: np.ndarray, scores: np.ndarray) -> Iterator[tuple[list[Any], list[float]]]:
+        """The ids and scores of each row, without the places that nothing is left for."""
+        there = items > 0
+        ids = self.dataset.catalogue.values(items[there] - 1)
+        values = scores[there].tolist()
+        start = 0
+        for count in there.sum(axis=1).tolist():
+            yield ids[start : start + count], values[start : start + count]
+            start += count
 
 
-#: Names, item ids, the place among these of each item of the histories (None: as they stand), items of each history,
-#: and their times in microseconds, if any.
-_People = tuple[pl.Series, pl.Series, np.ndarray | None, np.ndarray, np.ndarray | None]
+def _is_collection(value: Any) -> bool:
+    """Whether it holds several values, and is no id itself."""
+    if type(value) in (int, str):  # as most are
+        return False
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
-def _is_table(histories: Any) -> bool:
-    return isinstance(histories, str | PathLike) or hasattr(type(histories), "columns")
-
-
-def _read_people(histories: Any, times: Any) -> _People:
-    """Histories in a file or a frame, with its times."""
-    if times is not None:
-        raise InputError("times belong to histories given as lists; a file or a frame has them in a column")
-    check_polars("reading histories from a file or a frame")
-    given = prepare(read_log(histories))
-    moments = np.asarray(given.timestamps) * MICROSECONDS if given.has_timestamps else None
-    return given.user_ids, given.item_ids, np.asarray(given.items) - 1, np.diff(given.offsets), moments
-
-
-def _listed_people(histories: Any, times: Any) -> _People:
-    """Histories as lists, one per person or by name."""
-    if isinstance(histories, Mapping):
-        lists = list(histories.values())
-        names = ids_of(histories.keys(), "names of people") if lists else pl.Series([], dtype=pl.String)
-        if times is not None:
-            if not isinstance(times, Mapping) or set(times) != set(histories):
-                raise InputError("histories have names, so times need the same ones; give {name: [...]} for both")
-            times = [times[name] for name in histories]
-    elif isinstance(histories, Iterable) and not isinstance(histories, bytes):
-        lists = list(histories)
-        names = pl.Series(range(len(lists)), dtype=pl.Int64)
-    else:
-        raise InputError(f"histories are lists of item ids, not {histories!r}; give [[...], [...]]")
-    for items in lists:
-        if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-            raise InputError(f"a history is a list of item ids, not {items!r}; give [[...], [...]]")
-    parts = [ids_of(items, "histories") for items in lists]
-    lengths = np.array([len(part) for part in parts], dtype=np.int64)
-    moments = None if times is None else moments_of(times, lengths.tolist())
-    filled = [part for part in parts if len(part) and part.dtype != pl.Null] or [pl.Series("user_id", [], pl.String)]
-    if len({part.dtype for part in filled}) > 1:  # such as the ids of one as numbers, of another as texts
-        asked = pl.Series("user_id", [text for part in parts for text in texts_of(part)], dtype=pl.String)
-    else:
-        kind = filled[0].dtype
-        asked = pl.concat([part.cast(kind) if part.dtype == pl.Null else part for part in parts or filled])
-    return names, asked, None, lengths, moments
-
-
-def known_items(dataset: Dataset, ids: Iterable[Any], what: str, strict: bool) -> np.ndarray:
-    """Indices of known items; unknown ones are a warning, or an error with ``strict``."""
-    asked = ids_of(ids, what)
-    indices = dataset.item_indices(asked)
-    if (indices == 0).any():
-        some = some_of(asked.filter(pl.Series(indices == 0)))
-        if strict:
-            raise InputError(f"unknown items ({what}): {some}; check the ids")
-        warn(f"unknown items ({what}) are left out: {some}", UnknownIdWarning)
-    return indices[indices > 0]
-
-
-def table_of(dataset: Dataset, asked: pl.Series, found: tuple[np.ndarray, ...]) -> pl.DataFrame:
-    """Ranked items as a frame ``user_id``, ``item_id``, ``score``, ``rank``."""
-    rows, items, scores, ranks = found
-    ids = {"user_id": asked.gather(rows), "item_id": dataset.item_ids.gather(items - 1)}
-    return pl.DataFrame({**ids, "score": scores, "rank": ranks})
-
-
-def listed_items(dataset: Dataset, ids: Any, strict: bool) -> np.ndarray:
-    """Indices of known items, of which there must be one at least; unknown ones are a warning."""
-    asked = ids_of(ids, "items")
-    indices = known_items(dataset, asked, "similar", strict=True) if strict else dataset.item_indices(asked)
-    if not (indices > 0).any():
-        raise InputError(f"none of the items is in the catalogue: {some_of(asked)}; check the ids")
-    if (indices == 0).any():
-        warn(f"unknown items left out: {some_of(asked.filter(pl.Series(indices == 0)))}", UnknownIdWarning)
-    return indices[indices > 0]
-
-
-def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosines: np.ndarray) -> pl.DataFrame:
-    """Neighbours ``int64[M, k]`` as a frame ``item_id``, ``similar_item_id``, ``score``, ``rank``."""
-    k = found.shape[1]
-    return pl.DataFrame(
-        {
-            "item_id": dataset.item_ids.gather(np.repeat(indices - 1, k)),
-            "similar_item_id": dataset.item_ids.gather(found.ravel() - 1),
-            "score": cosines.ravel(),
-            "rank": np.tile(np.arange(1, k + 1), len(indices)),
-        }
-    )
-
-
-def some_of(ids: pl.Series, most: int = 5) -> str:
-    """The first few ids, for a message."""
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(str(value) for value in ids.head(most)) + more
+def _lists_of(histories: Any) -> tuple[list[Any], bool]:
+    """Histories one by one, and whether a single one was given."""
+    if isinstance(histories, Mapping) or not _is_collection(histories) or hasattr(type(histories), "columns"):
+        raise InputError(
+            f"histories are item ids in a list, or lists of them, not {type(histories).__name__}; give [...] or "
+            "[[...], [...]]"
+        )
+    if isinstance(histories, np.ndarray) and histories.ndim > 1:
+        return list(histories), False
+    lists = list(histories)
+    many = {_is_collection(entry) for entry in lists}
+    if len(many) > 1:
+        raise InputError("some entries are item ids and others are lists of them; give one history or many")
+    return ([lists], True) if many != {True} else (lists, False)

@@ -1,6 +1,5 @@
 """The public face: fit, recommend, evaluate, save, load."""
 
-import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, fields
@@ -9,30 +8,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from rich.console import Console
-from rich.progress import track
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields, plain_options
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
+from seqrec.data.people import given_people, known_items, known_people, listed_items
 from seqrec.data.prepare import PrepareConfig, prepare
-from seqrec.data.split import Histories, Split, SplitConfig
+from seqrec.data.split import Split, SplitConfig
 from seqrec.device import check_polars, threads, usual_torch, watch_forks
-from seqrec.errors import InputError, UnknownIdWarning, check_whole, one_line, unchanged_by_failure, warn
+from seqrec.errors import InputError, check_whole, one_line, unchanged_by_failure
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.predictor import given_people, known_items, known_people, listed_items, similar_table, table_of
+from seqrec.predictor import Predictor
 from seqrec.ranking.protocols import Evaluation, evaluate
-from seqrec.ranking.scoring import USERS_AT_ONCE
-from seqrec.ranking.topk import check_k, most_popular, nearest, ranked
+from seqrec.ranking.scoring import USERS_AT_ONCE, evaluation_mode
+from seqrec.ranking.tables import recommended_tables, similar_table
+from seqrec.ranking.topk import check_k
 from seqrec.run.config import CONFIG, RESUMABLE, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
-from seqrec.training.plan import planned
+from seqrec.training.plan import check_items, counted, planned
 
 BLOCK = 2 * USERS_AT_ONCE  # people per frame
 
@@ -69,18 +68,18 @@ class Recommender:
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
         self._model: Model | None = None
-        self._split: Split | None = None
+        self._split: Split | Run | None = None  # of a run, split when it is needed
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
-        self.interrupted = False
-        self.summary = ""
+        self.interrupted, self.summary = False, ""
 
     def fit(
         self,
         log: Any,
         out: str | Path | None = None,
         *,
+        items: Any = None,
         resume: bool = False,
         overwrite: bool = False,
         progress: bool = False,
@@ -93,6 +92,8 @@ class Recommender:
                 :class:`Dataset`.
             out: run folder, written as training goes; the test metrics are computed and kept there too.
                 Without it everything stays in memory.
+            items: descriptions of the items, which :func:`read_items` takes: titles appear beside ids in what is
+                recommended, and ``slirec`` learns the categories.
             resume: go on with the run in ``out``, which must be of this log and these options.
             overwrite: replace a run that ``out`` holds.
             progress: show a bar.
@@ -109,21 +110,19 @@ class Recommender:
         if resume and overwrite:
             raise InputError("resume and overwrite exclude each other; give one")
         given = [log]
-        del log  # a frame that nobody else holds need not stay while the model trains
-        # The place is held from before the work to its end.
+        del log  # a frame that nobody else holds must not take memory while the model trains
+        # Nobody else can take the place between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
-            self._fit(given, place, resume, progress, stop)
+            self._fit(given, items, place, resume, progress, stop)
         return self
 
-    def _fit(
-        self, given: list[Any], place: Place | None, resume: bool, progress: bool, stop: Callable[[], bool] | None
-    ) -> None:
+    def _fit(self, given: list[Any], items: Any, place: Place | None, resume: bool, progress: bool, stop: Any) -> None:
         log = given.pop()
         rated = self.prepare_config.min_rating is not None
         if not isinstance(log, Dataset):
             log = prepare(read_log_with_summary(log, needs_rating=rated)[0], self.prepare_config)
-        dataset: Dataset = log
+        dataset: Dataset = log if items is None else log.with_items(items)
         config, split, model = planned(
             dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
         )
@@ -131,8 +130,10 @@ class Recommender:
         self.interrupted, self.summary = False, ""
         # All that can be found wrong is found before anything is written.
         if model.COUNTED:
-            self._count(model, split.train)
+            self.epochs, self.summary = counted(model, split.train)
         run = Run.resume(place, config, RESUMABLE) if place is not None and resume else None
+        if run is not None:
+            check_items(run, dataset, model.USES_CATEGORIES)
         if place is not None and run is None:
             found = {"weights": model.state_dict(), "epochs": self.epochs} if model.COUNTED else {}
             run = Run.begin(place, config, dataset, **found)  # type: ignore[arg-type]
@@ -143,7 +144,7 @@ class Recommender:
         if not model.COUNTED:
             ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
             keep_seen = bool(config.split.keep_seen)
-            trained = train(model, split, self.train_config, keep_seen=keep_seen, **ways)  # type: ignore[arg-type]
+            trained = train(model, split, self.train_config, keep_seen=keep_seen, **ways)
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted, self.summary = trained.ended == "interrupted", trained.summary
         if run is not None:
@@ -157,16 +158,6 @@ class Recommender:
                     self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
                 self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
             run.save_metrics(self.metrics)
-
-    def _count(self, model: Model, histories: Histories) -> None:
-        """Count what a counted model counts; one row of ``epochs.csv``."""
-        started = time.perf_counter()
-        model.count(histories)
-        seconds = max(time.perf_counter() - started, 1e-9)
-        tokens = int(histories.lengths.sum())
-        rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
-        self.epochs = [{"epoch": 1, "loss": "", **rate}]
-        self.summary = f"counted {tokens:,} interactions"
 
     def recommend(
         self,
@@ -201,9 +192,9 @@ class Recommender:
                 is known gets the most popular items.
 
         Returns:
-            A frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by user and rank. Scores of one
-            person compare with each other only. They don't depend on ``batch_size``, but their last bits may differ
-            where other people are asked for with that person.
+            A frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by user and rank, with ``title`` after
+            ``item_id`` where titles are known. Scores of one person compare with each other only. They don't depend on
+            ``batch_size``, but their last bits may differ where other people are asked for with that person.
 
         Raises:
             InputError: ``k`` out of range, or something unknown with ``strict``.
@@ -217,7 +208,7 @@ class Recommender:
         """Write what :meth:`recommend` gives to a file, a block of people at a time, for any number of them.
 
         Args:
-            out: the file, ending in .parquet, .csv or .jsonl; it is there under its name when it is whole.
+            out: the file, ending in .parquet, .csv or .jsonl; it appears under its name once it is complete.
             users: as for :meth:`recommend`, and so are ``histories`` and ``k``.
             more: keywords of :meth:`recommend_batches`.
         """
@@ -242,7 +233,7 @@ class Recommender:
     ) -> Generator[pl.DataFrame, None, None]:
         """The rows of :meth:`recommend` in frames of ``batch_size`` people, each made when it is asked for.
 
-        There is one at least, maybe without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
+        There is at least one, possibly without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
         ``batch_size`` is. ``progress`` shows a bar on a terminal.
         """
         model, dataset = self._ready()
@@ -259,48 +250,29 @@ class Recommender:
             if histories is None
             else given_people(dataset, histories, strict, times, model.USES_TIMES)
         )
-        filters = {"keep_seen": self._keeps_seen(keep_seen), "allow": allowed, "deny": denied}
-        return self._frames(people, asked, k, filters, batch_size, progress)
+        blocks = self._predictor().rank(people, k, keep_seen=keep_seen, allow=allowed, deny=denied, size=batch_size)
+        return recommended_tables(model, dataset, asked, blocks, batch_size, progress)
 
-    def _frames(
-        self, people: Histories, asked: pl.Series, k: int, filters: dict[str, Any], size: int, progress: bool
-    ) -> Generator[pl.DataFrame, None, None]:
+    def _predictor(self) -> Predictor:
+        """A predictor of the model as it is now."""
         model, dataset = self._ready()
-        with threads():
-            popular = most_popular(dataset, k, **filters) if (people.lengths == 0).any() else None
-        blocks = ranked(model, people, k, popular, size, **filters)
-        served = 0
-        starts = range(0, max(len(people), 1), size)
-        bar = Console(stderr=True)
-        show = progress and bar.is_terminal
-        for start in track(starts, "recommending", console=bar, transient=True, disable=not show):
-            with threads():
-                frame = table_of(dataset, asked[start : start + size], next(blocks))
-            served += int((frame["rank"] == 1).sum())
-            yield frame
-            del frame  # or it would stay while the next is made
-        if left := len(people) - served:
-            warn(
-                f"nothing is left to recommend to {left:,} of {len(people):,}; keep_seen (--keep-seen) leaves more",
-                UnknownIdWarning,
-            )
+        with evaluation_mode(model):
+            return Predictor(model, dataset, self._keeps_seen(None))
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
         """The ``k`` items nearest to each given one, by the cosine of their embeddings.
 
         Returns:
-            A frame ``item_id``, ``similar_item_id``, ``score`` (-1 to 1), ``rank`` (from 1).
+            A frame ``item_id``, ``similar_item_id``, ``score`` (-1 to 1), ``rank`` (from 1); where titles are known,
+            ``title`` and ``similar_title`` stand after the ids.
 
         Raises:
             InputError: ``k`` out of range, an unknown item, or a model without embeddings.
         """
         model, dataset = self._ready()
-        check_k(k, dataset.num_items - 1)
-        if model.COUNTED or not model.FACTORED:
-            raise InputError(f"{self.model_name} has no item embeddings to compare; fit another model, such as sasrec")
         indices = listed_items(dataset, items, strict)
-        with threads():
-            found, cosines = nearest(model, indices, k)
+        with threads(), evaluation_mode(model):
+            found, cosines = self._predictor().neighbours(indices, k)
         return similar_table(dataset, indices, found, cosines)
 
     @threads()
@@ -316,31 +288,32 @@ class Recommender:
     ) -> Evaluation:
         """Rank the held-out item of each user; see :func:`seqrec.evaluate`.
 
-        Without ``keep_seen``, items of the history take places in the ranking where they did in validation.
+        By default, items of the history are ranked if they were in validation; ``keep_seen`` decides otherwise.
         """
         model, dataset = self._ready()
         assert self._split is not None
+        held_out = self._split.split if isinstance(self._split, Run) else self._split
         check_whole("seed", seed, least=0)
         check_whole("negatives", negatives, least=1)
         others: dict[str, Model] = {}
         for name in ("popularity", "recent-popularity", "markov") if baselines else ():
             if name != self.model_name and (dataset.has_timestamps or name != "recent-popularity"):
                 others[name] = build_model(name, {}, dataset.num_items, dataset.num_users)
-                others[name].count(self._split.train)
+                others[name].count(held_out.train)
         return evaluate(
             model,
-            self._split.targets(split),
+            held_out.targets(split),
             protocol=protocol,
             split=split,
             negatives=negatives,
             keep_seen=self._keeps_seen(keep_seen),
             seed=seed,
-            train_counts=self._split.train.item_counts(),
+            train_counts=held_out.train.item_counts(),
             baselines=others,
         )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write a run folder; one that holds a run is refused without ``overwrite``."""
+        """Write a run folder. A folder that holds a run already is refused unless ``overwrite`` is set."""
         check_polars("writing a run")
         model, dataset = self._ready()
         assert self._config is not None
@@ -356,7 +329,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
-        """Open a run folder; while another process replaces the run, it is the one or the other."""
+        """Open a run folder. While another process replaces the run, either the old or the new one is opened."""
         watch_forks()
         check_polars("loading a run")
         return reading(folder, lambda: cls._load(Run(folder)))
@@ -374,7 +347,9 @@ class Recommender:
         recommender._config = config
         recommender._model = run.model()
         recommender._dataset = run.dataset
-        recommender._split = run.split
+        if run.dataset.item_table is not None:
+            run.dataset.item_table.read()
+        recommender._split = run
         run.check_scores(recommender._model)
         recommender.epochs = run.epochs().to_dicts()
         recommender.metrics = run.metrics()

@@ -125,6 +125,69 @@ def test_what_was_understood_of_a_log_is_shown(place: Path, capsys: pytest.Captu
     assert errors.startswith("warning: sales.csv: column 'overall' holds 'tbd' and is left as it is")
 
 
+def items_file(place: Path) -> str:
+    rows = "".join(f"i{n},Title {n}\x1b[2J,{'odd' if n % 2 else 'even'}|all,{n}.5,\n" for n in range(11))
+    (place / "items.csv").write_text("item_id,title,genres,price,empty\n" + rows + "x9,Nobody's,odd,1,\n")
+    return "items.csv"
+
+
+@pytest.mark.parametrize("command", ["inspect log.csv", "fit log.csv --out new --model popularity"])
+def test_what_was_understood_of_the_items_is_shown(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([*command.split(), "--items", items_file(place), "--json", "facts.json"]) == 0
+    out, errors = capsys.readouterr()
+    assert "items.csv: columns used: item = item_id, title, categories = genres\nnumbers kept: price\n" in out
+    assert "columns ignored: empty (empty)\nitems described: 11 of 12\n" in out
+    assert errors == (
+        "warning: items.csv: items without a description: 1 of 12 (i11); "
+        "descriptions of items that are not in the log, or that its filters drop: 1 (x9), ignored\n"
+    )
+    facts = strict_json((place / "facts.json").read_text())["log"]["items"]
+    assert facts["columns"] == {"item": "item_id", "title": "title", "categories": "genres"}
+    assert (facts["described"], facts["catalogue"], facts["unknown"]) == (11, 12, 1)
+
+
+def test_titles_stand_beside_ids(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["fit", "log.csv", "--out", "new", "--items", items_file(place), *SMALL]
+    assert main(options) == 0
+    out = run(capsys, "recommend", "new", "--users", "u1", "-k", "12", "--keep-seen")
+    assert re.search(r"│ u1 +│ i3 +│ Title 3\\x1b\[2J +│ +-?[\d.]+ │ +\d+ │", out)
+    assert re.search(r"│ u1 +│ i11 +│ +│", out)  # it has no title
+    assert "\x1b" not in out
+    out = run(capsys, "recommend", "new", "--users", "u1", "-k", "12", "--keep-seen", "--format", "csv")
+    assert out.startswith("user_id,item_id,title,score,rank\n")
+    assert ",i11,,0" in out or ",i11,,-" in out
+    rows = strict_json(run(capsys, "recommend", "new", "--users", "u1", "-k", "12", "--keep-seen", "--json", "-"))
+    assert {row["title"] for row in rows} == {None, *(f"Title {n}\x1b[2J" for n in range(11))}
+    found = strict_json(run(capsys, "similar", "new", "i3", "-k", "1", "--json", "-"))
+    assert list(found[0]) == ["item_id", "title", "similar_item_id", "similar_title", "score", "rank"]
+
+
+def test_a_title_column_of_the_log_is_used(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ring().with_columns(title=pl.format("T {}", "item_id"), page=pl.lit("x")).write_csv(place / "titled.csv")
+    out = run(capsys, "inspect", "titled.csv")
+    assert "titled.csv: columns used: user = user_id, item = item_id, timestamp, title\ncolumns ignored: page\n" in out
+    run(capsys, "fit", "titled.csv", "--out", "new", "--model", "popularity")
+    assert "│ T i" in run(capsys, "recommend", "new", "--users", "u1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "items.csv: No such file"),
+        ("", "items.csv: is empty"),
+        ("item_id,title\nx,Title\n", "describes no item of the catalogue: its column 'item_id' holds ids such as 'x'"),
+    ],
+)
+def test_items_that_are_no_use(
+    place: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str
+) -> None:
+    if content is not None:
+        (place / "items.csv").write_text(content)
+    assert message in fails(capsys, place, "fit", "log.csv", "--out", "new", "--items", "items.csv")
+
+
 @pytest.mark.parametrize("command", ["inspect", "fit --out new --model popularity"])
 def test_what_was_understood_of_a_log_as_json(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     (place / "sales.csv").write_text(SALES.replace("Order Date", "sold_on"))
@@ -519,7 +582,7 @@ def damage_shape(folder: Path) -> None:
 
 def damage_version(folder: Path) -> None:
     path = folder / "config.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
 
 
 def cut(name: str) -> Callable[[Path], Any]:
@@ -528,10 +591,10 @@ def cut(name: str) -> Callable[[Path], Any]:
 
 BAD_RUNS: dict[str, tuple[Callable[[Path], Any], str]] = {
     f"{name} is missing": (lambda folder, name=name: (folder / name).unlink(), f"{name}.*is missing")
-    for name in ("config.json", "weights.safetensors", "items.parquet", "users.parquet")
+    for name in ("config.json", "weights.safetensors", "data/items.npy", "data/user_ids.npy")
 } | {
     f"{name} is cut": (cut(name), f"run/{name}: is damaged")
-    for name in ("config.json", "weights.safetensors", "items.parquet", "users.parquet", "metrics.json")
+    for name in ("config.json", "weights.safetensors", "data/items.npy", "data/user_ids.npy", "metrics.json")
 }  # fmt: skip
 BAD_RUNS["newer"] = damage_version, "run/config.json: format 99 is newer.*update seqrec"
 BAD_RUNS["shape"] = damage_shape, r"run/weights.safetensors: weight item_embedding.weight is .*\[4, 8\].*\[13, 8\]"

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from forging import change, put, put_ids
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.id_table import IdTable
+from seqrec.data.mapped import BLOCK
 from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.split import all_histories, split_last_two
 from seqrec.errors import InputError
 
 
@@ -78,7 +83,8 @@ def test_saving_through_a_link_keeps_the_link(tmp_path):
     check_same(Dataset.load(tmp_path / "there"), some_dataset())
 
 
-FILES = ["items.npy", "timestamps.npy", "offsets.npy", "users.parquet", "items.parquet", "dataset.json"]
+FILES = ["items.npy", "timestamps.npy", "offsets.npy", "user_ids.npy", "user_id_offsets.npy", "item_ids.npy",
+         "item_id_offsets.npy", "dataset.json"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -91,20 +97,20 @@ FILES = ["items.npy", "timestamps.npy", "offsets.npy", "users.parquet", "items.p
         lambda content: content[:-1],
         lambda content: bytes(len(content)),
         lambda content: b"\x80" + content,
-        lambda content: b"PAR1" + content[4:-30] + bytes(26) + content[-4:],
+        lambda content: content[:-3] + b"xyz",
     ],
-    ids=["missing", "empty", "half", "one byte short", "zeros", "shifted", "torn"],
+    ids=["missing", "empty", "half", "one byte short", "zeros", "shifted", "overwritten"],
 )
 def test_damaged_files_are_one_line(tmp_path, name, damage):
     folder = tmp_path / "log"
-    numbers().save(folder)
+    words().save(folder)
     content = (folder / name).read_bytes()
     (folder / name).unlink()
     if damage is not None:
         (folder / name).write_bytes(damage(content))
     with pytest.raises(InputError, match="prepare it again") as raised:
-        Dataset.load(folder)
-    assert str(raised.value).startswith(f"{folder}: ")
+        Dataset.load(folder).check()
+    assert str(raised.value).startswith(f"{folder}")
     assert "\n" not in str(raised.value)
     assert "pickle" not in str(raised.value)  # no advice to trust the file
 
@@ -150,14 +156,15 @@ def test_damaged_facts_are_one_line(tmp_path, facts):
 )
 def test_parts_that_do_not_fit_are_one_line(tmp_path, name, array):
     numbers().save(tmp_path / "log")
-    np.save(tmp_path / "log" / f"{name}.npy", array)
+    put(tmp_path / "log", name, array)
     with pytest.raises(InputError, match="prepare it again"):
-        Dataset.load(tmp_path / "log")
+        Dataset.load(tmp_path / "log").check()
 
 
-def test_id_tables_of_another_length_are_one_line(tmp_path):
+@pytest.mark.parametrize("ids", [[1], [1, 2, 3], ["1"], ["1", "2", "3"]])
+def test_id_tables_of_another_length_are_one_line(tmp_path, ids):
     numbers().save(tmp_path / "log")
-    pl.DataFrame({"user_id": [1]}).write_parquet(tmp_path / "log" / "users.parquet")
+    put_ids(tmp_path / "log", "user", pl.Series(ids))
     with pytest.raises(InputError, match="damaged"):
         Dataset.load(tmp_path / "log")
 
@@ -166,16 +173,25 @@ def test_a_newer_format_asks_for_an_update(tmp_path):
     numbers().save(tmp_path / "log")
     facts = json.loads((tmp_path / "log" / "dataset.json").read_text())
     (tmp_path / "log" / "dataset.json").write_text(json.dumps({**facts, "format_version": 99}))
-    with pytest.raises(InputError, match="format 99 is newer; update seqrec"):
+    with pytest.raises(InputError, match=r"format 99 is newer than .*update seqrec"):
         Dataset.load(tmp_path / "log")
 
 
+def test_an_older_format_says_what_to_do(tmp_path):
+    numbers().save(tmp_path / "log")
+    change(tmp_path / "log", format_version=1)
+    with pytest.raises(InputError, match=r"format 1 is of an earlier seqrec.*prepare it again"):
+        Dataset.load(tmp_path / "log")
+    (tmp_path / "log/users.parquet").write_bytes(b"")  # which format 1 had
+    numbers().save(tmp_path / "log")
+    check_same(Dataset.load(tmp_path / "log"), numbers())
+
+
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="not a whole saved dataset"):
-        Dataset.load(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="not a whole saved dataset"):
-        Dataset.load(tmp_path / "file")
+    for name in ("nowhere", "file"):
+        with pytest.raises(InputError, match="is missing or no folder; prepare it again"):
+            Dataset.load(tmp_path / name)
 
 
 def check_old_is_left(folder: Path, old: Dataset) -> None:
@@ -204,10 +220,14 @@ def test_an_interruption_midway_leaves_the_old_one(tmp_path, monkeypatch):
     old = numbers()
     old.save(tmp_path / "log")
 
-    def interrupt(self, file):
-        raise KeyboardInterrupt
+    save = np.save
 
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", interrupt)
+    def interrupt(file, array):
+        if Path(file).name == "item_ids.npy":
+            raise KeyboardInterrupt
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         some_dataset().save(tmp_path / "log")
     check_old_is_left(tmp_path / "log", old)
@@ -253,7 +273,7 @@ def test_short_writes_say_no_space_and_leave_the_old_one(tmp_path):
     pytest.importorskip("resource")
     old = numbers()
     old.save(tmp_path / "log")
-    limits = ["0", "50000", "150000", "170000"]  # a header, items, timestamps, a Parquet file
+    limits = ["0", "50000", "150000", "170000"]  # a header, items, timestamps, an id table
     script = [sys.executable, "-c", LIMITED, str(tmp_path / "log"), *limits]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -279,7 +299,7 @@ def test_saving_never_removes_what_is_not_a_dataset(tmp_path):
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_links_and_pipes_in_a_saved_dataset(tmp_path, name, kind):
     folder = tmp_path / "log"
-    numbers().save(folder)
+    words().save(folder)
     (folder / name).rename(tmp_path / "elsewhere")
     if kind == "link":
         (folder / name).symlink_to(tmp_path / "elsewhere")
@@ -323,28 +343,28 @@ WRONG = {
 def test_values_of_a_saved_dataset(tmp_path, what):
     name, change = WRONG[what]
     some_dataset().save(tmp_path / "log")
-    path = tmp_path / f"log/{name}.npy"
-    np.save(path, np.array(change(np.load(path))))
+    put(tmp_path / "log", name, np.array(change(np.load(tmp_path / f"log/{name}.npy"))))
     with pytest.raises(InputError, match="prepare it again"):
-        Dataset.load(tmp_path / "log")
+        Dataset.load(tmp_path / "log").check()
 
 
+@pytest.mark.parametrize("which", ["user", "item"])
 @pytest.mark.parametrize(
     "change",
     [
         lambda ids: ids.reverse(),
-        lambda ids: ids.cast(pl.String),
-        lambda ids: ids + 0.5,
+        lambda ids: ids.cast(pl.String) + "x",
         lambda ids: ids.head(9),
-        lambda ids: ids * 2,
+        lambda ids: pl.Series(range(len(ids))) * 2 - 5,
+        lambda ids: pl.Series([ids[0], *ids.head(len(ids) - 1)]),
     ],
 )
-def test_ids_of_a_saved_dataset(tmp_path, change):
-    some_dataset().save(tmp_path / "log")
-    path = tmp_path / "log/users.parquet"
-    change(pl.read_parquet(path).to_series()).to_frame().write_parquet(path)
+def test_ids_of_a_saved_dataset(tmp_path, which, change):
+    dataset = some_dataset()
+    dataset.save(tmp_path / "log")
+    put_ids(tmp_path / "log", which, change(getattr(dataset, f"{which}_ids")))
     with pytest.raises(InputError, match="prepare it again"):
-        Dataset.load(tmp_path / "log")
+        Dataset.load(tmp_path / "log").check()
 
 
 def test_facts_of_a_saved_dataset(tmp_path):
@@ -360,13 +380,13 @@ def test_facts_of_a_saved_dataset(tmp_path):
     for text in texts:
         path.write_text(text)
         with pytest.raises(InputError) as raised:
-            Dataset.load(tmp_path / "log")
+            Dataset.load(tmp_path / "log").check()
         assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_damage_of_a_saved_dataset(tmp_path, name):
-    dataset = some_dataset()
+    dataset = replace(some_dataset(), users=IdTable(pl.Series([f"u{n:02}" for n in range(60)])))
     dataset.save(tmp_path / "log")
     path = tmp_path / "log" / name
     whole = path.read_bytes()
@@ -375,7 +395,127 @@ def test_damage_of_a_saved_dataset(tmp_path, name):
         flipped = bytes([whole[place] ^ (1 << int(dice.integers(8)))])
         path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
         try:
-            loaded = Dataset.load(tmp_path / "log")
+            loaded = Dataset.load(tmp_path / "log").check()
         except InputError:
             continue
         assert loaded.fingerprint == dataset.fingerprint
+
+
+# ---- what is read, and checked, before it is used --------------------------------------------------------------------
+
+
+def large_dataset() -> Dataset:
+    """Enough for several blocks of checksums in each file."""
+    random = np.random.default_rng(5)
+    users = np.repeat(np.arange(40_000), 5)
+    items = [f"item-{i:06}" for i in random.integers(0, 90_000, len(users))]
+    return prepare(pl.DataFrame({"user_id": [f"u{u:06}" for u in users], "item_id": items, "timestamp": users}))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("large") / "log"
+    large_dataset().save(folder)
+    return folder
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_damage_elsewhere_is_not_read(large, tmp_path):
+    shutil.copytree(large, tmp_path / "log")
+    for name in FILES[:-1]:
+        assert (tmp_path / "log" / name).stat().st_size > BLOCK + 200
+        flip(tmp_path / "log" / name, -1)
+    dataset = Dataset.load(tmp_path / "log")
+    assert (dataset.num_users, dataset.num_interactions) == (40_000, 200_000)
+    found = dataset.user_indices(["u000007", "u000001"])
+    assert found.tolist() == [7, 1]
+    dataset.check_users(found)
+    assert dataset.catalogue.take(np.array([3])).to_list() == large_dataset().item_ids.gather([3]).to_list()
+    last = np.array([dataset.num_users - 1])
+    for action in (
+        lambda: dataset.check_users(last),
+        lambda: dataset.user_indices(["u039999"]),
+        lambda: dataset.user_indices(["not there"]),
+        lambda: dataset.catalogue.take(np.array([dataset.num_items - 1])),
+        lambda: dataset.item_counts,
+        lambda: dataset.statistics,
+        lambda: dataset.seen_keys,
+        lambda: dataset.user_ids,
+        dataset.check,
+        lambda: dataset.save(tmp_path / "again"),
+        lambda: split_last_two(dataset),
+        lambda: all_histories(dataset),
+    ):
+        with pytest.raises(InputError, match="is damaged"):
+            action()
+    assert not (tmp_path / "again").exists()
+
+
+FORGED = {
+    "items": lambda x: np.where(np.arange(len(x)) == 36, 10**6, x).astype(np.int32),
+    "timestamps": lambda x: np.where(np.arange(len(x)) == 36, 0, x),
+    "offsets": lambda x: np.where(np.arange(len(x)) == 7, 10**9, x),
+    "user_id_offsets": lambda x: np.where(np.arange(len(x)) == 20_000, 10**9, x),
+    "item_id_offsets": lambda x: np.where(np.arange(len(x)) == 4, -5, x),
+    "item_ids": lambda x: np.where(np.arange(len(x)) == 34, 255, x).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_nothing_out_of_range_is_used(large, tmp_path, name):
+    shutil.copytree(large, tmp_path / "log")
+    put(tmp_path / "log", name, FORGED[name](np.load(large / f"{name}.npy")))
+    dataset = Dataset.load(tmp_path / "log")
+    uses = {
+        "user_id_offsets": lambda: dataset.user_indices(["u000007"]),
+        "item_id_offsets": lambda: dataset.catalogue.take(np.array([3])),
+        "item_ids": lambda: dataset.catalogue.take(np.array([3])),
+    }
+    with pytest.raises(InputError, match="is damaged"):
+        uses.get(name, lambda: dataset.check_users(np.array([7])))()
+    with pytest.raises(InputError, match="is damaged"):
+        dataset.check()
+
+
+def test_sizes_open_nothing(large):
+    dataset = Dataset.load(large)
+    assert dataset.num_items == large_dataset().num_items
+    assert "series" not in vars(dataset.users) | vars(dataset.catalogue)
+    dataset.user_indices(["u000007"])
+    dataset.catalogue.take(np.array([3]))
+    assert "series" not in vars(dataset.users) | vars(dataset.catalogue)
+    assert "item-" not in repr(dataset)
+
+
+def test_a_saved_dataset_is_the_one_that_was_saved(large, tmp_path):
+    dataset, loaded = large_dataset(), Dataset.load(large)
+    check_same(loaded.check(), dataset)
+    np.testing.assert_array_equal(loaded.item_counts, dataset.item_counts)
+    np.testing.assert_array_equal(loaded.seen_keys, dataset.seen_keys)
+    ids = [*dataset.user_ids[::500], "x", ""]
+    assert loaded.user_indices(ids).tolist() == dataset.user_indices(ids).tolist()
+    loaded.save(tmp_path / "again")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
+        p.name: p.read_bytes() for p in large.iterdir()
+    }
+
+
+def test_other_arrays_are_not_those_in_the_files(large):
+    dataset = Dataset.load(large)
+    assert replace(dataset, filters=None).saved is dataset.saved
+    other = replace(dataset, timestamps=np.array(dataset.timestamps))
+    assert other.saved is None
+    assert other.check() is other
+
+
+def test_an_id_that_64_bits_cannot_hold_is_not_saved(tmp_path):
+    ids = pl.Series([1, 2**63], dtype=pl.UInt64)
+    dataset = prepare(pl.DataFrame({"user_id": ids, "item_id": ids}))
+    with pytest.raises(InputError, match="give such ids as text"):
+        dataset.save(tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []

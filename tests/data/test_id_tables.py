@@ -1,6 +1,7 @@
 """Ids of any type: what they become, and where they stand in a table of either type."""
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from seqrec.data.ids import IdTable, ids_of
+from seqrec.data.id_table import IdTable
+from seqrec.data.ids import ids_of
+from seqrec.data.mapped import Mapped, write_array
 from seqrec.errors import InputError
 
 NUMBERS = pl.Series([7, 12, 128])
@@ -111,15 +114,52 @@ def test_what_is_written_otherwise_is_another_id() -> None:
         assert IdTable(table).find(asked).tolist() == [-1] * 8
 
 
-@pytest.mark.parametrize("asked", [3, 400])  # few are searched for, many looked up
-def test_tables_of_any_text(asked: int) -> None:
+def in_files(table: pl.Series, folder: Path) -> IdTable:
+    """The same table, in files."""
+    files = []
+    for number, array in enumerate(IdTable(table).arrays()):
+        if array is not None:
+            path = folder / f"{number}.npy"
+            files.append(Mapped(path, write_array(path, array), array.dtype, None, "train again"))
+    return IdTable.mapped(table.name, *files)
+
+
+@pytest.mark.parametrize("asked", [1, 3, 400])  # few are searched for, many looked up
+def test_tables_of_any_text(asked: int, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     letters = [*"abz09 -é￿𝄞", "\ud7ff", "\U0010ffff"]
     texts = {"".join(random.choice(letters, random.integers(0, 6))) for _ in range(3000)}
     table = pl.Series(sorted(texts)).sort()
     wanted = random.integers(0, len(table), asked)
-    ids = [*table.gather(wanted).to_list(), "not there"]
-    assert IdTable(table).find(ids_of(ids)).tolist() == [*wanted.tolist(), -1]
+    ids = [*table.gather(wanted).to_list(), "not there", "\U0010ffff" * 7, ""]
+    for one in (IdTable(table), in_files(table, tmp_path)):
+        assert one.find(ids_of(ids)).tolist() == [*wanted.tolist(), -1, -1, 0]
+        assert one.take(wanted).equals(table.gather(wanted))
+        assert len(one) == len(table)
+        assert one.series.equals(table)
+        one.check()
+
+
+@pytest.mark.parametrize("asked", [1, 3, 400])
+def test_tables_of_any_integers(asked: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    numbers = np.unique(np.concatenate([random.integers(-(2**63), 2**63 - 1, 3000), [-(2**63), 2**63 - 1]]))
+    table = pl.Series("item_id", numbers)
+    wanted = random.integers(0, len(table), asked)
+    for one in (IdTable(table), in_files(table, tmp_path)):
+        for ids in (table.gather(wanted), table.gather(wanted).cast(pl.String)):
+            assert one.find(ids_of([*ids, 5, "x", None])).tolist() == [*wanted.tolist(), -1, -1, -1]
+        assert one.take(wanted).equals(table.gather(wanted))
+        assert one.series.equals(table)
+        one.check()
+
+
+def test_tables_of_one_id_or_of_none(tmp_path: Path) -> None:
+    for table in (pl.Series([""]), pl.Series(["x"]), pl.Series([7]), pl.Series([], dtype=pl.String)):
+        for one in (IdTable(table), in_files(table, tmp_path)):
+            assert one.find(ids_of(table)).tolist() == list(range(len(table)))
+            assert one.find(ids_of(["y", 8])).tolist() == [-1, -1]
+            assert one.series.equals(table)
 
 
 def test_a_table_that_is_not_sorted() -> None:

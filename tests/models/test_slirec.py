@@ -12,7 +12,7 @@ from torch import Tensor
 from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
-from seqrec.errors import InputError
+from seqrec.errors import InputError, TrainingWarning
 from seqrec.models import slirec
 from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
@@ -399,6 +399,55 @@ def planted_log(users: int = 600, items: int = 20, length: int = 10, seed: int =
     )
 
 
+def log_of_categories(users: int = 200, items: int = 300, length: int = 6) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The category of the next item follows from that of the last one; which of its 50 items it is, nobody can know."""
+    random = np.random.default_rng(0)
+    walk = (random.integers(6, size=(users, 1)) + np.arange(length)) % 6
+    walk += 6 * random.integers(items // 6, size=walk.shape)
+    times = np.tile(np.arange(length) * 1000, users)
+    log = pl.DataFrame({"user_id": np.repeat(np.arange(users), length), "item_id": walk.ravel(), "timestamp": times})
+    names = [[f"category {item % 6}", "of no account"] for item in range(items)]
+    return log, pl.DataFrame({"item_id": range(items), "categories": names})
+
+
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")  # nobody met some items
+def test_categories_of_the_items_are_learnt(tmp_path: Path):
+    log, items = log_of_categories()
+    options = {"embedding_dim": 16, "category_dim": 8, "max_length": 5, "dropout": 0.0, "batch_size": 32, "epochs": 20,
+               "attention_length": 3, "attention_hidden_dims": (8,), "hidden_dims": (8,), "learning_rate": 0.02,
+               "evaluate_every": 0}  # fmt: skip
+
+    def share(recommender: Recommender) -> float:
+        """How many of the recommended items are of the category that comes next."""
+        data = recommender.dataset
+        last = data.item_ids.gather(data.items[data.offsets[1:] - 1] - 1).to_numpy()
+        following = pl.DataFrame({"user_id": data.user_ids, "next": (last + 1) % 6})
+        frame = recommender.recommend(k=10, keep_seen=True).join(following, on="user_id")
+        return (frame["item_id"] % 6 == frame["next"]).mean()
+
+    without = Recommender("slirec", **options).fit(log)
+    with pytest.warns(
+        TrainingWarning, match=r"learns one of 6 categories per item; of those with several \(\d+\) the first"
+    ):
+        learnt = Recommender("slirec", **options).fit(log, items=items)
+    assert share(learnt) > 2 * share(without)
+    learnt.save(tmp_path / "run")
+    again = Recommender.load(tmp_path / "run")
+    assert again.model.config.num_categories == 6
+    assert again.recommend(k=3).equals(learnt.recommend(k=3))
+
+
+def test_categories_can_be_turned_off():
+    log, items = log_of_categories(users=20)
+    log = log.join(items.with_columns(pl.col("categories").list.first()), on="item_id")  # the log has the column itself
+    options = {"embedding_dim": 20, "epochs": 1, "evaluate_every": 0}
+    with_all = Recommender("slirec", **options).fit(log)
+    assert with_all.model.config.num_categories == 6
+    assert Recommender("slirec", **options, num_categories=2).fit(log).model.config.num_categories == 2
+    without = Recommender("slirec", **options, num_categories=0).fit(log)
+    assert without.recommend(k=5).equals(Recommender("slirec", **options).fit(log.drop("categories")).recommend(k=5))
+
+
 def with_shuffled_times(dataset: Dataset, seed: int = 1) -> Dataset:
     """The same histories; the intervals of each are in another order."""
     random = np.random.default_rng(seed)
@@ -436,7 +485,7 @@ def test_save_load_recommend(tmp_path: Path):
     options = {"embedding_dim": 8, "max_length": 6, "epochs": 2, "attention_hidden_dims": (5,), "hidden_dims": (6, 4)}
     recommender = Recommender("slirec", **options).fit(log, tmp_path / "run")
     again = Recommender.load(tmp_path / "run")
-    assert again.model_config == recommender.model_config
+    assert again.model_config == replace(recommender.model_config, num_categories=0)  # resolved
     expected = recommender.recommend(users=[3, 5], k=4)
     assert expected.height == 8
     assert again.recommend(users=[3, 5], k=4).equals(expected)

@@ -18,7 +18,7 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.ranking import metrics, topk
+from seqrec.ranking import metrics, scoring, topk
 from seqrec.ranking.protocols import Evaluation, evaluate, ranks
 from seqrec.report.tables import table, with_interval
 
@@ -113,8 +113,8 @@ def test_full_ranks_agree_with_a_plain_loop(dataset, split, keep_seen, levels):
 
 def test_full_ranks_of_a_factored_model_agree_with_a_plain_loop(dataset, split, sasrec):
     greater, ties = ranks(sasrec, split.test)
-    with topk.evaluation_mode(sasrec):
-        scores = sasrec.score(topk.last_states(sasrec, split.test.histories)).numpy()
+    with scoring.evaluation_mode(sasrec):
+        scores = sasrec.score(scoring.last_states(sasrec, split.test.histories)).numpy()
     for row, target in enumerate(split.test.items.tolist()):
         seen = set(history(split.test, row))
         candidates = [item for item in range(1, dataset.num_items + 1) if item not in seen]

@@ -14,8 +14,8 @@ from seqrec.data.split import Histories, all_histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.ranking.scoring import evaluation_mode, last_states
-from seqrec.ranking.topk import best, largest, nearest
+from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states
+from seqrec.ranking.topk import best, by_popularity, candidates, most_popular, nearest, unit_vectors
 
 
 @pytest.fixture(scope="module")
@@ -172,19 +172,49 @@ def test_scores_that_are_not_numbers_are_refused(dataset, model):
         best(Fixed(scores), all_histories(dataset), 3)
 
 
-def test_nearest_in_blocks(model, monkeypatch):
+def neighbours(model: Model, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    with evaluation_mode(model):
+        return nearest(Catalogue(model, vectors=unit_vectors(model)), items, k)
+
+
+@pytest.mark.parametrize("few", [1, 100])
+def test_nearest_in_blocks(model, monkeypatch, few):
+    monkeypatch.setattr("seqrec.ranking.scoring.FEW", few)  # the compiled loops, and torch
     items = np.array([3, 1, 17, 3])
-    whole = nearest(model, items, 4)
+    whole = neighbours(model, items, 4)
     assert whole[0].shape == whole[1].shape == (4, 4)
+    vectors = model.item_vectors().detach().double().numpy()[1:]
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row, item in enumerate(items.tolist()):
+        cosines = units @ units[item - 1]
+        cosines[item - 1] = -2
+        np.testing.assert_array_equal(whole[0][row], np.argsort(-cosines)[:4] + 1)
+        np.testing.assert_allclose(whole[1][row], np.sort(cosines)[::-1][:4], atol=1e-5)
     monkeypatch.setattr("seqrec.ranking.scoring.CELLS", 1)
-    found = nearest(model, items, 4)
+    monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 3)
+    found = neighbours(model, items, 4)
     assert np.array_equal(found[0], whole[0])
-    np.testing.assert_allclose(found[1], whole[1], rtol=1e-6)
+    np.testing.assert_allclose(found[1], whole[1], rtol=1e-5)
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.item_embedding.weight[5] = torch.nan
     with pytest.raises(InputError, match="not numbers"):
-        nearest(broken, items, 4)
+        neighbours(broken, items, 4)
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny"), [(None, None), ([2, 5, 1], None), (None, [4, 1]), ([1, 2, 4], [4]), ([], [])]
+)
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_the_most_popular_come_by_count_and_then_by_index(allow, deny, k):
+    counts = np.array([0, 3, 7, 3, 9, 0, 7])
+    left = [item for item in range(1, 7) if (allow is None or item in allow) and item not in (deny or [])]
+    left.sort(key=lambda item: (-counts[item], item))
+    chosen = candidates(6, *(None if ids is None else np.array(ids, dtype=np.int64) for ids in (allow, deny)))
+    items, scores = most_popular(by_popularity(counts), counts, k, *chosen)
+    rest = k - len(left[:k])
+    assert items.tolist() == left[:k] + [0] * rest
+    assert scores.tolist() == [*counts[left[:k]].tolist(), *[-np.inf] * rest]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -203,17 +233,3 @@ def test_wrong_arguments_are_refused(dataset, model):
         best(model, all_histories(dataset), 1, deny=np.array([-1]))
     with pytest.raises(ValueError, match="k is 0"):
         best(model, all_histories(dataset), 0)
-
-
-@pytest.mark.parametrize("levels", [1, 3, 1000])
-@pytest.mark.parametrize("width", [1, 5, 6, 200])
-def test_largest_settles_ties_by_column(levels, width):
-    scores = np.random.default_rng(levels).integers(levels, size=(20, width)).astype(np.float32)
-    scores[:, 1::3] = -np.inf
-    columns, values = largest(torch.from_numpy(scores), 5)
-    for row in range(20):
-        order = sorted(range(width), key=lambda column: (-scores[row, column], column))
-        order = [column for column in order if scores[row, column] > -np.inf][:5]
-        padding = 5 - len(order)
-        assert columns[row].tolist() == order + [-1] * padding
-        assert values[row].tolist() == [*scores[row, order].tolist(), *[-np.inf] * padding]

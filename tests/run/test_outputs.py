@@ -37,7 +37,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "here/symbolic.csv").symlink_to("log.csv")
     os.link("log.csv", "hard.csv")
     os.link("parts/a.parquet", "part.parquet")
-    os.link("run/users.parquet", "users")
+    os.link("run/data/items.npy", "users")
     return tmp_path / "here"
 
 
@@ -54,7 +54,7 @@ inspect log.csv --json hard.csv
 inspect parts --json parts/b.parquet
 inspect parts --json parts/new.parquet
 inspect parts --json part.parquet
-inspect log.csv --json run/users.parquet
+inspect log.csv --json run/data/items.npy
 inspect log.csv --json parts
 fit log.csv --out new --json log.csv --model markov
 fit log.csv --out new --json new/config.json --model markov
@@ -69,8 +69,10 @@ evaluate run --json link/config.json
 evaluate link --json run/metrics.json
 evaluate run --json users
 evaluate run --json trained/state/training.safetensors
-recommend run --out run/users.parquet
+recommend run --out run/data/user_ids.parquet
+fit log.csv --out new --json new/data --model markov
 recommend run --out link/items.parquet
+recommend run --json run/data/dataset.json
 recommend run --out USERS.parquet --users u1 --json USERS.parquet
 recommend run --out ids.txt --allow ids.txt
 recommend run --out ids.txt --deny ids.txt
@@ -116,7 +118,7 @@ def test_other_names_are_nobodys(place: Path) -> None:
 def test_python_refuses_too(place: Path) -> None:
     before = content(place)
     with pytest.raises(InputError, match="is a file of a run"):
-        Recommender.load("run").recommend_to("run/users.parquet")
+        Recommender.load("run").recommend_to("run/data/users.parquet")
     assert content(place) == before
 
 
@@ -145,13 +147,28 @@ def test_a_new_file_follows_the_umask(tmp_path: Path, mask: int) -> None:
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_a_run_that_is_replaced_keeps_its_permissions(place: Path) -> None:
+def modes(folder: Path) -> dict[str, int]:
+    paths = [folder, *folder.rglob("*")]
+    return {path.relative_to(folder).as_posix(): path.stat().st_mode & 0o777 for path in paths}
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_a_run_that_is_replaced_keeps_its_permissions(place: Path, former: bool) -> None:
+    private = "run/users.parquet" if former else "run/data/items.npy"
+    if former:  # format 1 had users and items in other files
+        shutil.rmtree(place / "run/data")
+        (place / "run/users.parquet").touch()
+        (place / "run/items.parquet").touch()
+    else:
+        (place / "run/data/user_ids.npy").unlink()  # so that the new run has a file that the old one had not
+        (place / "run/data").chmod(0o750)
     (place / "run").chmod(0o700)
-    (place / "run/users.parquet").chmod(0o600)
+    (place / private).chmod(0o600)
     (place / "run/weights.safetensors").chmod(0o640)
     options = ["--embedding-dim", "4", "--num-blocks", "1", "--epochs", "1"]
     assert main(["fit", "log.csv", "--out", "run", "--overwrite", *options]) == 0
-    modes = {
-        name: (place / "run" / name).stat().st_mode & 0o777 for name in ("", "users.parquet", "weights.safetensors")
-    }
-    assert modes == {"": 0o700, "users.parquet": 0o600, "weights.safetensors": 0o640}
+    found = modes(place / "run")
+    assert (found["."], found["weights.safetensors"]) == (0o700, 0o640)
+    assert found["data/items.npy"] == found["data/user_ids.npy"] == 0o600
+    if not former:
+        assert found["data"] == 0o750

@@ -24,6 +24,7 @@ from seqrec.models.sasrec import SASRecConfig
 from seqrec.ranking.metrics import hit_rate, ndcg
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run, check_free
+from seqrec.run.tensors import load_tensors
 from seqrec.training.loop import train
 
 SMALL: dict[str, Any] = {
@@ -156,7 +157,7 @@ for _ in range(kills):
         break
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    facts = Run(folder).load_state()[1]
+    facts = Run(folder).state_header()[1]
     met.append([facts["epoch"], facts["step"]])
 print(json.dumps(met))
 child = train()
@@ -201,7 +202,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert "--resume goes on" in out
     stopped = Run(tmp_path / "run")
     assert stopped.metrics() == {}
-    assert (stopped.load_state() or ({}, {}))[1]["epoch"] < 2
+    assert (stopped.state_header() or ({}, {}))[1]["epoch"] < 2
     assert not list(tmp_path.rglob("*.partial"))
     assert Recommender.load(tmp_path / "run").recommend(k=3).height == 600
 
@@ -378,7 +379,9 @@ def test_divergence_ends_and_keeps_the_last_good_weights(tmp_path: Path) -> None
     Recommender(**options).fit(ring(), tmp_path / "run")
     good = weights(tmp_path / "run")
     run = Run(tmp_path / "run")
-    tensors, facts = run.load_state() or ({}, {})
+    header, facts = run.state_header() or (None, {})
+    assert header is not None
+    tensors = load_tensors(header)
     tensors["model.item_embedding.weight"][3] = torch.nan
     run.save_state(tensors, facts)
     with pytest.raises(InputError, match="diverged"):

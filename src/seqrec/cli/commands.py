@@ -69,6 +69,7 @@ class ReadConfig:
 def inspect(
     log: Path,
     *,
+    items: Path | None = None,
     read: Annotated[ReadConfig | None, Flat] = None,
     filters: Annotated[PrepareConfig | None, Flat] = None,
     json: Json = None,
@@ -77,11 +78,12 @@ def inspect(
 
     Args:
         log: the log file, or a folder of Parquet parts.
+        items: a file that describes the items: titles, categories and so on.
         read: the columns.
         filters: what is kept.
     """
-    check_outputs(json, reads=[log])
-    dataset, summary = _prepared(log, read, filters)
+    check_outputs(json, reads=[log, items])
+    dataset, summary = _prepared(log, read, filters, items)
     console = output(json)
     _show_log(console, dataset, summary)
     before = asdict(dataset.before) if dataset.before else None
@@ -89,27 +91,38 @@ def inspect(
     write_json(json, facts | {"before": before, "after": asdict(dataset.statistics)})
 
 
-def _prepared(log: Path, read: ReadConfig | None, filters: PrepareConfig | None) -> tuple[Dataset, LogSummary]:
-    """The log as read and filtered, and what was understood of it."""
+def _prepared(
+    log: Path, read: ReadConfig | None, filters: PrepareConfig | None, items: Path | None = None
+) -> tuple[Dataset, LogSummary]:
+    """The log as read and filtered, with what describes its items, and what was understood of it."""
     needs_rating = filters is not None and filters.min_rating is not None
     frame, summary = read_log_with_summary(log, **asdict(read or ReadConfig()), needs_rating=needs_rating)
     frames = [frame]
     del frame
-    return prepare(frames.pop(), filters), summary  # no name keeps the frame
+    dataset = prepare(frames.pop(), filters)  # no name keeps the frame
+    if dataset.item_table is not None and dataset.item_table.summary is not None:
+        summary.use(dataset.item_table.summary.columns)
+    return dataset if items is None else dataset.with_items(items), summary
 
 
 def _show_log(console: Console, dataset: Dataset, summary: LogSummary) -> None:
-    """What was understood of the log, and its size and shape."""
-    for line in summary_lines(summary):
+    """What was understood of the log and of its items, and its size and shape."""
+    lines = summary_lines(summary)
+    described = dataset.item_table.summary if dataset.item_table is not None else None
+    if described is not None and described.described is not None:
+        lines += described.lines()
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(statistics_table(dataset))
 
 
 def _log_facts(dataset: Dataset, summary: LogSummary) -> dict[str, Any]:
-    """What was understood of the log, for JSON."""
+    """What was understood of the log and of its items, for JSON."""
     before = dataset.before or dataset.statistics
     times = {name: getattr(before, name) for name in ("first_time", "last_time")}
-    return asdict(summary) | {name: None if time is None else moment(time) for name, time in times.items()}
+    facts = asdict(summary) | {name: None if time is None else moment(time) for name, time in times.items()}
+    described = dataset.item_table.summary if dataset.item_table is not None else None
+    return facts if described is None or described.described is None else facts | {"items": asdict(described)}
 
 
 def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> None:
@@ -134,6 +147,7 @@ def fit_command(model: str) -> Any:
         log: Path,
         *,
         out: Path,
+        items: Path | None = None,
         model: Literal[tuple(MODELS)] = "sasrec",  # type: ignore[valid-type]
         resume: bool = False,
         overwrite: bool = False,
@@ -149,6 +163,7 @@ def fit_command(model: str) -> Any:
         Args:
             log: the log file, or a folder of Parquet parts.
             out: the run folder; must be new or empty without resume or overwrite.
+            items: a file that describes the items. Its titles appear beside ids; slirec learns its categories.
             model: what to train; --help shows the flags of the model named before it.
             resume: go on with the run in the folder, exactly where its last checkpoint left off.
             overwrite: replace the run in the folder.
@@ -158,11 +173,11 @@ def fit_command(model: str) -> Any:
             read: the columns.
             filters: what is kept.
         """
-        check_outputs(json, reads=[log], run=out)
+        check_outputs(json, reads=[log, items], run=out)
         check_log(log, out)
         if not resume:
             check_free(out, overwrite)  # before the log is read, which may take a while
-        dataset, summary = _prepared(log, read, filters)
+        dataset, summary = _prepared(log, read, filters, items)
         options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
         recommender = Recommender(model, **vars(sizes or config()) | options)
         console = output(json)
@@ -256,7 +271,7 @@ def recommend_command(
     recommender = Recommender.load(run)
     asked = read_ids(users_file, "user_id") if users_file else users
     frames = recommender.recommend_batches(
-        users=None if asked is None else like(asked, recommender.dataset.user_ids),
+        users=None if asked is None else like(asked, recommender.dataset.users.dtype),
         histories=None if history is None else [history],
         times=None if times is None else [times],
         k=k,
@@ -298,6 +313,7 @@ def compare_command(
     log: Path,
     *,
     models: list[str],
+    items: Path | None = None,
     out: Path | None = None,
     terms: Annotated[CompareConfig | None, Flat] = None,
     training: Annotated[TrainConfig | None, Flat] = None,
@@ -311,6 +327,7 @@ def compare_command(
     Args:
         log: the log file, or a folder of Parquet parts.
         models: names, between commas or blanks; the others are tested against the first.
+        items: a file that describes the items, whose categories slirec learns.
         out: folder for compare.csv, compare.json and compare.png, replaced if they are there.
         terms: beside the training, the same for all.
         training: the same for all.
@@ -319,10 +336,10 @@ def compare_command(
         filters: what is kept.
     """
     written = [out / f"compare.{ending}" for ending in ("csv", "json", "png")] if out is not None else []
-    check_outputs(*written, json, reads=[log])
+    check_outputs(*written, json, reads=[log, items])
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
     options = vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
-    dataset, summary = _prepared(log, read, filters)
+    dataset, summary = _prepared(log, read, filters, items)
     console = output(json)
     _show_log(console, dataset, summary)
     found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)

@@ -106,14 +106,19 @@ def grid(frames: Iterable[pl.DataFrame], title: str, most: int = 200) -> Table:
     for name in shown.columns:
         grid.add_column(name, justify="right" if shown[name].dtype.is_numeric() else "left", overflow="fold")
     for row in shown.iter_rows():
-        grid.add_row(*(f"{value:.4f}" if isinstance(value, float) else printable(str(value)) for value in row))
+        grid.add_row(*map(_cell, row))
     if height > most:
         grid.caption = f"the first {most} of {height:,} rows; --format csv gives all"
     return grid
 
 
-def like(ids: list[str], known: pl.Series) -> pl.Series:
+def _cell(value: Any) -> str:
+    """A value for people; nothing for a title that is not known."""
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else printable(str(value))
+
+
+def like(ids: list[str], dtype: pl.DataType) -> pl.Series:
     """Ids of a command line in the type of the log's, so that results join with it."""
     asked = pl.Series("user_id", ids, dtype=pl.String)
-    typed = asked.cast(known.dtype, strict=False)
+    typed = asked.cast(dtype, strict=False)
     return typed if (typed.cast(pl.String) == asked).fill_null(False).all() else asked

@@ -5,10 +5,12 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.id_table import IdTable
 from seqrec.data.split import Histories
 
 
@@ -131,12 +133,20 @@ def histories_of(
 ) -> Histories:
     """Histories of people who are not in the dataset, from item indices in time order."""
     lengths = np.array([len(items) for items in item_lists], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    items = np.concatenate([np.empty(0, np.int32), *item_lists]).astype(np.int32)
+    items = np.concatenate([np.empty(0, np.int32), *item_lists])
+    times = None if timestamps is None else np.concatenate([np.empty(0, np.int64), *timestamps])
+    return flat_histories_of(dataset, items, lengths, times)
+
+
+def flat_histories_of(
+    dataset: Dataset, items: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None = None
+) -> Histories:
+    """What :func:`histories_of` gives, from all items one person after another and the length of each history."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
     if timestamps is None:
-        times = np.arange(len(items), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
-    else:
-        times = np.concatenate([np.empty(0, np.int64), *timestamps]).astype(np.int64)
-    strangers = replace(dataset, items=items, timestamps=times, offsets=offsets,
-                        user_ids=dataset.user_ids.clear(), before=None)  # fmt: skip
+        timestamps = np.arange(len(items), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
+    nobody = IdTable(pl.Series("user_id", [], dtype=dataset.users.dtype))
+    items, timestamps = items.astype(np.int32, copy=False), timestamps.astype(np.int64, copy=False)
+    strangers = replace(dataset, items=items, timestamps=timestamps, offsets=offsets, users=nobody, before=None)
     return Histories(strangers, np.full(len(lengths), -1, dtype=np.int64), offsets[:-1], offsets[1:])

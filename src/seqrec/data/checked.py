@@ -1,4 +1,4 @@
-"""Opening files that somebody else may have made: what they are and how much they hold is known before reading."""
+"""Opening files that somebody else may have made: what they are and how large is checked before they are read."""
 
 import json
 import os
@@ -14,19 +14,19 @@ import polars as pl
 from seqrec.errors import InputError, one_line
 
 MOST_JSON = 2**26  # bytes; Python's objects take some twenty times as many
-#: How many bytes a Parquet file may become in memory: these, or so many times its own size where that is more. Real
-#: logs shrink to a tenth.
+#: Bytes that a Parquet file may take in memory: these, or so many times its own size if that is more. Real logs are
+#: stored in a tenth of what they take.
 MOST_UNPACKED, MOST_EXPANSION = 2**28, 200
 
 
 def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
-    """Refuse symbolic links in a folder, and anything but a file or a folder where one is expected.
+    """Refuse symbolic links in a folder, and anything else than the file or folder that a known name stands for.
 
-    The folder may itself be a link. A link in it would be followed out of it, by who reads and by who writes.
+    The folder itself may be a link. A link inside would lead reading and writing out of the folder.
 
     Args:
-        folder: all of whose entries are looked at.
-        known: patterns of the names that are ours; None for a file, and for a folder what is known in it.
+        folder: the folder; all of its entries are checked.
+        known: patterns of known names, each with None for a file or, for a folder, the names known in it.
         advice: what to do about a damaged file.
     """
     for name, mode in _entries(folder):
@@ -47,7 +47,7 @@ def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
 
 
 def size_of(path: Path, advice: str) -> int:
-    """Bytes in a regular file; refuses anything else, which may block for ever (a pipe) or lead elsewhere (a link)."""
+    """Bytes in a regular file. Anything else is refused: a pipe may block forever, a link may lead elsewhere."""
     try:
         status = os.lstat(path)
     except FileNotFoundError as error:
@@ -61,7 +61,7 @@ def size_of(path: Path, advice: str) -> int:
 
 
 def read_json(path: Path, advice: str = "copy it back or train again", most: int = MOST_JSON) -> dict[str, Any]:
-    """Read a JSON object of at most so many bytes."""
+    """Read a JSON object of at most ``most`` bytes."""
     size = size_of(path, advice)
     if size > most:
         raise InputError(f"{path}: has {size:,} bytes where {most:,} would be many; {advice}")
@@ -75,27 +75,23 @@ def read_json(path: Path, advice: str = "copy it back or train again", most: int
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; whatever is wrong with it raises ``ValueError``."""
+    """Parse JSON. Whatever is wrong with it raises ``ValueError``."""
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_parquet(
-    path: Path, columns: Mapping[str, Any] | None, rows: int, advice: str, optional: Mapping[str, Any] | None = None
-) -> pl.DataFrame:
-    """Read some columns of a Parquet file that has exactly so many rows.
+def read_parquet(path: Path, columns: Mapping[str, Any], rows: int, advice: str) -> pl.DataFrame:
+    """Read some columns of a Parquet file that must have a known number of rows.
 
-    What the file would take in memory is known from its footer before any of it is read.
+    The footer tells what the file would take in memory, before any of it is read.
 
     Args:
         path: the file.
-        columns: their names and types, where None stands for ids, which are integers or strings; or None for a file of
-            one column of ids, under whatever name.
-        rows: as another file says.
+        columns: their names and types, where None stands for ids, which are integers or strings.
+        rows: the number of rows that another file says it has.
         advice: what to do about a damaged file.
-        optional: columns that are read where they are there.
     """
     from pyarrow import ArrowException  # takes its time, and few commands need it
     from pyarrow.parquet import read_metadata
@@ -112,9 +108,6 @@ def read_parquet(
         if unpacked > max(MOST_UNPACKED, MOST_EXPANSION * size):
             raise ValueError(f"its {size:,} bytes would become {unpacked:,} in memory")
         schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
-        if columns is None:
-            columns = {next(iter(schema)): None} if len(schema) == 1 else {"of ids": None}
-        columns = {**columns, **{name: kind for name, kind in (optional or {}).items() if name in schema}}
         for name, dtype in columns.items():
             found = schema.get(name)
             ids = dtype is None and found is not None and (found.is_integer() or found == pl.String)
@@ -132,19 +125,8 @@ def read_parquet(
     return frame
 
 
-def check_ids(ids: pl.Series, path: Path, advice: str) -> pl.Series:
-    """Refuse a table of ids that is not sorted, or has one twice."""
-    # A Parquet file names a long text once for many rows; ids that differ can't be so.
-    most = max(MOST_UNPACKED, MOST_EXPANSION * size_of(path, advice))
-    if ids.dtype == pl.String and int(ids.str.len_bytes().sum()) > most:
-        raise InputError(f"{path}: the ids are too long for its size; {advice}")
-    if len(ids) > 1 and not (ids.slice(1) > ids.head(len(ids) - 1)).all():
-        raise InputError(f"{path}: the ids are not in order, or one is there twice; {advice}")
-    return ids
-
-
 def _entries(folder: Path) -> list[tuple[str, int]]:
-    """Names in a folder, sorted, and what they are, links not followed."""
+    """The names in a folder, sorted, each with its mode. Links are not followed."""
     found = []
     try:
         with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""Ids of any type as a series, and where they stand in a table of ids.
+"""Ids of any type as a series.
 
 Ids mean the same whichever way they are written: 128, "128" and 128.0 are one id. Nothing here uses polars' pool of
 threads, which a forked process does not have and would wait for without end.
@@ -6,7 +6,6 @@ threads, which a forked process does not have and would wait for without end.
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Iterable
 from decimal import Decimal
 from numbers import Real
@@ -19,18 +18,17 @@ import polars as pl
 from seqrec.errors import InputError
 
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
-_EXACT = 2**53  # from here on whole numbers run together in a float
+_EXACT = 2**53  # from here on, a float stands for several whole numbers
 _NUMBERS: Any = (Real, Decimal)
-_MANY = 32  # a table that is this many times longer than what is asked for is searched, not made a dictionary
 
 
 def ids_of(ids: Any, what: str = "ids", name: str = "user_id") -> pl.Series:
-    """Ids, or a single one, as a series: Int64, String, Float64 where some are not whole, or Null.
+    """Ids, or a single one, as a series: Int64, String, Float64 (if some are not whole), or Null.
 
     Args:
         ids: numbers, texts, UUIDs or None (missing, as NaN is): one of them, or a list, set, iterator, numpy or Arrow
             array, or column of polars or pandas.
-        what: what they are, for messages.
+        what: what they are called in an error.
         name: name of the series.
 
     Raises:
@@ -65,7 +63,7 @@ def _listed(ids: Any) -> list[Any]:
 
 
 def _id_of(value: Any, what: str) -> int | float | str | None:
-    """One id as a plain value; whole floats become integers, and what stands for a missing value None."""
+    """One id as a plain value. Whole floats become integers, missing values None."""
     if type(value) in (int, str) or value is None:
         return value
     if type(value).__name__ in ("NAType", "NaTType"):
@@ -94,73 +92,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
 
 
-class IdTable:
-    """Where ids stand in a table of them, which is sorted as a rule.
-
-    Args:
-        ids: integers or texts, each once.
-    """
-
-    def __init__(self, ids: pl.Series) -> None:
-        self.ids = ids
-        self.numbers = ids.to_numpy() if ids.dtype.is_integer() else None
-        self.order: np.ndarray | None = None
-        if self.numbers is not None:
-            if not (self.numbers[1:] >= self.numbers[:-1]).all():
-                self.order = np.argsort(self.numbers, kind="stable")
-                self.numbers = self.numbers[self.order]
-            self.sorted = True
-        else:
-            self.sorted = ids.is_sorted()
-
-    def find(self, asked: pl.Series) -> np.ndarray:
-        """The place of each id of :func:`ids_of`, ``int64``; -1 where the table does not hold it."""
-        if len(asked) == 0 or len(self.ids) == 0 or asked.dtype == pl.Null:
-            return np.full(len(asked), -1, dtype=np.int64)
-        if self.numbers is not None:
-            return self._find_numbers(*integers_of(asked))
-        texts = texts_of(asked)
-        found = self._find_texts(texts)
-        missing = np.flatnonzero(found < 0)
-        again = [_other_form(texts[row]) for row in missing.tolist()]
-        if any(text is not None for text in again):
-            found[missing] = self._find_texts(again)
-        return found
-
-    def _find_numbers(self, asked: np.ndarray, there: np.ndarray) -> np.ndarray:
-        assert self.numbers is not None
-        place = np.searchsorted(self.numbers, asked)
-        place[place == len(self.numbers)] = 0
-        there = there & (self.numbers[place] == asked)
-        if self.order is not None:
-            place = self.order[place]
-        return np.where(there, place, -1).astype(np.int64)
-
-    def _find_texts(self, asked: list[str | None]) -> np.ndarray:
-        if self.sorted and len(asked) * _MANY < len(self.ids):
-            places: Iterable[int] = map(self._place, asked)
-        else:
-            known = {text: place for place, text in enumerate(self.ids.to_list())}
-            places = (-1 if text is None else known.get(text, -1) for text in asked)
-        return np.fromiter(places, dtype=np.int64, count=len(asked))
-
-    def _place(self, text: str | None) -> int:
-        if text is None:
-            return -1
-        place = bisect_left(self.ids, text)  # of bytes and of characters the order is one
-        return place if place < len(self.ids) and self.ids[place] == text else -1
-
-
-def _other_form(text: str | None) -> str | None:
-    """A whole number with .0, as pandas writes ids after a join, or without it."""
-    match = _WHOLE.fullmatch(text or "")
-    if match is None:
-        return None
-    return match[1] if match[2] else f"{match[1]}.0"
-
-
 def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Ids as ``int64``, and which of them are integers: "7" and "7.0" are, "007" is another id than 7."""
+    """Ids as ``int64``, and which of them are integers: "7" and "7.0" are; "007" is a different id than 7."""
+    if ids.dtype.is_signed_integer() and not ids.has_nulls():  # as most are
+        return ids.to_numpy().astype(np.int64, copy=False), np.ones(len(ids), dtype=bool)
     numbers = ids.cast(pl.Int64, strict=False)
     there = ~numbers.is_null().to_numpy()
     if ids.dtype.is_float():
@@ -180,8 +115,16 @@ def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def texts_of(ids: pl.Series) -> list[str | None]:
-    """Ids of :func:`ids_of` as texts; None where one is missing."""
+    """Ids of :func:`ids_of` as texts; None for a missing one."""
     if not ids.dtype.is_float():
         return ids.cast(pl.String).to_list()
     whole = (None if v is None or math.isnan(v) else int(v) if v.is_integer() else v for v in ids.to_list())
     return [None if value is None else str(value) for value in whole]
+
+
+def other_form(text: str | None) -> str | None:
+    """A whole number with .0, as pandas writes ids after a join, or without it; None for any other text."""
+    match = _WHOLE.fullmatch(text or "")
+    if match is None:
+        return None
+    return match[1] if match[2] else f"{match[1]}.0"

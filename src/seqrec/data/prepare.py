@@ -6,8 +6,11 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
-from seqrec.data.dataset import PART_ROWS, Dataset, copies_of, counts_of, statistics_of, tied_to_next
+from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
+from seqrec.data.id_table import IdTable
+from seqrec.data.log_items import find_items, table_of_log
+from seqrec.data.statistics import PART_ROWS, copies_of, counts_of, statistics_of, tied_to_next
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
@@ -42,76 +45,91 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
 
     Args:
         frame: columns ``user_id``, ``item_id`` and, where known, ``timestamp`` and ``rating``. Equal
-            timestamps keep the order of the rows; without timestamps the rows are the order of time.
+            timestamps keep the order of the rows; without timestamps the rows are the order of time. A column of
+            titles or categories of the items becomes the item table.
         config: the filters; nothing is dropped without one.
 
     Raises:
-        InputError: no rating column for ``min_rating``, or nothing is left after the filters.
+        InputError: ``min_rating`` has no rating column, or nothing is left after the filters.
     """
     config = config or PrepareConfig()
-    _check(config)
-    if frame.height == 0:
-        raise InputError("the log has no interactions; give one with at least two by one user")
-    has_timestamps = "timestamp" in frame.columns
-    if config.min_rating is not None and "rating" not in frame.columns:
-        raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
-    if config.duplicates == "drop-copies" and not has_timestamps:
-        raise InputError("the log has no times, which tell copies of rows from repetitions; give duplicates='drop'")
+    _check(config, frame)
     # What is needed of the frame, which goes at once unless the caller keeps it.
-    columns = {name: frame[name] for name in ("user_id", "item_id", "timestamp") if name in frame.columns}
+    names = [name for name in ("user_id", "item_id", "timestamp") if name in frame.columns]
+    columns: dict[str, pl.Series] = {name: frame[name] for name in names}
     good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
+    described = find_items(frame)
     del frame
-    users, user_ids = _index(columns.pop("user_id"))
-    items, item_ids = _index(columns.pop("item_id"))
-    timestamps = columns.pop("timestamp").to_numpy() if has_timestamps else None
-    order = _time_order(users, timestamps)
-    users = users[order]
-    items = items[order]
-    timestamps = order if timestamps is None else timestamps[order]
-    same = tied_to_next(users, timestamps) if has_timestamps else None
-    before = statistics_of(counts_of(users, len(user_ids)), len(item_ids), items, timestamps, same)
+    has_timestamps = "timestamp" in columns
+    rows, user_ids, item_ids, good = _in_order(columns, good)
+    same = tied_to_next(rows.users, rows.timestamps) if has_timestamps else None
+    before = statistics_of(counts_of(rows.users, len(user_ids)), len(item_ids), rows.items, rows.timestamps, same)
     del same
-    keep = None if good is None else good[order]
-    del order, good
-    dropped = None
-    if keep is not None:
-        dropped = users[~keep], items[~keep]
-        users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    keep = _duplicates(users, items, timestamps, config.duplicates)
-    if keep is not None:
-        users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    keep = _core(users, items, len(user_ids), len(item_ids), config)
-    if keep is not None:
-        users, items, timestamps = users[keep], items[keep], timestamps[keep]
-    if len(users) == 0:
+    dropped = None if good is None else (rows.users[~good], rows.items[~good])
+    rows.keep(good)
+    del good
+    rows.keep(_duplicates(rows.users, rows.items, rows.timestamps, config.duplicates))
+    rows.keep(_core(rows.users, rows.items, len(user_ids), len(item_ids), config))
+    if len(rows.users) == 0:
         raise InputError(
             f"nothing is left of {before.interactions:,} interactions after the filters ({_said(config)}); lower them"
         )
-    met_items, met_offsets = (None, None) if dropped is None else _met(dropped, users, items, len(item_ids))
-    users, user_ids = _compact(users, user_ids)
-    items, item_ids = _compact(items, item_ids)
+    met_items, met_offsets = (None, None) if dropped is None else _met(dropped, rows.users, rows.items, len(item_ids))
+    rows.users, user_ids = _compact(rows.users, user_ids)
+    rows.items, item_ids = _compact(rows.items, item_ids)
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
-    np.cumsum(counts_of(users, len(user_ids)), out=offsets[1:])
-    items += np.int32(1)
+    np.cumsum(counts_of(rows.users, len(user_ids)), out=offsets[1:])
+    rows.items += np.int32(1)
     return Dataset(
-        items=items,
-        timestamps=timestamps,
+        items=rows.items,
+        timestamps=rows.timestamps,
         offsets=offsets,
-        user_ids=user_ids,
-        item_ids=item_ids,
+        users=IdTable(user_ids),
+        catalogue=IdTable(item_ids),
         has_timestamps=has_timestamps,
         before=before,
         filters=dict(vars(config)),
         met_items=met_items,
         met_offsets=met_offsets,
+        item_table=table_of_log(described, item_ids),
     )
 
 
+@dataclass
+class _Rows:
+    """Interactions by user and time, as indices of users and items from 0."""
+
+    users: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+
+    def keep(self, chosen: np.ndarray | None) -> None:
+        """Drop all but the chosen ones; None keeps all."""
+        if chosen is not None:
+            self.users, self.items = self.users[chosen], self.items[chosen]
+            self.timestamps = self.timestamps[chosen]
+
+
+def _in_order(
+    columns: dict[str, pl.Series], good: np.ndarray | None
+) -> tuple[_Rows, pl.Series, pl.Series, np.ndarray | None]:
+    """The interactions by user and time, the ids that their indices lead to, and ``good`` in the same order.
+
+    The columns are taken out of ``columns``, so that each goes as soon as it is not needed.
+    """
+    users, user_ids = _index(columns.pop("user_id"))
+    items, item_ids = _index(columns.pop("item_id"))
+    timestamps = columns.pop("timestamp").to_numpy() if "timestamp" in columns else None
+    order = _time_order(users, timestamps)
+    rows = _Rows(users[order], items[order], order if timestamps is None else timestamps[order])
+    return rows, user_ids, item_ids, None if good is None else good[order]
+
+
 def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
-    """What a dataset was prepared with.
+    """The filters that a dataset was prepared with. One that does not know counts as unfiltered.
 
     Raises:
-        InputError: something else was asked for; a dataset that nothing is known of counts as unfiltered.
+        InputError: other filters were asked for.
     """
     plain, used = PrepareConfig(), dataset.filters or {}
     check_fields(PrepareConfig, used)
@@ -125,13 +143,20 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
     return PrepareConfig(**used)
 
 
-def _check(config: PrepareConfig) -> None:
+def _check(config: PrepareConfig, frame: pl.DataFrame) -> None:
+    """Refuse values out of range, and filters that need what the frame does not have."""
     for name in ("min_user_interactions", "min_item_interactions"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}; give 1 or more")
     for name, known in (("core", get_args(Core)), ("duplicates", get_args(Duplicates))):
         if getattr(config, name) not in known:
             raise InputError(f"{name} is {getattr(config, name)!r}; give one of {', '.join(known)}")
+    if frame.height == 0:
+        raise InputError("the log has no interactions; give one with at least two by one user")
+    if config.min_rating is not None and "rating" not in frame.columns:
+        raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
+    if config.duplicates == "drop-copies" and "timestamp" not in frame.columns:
+        raise InputError("the log has no times, which tell copies of rows from repetitions; give duplicates='drop'")
 
 
 def _said(config: PrepareConfig) -> str:
@@ -183,7 +208,7 @@ def _order_by(users: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _stable_order(keys: np.ndarray) -> np.ndarray:
-    """Stable argsort. Key and place in one word sort several times faster than with an index beside them."""
+    """Stable argsort. Sorting key and place in one 64-bit word is several times faster than an indirect sort."""
     low = int(keys.min())
     if int(keys.max()) - low < 2**31 and len(keys) < 2**32:
         words = keys.astype(np.int64)
@@ -197,7 +222,7 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
 
 
 def _well_rated(ratings: pl.Series, least: float) -> np.ndarray:
-    """Which interactions are rated at least so much; raises where one is not rated at all."""
+    """Which interactions have at least this rating; raises if one has no rating."""
     missing = ratings.null_count() if ratings.dtype.is_numeric() else len(ratings)
     if missing:
         raise InputError(
@@ -208,7 +233,7 @@ def _well_rated(ratings: pl.Series, least: float) -> np.ndarray:
 
 
 def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, rule: Duplicates) -> np.ndarray | None:
-    """Which interactions stay, or None for all; the input is ordered by user and time."""
+    """Which interactions stay; None for all. The input is ordered by user and time."""
     if rule == "keep" or len(users) == 0:
         return None
     keep = np.ones(len(users), dtype=bool)
@@ -227,7 +252,7 @@ def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, ru
 def _core(
     users: np.ndarray, items: np.ndarray, num_users: int, num_items: int, config: PrepareConfig
 ) -> np.ndarray | None:
-    """Which interactions stay in the k-core, or None for all."""
+    """Which interactions stay in the k-core; None for all."""
     if config.min_user_interactions <= 1 and config.min_item_interactions <= 1:
         return None
     keep: np.ndarray | None = None
@@ -251,8 +276,8 @@ def _met(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """What users who stay met of items that stay, in the dropped interactions: as :class:`Dataset` has it.
 
-    Users and items are those of before :func:`_compact`. Of the filters only that of ratings drops such pairs: the
-    k-core drops all of a user or all of an item, and a dropped repetition leaves the item in the history.
+    Users and items are numbered as before :func:`_compact`. Only the filter of ratings drops such pairs: the k-core
+    drops all of a user or all of an item, and a dropped repetition leaves the item in the history.
     """
     known_users, known_items = np.unique(users), np.unique(items)
     stay = np.isin(dropped[0], known_users) & np.isin(dropped[1], known_items)

@@ -7,18 +7,19 @@ from typing import Literal
 
 import numpy as np
 
-from seqrec.data.dataset import Dataset, counts_of
+from seqrec.data.dataset import Dataset
+from seqrec.data.statistics import counts_of
 from seqrec.errors import InputError
 
 Moment = int | float | str | date
-FEW = 10_000  # targets that a share is taken of
+FEW = 10_000  # targets from which a share is estimated
 
 
 @dataclass(frozen=True, eq=False)
 class Histories:
     """Histories of M users: ``dataset.items[starts[m]:ends[m]]`` is that of ``users[m]``.
 
-    ``users int64[M]`` are user indices of the dataset, -1 for somebody without one.
+    ``users int64[M]`` are user indices of the dataset; -1 is somebody who is not in it.
     """
 
     dataset: Dataset
@@ -60,7 +61,7 @@ class Histories:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is to be predicted: ``items int32[M]``, each after the history at its row."""
+    """What is to be predicted: ``items int32[M]``, each the next item after the history in the same row."""
 
     histories: Histories
     items: np.ndarray
@@ -73,7 +74,7 @@ class Targets:
         return Targets(self.histories.take(rows), self.items[rows])
 
     def repeated(self) -> float:
-        """The share whose item is in the history already, of some ten thousand of them; 0 where there are none."""
+        """The share of targets whose item is in the history already, of some ten thousand; 0 if there are none."""
         if len(self) == 0:
             return 0.0
         few = self.take(np.linspace(0, len(self) - 1, min(len(self), FEW)).astype(np.int64))
@@ -97,8 +98,19 @@ class Split:
 
 
 def all_histories(dataset: Dataset) -> Histories:
-    """Everything that is known of every user, to recommend from."""
+    """The complete history of every user, to recommend from."""
+    dataset.check()
     return Histories(dataset, np.arange(dataset.num_users), dataset.offsets[:-1], dataset.offsets[1:])
+
+
+def histories_of_users(dataset: Dataset, users: np.ndarray) -> Histories:
+    """The complete histories of some users, by index; -1 has an empty one."""
+    dataset.check_users(users)
+    known = users >= 0
+    inside = np.where(known, users, 0)
+    starts = np.where(known, dataset.offsets[inside], 0)
+    ends = np.where(known, dataset.offsets[inside + 1], 0)
+    return Histories(dataset, users, starts, ends)
 
 
 def split_last_two(dataset: Dataset) -> Split:
@@ -107,6 +119,7 @@ def split_last_two(dataset: Dataset) -> Split:
     Users with fewer than 3 items only train. The history before a test target includes the
     validation item (Kang & McAuley 2018, section IV-A).
     """
+    dataset.check()
     starts = np.asarray(dataset.offsets[:-1])
     ends = np.asarray(dataset.offsets[1:])
     users = np.arange(dataset.num_users)
@@ -122,12 +135,12 @@ def split_last_two(dataset: Dataset) -> Split:
 
 
 def moment_of(given: Moment, name: str = "a moment") -> int:
-    """Unix seconds of a moment, rounded down as the times of a log are.
+    """A moment in Unix seconds, rounded down like the times of a log.
 
     Args:
-        given: an ISO date, with a time or without, in UTC where it names no zone; a ``date`` or ``datetime``; or a
-            number since 1970, whose size tells seconds from milli-, micro- and nanoseconds as in a log.
-        name: what it is, for the message.
+        given: an ISO date with or without a time, in UTC unless it names a zone; a ``date`` or ``datetime``; or a
+            number since 1970 in seconds, milli-, micro- or nanoseconds, told apart by its size as in a log.
+        name: what the moment is called in an error.
 
     Raises:
         InputError: it is none of these.
@@ -162,22 +175,23 @@ def written(moment: int) -> str:
 
 
 def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from: Moment | None = None) -> Split:
-    """Two cut points for everybody: train before the first, validate between, test after the second.
+    """Two cut points for everybody: train before the first, validate between them, test after the second.
 
-    A user's target in a period is the first item in it, after the history of all before the period; a
+    A user's target in a period is the first item in it, and the history is everything before the period. A
     user with nothing before the period, or nothing in it, has no target there. So a training input
-    never holds an interaction of the future, a validation input nothing from ``valid_from`` on, and a
-    test input nothing from ``test_from`` on.
+    never holds an interaction of the future, a validation input none from ``valid_from`` on, and a
+    test input none from ``test_from`` on.
 
     Args:
         dataset: must have timestamps.
-        valid_from: first moment of validation, as :func:`moment_of` takes it; by default that before which 80 % of
-            the interactions lie.
-        test_from: first moment of the test, likewise; by default 90 %.
+        valid_from: first moment of validation, as :func:`moment_of` takes it. By default 80 % of the interactions are
+            earlier.
+        test_from: first moment of the test, likewise. By default 90 % are earlier.
 
     Raises:
-        InputError: no timestamps, or a cut point that leaves nothing before it or nothing after it.
+        InputError: there are no timestamps, or a cut point has nothing before it or nothing after it.
     """
+    dataset.check()
     if not dataset.has_timestamps:
         raise InputError("the log has no timestamps, which a split by time needs; use the split last-two")
     first, last = int(dataset.timestamps.min()), int(dataset.timestamps.max())

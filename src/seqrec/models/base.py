@@ -43,6 +43,9 @@ class Model(nn.Module):
     #: Whether it reads the times of a history, not its order alone.
     USES_TIMES: ClassVar[bool] = False
 
+    #: Whether it learns the categories of items, which :meth:`set_categories` gives it before training.
+    USES_CATEGORIES: ClassVar[bool] = False
+
     config: Any
     num_items: int
     num_users: int = 0
@@ -86,6 +89,10 @@ class Model(nn.Module):
         # Not a product of matrices, in which the same candidate may have other last bits in another place.
         return (hidden[:, None] * vectors).sum(dim=2)
 
+    def set_categories(self, categories: Tensor) -> None:
+        """Take the category of each item, ``int64[I + 1]`` from 1, 0 for none; for models with ``USES_CATEGORIES``."""
+        raise NotImplementedError
+
     def prepare_training(self, histories: Histories) -> None:
         """Look at the training histories, each user at its index, before the first step with fresh weights."""
         del histories
@@ -111,7 +118,9 @@ class Model(nn.Module):
             ValueError: says what is wrong in a few words.
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding) and module.weight.numel() and not module.weight.any():
+            if not isinstance(module, nn.Embedding) or module.weight.numel() == 0:
+                continue
+            if not (module.weight[:100].any() or module.weight.any()):  # a few rows tell, as a rule
                 raise ValueError(f"{name} is zero everywhere")
 
     def penalty(self, batch: Batch) -> Tensor | None:

@@ -31,8 +31,9 @@ class SLiRecConfig:
             ``max_length``. Scoring costs as much.
         attention_hidden_dims: hidden widths of the candidate's attention and of the fusion.
         hidden_dims: hidden widths of the network that predicts.
-        num_categories: categories of items, given to ``set_categories``; 0 for none.
-        category_dim: the part of ``embedding_dim`` that is the category's, where there are any.
+        num_categories: number of item categories to learn, the most frequent first. By default all that the item
+            table has (``--items``, or a category column of the log); 0 turns them off.
+        category_dim: the part of ``embedding_dim`` that describes the category, where there are any.
         dropout: probability, on the embedded history and the hidden layers of the network that predicts.
     """
 
@@ -42,7 +43,7 @@ class SLiRecConfig:
     attention_length: int = 20
     attention_hidden_dims: tuple[int, ...] = (80, 40)
     hidden_dims: tuple[int, ...] = (100, 64)
-    num_categories: int = 0
+    num_categories: int | None = None
     category_dim: int = 16
     dropout: float = 0.2
 
@@ -54,10 +55,11 @@ class SLiRecConfig:
             widths = getattr(self, name)
             if not widths or min(widths) < 1:
                 raise InputError(f"{name} are {widths}; give one or more, of 1 or more each")
-        if self.num_categories < 0:
+        if self.num_categories is not None and self.num_categories < 0:
             raise InputError(f"num_categories is {self.num_categories}; give 0 or more")
         if self.num_categories and self.category_dim >= self.embedding_dim:
-            raise InputError(f"category_dim is {self.category_dim}; give less than embedding_dim {self.embedding_dim}")
+            advice = f"give less than embedding_dim {self.embedding_dim}, or num_categories 0"
+            raise InputError(f"category_dim is {self.category_dim}; {advice}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; give at least 0 and less than 1")
 
@@ -189,6 +191,7 @@ class SLiRec(Model):
 
     Config = SLiRecConfig
     USES_TIMES = True
+    USES_CATEGORIES = True
     FACTORED = False
     LOSS: ClassVar[Loss] = "bce"
     config: SLiRecConfig
@@ -241,12 +244,12 @@ class SLiRec(Model):
             self.item_embedding.weight[0] = 0
 
     def set_categories(self, categories: Tensor) -> None:
-        """Say which category each item is of: ``int64[I + 1]`` from 1 to ``num_categories``, 0 for none known.
+        """Set the category of each item: ``int64[I + 1]`` from 1 to ``num_categories``, 0 where none is known.
 
-        It is kept with the weights.
+        The categories are saved with the weights.
 
         Raises:
-            ValueError: another shape, or a category that there is not.
+            ValueError: the shape is another, or a category is out of range.
         """
         if not self.config.num_categories:
             raise ValueError("num_categories is 0; build the model with as many as there are")
@@ -257,7 +260,7 @@ class SLiRec(Model):
         self.categories.copy_(categories)
 
     def check_weights(self) -> None:
-        """Refuse categories that there are not."""
+        """Refuse categories that are out of range."""
         super().check_weights()
         if self.config.num_categories:
             low, high = (float(value) for value in self.categories.aminmax())

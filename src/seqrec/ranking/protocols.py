@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqrec import kernels
 from seqrec.data.negatives import distinct_negatives_for
 from seqrec.data.split import Targets
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
-from seqrec.ranking.scoring import Scorer, evaluation_mode, last_states, mask, require, require_numbers
-from seqrec.ranking.topk import largest
+from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, rank, require_numbers
 
 Protocol = Literal["full", "sampled"]
 # Negatives of so many targets come from one seed. Changing it changes every sampled result.
@@ -85,30 +83,27 @@ def evaluate(
     split: str = "test",
     batch_size: int = 512,
 ) -> Evaluation:
-    """Rank each target among its candidates, with all users and no sampling of them.
+    """Rank each target among its candidates, for all users: none are sampled.
 
-    The protocol ``full`` ranks the target in the whole catalogue, without the items of the history unless
-    ``keep_seen``. ``sampled`` ranks it against ``negatives`` different items, drawn uniformly from those
-    that the user never met in the whole log, as in section IV-A of Kang & McAuley 2018. Its values are
-    much higher and can even order models otherwise than the full ranking does (Krichene & Rendle 2020):
-    compare them only with other sampled ones.
+    ``full`` ranks the target in the whole catalogue, without the items of the history unless ``keep_seen``. ``sampled``
+    ranks it against ``negatives`` different items, drawn uniformly from those that the user never met in the whole log
+    (Kang & McAuley 2018, section IV-A). Its values are much higher and can even order models differently (Krichene &
+    Rendle 2020): compare them only with other sampled ones.
 
-    Metrics: ``hr@k``, ``recall@k``, ``ndcg@k`` and ``mrr@k`` for each k, and ``mrr``. The full protocol,
-    which alone makes lists, adds ``coverage@k``, ``popularity@k`` and ``novelty@k``. See
-    :mod:`seqrec.ranking.metrics` for their definitions and :mod:`seqrec.ranking.statistics` for the intervals. These
-    are over users: they say what other users would change, not what another training would.
+    Metrics: ``hr@k``, ``recall@k``, ``ndcg@k`` and ``mrr@k`` for each k, and ``mrr``; the full protocol, which alone
+    makes lists, adds ``coverage@k``, ``popularity@k`` and ``novelty@k`` (:mod:`seqrec.ranking.metrics`). Intervals are
+    over users (:mod:`seqrec.ranking.statistics`): they show what other users would change, not another training.
 
     Args:
         model: any model; its ``config.max_length`` says how much of a history it sees.
-        targets: one a user.
+        targets: one per user.
         train_counts: ``int64[I + 1]``, interactions of each item in training.
-        protocol: see above.
-        negatives: of the sampled protocol. They depend on the seed and the targets alone, so all models
-            and batch sizes meet the same ones. Users who left fewer items unseen have those.
+        protocol: ``full`` or ``sampled``.
+        negatives: of the sampled protocol. They depend on the seed and the targets alone, so all models and batch
+            sizes meet the same ones. Users who left fewer items unseen have those.
         seed: of the negatives, and of the bootstrap for the interval of the coverage.
         k: lengths of the lists.
-        keep_seen: rank among the items of the history too; of no meaning in the sampled protocol, whose
-            negatives are never of the history and whose target is always a candidate.
+        keep_seen: whether the items of the history are ranked too. The sampled protocol never draws them.
         baselines: other models by name.
         split: a name for the targets, for the report.
         batch_size: users encoded and scored at once.
@@ -117,47 +112,49 @@ def evaluate(
         InputError: no targets, an unknown protocol, or scores that are not numbers.
     """
     begin = time.perf_counter()
+    cutoffs = _cutoffs(k)
+    negatives = _checked(targets, protocol, negatives, seed)
+    models, drawn = [model, *(baselines or {}).values()], negatives if protocol == "sampled" else None
+    rankings = _rank(models, targets, drawn, seed, keep_seen, cutoffs[-1] if drawn is None else 0, batch_size)
+    scores = [_scores(ranking, cutoffs, train_counts, seed) for ranking in rankings]
+    facts = _facts(targets, train_counts, drawn)
+    facts |= {"protocol": protocol, "split": split, "seed": seed, "seen": "kept" if keep_seen else "removed"}
+    others = dict(zip(baselines or {}, scores[1:], strict=True))
+    seconds = time.perf_counter() - begin
+    found = {"unreachable": rankings[0].unreachable, "seconds": seconds, "baselines": others}
+    return Evaluation(**vars(scores[0]), **facts, **found)  # type: ignore[arg-type]
+
+
+def _cutoffs(k: Sequence[int]) -> list[int]:
+    """Lengths of the lists, in order."""
     cutoffs = sorted(set(k))
     if not cutoffs or cutoffs[0] < 1:
         raise InputError(f"the lengths of the lists are {tuple(k)}; give 1 or more for each")
-    negatives = _checked(targets, protocol, negatives, seed)
-    others = dict(baselines or {})
-    full = protocol == "full"
-    rankings = _rank(
-        [model, *others.values()],
-        targets,
-        negatives=None if full else negatives,
-        seed=seed,
-        keep_seen=keep_seen,
-        top=cutoffs[-1] if full else 0,
-        batch_size=batch_size,
-    )
-    measured = [_per_user(ranking, cutoffs, train_counts) for ranking in rankings]
+    return cutoffs
+
+
+def _facts(targets: Targets, train_counts: np.ndarray, negatives: int | None) -> dict[str, Any]:
+    """What an evaluation says of its targets."""
+    return {
+        "users": len(targets),
+        "negatives": negatives,
+        "cold": int(np.count_nonzero(train_counts[targets.items] == 0)),
+        "fewest_negatives": None if negatives is None else _fewest(targets, negatives),
+    }
+
+
+def _scores(ranking: "_Ranking", cutoffs: Sequence[int], train_counts: np.ndarray, seed: int) -> Scores:
+    """Metrics of one model and their intervals."""
+    values = _per_user(ranking, cutoffs, train_counts)
     most_novel = float(metrics.novelty(np.array([[train_counts[1:].argmin() + 1]]), train_counts)[0])
-    scores = []
-    for values, ranking in zip(measured, rankings, strict=True):
-        value = dict(zip(values, statistics.mean(np.column_stack([*values.values()])).tolist(), strict=True))
-        interval = {name: _interval(name, column[:, None], most_novel) for name, column in values.items()}
-        for length in cutoffs if full else ():
-            lists = ranking.lists[:, :length]
-            value[f"coverage@{length}"] = metrics.coverage(lists, model.num_items)
-            interval[f"coverage@{length}"] = statistics.coverage_interval(lists, model.num_items, seed=seed)
-        scores.append(Scores(value, interval))
-    return Evaluation(
-        metrics=scores[0].metrics,
-        intervals=scores[0].intervals,
-        protocol=protocol,
-        split=split,
-        users=len(targets),
-        seen="kept" if keep_seen else "removed",
-        negatives=None if full else negatives,
-        seed=seed,
-        unreachable=rankings[0].unreachable,
-        cold=int(np.count_nonzero(train_counts[targets.items] == 0)),
-        fewest_negatives=None if full else _fewest(targets, negatives),
-        seconds=time.perf_counter() - begin,
-        baselines=dict(zip(others, scores[1:], strict=True)),
-    )
+    value = dict(zip(values, statistics.mean(np.column_stack([*values.values()])).tolist(), strict=True))
+    interval = {name: _interval(name, column[:, None], most_novel) for name, column in values.items()}
+    num_items = len(train_counts) - 1
+    for length in cutoffs if ranking.lists.shape[1] else ():
+        lists = ranking.lists[:, :length]
+        value[f"coverage@{length}"] = metrics.coverage(lists, num_items)
+        interval[f"coverage@{length}"] = statistics.coverage_interval(lists, num_items, seed=seed)
+    return Scores(value, interval)
 
 
 def _interval(name: str, values: np.ndarray, most_novel: float) -> tuple[float, float]:
@@ -186,7 +183,7 @@ def ranks(
     """
     negatives = _checked(targets, protocol, negatives, seed)
     drawn = negatives if protocol == "sampled" else None
-    (ranking,) = _rank([model], targets, negatives=drawn, seed=seed, keep_seen=keep_seen, top=0, batch_size=batch_size)
+    (ranking,) = _rank([model], targets, drawn, seed, keep_seen, 0, batch_size)
     return ranking.greater, ranking.ties
 
 
@@ -226,7 +223,6 @@ def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
 def _rank(
     models: Sequence[Model],
     targets: Targets,
-    *,
     negatives: int | None,
     seed: int,
     keep_seen: bool,
@@ -238,7 +234,10 @@ def _rank(
     rankings = [
         _Ranking(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, top), np.int32)) for _ in models
     ]
-    scorers: list[Scorer] = []
+    catalogues: list[Catalogue] = []
+    for model in models if negatives is None else ():
+        with evaluation_mode(model):
+            catalogues.append(Catalogue(model))
     for start in range(0, count, scoring.USERS_AT_ONCE):
         chosen = slice(start, start + scoring.USERS_AT_ONCE)
         part = targets.take(chosen)
@@ -250,9 +249,7 @@ def _rank(
                 if drawn is not None:
                     _rank_sampled(model, states, part, drawn, batch_size, into)
                 else:
-                    if number == len(scorers):
-                        scorers.append(Scorer(model))
-                    _rank_full(scorers[number], states, part, keep_seen, batch_size, into)
+                    _rank_full(catalogues[number], states, part, keep_seen, batch_size, into)
             ranking.unreachable += into.unreachable
     return rankings
 
@@ -295,78 +292,21 @@ def _rank_sampled(
 
 
 def _rank_full(
-    scorer: Scorer, states: Tensor, targets: Targets, keep_seen: bool, batch_size: int, into: _Ranking
+    catalogue: Catalogue, states: Tensor, targets: Targets, keep_seen: bool, batch_size: int, into: _Ranking
 ) -> None:
-    top = into.lists.shape[1]
-    if scorer.compiled(states):
-        _rank_at_once(scorer, states, targets, keep_seen, into)
-        return
-    rows = max(1, min(batch_size, scorer.cells // scorer.columns))
-    for start in range(0, len(targets), rows):
-        chosen = slice(start, start + rows)
-        part = targets.take(chosen)
-        scores = scorer(states[chosen], 0, scorer.columns)
-        scores[:, 0] = -torch.inf
-        items = part.items.astype(np.int64)
-        # The target's score comes out of the same matrix: computed apart it could differ in the last bit.
-        place = torch.from_numpy(items).to(scores.device)[:, None]
-        target = scores.gather(1, place)
-        if not keep_seen:
-            seen_rows, seen_items = part.histories.flat()
-            mask(scores, seen_rows, seen_items)
-            met = np.zeros(len(part), dtype=bool)
-            met[seen_rows[seen_items == items[seen_rows]]] = True
-            into.unreachable += int(met.sum())
-            target[torch.from_numpy(met).to(scores.device)] = -torch.inf
-        if top:
-            # The NaN check is in here.
-            into.lists[chosen] = np.maximum(largest(scores, top)[0].cpu().numpy(), 0)
-        else:
-            require_numbers(scores.amax(dim=1))
-        greater, ties = _count(scores, target)
-        # What scores -inf is never recommended: a miss, not a tie with all that was removed.
-        never = (target[:, 0] == -torch.inf).cpu().numpy()
-        into.greater[chosen] = np.where(never, -1, greater)
-        into.ties[chosen] = np.where(never, 0, ties)
-
-
-def _rank_at_once(scorer: Scorer, states: Tensor, targets: Targets, keep_seen: bool, into: _Ranking) -> None:
-    """What :func:`_rank_full` does, in the compiled loops; the target's score is that of the whole matrix there too."""
-    assert scorer.vectors is not None
     items = targets.items.astype(np.int64)
     met = np.zeros(len(targets), dtype=bool)
-    pairs = None
+    seen = None
     if not keep_seen:
-        seen_rows, seen_items = targets.histories.flat()
-        met[seen_rows[seen_items == items[seen_rows]]] = True
-        pairs = torch.from_numpy(seen_rows), torch.from_numpy(seen_items.astype(np.int64))
-    padding = torch.zeros(scorer.columns, dtype=torch.bool)
-    padding[0] = True
-    top = into.lists.shape[1]
-    found = kernels.rank(states, scorer.vectors, min(top, scorer.columns), pairs, padding, torch.from_numpy(items))
-    require(found.numbers)
+        rows, seen_items = seen = targets.histories.flat()
+        met[rows[seen_items == items[rows]]] = True
+    k = into.lists.shape[1]
+    found = rank(catalogue, states, k, left_out=seen, targets=items, batch_size=batch_size)
     assert found.greater is not None
     assert found.ties is not None
     into.unreachable += int(met.sum())
-    into.lists[:, : found.columns.shape[1]] = found.columns.clamp(min=0).numpy()
-    into.greater[:] = np.where(met, -1, found.greater.numpy())
-    into.ties[:] = np.where(met, 0, found.ties.numpy() - 1)
-
-
-def _count(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Scores above and, the target itself left out, equal to ``target[R, 1]`` in each row."""
-    if scores.device.type != "cpu":
-        above, equal = (scores > target).sum(dim=1), (scores == target).sum(dim=1)
-        return above.cpu().numpy(), equal.cpu().numpy() - 1
-    # A row at a time stays in the processor's cache, and numpy counts booleans without widening them:
-    # a tenth of the time of torch on the whole block.
-    greater = np.empty(len(scores), dtype=np.int64)
-    ties = np.empty(len(scores), dtype=np.int64)
-    values, all_scores = target[:, 0].numpy(), scores.numpy()
-    for row, value in enumerate(values):
-        greater[row] = np.count_nonzero(all_scores[row] > value)
-        ties[row] = np.count_nonzero(all_scores[row] == value) - 1
-    return greater, ties
+    into.lists[:] = catalogue.items_of(found.columns)
+    into.greater[:], into.ties[:] = np.where(met, -1, found.greater), np.where(met, 0, found.ties)
 
 
 def _per_user(ranking: _Ranking, cutoffs: Sequence[int], train_counts: np.ndarray) -> dict[str, np.ndarray]:

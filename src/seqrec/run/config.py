@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from seqrec.data.dataset import fingerprint
@@ -21,17 +20,17 @@ from seqrec.models.base import Model
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "RESUMABLE", "RunConfig", "config_of", "fingerprint", "run_id"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG = "config.json"
 MOST_CONFIG = 2**20  # bytes
-#: Fields of the training that may differ between a run and its resumption. It computes the same but for what another
-#: device or number of threads rounds otherwise, and for the validation at the end of fewer epochs, which counts too.
+#: Options of training that may differ when a run is resumed. They do not change what is computed, except that another
+#: device or number of threads rounds differently, and that the last epoch is always validated.
 RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What ``config.json`` holds; ``training`` is empty for a model that was only counted."""
+    """What ``config.json`` holds. ``training`` is empty for a model that only counts."""
 
     model: str
     model_config: dict[str, Any]
@@ -47,27 +46,32 @@ class RunConfig:
         """A model of these sizes with fresh weights."""
         return build_model(self.model, self.model_config, self.num_items, self.num_users)
 
-    def shapes(self, most: int) -> dict[str, Tensor]:
-        """The weights that a model of these sizes has, as tensors without content: nothing large is made.
+    def outline(self, most: int) -> Model:
+        """A model of these sizes whose weights are on the device "meta", which have no content: nothing large is made.
 
         Args:
-            most: the number of weights that are there; a model of many more is given up early.
+            most: the number of weights that the file holds; a model of many more is given up early.
 
         Raises:
             ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or too many.
         """
         with torch.device("meta"), _Few(4 * most + 64):
-            return self.build().state_dict()
+            return self.build()
 
 
 def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
-    """The configuration that a JSON object holds; each of its values is looked at."""
+    """The configuration in a JSON object. Each of its values is checked."""
     values = dict(values)
     version = values.pop("format_version", None)
     if type(version) is not int or version < 1:
         raise InputError(f"{path}: has no format_version; give a folder that seqrec fit wrote")
     if version > FORMAT_VERSION:
         raise InputError(f"{path}: format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
+    if version < FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format {version} is of an earlier seqrec, which kept users and items in other files; train "
+            f"again: seqrec fit LOG --out {path.parent} --overwrite"
+        )
     try:
         for name, kind in (("prepare", PrepareConfig), ("split", SplitConfig)):
             if not isinstance(values.get(name), dict):
@@ -88,10 +92,10 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
 
 
 def run_id(values: Mapping[str, Any]) -> str:
-    """A digest of what ``config.json`` holds: of the log, and of every option that the weights depend on.
+    """A digest of what ``config.json`` holds: the fingerprint of the data, and every option that the weights depend on.
 
-    Each file of weights bears it, so that a file of another run is told from the run's own. It follows from the
-    configuration alone: the same log, options and seed make the same bytes again.
+    Each file of weights carries it, which tells the run's own files from those of another. It depends on the
+    configuration alone: the same log, options and seed give the same bytes again.
     """
     known = {name: value for name, value in values.items() if name != "format_version"}
     known["training"] = {name: value for name, value in known["training"].items() if name not in RESUMABLE}
@@ -99,7 +103,7 @@ def run_id(values: Mapping[str, Any]) -> str:
 
 
 class _Few(TorchFunctionMode):
-    """Within, making more than so many tensors is an error."""
+    """A context in which making more than so many tensors is an error."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

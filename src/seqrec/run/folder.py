@@ -1,36 +1,34 @@
 """The run folder: what training writes and everything else reads. No pickle anywhere.
 
-``config.json`` (model, sizes, how the log was prepared and split, how it was trained),
-``items.parquet`` and ``users.parquet`` (ids and histories), ``weights.safetensors`` (the best so far),
-``metrics.json``, ``epochs.csv`` (a row an epoch) and ``state/`` (``training.safetensors`` and the running mean of
-the weights: all that a later process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
+``config.json`` (model, sizes, how the log was prepared and split, how it was trained), ``data/`` (the
+:class:`seqrec.Dataset`: ids and histories), ``weights.safetensors`` (the best so far), ``metrics.json``,
+``epochs.csv`` (a row per epoch) and ``state/`` (``training.safetensors`` and the running mean of the weights: all that
+a later process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from seqrec.data.batches import pack
-from seqrec.data.checked import check_files, check_ids, parse_json, read_json, read_parquet
-from seqrec.data.dataset import Dataset, fault_of, met_fits
-from seqrec.data.split import Split, all_histories
+from seqrec.data.checked import check_files, parse_json, read_json
+from seqrec.data.dataset import Dataset
+from seqrec.data.saved import FILES
+from seqrec.data.split import Split, histories_of_users
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
-from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, RunConfig, config_of, run_id
-from seqrec.run.histories import lists_of, met_of
-from seqrec.run.layout import EPOCHS, ITEMS, METRICS, STATE, USERS, WEIGHTS, is_begun, remove_left_over
+from seqrec.run.layout import DATA, EPOCHS, METRICS, STATE, WEIGHTS, is_begun, remove_left_over
 from seqrec.run.place import Place, check_free
 from seqrec.run.records import read_epochs, write_epochs, write_json
 from seqrec.run.tensors import (
@@ -44,10 +42,11 @@ from seqrec.run.tensors import (
     write_tensors,
 )
 
-__all__ = ["EPOCHS", "ITEMS", "METRICS", "STATE", "USERS", "WEIGHTS", "Run", "check_free"]
+__all__ = ["DATA", "EPOCHS", "METRICS", "STATE", "WEIGHTS", "Run", "check_free"]
 
 _KNOWN: dict[str, Any] = {
-    **dict.fromkeys((CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS)),
+    **dict.fromkeys((CONFIG, WEIGHTS, METRICS, EPOCHS)),
+    DATA: dict.fromkeys(FILES),
     "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
 }
 _ADVICE = "copy it back from where the run was made, or train again"
@@ -59,7 +58,7 @@ class Run:
 
     Args:
         folder: where it is.
-        place: where it is to be, held by this process; whoever writes for long gives it.
+        place: where it is to be, locked by this process. Whoever writes for a long time gives it.
     """
 
     place: Place | None = None
@@ -88,9 +87,9 @@ class Run:
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Make the folder whole or not at all; refuse one that holds anything.
+        """Make the folder, completely or not at all, and refuse one that holds anything.
 
-        It has configuration, ids and histories; with ``weights`` it is a finished run.
+        It holds the configuration and the data. With ``weights`` it is a finished run.
         """
         with Place(folder) as place:
             place.settle(resume=False, overwrite=overwrite)
@@ -109,44 +108,39 @@ class Run:
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Make a run in a place that was found free; one that is there stays until the new one has weights."""
+        """Make a run in a place that may be written to. A run that is there stays until the new one has weights."""
         with place.making() as new:
             values = {"format_version": FORMAT_VERSION, **asdict(config)}
             write_json(new / CONFIG, values)
-            dataset.item_ids.alias("item_id").to_frame().write_parquet(new / ITEMS)
-            offsets = np.asarray(dataset.offsets)
-            users = pl.DataFrame(
-                {
-                    "user_id": dataset.user_ids,
-                    "items": lists_of(dataset.items, offsets, pl.Int32),
-                    "timestamps": lists_of(dataset.timestamps, offsets, pl.Int64),
-                }
-            )
-            if dataset.met_items is not None:
-                met = pa.LargeListArray.from_arrays(dataset.met_offsets, dataset.met_items)
-                users = users.with_columns(pl.Series("met", met, dtype=pl.List(pl.Int32)))
-            users.write_parquet(new / USERS)
+            (new / DATA).mkdir()
+            dataset.write_to(new / DATA)
             write_epochs(new / EPOCHS, epochs)  # so that the run opens as soon as it has weights
             if weights is not None:
                 write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
                 if metrics is not None:
                     write_json(new / METRICS, metrics)
-        run = cls(place.at, place)
+        run = cls(place.current, place)
         run.take_over()
         return run
 
     @classmethod
     def resume(cls, place: Place, config: RunConfig, but: Sequence[str]) -> "Run":
-        """Open the run of a place to go on with it, or the one that a killed process was to put there.
+        """Open the run of a place to go on with it, or the one that a killed process was going to put there.
+
+        Args:
+            place: locked by this process.
+            config: what the run must have been begun with.
+            but: names of options that may differ.
 
         Raises:
-            InputError: it was begun on another log or with other options, but for those of some names.
+            InputError: it was begun on another log or with other options, or its data is damaged.
         """
         run = None
         for new in place.unfinished():
             try:
                 found = cls(new, place)
                 found.check_same(config, but)
+                found.dataset.check()
             except InputError:
                 continue
             run = run or found
@@ -154,19 +148,20 @@ class Run:
             run = cls(place.folder, place)
             run.check_same(config, but)
             run.check_resumable()
+            run.dataset.check()
         place.go_on(run.folder)
         remove_left_over(run.folder)
         run.take_over()
         return run
 
     def take_over(self, unfinished: bool = False) -> None:
-        """Put the run in the place of the one that it replaces, once it has weights (or without, where asked)."""
+        """Replace the run that was there, once this one has weights; with ``unfinished`` it need not have any."""
         if self.place is not None:
             self.place.take_over(unfinished)
-            self.folder = self.place.at
+            self.folder = self.place.current
 
     def check_there(self) -> None:
-        """Refuse to write where somebody removed or replaced the folder."""
+        """Refuse to write if somebody removed or replaced the folder."""
         if self.place is not None:
             self.place.check()
 
@@ -181,51 +176,32 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """What every file of weights of this run bears; see :func:`seqrec.run.config.run_id`."""
-        assert self.config  # or it is not known that the values are what they should be
+        """The digest that every file of weights of this run carries; see :func:`seqrec.run.config.run_id`."""
+        assert self.config  # which checks the values
         return run_id(self._values)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The interactions that the run was given, all of them."""
+        """The interactions that the run was given, in their files: what they hold is read, and checked, when used."""
         config = self.config
-        users_path, items_path = self.folder / USERS, self.folder / ITEMS
-        items = read_parquet(items_path, {"item_id": None}, config.num_items, _ADVICE)
-        lists = {"items": pl.List(pl.Int32), "timestamps": pl.List(pl.Int64)}
-        met = {"met": pl.List(pl.Int32)}
-        users = read_parquet(users_path, {"user_id": None, **lists}, config.num_users, _ADVICE, met)
-        lengths = users["items"].list.len().to_numpy().astype(np.int64)
-        flat = {name: users[name].explode() for name in lists}
-        if (
-            lengths.min() < 1
-            or not (users["timestamps"].list.len().to_numpy() == lengths).all()
-            or any(values.has_nulls() for values in flat.values())
-        ):
-            raise InputError(f"{users_path}: is damaged (a history has gaps); {_ADVICE}")
-        dataset = Dataset(
-            items=flat["items"].to_numpy(),
-            timestamps=flat["timestamps"].to_numpy(),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            user_ids=check_ids(users["user_id"], users_path, _ADVICE),
-            item_ids=check_ids(items["item_id"], items_path, _ADVICE),
-            has_timestamps=config.has_timestamps,
-            filters=asdict(config.prepare),
-            **met_of(users),
-        )
-        if wrong := fault_of(dataset) or (None if met_fits(dataset) else "what the filters dropped does not fit"):
-            raise InputError(f"{users_path}: is damaged ({wrong}); {_ADVICE}")
-        if dataset.fingerprint != config.fingerprint:
-            raise InputError(
-                f"{self.folder}: {USERS} and {ITEMS} are not those that the run was made with; copy them back or "
-                "train again"
-            )
-        return dataset
+        dataset = Dataset.load(self.folder / DATA, _ADVICE)
+        assert dataset.saved is not None
+        found = {name: getattr(dataset, name) for name in ("num_items", "num_users", "has_timestamps")}
+        found["fingerprint"] = dataset.saved.facts["fingerprint"]
+        for name, value in found.items():
+            if getattr(config, name) != value:
+                raise InputError(
+                    f"{self.folder / DATA}: is not the data that the run was made with ({name} is another one in "
+                    f"{CONFIG}); copy it back or train again"
+                )
+        return replace(dataset, filters=asdict(config.prepare))
 
     @cached_property
     def split(self) -> Split:
-        """The dataset, split as for training."""
+        """The dataset, split as for training. All of it is checked first."""
+        dataset = self.dataset.check()
         try:
-            return self.config.split.apply(self.dataset)
+            return self.config.split.apply(dataset)
         except (InputError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{self.folder / CONFIG}: does not fit the histories ({one_line(error)}); train again"
@@ -233,7 +209,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from; weights may be there before it."""
+        """Whether there is a checkpoint to go on from. Weights may be written before it."""
         return is_begun(self.folder)
 
     def model(self) -> Model:
@@ -246,9 +222,9 @@ class Run:
         header = read_header(path)
         try:
             # What config.json says is compared with what the file holds before anything of these sizes is made.
-            shapes = self.config.shapes(len(header.names))
-            header.check_shapes(shapes, MODELS[self.config.model].LENGTHS_OF_THE_LOG)
-            model = self.config.build()
+            model = self.config.outline(len(header.names))
+            header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
+            model.to_empty(device="cpu")  # all is read from the file: drawing fresh weights would be in vain
         except InputError as error:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
@@ -260,7 +236,7 @@ class Run:
         return InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again")
 
     def load_weights(self, model: Model) -> None:
-        """Put the weights into a model of the run's sizes, on the CPU."""
+        """Load the weights into a model of the run's sizes, on the CPU."""
         path = self.folder / WEIGHTS
         tensors = self.read_weights(model)
         try:
@@ -270,7 +246,7 @@ class Run:
             raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
 
     def read_weights(self, model: Model) -> dict[str, Tensor]:
-        """The weights, mapped, once it is known that they are this run's, fit the model, and are numbers."""
+        """The weights, mapped: they are this run's, fit the model, and are finite."""
         header = read_header(self.folder / WEIGHTS)
         header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
         mark = header.check_mark(self.id, "weights")
@@ -282,10 +258,10 @@ class Run:
 
     @torch.no_grad()
     def check_scores(self, model: Model) -> None:
-        """Refuse a model whose weights score all items alike, for the first users and items of the run."""
+        """Refuse a model that gives all items the same score, tried with the first users and items of the run."""
         if model.COUNTED or model.num_items < 2:  # counts may well be equal
             return
-        people = all_histories(self.dataset).take(slice(0, _PEOPLE))
+        people = histories_of_users(self.dataset, np.arange(min(self.dataset.num_users, _PEOPLE)))
         hidden = model.encode_last(pack(people, model.config.max_length))
         scores = model.score(hidden, torch.arange(1, min(model.num_items, _ITEMS) + 1))
         if (scores == scores[:, :1]).all():
@@ -294,15 +270,15 @@ class Run:
             )
 
     def check_resumable(self) -> None:
-        """Refuse a run that ended or was saved without the state that training would go on from.
+        """Refuse a run that ended, or was saved, without the state that training would go on from.
 
-        Weights alone are no sign: a kill between the first weights and the first state leaves them too.
+        Weights alone do not tell: a kill between the first weights and the first state leaves some, too.
         """
         if self.config.training and not self.begun and self.metrics():
             raise InputError(f"{self.folder}: has no {STATE} to go on from; train anew with --overwrite")
 
     def check_same(self, config: RunConfig, but: Sequence[str]) -> None:
-        """Refuse to resume with another log or other options than the run began with, but for those of some names."""
+        """Refuse to resume with another log or other options than the run began with; options in ``but`` may differ."""
         old, new = asdict(self.config), asdict(config)
         if old["fingerprint"] != new["fingerprint"]:
             raise InputError(f"{self.folder}: the run was begun on another log; give that log, or --overwrite")
@@ -322,12 +298,12 @@ class Run:
         save_tensors(self.folder / WEIGHTS, weights, mark_of(self.id, "weights", weights))
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replace the training state: tensors and JSON facts in one file, so they can't part."""
+        """Replace the training state: tensors and JSON facts in one file, so that they always belong together."""
         self.check_there()
         save_tensors(self.folder / STATE, tensors, mark_of(self.id, "training state") | {"facts": json.dumps(facts)})
 
     def state_header(self) -> tuple[Header, dict[str, Any]] | None:
-        """What the training state holds and its facts, or None where no checkpoint was written yet."""
+        """The header of the training state and its facts, or None if there is no checkpoint yet."""
         path = self.folder / STATE
         if not path.exists():
             return None
@@ -341,28 +317,23 @@ class Run:
             raise InputError(f"{path}: is damaged (its facts are no object); train again with --overwrite")
         return header, facts
 
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The training state, or None where no checkpoint was written yet."""
-        state = self.state_header()
-        return None if state is None else (load_tensors(state[0]), state[1])
-
     def mean_path(self, epoch: int) -> Path:
-        """Where the running mean of the weights at the end of an epoch is."""
+        """The file of the running mean of the weights at the end of an epoch."""
         return self.folder / f"state/mean-{epoch}.safetensors"
 
     def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
-        """Write the running mean of an epoch beside that of the one before, which the training state still needs."""
+        """Write the running mean of an epoch. The previous one stays, as the training state still needs it."""
         self.check_there()
         save_tensors(self.mean_path(epoch), weights, mark_of(self.id, mean_part(epoch)))
 
     def forget_means(self, but: int) -> None:
-        """Remove the running means of all epochs but one, which the training state now needs."""
+        """Remove the running means of all epochs except the one that the training state now needs."""
         for path in self.folder.glob("state/mean-*.safetensors"):
             if path != self.mean_path(but):
                 path.unlink(missing_ok=True)
 
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace ``epochs.csv``; a column is there if any epoch has it."""
+        """Replace ``epochs.csv``. It has a column for everything that any epoch has."""
         self.check_there()
         with replacing(self.folder / EPOCHS) as new:
             write_epochs(new, rows)
@@ -378,11 +349,11 @@ class Run:
             write_json(new, metrics)
 
     def metrics(self) -> dict[str, Any]:
-        """``metrics.json``, empty where training has not ended."""
+        """``metrics.json``; empty if training has not ended."""
         path = self.folder / METRICS
         return read_json(path) if path.exists() else {}
 
 
 def mean_part(epoch: int) -> str:
-    """What a file of the running mean says that it is."""
+    """The name of this part of a run, which a file of the running mean carries."""
     return f"running mean of epoch {epoch}"

@@ -1,48 +1,55 @@
-"""What a run folder holds, by name: its own files, which may be removed, and those of others, which may not."""
+"""The names in a run folder: its own files, which may be removed, and those of others, which may not."""
 
 import os
 import re
 from pathlib import Path
 
+from seqrec.data.saved import FACTS, FILES, FORMER_FILES
 from seqrec.run.config import CONFIG
 
 WEIGHTS = "weights.safetensors"
-ITEMS = "items.parquet"
-USERS = "users.parquet"
+DATA = "data"
 METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
-_OWN = {CONFIG, WEIGHTS, ITEMS, USERS, METRICS, EPOCHS, "training.png", "recommendations.png"}
 _STATE = re.compile(r"training\.safetensors|mean-\d+\.safetensors")
+#: Own names by folder. Runs of format 1 had users and items in Parquet files: such a run may be replaced, too.
+_OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
+    "": FORMER_FILES | {CONFIG, WEIGHTS, METRICS, EPOCHS, "training.png", "recommendations.png"},
+    DATA: FILES,
+    "state": _STATE,
+}
+FOLDERS = tuple(folder for folder in _OWN if folder)
 
 
-def is_own(name: str, state: bool = False) -> bool:
-    """Whether a run, or its ``state`` folder, has a file of this name."""
-    return _STATE.fullmatch(name) is not None if state else name in _OWN
+def is_own(name: str, folder: str = "") -> bool:
+    """Whether a run has a file of this name, at its root or in one of its :data:`FOLDERS`."""
+    known = _OWN[folder]
+    return name in known if isinstance(known, frozenset) else known.fullmatch(name) is not None
 
 
-def is_left_over(name: str, state: bool = False) -> bool:
+def is_left_over(name: str, folder: str = "") -> bool:
     """Whether a file of this name was being written when a process was killed: by us, or by safetensors beside it."""
     half = re.fullmatch(r"\.(.+)\.\w+\.partial", name)
-    return is_own(half[1], state) if half else re.fullmatch(r"\.tmp\w{6}", name) is not None
+    return is_own(half[1], folder) if half else re.fullmatch(r"\.tmp\w{6}", name) is not None
 
 
 def sorted_out(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """The names in a run folder, by path in it: its own files, what a killed process left, and what is of others."""
+    """The files in a run folder, by their path in it: its own, what a killed process left, and those of others."""
     own, left, foreign = [], [], []
-    todo = [("", folder)]
-    for prefix, place in todo:
-        with os.scandir(place) as entries:
+    todo = [""]
+    for inside in todo:
+        with os.scandir(folder / inside) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                name = prefix + entry.name
+                name = f"{inside}/{entry.name}" if inside else entry.name
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if name == "state" and is_folder:
-                    todo.append(("state/", place / name))
+                if name in FOLDERS and is_folder:
+                    todo.append(name)
                 elif is_folder:
                     foreign.append(name)
-                elif is_own(entry.name, bool(prefix)):
+                elif is_own(entry.name, inside):
                     own.append(name)
-                elif is_left_over(entry.name, bool(prefix)):
+                elif is_left_over(entry.name, inside):
                     left.append(name)
                 else:
                     foreign.append(name)
@@ -55,8 +62,9 @@ def is_run(folder: Path) -> bool:
 
 
 def is_usable(folder: Path) -> bool:
-    """Whether a folder is a run that answers: it has weights."""
-    return all((folder / name).is_file() for name in (CONFIG, ITEMS, USERS, WEIGHTS))
+    """Whether a folder is a run that can answer: it has weights. One of format 1 counts, so that it is never lost."""
+    is_there = (folder / DATA / FACTS).is_file() or all((folder / name).is_file() for name in FORMER_FILES)
+    return is_there and all((folder / name).is_file() for name in (CONFIG, WEIGHTS))
 
 
 def is_begun(folder: Path) -> bool:
@@ -79,14 +87,29 @@ def remove_run(folder: Path) -> list[str]:
     own.sort(key=lambda name: name != CONFIG)
     for name in own + left:
         (folder / name).unlink(missing_ok=True)
-    for place in (folder / "state", folder):
+    for place in (*(folder / name for name in FOLDERS), folder):
         if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
             place.rmdir()
     return foreign
 
 
 def keep_modes(old: Path, new: Path) -> None:
-    """Give the files of a run, and its folder, the permissions that those before them had."""
-    for name in ["", *sorted_out(old)[0]]:
-        if (new / name).exists() and not (old / name).is_symlink():
-            (new / name).chmod((old / name).stat().st_mode & 0o777)
+    """Give the files of a run, and its folders, the permissions that those before them had.
+
+    A file of the data that the old run did not have, which may hold ids and histories of people, too, takes those of
+    the old run's interactions.
+    """
+    modes = {name: _mode(old / name) for name in ["", *FOLDERS, *sorted_out(old)[0]] if _is_plain(old / name)}
+    usual = next((modes[name] for name in (f"{DATA}/items.npy", "users.parquet") if name in modes), None)
+    for name in ["", *FOLDERS, *sorted_out(new)[0]]:
+        mode = modes.get(name, usual if name.startswith(f"{DATA}/") else None)
+        if mode is not None and _is_plain(new / name):
+            (new / name).chmod(mode)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.exists() and not path.is_symlink()
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777

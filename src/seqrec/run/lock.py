@@ -1,4 +1,4 @@
-"""One process at a time writes into a run folder. The system releases the lock of one that was killed."""
+"""One process at a time writes to a run folder. The system releases the lock of a process that is killed."""
 
 import errno
 import os
@@ -20,10 +20,10 @@ class InUseError(InputError):
 
 
 class Lock:
-    """A lock on a run folder, kept in a file beside it that is there while the lock is held.
+    """A lock on a run folder: a file beside it, which exists while the lock is held.
 
     Args:
-        folder: the run folder, without symbolic links; it need not exist, but the one that it stands in.
+        folder: the run folder, without symbolic links. It need not exist; the folder around it must.
         shown: what messages call it.
     """
 
@@ -33,11 +33,11 @@ class Lock:
         self._file: int | None = None
 
     def take(self, patience: float = 0.5) -> None:
-        """Take the lock; who only looks holds it for a moment, which is waited for.
+        """Take the lock. A process that only looks holds it for a moment, so this waits a little.
 
         Raises:
             InUseError: another process, or another thread of this one, has it.
-            InputError: the file can't be made.
+            InputError: the file cannot be made.
         """
         end = time.monotonic() + patience
         while self._file is None:
@@ -76,7 +76,7 @@ class Lock:
                 os.close(file)
 
     def _open(self) -> tuple[int, bool]:
-        """The lock's file; where none can be made, as the run alone may be written to, the run folder itself."""
+        """The lock's file; or the run folder itself, if only that may be written to."""
         flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
             return os.open(self.path, os.O_RDWR | flags, 0o666), True
@@ -95,7 +95,7 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Give the lock back, and remove its file."""
+        """Release the lock, and remove its file."""
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -112,7 +112,7 @@ class Lock:
             os.close(file)
 
     def holder(self) -> str | None:
-        """Who has the lock, if anybody has."""
+        """Who holds the lock, if anybody does."""
         if not self.path.exists():
             return None
         try:
@@ -132,7 +132,7 @@ def _read(file: int) -> bytes:
 
 
 def _note(file: int) -> None:
-    """Say in the file who has the lock; on a full disk it is held without."""
+    """Write into the file who holds the lock. On a full disk the lock is held without that."""
     try:
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)

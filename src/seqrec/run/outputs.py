@@ -4,25 +4,27 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from seqrec.data.saved import FACTS, FORMER_FILES
 from seqrec.errors import InputError
 from seqrec.files import looked_at
-from seqrec.run.layout import CONFIG, ITEMS, USERS, WEIGHTS, is_own, sorted_out
+from seqrec.run.layout import CONFIG, DATA, FOLDERS, WEIGHTS, is_own, sorted_out
 
 
 def check_outputs(
     *outputs: str | Path | None, reads: Iterable[str | Path | None] = (), run: str | Path | None = None
 ) -> None:
-    """Refuse outputs that would destroy what is read, or a run; before any work.
+    """Refuse outputs that would destroy what is read, or a run, before any work.
 
-    Links, symbolic or hard, and upper case don't help. A file of another name beside those of a run is nobody's.
+    Symbolic and hard links are followed, and upper and lower case are the same. A file of any other name may be written
+    into a run folder.
 
     Args:
-        outputs: files to be written; None and ``-``, which is standard output, are left out.
+        outputs: files to be written. None and ``-`` (standard output) are skipped.
         reads: files that are read, or folders of them.
-        run: the run folder that is read or written, if there is one; it need not exist.
+        run: the run folder that is read or written, if any. It need not exist.
 
     Raises:
-        InputError: what would be destroyed, in one line.
+        InputError: an output would destroy something.
     """
     files = [Path(output) for output in outputs if output is not None and output != "-"]
     inputs = [Path(path) for path in reads if path is not None]
@@ -44,7 +46,7 @@ def check_outputs(
 
 
 def check_log(log: str | Path, run: str | Path) -> None:
-    """Refuse to write a run over its log, which has the name of a run's own file in its folder."""
+    """Refuse a log that is in the run folder under the name of one of the run's own files."""
     with looked_at(run):
         is_inside = Path(log).is_file() and _is_of_run(Path(os.path.realpath(log)), Path(os.path.realpath(run)))
     if is_inside:
@@ -52,7 +54,7 @@ def check_log(log: str | Path, run: str | Path) -> None:
 
 
 def _is_of(file: Path, path: Path) -> bool:
-    """Whether a file is one that is read, or stands in a folder of parts as one of them."""
+    """Whether a file is one that is read, or one of the parts in a folder that is read."""
     if not path.is_dir():
         return _same(file, path) or file == Path(os.path.realpath(path))
     inside = file.is_relative_to(os.path.realpath(path))
@@ -62,11 +64,11 @@ def _is_of(file: Path, path: Path) -> bool:
 
 
 def _is_of_run(file: Path, folder: Path | None) -> bool:
-    """Whether a file has the name of a run's own file in the run folder, or in any other; or is linked to one."""
+    """Whether a file has the name of a run's own file, in this run folder or any other, or is a link to one."""
     name = file.name.casefold()
     parents = file.parent, file.parent.parent
-    in_state = parents[0].name.casefold() == "state" and (_is_one(parents[1], folder))
-    if in_state or (_is_one(parents[0], folder) and (is_own(name) or name == "state")):
+    is_inside = parents[0].name.casefold() in FOLDERS and _is_one(parents[1], folder)
+    if is_inside or (_is_one(parents[0], folder) and (is_own(name) or name in FOLDERS)):
         return True
     if folder is None or not folder.is_dir() or not file.exists():
         return False
@@ -74,10 +76,11 @@ def _is_of_run(file: Path, folder: Path | None) -> bool:
 
 
 def _is_one(place: Path, folder: Path | None) -> bool:
-    """Whether a folder is the one that is read or written, or another run; others have a config.json, too."""
+    """Whether a folder is the one that is read or written, or another run. A config.json alone does not make a run."""
     if folder is not None and (place == folder or _same(place, folder)):
         return True
-    return (place / CONFIG).is_file() and any((place / name).is_file() for name in (USERS, ITEMS, WEIGHTS))
+    names = (WEIGHTS, f"{DATA}/{FACTS}", *FORMER_FILES)
+    return (place / CONFIG).is_file() and any((place / name).is_file() for name in names)
 
 
 def _same(one: Path, other: Path) -> bool:

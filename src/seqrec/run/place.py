@@ -1,8 +1,9 @@
-"""The place of a run: who may write there, how a new run takes the place of an old one, and what kills left beside it.
+"""The place of a run: who may write there, how a new run replaces an old one, and what killed processes left beside it.
 
 A run that replaces another is made in a hidden folder beside it, ``.NAME.xxxxxxxx.new``. Once it has weights, the old
 one is renamed to ``.NAME.xxxxxxxx.old``, the new one to ``NAME``, and when the work has ended the old one is removed.
-So ``NAME`` is whole at any moment but the one between two renames, and after a kill its neighbours say how far it was.
+So ``NAME`` is a complete run at any moment except between the two renames, and after a kill the folders beside it tell
+how far the work was.
 """
 
 import os
@@ -21,19 +22,19 @@ Result = TypeVar("Result")
 
 
 class Place:
-    """A run folder that this process alone may write to while within ``with``.
+    """A run folder that only this process may write to, inside a ``with`` block.
 
     Args:
         folder: the run folder, which need not exist.
 
     Raises:
-        InputError: on entering, another process is at work there, or the folder can't be written to.
+        InputError: on entering, if another process is working there, or the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.shown = Path(folder)
         self.folder = Path(os.path.realpath(self.shown))
-        self.at = self.folder  # where the run that is being written stands
+        self.current = self.folder  # where the run that is being written stands
         self.made: bool | None = None  # whether it was made here, rather than gone on with; None before either
         self._lock = Lock(self.folder, self.shown)
         self._held: list[tuple[Path, _Held]] = []
@@ -60,9 +61,9 @@ class Place:
             if error is None:
                 self._clear_old()
                 return
-            at, fate = self.at, self._give_up(error)
+            current, fate = self.current, self._give_up(error)
             if isinstance(error, InputError):
-                text = str(error).replace(str(at), str(self.shown)).replace(str(self.folder), str(self.shown))
+                text = str(error).replace(str(current), str(self.shown)).replace(str(self.folder), str(self.shown))
                 error.args = ("; ".join(filter(None, [text, fate])),)
             elif fate:
                 error.add_note(fate)
@@ -73,10 +74,10 @@ class Place:
             self._forget_parents()
 
     def settle(self, resume: bool, overwrite: bool) -> bool:
-        """See what is there, put right what a killed process left; whether there is a run to go on with.
+        """Put right what a killed process left; return whether there is a run to go on with.
 
         Raises:
-            InputError: something is there that may not be written over.
+            InputError: the place holds something that may not be overwritten.
         """
         recover(self.folder, self.shown, resume=resume, overwrite=overwrite)
         if resume and is_run(self.folder):
@@ -88,9 +89,9 @@ class Place:
 
     @contextmanager
     def making(self) -> Iterator[Path]:
-        """Give a folder to write a new run's first files to; it is there whole or not at all.
+        """Give a folder to write a new run's first files to. It appears completely or not at all.
 
-        Where the place holds a run, the new one stands beside it until :meth:`take_over`.
+        If the place holds a run, the new one stays beside it until :meth:`take_over`.
         """
         partial = beside(self.folder, "partial")
         self.made = True
@@ -104,32 +105,32 @@ class Place:
                 sync_tree(partial)
                 if replaces:
                     self._hold(self.folder)
-                    self.at = beside(self.folder, "new")
+                    self.current = beside(self.folder, "new")
                 elif self.folder.is_dir():
                     self.folder.rmdir()
-                partial.rename(self.at)
-                sync_folder(self.at.parent)
-                self._hold(self.at)
+                partial.rename(self.current)
+                sync_folder(self.current.parent)
+                self._hold(self.current)
         finally:
             _remove(partial)
 
     def unfinished(self) -> list[Path]:
-        """The runs that killed processes were to put here, the latest first."""
+        """The runs that killed processes were going to put here, the latest first."""
         return all_beside(self.folder, "new")
 
-    def go_on(self, at: Path) -> None:
+    def go_on(self, run: Path) -> None:
         """Go on with a run that is there: the one of the place, or one that is to replace it."""
         for new in self.unfinished():
-            if new != at and not is_begun(new):
+            if new != run and not is_begun(new):
                 _remove(new)
-        if at != self.folder:
+        if run != self.folder:
             self._hold(self.folder)
-        self.at = at
+        self.current = run
         self.made = False
-        self._hold(at)
+        self._hold(run)
 
     def check(self) -> None:
-        """Refuse to write where somebody removed or replaced the run, or the one that it is to take over from."""
+        """Refuse to write if somebody removed or replaced the run, or the one that it is going to replace."""
         for path, held in self._held:
             if not held.is_still(path) or not is_run(path):
                 raise InputError(
@@ -138,29 +139,29 @@ class Place:
                 )
 
     def take_over(self, unfinished: bool = False) -> None:
-        """Put a run that has weights in the place of the one before; where it stands there, nothing is done."""
-        if self.at == self.folder or not (unfinished or is_usable(self.at)):
+        """Replace the old run by the new one, once that has weights. Does nothing if it is in its place already."""
+        if self.current == self.folder or not (unfinished or is_usable(self.current)):
             return
         self.check()
         with explained(self.shown):
-            keep_modes(self.folder, self.at)
-            exchange(self.folder, self.at, beside(self.folder, "old"))
+            keep_modes(self.folder, self.current)
+            exchange(self.folder, self.current, beside(self.folder, "old"))
         (_, before), (_, now) = self._held
         before.close()
         self._held = [(self.folder, now)]
-        self.at = self.folder
+        self.current = self.folder
 
     def _give_up(self, error: BaseException) -> str:
-        """Leave what can be used after an error; the words that say what that is."""
+        """Keep what can be used after an error; return the words that say what that is."""
         if not self._held:
             return f"{self.shown} is the run that it was before" if self.made and is_run(self.folder) else ""
         again = isinstance(error, InputError) and not isinstance(error.__cause__, OSError)
         is_there = self._held[-1][1].is_still(self.folder)  # on the disk: an interrupt may come between two renames
-        if self.at != self.folder and not is_there:
+        if self.current != self.folder and not is_there:
             before = f"{self.shown} is the run that it was before" if is_run(self.folder) else f"{self.shown} is gone"
-            if is_begun(self.at) and not again:
-                return f"{before}, --resume goes on with the new one (kept in {self.at.name})"
-            _remove(self.at)
+            if is_begun(self.current) and not again:
+                return f"{before}, --resume goes on with the new one (kept in {self.current.name})"
+            _remove(self.current)
             return f"{before}, nothing is kept of the new one"
         if not is_there:
             return ""
@@ -190,7 +191,7 @@ class Place:
 
 
 class _Held:
-    """What is behind a path now, to be known again: an open folder's number is given to no other."""
+    """The folder that a path leads to now, to recognise it later: while it is open, no other gets its number."""
 
     def __init__(self, path: Path) -> None:
         self._file: int | None = None
@@ -216,7 +217,7 @@ class _Held:
 
 
 def check_free(folder: str | Path, overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something, but for a run that may be overwritten."""
+    """Refuse an output folder that holds something, unless it is a run that may be overwritten."""
     folder = Path(folder)
     if not folder.exists():
         return
@@ -290,7 +291,7 @@ def recover(folder: Path, shown: Path, *, resume: bool = False, overwrite: bool 
 
 
 def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
-    """Read a run folder that another process may be writing to or replacing: all of it from one run.
+    """Read a run folder that another process may be writing to or replacing, so that all of it is of one run.
 
     Args:
         folder: the run folder.
@@ -328,7 +329,7 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
 
 
 def _before_reading(folder: Path, shown: Path) -> str | None:
-    """Restore or sweep what a killed process left; or who is at work there."""
+    """Put right what a killed process left; return who is working there, if anybody."""
     lock = Lock(folder, shown)
     if not lock.path.exists() and not any(all_beside(folder, kind) for kind in ("old", "new", "partial")):
         return None
@@ -354,7 +355,7 @@ def _before_reading(folder: Path, shown: Path) -> str | None:
 
 
 def _remove(folder: Path) -> list[str]:
-    """Remove a run, but for files of others; say where they are."""
+    """Remove a run, except files of others; say where they are and return their names."""
     if not folder.is_dir():
         return []
     try:

@@ -28,7 +28,7 @@ def write_epochs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_epochs(path: Path) -> pl.DataFrame:
-    """Read ``epochs.csv``: a row per epoch, counted from 1, and numbers or nothing in each column."""
+    """Read ``epochs.csv``: a row per epoch, counted from 1, with numbers or nothing in each column."""
     size_of(path, _ADVICE)
     try:
         frame = pl.read_csv(path, glob=False, infer_schema_length=None)  # validations may begin after 100 rows

@@ -1,4 +1,4 @@
-"""The safetensors files of a run: each says which run and which part of it it is, and is checked before it is read."""
+"""The safetensors files of a run. Each says which run and which part of it it belongs to, and is checked before use."""
 
 import json
 import zlib
@@ -25,14 +25,14 @@ _BLOCK = 2**22  # numbers looked at together
 
 @dataclass(frozen=True)
 class Header:
-    """What the head of a file says: ``names`` with their type and shape, and the metadata."""
+    """The header of a file: ``names`` with their type and shape, and the metadata."""
 
     path: Path
     names: dict[str, tuple[str, tuple[int, ...]]]
     metadata: dict[str, str]
 
     def check_mark(self, run: str, part: str) -> dict[str, object]:
-        """Refuse a file of another run or another part of it; the mark."""
+        """Refuse a file of another run or of another part of it; return the mark."""
         if _MARK not in self.metadata:
             raise InputError(
                 f"{self.path}: does not say which run it belongs to (an earlier seqrec or another program wrote it); "
@@ -60,7 +60,7 @@ class Header:
 
         Args:
             expected: tensors by name; their content does not matter.
-            free: names of arrays whose length is what the log gave.
+            free: names of arrays whose length depends on the log.
         """
         for name in sorted(set(expected) | set(self.names)):
             if name not in self.names:
@@ -78,7 +78,7 @@ class Header:
 
 
 def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
-    """Metadata that says which run and part of it a file is, and with tensors their checksum."""
+    """Metadata that says which run and part a file belongs to, and with ``tensors`` their checksum."""
     mark: dict[str, object] = {"id": run, "part": part}
     if tensors is not None:
         mark["crc32"] = checksum(tensors)
@@ -86,7 +86,7 @@ def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None) ->
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the content of tensors in the order of their names. It tells an accident, not a forgery."""
+    """CRC-32 of the content of tensors, by name. It detects an accident, not a forgery."""
     value = 0
     for name in sorted(tensors):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
@@ -96,7 +96,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Replace a file of tensors, whole or not at all."""
+    """Replace a file of tensors, completely or not at all."""
     with replacing(path) as new:
         write_tensors(new, tensors, metadata)
 
@@ -111,7 +111,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def read_header(path: Path) -> Header:
-    """What a file holds, without reading it; safetensors compares its length with what the header says."""
+    """The header of a file. safetensors compares its length with the length of the file."""
     size_of(path, _ADVICE)
     try:
         with safe_open(path, framework="pt") as file:
@@ -125,7 +125,7 @@ def read_header(path: Path) -> Header:
 
 
 def load_tensors(header: Header) -> dict[str, Tensor]:
-    """The tensors. They are mapped: they take no memory that the system can't take back."""
+    """The tensors, mapped: the system can take back the memory that they use."""
     try:
         with safe_open(header.path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in header.names}
@@ -134,7 +134,7 @@ def load_tensors(header: Header) -> dict[str, Tensor]:
 
 
 def check_finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse NaN and infinity in what is read from a file."""
+    """Refuse NaN and infinity in tensors that come from a file."""
     for name, tensor in tensors:
         if tensor.is_floating_point():
             for block in tensor.detach().reshape(-1).split(_BLOCK):

@@ -26,6 +26,7 @@ from seqrec import kernels
 from seqrec.data.batches import training_batches
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
+from seqrec.data.id_table import IdTable
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
 from seqrec.errors import InputError
@@ -93,8 +94,8 @@ def generated(users: int, items: int, mean_length: int, seed: int) -> Dataset:
         items=drawn,
         timestamps=np.arange(len(drawn), dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        user_ids=pl.int_range(users, eager=True),
-        item_ids=pl.int_range(items, eager=True),
+        users=IdTable(pl.int_range(users, eager=True)),
+        catalogue=IdTable(pl.int_range(items, eager=True)),
         has_timestamps=False,
     )
 

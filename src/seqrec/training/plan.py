@@ -1,17 +1,22 @@
 """What a fit will do, settled and checked before anything is written."""
 
+import time
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.items import ItemTable
 from seqrec.data.prepare import PrepareConfig, filters_of
-from seqrec.data.split import Split, SplitConfig
+from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import own_random_state, pick_device
+from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import RunConfig, fingerprint
+from seqrec.run.folder import Run
 from seqrec.training.checks import COPIES, build_checked, check_trainable, settle_seen
 from seqrec.training.config import TrainConfig
 
@@ -39,8 +44,11 @@ def planned(
     """
     filters = filters_of(dataset, filters)
     split = split_config.apply(dataset)
-    counted = MODELS[name].COUNTED
-    if not counted:
+    is_counted = MODELS[name].COUNTED
+    categories = None
+    if MODELS[name].USES_CATEGORIES:
+        sizes, categories = settle_categories(name, sizes, dataset.item_table)
+    if not is_counted:
         check_trainable(split, training, MODELS[name])
     config = RunConfig(
         model=name,
@@ -51,8 +59,70 @@ def planned(
         fingerprint=fingerprint(dataset),
         prepare=filters,
         split=replace(split_config, keep_seen=settle_seen(split, split_config)),
-        training={} if counted else asdict(training),
+        training={} if is_counted else asdict(training),
     )
-    copies = COPIES if not counted and pick_device(training.device).type == "cpu" else 1
+    copies = COPIES if not is_counted and pick_device(training.device).type == "cpu" else 1
     with own_random_state(torch.device("cpu"), training.seed):
-        return config, split, build_checked(config.build, name, copies)
+        model = build_checked(config.build, name, copies)
+    if categories is not None:
+        model.set_categories(torch.from_numpy(categories))
+    return config, split, model
+
+
+def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any, np.ndarray | None]:
+    """The config of a model with the number of categories that it learns, and the category of each item.
+
+    Raises:
+        InputError: categories were asked for, and no item has any.
+    """
+    asked = sizes.num_categories
+    if asked != 0 and table is not None and table.categories is not None:
+        codes, names = table.first_categories(asked)
+        if names:
+            several = int((table.categories.list.len() > 1).sum())
+            missing = int((codes[1:] == 0).sum())
+            said = [f"of those with several ({several:,}) the first"] if several else []
+            said += [f"those without one ({missing:,}) share a vector"] if missing else []
+            if said:
+                note = f"{name} learns one of {len(names):,} categories per item; {', and '.join(said)}"
+                warn(note, TrainingWarning)
+            return replace(sizes, num_categories=len(names)), codes
+        if asked is None:
+            warn(f"{name} learns no categories, as all items have the same", TrainingWarning)
+    if asked:
+        raise InputError(
+            f"num_categories is {asked}, but the items have no categories that differ; give items that have "
+            "(--items FILE), or num_categories 0"
+        )
+    return replace(sizes, num_categories=0), None
+
+
+def check_items(run: Run, dataset: Dataset, reads: bool) -> None:
+    """Compare the item table of a dataset with that of the run which training resumes.
+
+    Args:
+        run: what is resumed.
+        dataset: what was given.
+        reads: whether the model learns from the item table.
+
+    Raises:
+        InputError: the tables differ, and the model learns from them.
+    """
+    kept, given = run.dataset.item_table, dataset.item_table
+    if (kept is None and given is None) or (kept is not None and given is not None and kept.frame.equals(given.frame)):
+        return
+    if reads:
+        raise InputError(
+            f"{run.folder}: the run was begun with another item table; give the same items, or --overwrite"
+        )
+    warn(f"{run.folder}: the run keeps the item table that it was begun with", RunWarning)
+
+
+def counted(model: Model, histories: Histories) -> tuple[list[dict[str, Any]], str]:
+    """Count what a counted model counts: the row of ``epochs.csv``, and a summary for people."""
+    started = time.perf_counter()
+    model.count(histories)
+    seconds = max(time.perf_counter() - started, 1e-9)
+    tokens = int(histories.lengths.sum())
+    rate = {"seconds": seconds, "total_seconds": seconds, "tokens_per_second": tokens / seconds}
+    return [{"epoch": 1, "loss": "", **rate}], f"counted {tokens:,} interactions"

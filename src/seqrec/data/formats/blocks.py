@@ -34,8 +34,8 @@ class Unsafe(Exception):
     """A block whose meaning may depend on the rest of the file, or that polars does not take."""
 
 
-def open_source(path: Path) -> Source:
-    """What reads a file; raises `InputError` where it cannot be opened."""
+def open_source(path: Path, array: bool = False) -> Source:
+    """What reads a file; raises `InputError` where it cannot be opened, or is no table (a JSON ``array`` may be)."""
     try:
         large = path.is_file() and path.stat().st_size > BLOCK_BYTES
         source = Source(path, None if large else path.read_bytes())
@@ -45,7 +45,8 @@ def open_source(path: Path) -> Source:
         head = file.read(SAMPLE_BYTES)
     if head.startswith(b"\x1f\x8b"):
         head = next(read_pieces(source, SAMPLE_BYTES), b"")
-    check_kind(path, head)
+    if not (array and re.match(rb"(\xef\xbb\xbf)?\s*\[", head)):
+        check_kind(path, head)
     return source if head.startswith(b"PAR1") else _translated(source, head)
 
 

@@ -78,7 +78,7 @@ def read_text(source: Source, format: str | None, given: dict[str, str]) -> tupl
     if format == "jsonl":
         return read_jsonl(source)
     if format in ("whitespace", "sequences", "blanks"):
-        return _in_blocks_or_whole(read_blanks, source, format, given)
+        return read_in_blocks(read_blanks, source, format, given)
     separator = "::" if format == "movielens" else "\t"
     if format == "csv":
         separator = excel or separator_of(lines, given)
@@ -86,16 +86,17 @@ def read_text(source: Source, format: str | None, given: dict[str, str]) -> tupl
     check_header(source, lines, separator)
     if format == "tsv" or (format == "csv" and separator == "\t"):
         try:
-            return _in_blocks_or_whole(read_delimited, source, separator, True, given)
+            return read_in_blocks(read_delimited, source, separator, True, given)
         except InputError:
             # Tab-separated files often hold quotation marks that quote nothing.
-            return _in_blocks_or_whole(read_delimited, source, separator, False, given)
-    return _in_blocks_or_whole(read_delimited, source, separator, format == "csv", given)
+            return read_in_blocks(read_delimited, source, separator, False, given)
+    return read_in_blocks(read_delimited, source, separator, format == "csv", given)
 
 
-def _in_blocks_or_whole(
+def read_in_blocks(
     read: Callable[..., tuple[pl.DataFrame, Origin]], source: Source, *rest: object
 ) -> tuple[pl.DataFrame, Origin]:
+    """Read block by block, or the file at once where a block alone may mean something else."""
     try:
         return read(source, *rest, by_block=True)
     except Unsafe:

@@ -1,6 +1,6 @@
 """What was understood of a log."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from seqrec.errors import LogWarning, warn
@@ -25,6 +25,11 @@ class LogSummary:
     frame_columns: list[str] = field(default_factory=list)
     time_unit: str | None = None
     notes: list[str] = field(default_factory=list)
+
+    def use(self, columns: Mapping[str, str]) -> None:
+        """Note that columns which were ignored play a role after all."""
+        self.columns |= columns
+        self.ignored = [name for name in self.ignored if name not in columns.values()]
 
     def warn(self, note: str) -> None:
         """Keep a note, and warn of it where the package was called."""

@@ -1,0 +1,216 @@
+"""Tables of ids: in memory, or in files that stay on the disk. A lookup is a binary search."""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from seqrec.data.ids import integers_of, other_form, texts_of
+from seqrec.data.mapped import Mapped
+from seqrec.errors import InputError
+
+_MANY = 32  # up to one id in so many of the table is looked up by itself, more of them with all of the table in memory
+
+_FEW = 100  # so many ids come sooner one by one
+
+
+class IdTable:
+    """The ids of users or items, each once: integers or texts, sorted as a rule; texts by their bytes.
+
+    Nothing here uses polars' pool of threads, which a forked process does not have and would wait for without end.
+
+    Args:
+        ids: the ids; those of a dataset are sorted.
+    """
+
+    def __init__(self, ids: pl.Series) -> None:
+        if ids.dtype.is_integer() and (ids.dtype != pl.UInt64 or ids.is_empty() or int(ids.max()) < 2**63):  # type: ignore[arg-type]
+            ids = ids.cast(pl.Int64)
+        self.name, self.dtype = ids.name, ids.dtype
+        self.series = ids
+        self._values: Mapped | None = None
+        self._offsets: Mapped | None = None
+
+    @classmethod
+    def mapped(cls, name: str, values: Mapped, offsets: Mapped | None = None) -> "IdTable":
+        """A table in files, of which nothing is read before an id is asked for.
+
+        Args:
+            name: of the series of ids.
+            values: sorted integers ``int64[M]``; or, with offsets, the UTF-8 bytes of the texts one after another.
+            offsets: ``int64[M + 1]``: text i is ``values[offsets[i]:offsets[i + 1]]``.
+        """
+        table = cls.__new__(cls)
+        table.name, table.dtype = name, pl.Int64() if offsets is None else pl.String()
+        table._values, table._offsets = values, offsets
+        return table
+
+    def __len__(self) -> int:
+        if self._values is None:
+            return len(self.series)
+        return len(self._values.array) if self._offsets is None else len(self._offsets.array) - 1
+
+    def __repr__(self) -> str:
+        return f"IdTable({len(self)} {self.name}, {self.dtype})"
+
+    @cached_property
+    def series(self) -> pl.Series:
+        """All ids, in memory."""
+        assert self._values is not None
+        self._values.check()
+        if self._offsets is None:
+            return pl.Series(self.name, np.array(self._values.array))
+        import pyarrow as pa  # takes its time, and few commands need all ids
+
+        self._offsets.check()
+        offsets, values = np.asarray(self._offsets.array), np.asarray(self._values.array)
+        texts = pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(offsets), pa.py_buffer(values))
+        try:
+            texts.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise self._offsets.damaged("an id of it is no text") from error
+        return pl.Series(self.name, pl.from_arrow(texts))
+
+    @property
+    def _in_memory(self) -> bool:
+        """Whether all ids are; those of files were compared with their checksums then."""
+        return self._values is None or "series" in vars(self)
+
+    def take(self, places: np.ndarray) -> pl.Series:
+        """The ids at these places."""
+        if self._in_memory or len(places) * _MANY >= len(self):
+            return self.series[places]  # gather would go through the query engine, which costs more than a lookup
+        assert self._values is not None
+        self._check_places(places)
+        if self._offsets is None:
+            return pl.Series(self.name, np.array(self._values.array[places]))
+        return pl.Series(self.name, [self._text_at(place) for place in places.tolist()], dtype=pl.String)
+
+    def values(self, places: np.ndarray) -> list[Any]:
+        """The ids at these places, as plain values."""
+        if self._in_memory and len(places) < _FEW:
+            series = self.series
+            return [series[place] for place in places.tolist()]
+        return self.take(places).to_list()
+
+    def find(self, asked: pl.Series) -> np.ndarray:
+        """The place of each id of :func:`seqrec.data.ids.ids_of`, ``int64``; -1 where the table does not hold it.
+
+        Raises:
+            InputError: the table is in a file that is damaged.
+        """
+        if len(asked) == 0 or len(self) == 0 or asked.dtype == pl.Null:
+            return np.full(len(asked), -1, dtype=np.int64)
+        if self.dtype.is_integer():
+            found = self._find_numbers(*integers_of(asked))
+        else:
+            texts = texts_of(asked)
+            found = self._find_texts(texts)
+            missing = np.flatnonzero(found < 0)
+            again = [other_form(texts[row]) for row in missing.tolist()]
+            if any(text is not None for text in again):
+                found[missing] = self._find_texts(again)
+        if not self._in_memory:
+            assert self._values is not None
+            if (found < 0).any():  # damage anywhere may have led the search astray
+                self._values.check()
+                if self._offsets is not None:
+                    self._offsets.check()
+            self._check_places(found[found >= 0])
+        return found
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The arrays that :meth:`mapped` takes.
+
+        Raises:
+            InputError: an id is an integer that 64 bits cannot hold with its sign.
+        """
+        if self._values is not None:
+            return self._values.array, None if self._offsets is None else self._offsets.array
+        if self.dtype.is_integer():
+            if self.dtype != pl.Int64:
+                raise InputError(f"{self.name} holds integers of {2**63} and more; give such ids as text")
+            return self.series.to_numpy(), None
+        texts: Any = self.series.to_arrow(compat_level=pl.CompatLevel.oldest())
+        _, offsets, values = texts.buffers()
+        places = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        content = np.frombuffer(values, dtype=np.uint8) if values is not None else np.empty(0, dtype=np.uint8)
+        return content[places[0] : places[-1]], places - places[0]
+
+    def check(self) -> None:
+        """Refuse a table in files that is damaged, not sorted, or has an id twice."""
+        ids = self.series
+        if len(ids) > 1 and not (ids.slice(1) > ids.head(len(ids) - 1)).all():
+            if self._values is None:
+                raise InputError(f"{self.name}: the ids are not in order, or one is there twice")
+            raise self._values.damaged("the ids are not in order, or one is there twice")
+
+    def _check_places(self, places: np.ndarray) -> None:
+        """Compare what is read for these places with its checksums."""
+        assert self._values is not None
+        if self._offsets is None:
+            self._values.check(places, places + 1)
+            return
+        self._offsets.check(places, places + 2)
+        self._values.check(self._offsets.array[places], self._offsets.array[places + 1])
+
+    @cached_property
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The integers in order, and the place of each where the table is not sorted."""
+        if self._values is not None:
+            return np.asarray(self._values.array), None
+        numbers = self.series.to_numpy()
+        if (numbers[1:] >= numbers[:-1]).all():
+            return numbers, None
+        order = np.argsort(numbers, kind="stable")
+        return numbers[order], order
+
+    def _find_numbers(self, asked: np.ndarray, there: np.ndarray) -> np.ndarray:
+        numbers, order = self._numbers
+        place = np.searchsorted(numbers, asked)
+        place[place == len(numbers)] = 0
+        there = there & (numbers[place] == asked)
+        if order is not None:
+            place = order[place]
+        return np.where(there, place, -1).astype(np.int64)
+
+    @cached_property
+    def _is_sorted(self) -> bool:
+        return self._values is not None or self.series.is_sorted()
+
+    def _find_texts(self, asked: list[str | None]) -> np.ndarray:
+        if self._is_sorted and len(asked) * _MANY < len(self):
+            places: Iterable[int] = map(self._place, asked)
+        else:
+            known = {text: place for place, text in enumerate(self.series.to_list())}
+            places = (-1 if text is None else known.get(text, -1) for text in asked)
+        return np.fromiter(places, dtype=np.int64, count=len(asked))
+
+    def _place(self, text: str | None) -> int:
+        if text is None:
+            return -1
+        # Texts have the same order by their bytes and by their characters.
+        if self._in_memory:
+            place = bisect_left(self.series, text)
+            return place if place < len(self) and self.series[place] == text else -1
+        key = text.encode(errors="surrogatepass")
+        place = bisect_left(range(len(self)), key, key=self._bytes_at)
+        return place if place < len(self) and self._bytes_at(place) == key else -1
+
+    def _bytes_at(self, place: int) -> bytes:
+        assert self._values is not None
+        assert self._offsets is not None
+        start, end = self._offsets.array[place : place + 2].tolist()
+        if not 0 <= start <= end <= len(self._values.array):
+            raise self._offsets.damaged("an id of it lies outside of the table")
+        return self._values.array[start:end].tobytes()
+
+    def _text_at(self, place: int) -> str:
+        try:
+            return self._bytes_at(place).decode()
+        except UnicodeDecodeError as error:
+            assert self._values is not None
+            raise self._values.damaged("an id of it is no text") from error

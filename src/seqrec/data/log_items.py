@@ -1,0 +1,95 @@
+"""What a log itself says of its items: a title or a category beside each interaction → an item table."""
+
+from typing import NamedTuple
+
+import polars as pl
+
+from seqrec.data.formats.item_columns import (
+    CATEGORY_NAMES,
+    TITLE_NAMES,
+    ItemSummary,
+    as_categories,
+    as_texts,
+    candidates,
+)
+from seqrec.data.id_table import IdTable
+from seqrec.data.items import ItemTable, some_ids
+from seqrec.errors import LogWarning, warn
+
+_ROLES = ("user_id", "item_id", "timestamp", "rating")
+_FOLLOWS = 0.8  # share of an item's rows with its most frequent title: below it, the column is not of items
+
+
+class LogItems(NamedTuple):
+    """Texts of items by role (``title``, ``categories``): a frame ``item_id``, ``value`` and the log's column."""
+
+    texts: dict[str, pl.DataFrame]
+    columns: dict[str, str]
+
+
+def find_items(frame: pl.DataFrame) -> LogItems:
+    """What the columns of a log say of its items: the most frequent title and category of each.
+
+    A column of a usual name counts only if it follows from the item. A title that differs between rows of one item
+    is more likely that of a review, or the name of a user.
+    """
+    found = LogItems({}, {})
+    others = [name for name in frame.columns if name not in _ROLES]
+    for role, names in (("title", TITLE_NAMES), ("categories", CATEGORY_NAMES)):
+        for name in candidates(others, names):
+            if name in found.columns.values() or not _may_describe(frame[name], role):
+                continue
+            texts = as_texts(frame[name])
+            best = None if texts is None else _most_frequent(frame["item_id"], texts, role)
+            if best is not None:
+                found.texts[role], found.columns[role] = best, name
+                break
+    return found
+
+
+def table_of_log(found: LogItems, item_ids: pl.Series) -> ItemTable | None:
+    """The item table of a catalogue by what its log says; None where it says nothing."""
+    if not found.texts:
+        return None
+    summary = ItemSummary("the log", columns=dict(found.columns))
+    columns: dict[str, pl.Series] = {"item_id": item_ids.alias("item_id")}
+    for role, texts in found.texts.items():
+        places = pl.Series(IdTable(texts["item_id"]).find(item_ids))
+        values = texts["value"].gather(places.set(places < 0, None)).alias(found.columns[role])
+        lists = as_categories(values, None, summary) if role == "categories" else None
+        columns[role] = (values if lists is None else lists).alias(role)
+    return ItemTable(pl.DataFrame(columns), summary)
+
+
+def _may_describe(values: pl.Series, role: str) -> bool:
+    """Whether a column has values that could be categories, or titles, which numbers are not."""
+    if isinstance(values.dtype, pl.List | pl.Array | pl.Struct) or values.dtype in (pl.Object, pl.Binary, pl.Null):
+        return False
+    if role == "categories":
+        return True
+    text = isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum)
+    words = values.drop_nulls().cast(pl.String).str.strip_chars() if text else values
+    return text and words.cast(pl.Float64, strict=False).null_count() > 0
+
+
+def _most_frequent(ids: pl.Series, texts: pl.Series, role: str) -> pl.DataFrame | None:
+    """The most frequent text of each item, the first of equally frequent ones; None where it is not of items."""
+    frame = pl.DataFrame({"item_id": ids, "value": texts}).drop_nulls()
+    counts = frame.group_by("item_id", "value", maintain_order=True).agg(pl.len().alias("rows"))
+    counts = counts.sort("rows", descending=True, maintain_order=True)
+    best = counts.unique("item_id", keep="first", maintain_order=True)
+    totals = counts.group_by("item_id").agg(pl.col("rows").sum().alias("all")).filter(pl.col("all") > 1)
+    if counts.height > best.height:
+        own = totals.join(best, on="item_id")
+        if int(own["rows"].sum()) < _FOLLOWS * int(own["all"].sum()):
+            said = f"differs between rows of one item, so it is no {_ONE[role]} of items and is ignored"
+            warn(f"the log's column {texts.name!r} {said}", LogWarning)
+            return None
+        several = counts.filter(pl.col("item_id").is_duplicated())["item_id"].unique(maintain_order=True)
+        some = f"{len(several):,} of {best.height:,} items ({some_ids(several)})"
+        said = f"differs between rows of {some}; the most frequent value counts"
+        warn(f"the log's column {texts.name!r} {said}", LogWarning)
+    return best.select("item_id", "value").sort("item_id") if best.height else None
+
+
+_ONE = {"title": "title", "categories": "category"}

@@ -1,0 +1,90 @@
+"""Size and shape of a log, and the counts behind them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PART_ROWS = 1 << 22  # rows per block, where numpy would make int64 of all of them
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Size and shape of a log; lengths are interactions per user. What needs times is None where there are none."""
+
+    users: int
+    items: int
+    interactions: int
+    density: float
+    median_length: float
+    p90_length: float
+    max_length: int
+    tied_timestamps: float | None  # share of interactions that share user and time
+    copies: int | None = None  # interactions that share user, item and time with an earlier one
+    first_time: int | None = None  # Unix seconds
+    last_time: int | None = None
+
+
+def tied_to_next(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """Which interactions share user and time with the next one, ``bool[N - 1]``; input ordered by both."""
+    return (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
+
+
+def copies_of(items: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Places of interactions that an earlier one equals in user, item and time; ``same`` is of :func:`tied_to_next`."""
+    places, keys = _tied_keys(items, same)
+    order = np.argsort(keys, kind="stable")  # the first of the copies comes first
+    places, keys = places[order], keys[order]
+    return places[1:][keys[1:] == keys[:-1]]
+
+
+def count_copies(items: np.ndarray, same: np.ndarray) -> int:
+    """How many places :func:`copies_of` gives, for less work."""
+    _, keys = _tied_keys(items, same)
+    keys.sort()
+    return int((keys[1:] == keys[:-1]).sum())
+
+
+def _tied_keys(items: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of interactions that share user and time with a neighbour, and a number for each such moment and item."""
+    first = np.concatenate([[True], ~same])
+    tied = ~first
+    tied[:-1] |= same
+    places = np.flatnonzero(tied)
+    keys = np.cumsum(first[places], dtype=np.int64)
+    keys *= int(items.max()) + 1 if len(items) else 1
+    keys += items[places]
+    return places, keys
+
+
+def counts_of(values: np.ndarray, size: int) -> np.ndarray:
+    """How often each of 0 to ``size - 1`` occurs, ``int64[size]``."""
+    counts = np.zeros(size, dtype=np.int64)
+    for start in range(0, len(values), max(PART_ROWS, size)):
+        counts += np.bincount(values[start : start + max(PART_ROWS, size)], minlength=size)
+    return counts
+
+
+def statistics_of(
+    lengths: np.ndarray, num_items: int, items: np.ndarray, timestamps: np.ndarray, same: np.ndarray | None
+) -> Statistics:
+    """Size and shape of histories of these lengths; ``same`` is of :func:`tied_to_next`, None without times."""
+    total = int(lengths.sum())
+    tied = None
+    if same is not None:
+        either = np.zeros(total, dtype=bool)
+        either[1:] |= same
+        either[:-1] |= same
+        tied = float(either.mean())
+    return Statistics(
+        users=len(lengths),
+        items=num_items,
+        interactions=total,
+        density=total / (len(lengths) * num_items) if total else 0.0,
+        median_length=float(np.median(lengths)),
+        p90_length=float(np.percentile(lengths, 90)),
+        max_length=int(lengths.max()),
+        tied_timestamps=tied,
+        copies=None if same is None else count_copies(items, same),
+        first_time=None if same is None else int(timestamps.min()),
+        last_time=None if same is None else int(timestamps.max()),
+    )
