@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"{user},{item},{time}" for time, user, item in sorted(rows)]
     folder = tmp_path_factory.mktemp("readme")
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines, ""]))
-    described = [f"i{item},Title {item},{'odd' if item % 2 else 'even'}" for item in range(1, 51)]
+    described = [f"i{item},Title {item},{'Comedy' if item % 2 else 'Drama'}" for item in range(1, 51)]
     (folder / "items.csv").write_text("\n".join(["item_id,title,categories", *described, ""]))
     return folder
 
@@ -80,7 +80,8 @@ def test_the_files_of_a_run_are_told(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(folder)
     assert main(["fit", "interactions.csv", "--out", "run", "--epochs", "1"]) == 0
     held = {path.name for path in (folder / "run").iterdir()}
-    rows = re.findall(r"^\|([^|]*)\|", TEXTS["docs/run-folder.md"], re.MULTILINE)
+    table = TEXTS["docs/runs.md"].partition("## What it holds")[2].partition("| in `data/`")[0]
+    rows = re.findall(r"^\|([^|]*)\|", table, re.MULTILINE)
     assert held == set(re.findall(r"`([\w.]+)/?`", "".join(rows))), "the page tells of other files than there are"
 
 
