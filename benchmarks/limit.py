@@ -14,7 +14,7 @@ from statistics import median
 import torch
 
 from seqrec import SASRecConfig, prepare, read_log, split_last_two
-from seqrec.tools.bench import matmul_rate, time_steps
+from seqrec.tools.steps import matmul_rate, time_steps
 from seqrec.training.objective import Objective
 
 

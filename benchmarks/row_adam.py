@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from seqrec import SASRec, SASRecConfig, prepare, read_log, split_last_two
-from seqrec.data.batches import training_batches
+from seqrec.data.batches import Epoch
 from seqrec.data.negatives import UniformSampler
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.ranking import metrics
@@ -67,7 +67,7 @@ def main() -> None:
         for epoch in range(options.epochs):
             start, total, count = time.perf_counter(), 0.0, 0
             model.train()
-            batches = training_batches(split.train, batch_size=128, max_length=50, seed=0, epoch=epoch)
+            batches = Epoch(split.train, batch_size=128, max_length=50, seed=0, epoch=epoch)
             for step, batch in enumerate(batches):
                 seed_dropout(dropouts_of(model), [0, epoch, step])
                 drawn = sampler.draw_distinct(np.random.default_rng([0, epoch, step]), options.negatives)

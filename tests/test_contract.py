@@ -1,6 +1,6 @@
 """What every model in ``MODELS`` keeps, whatever it computes."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from seqrec.data.batches import Batch, histories_of, pack
+from seqrec.data.batches import Batch, Columns, histories_of, pack
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
@@ -16,6 +16,7 @@ from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.ranking.topk import best
+from seqrec.training.objective import mark_tables
 
 # Of a model's configuration, what makes it small enough to test; a model takes what it has.
 SMALL = {"embedding_dim": 8, "max_length": 6, "num_blocks": 2, "num_heads": 2, "dropout": 0.3}
@@ -55,7 +56,7 @@ def scores_of(model: Model, batch: Batch, items: torch.Tensor | None = None) -> 
 
 
 def batch_of(model: Model, histories: Histories, with_targets: bool = False) -> Batch:
-    return pack(histories, model.config.max_length, with_targets)
+    return pack(histories, model.max_length, with_targets)
 
 
 def test_the_class(name, dataset):
@@ -69,6 +70,69 @@ def test_the_class(name, dataset):
     assert model.config is default
     assert model.num_items == dataset.num_items
     assert (len(list(model.parameters())) == 0) == kind.COUNTED
+
+
+def test_sparse_tables_are_those_declared(name, dataset):
+    model = model_of(name, dataset).train()
+    if model.COUNTED:
+        assert not model.SPARSE_TABLES
+        return
+    assert set(model.sparse_tables()) <= model.SPARSE_TABLES
+    declared = {f"{table}.weight" for table in model.sparse_tables()}
+    for key, table in model.sparse_tables().items():
+        assert model.get_submodule(key) is table
+        assert len(table.weight) in (dataset.num_items + 1, dataset.num_users + 1)
+    mark_tables(model)
+    seed_dropout(dropouts_of(model), [0])
+    histories = all_histories(dataset)
+    batch = batch_of(model, histories.take(histories.lengths >= 2), with_targets=True)
+    batch = model.corrupt(batch, np.random.default_rng(0))
+    tokens, items = model.training_targets(batch)
+    hidden = model.encode(batch)
+    hidden = hidden if tokens is None else hidden[tokens]
+    model.score(hidden, torch.stack([items, items % NUM_ITEMS + 1], dim=1)).square().sum().backward()
+    assert {
+        key for key, value in model.named_parameters() if value.grad is not None and value.grad.is_sparse
+    } == declared
+    # Whatever has a row per item or user and is looked up has its gradients by row.
+    large = {dataset.num_items + 1, dataset.num_users + 1}
+    assert declared >= {key for key, value in model.named_parameters() if value.dim() == 2 and len(value) in large}
+
+
+def test_times_matter_to_those_that_read_them(name, dataset):
+    model = model_of(name, dataset)
+    batch = batch_of(model, all_histories(dataset))
+    later = replace(batch, timestamps=batch.timestamps * 3 + 10**6 * batch.positions**2)
+    assert torch.equal(scores_of(model, later), scores_of(model, batch)) != model.USES_TIMES
+
+
+def test_a_model_sees_as_much_of_a_history_as_it_declares(name, dataset):
+    model = model_of(name, dataset)
+    length = model.max_length
+    items = np.random.default_rng(4).integers(1, NUM_ITEMS + 1, 3 * length)
+    changed = items.copy()
+    changed[:-length] = changed[:-length] % NUM_ITEMS + 1
+    found = [best(model, histories_of(dataset, [one]), 5, keep_seen=True) for one in (items, changed, items[-length:])]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other[0], found[0][0])
+
+
+def test_extra_columns_that_it_does_not_declare_change_nothing(name, dataset):
+    model = model_of(name, dataset)
+    assert all(isinstance(column, str) for column in model.READS)
+    columns = Columns(
+        interactions={"rating": np.arange(dataset.num_interactions, dtype=np.float32)},
+        items={"price": np.arange(dataset.num_items + 1)},
+        users={"age": np.arange(dataset.num_users + 1)},
+    )
+    histories = all_histories(dataset)
+    plain = batch_of(model, histories)
+    more = pack(histories, model.max_length, columns=columns)
+    assert {*more.of_tokens, *more.of_users} == {"rating", "price", "age"}
+    assert torch.equal(scores_of(model, more), scores_of(model, plain))
+    trained = model.corrupt(pack(histories.take(histories.lengths >= 2), model.max_length, True, columns),
+                            np.random.default_rng(0))  # fmt: skip
+    assert all(len(value) == len(trained.items) for value in trained.of_tokens.values())
 
 
 @pytest.mark.parametrize("with_targets", [False, True])
@@ -195,7 +259,7 @@ def test_the_same_again_in_eval_mode(name, dataset):
     model = model_of(name, dataset)
     seed_dropout(dropouts_of(model), [1])
     batch = batch_of(model, all_histories(dataset))
-    before = {key: value.clone() for key, value in vars(batch).items()}
+    before = {key: value.clone() for key, value in vars(batch).items() if torch.is_tensor(value)}
     state = {key: value.clone() for key, value in model.state_dict().items()}
     first = scores_of(model, batch)
     torch.manual_seed(123)

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"{user},{item},{time}" for time, user, item in sorted(rows)]
     folder = tmp_path_factory.mktemp("readme")
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines, ""]))
-    described = [f"i{item},Title {item},{'Comedy' if item % 2 else 'Drama'}" for item in range(1, 51)]
+    described = [f"i{item},Title {item},{'odd' if item % 2 else 'even'}" for item in range(1, 51)]
     (folder / "items.csv").write_text("\n".join(["item_id,title,categories", *described, ""]))
     return folder
 

@@ -156,3 +156,10 @@ def pick_device(name: str = "auto") -> torch.device:
         reason = one_line(error).partition(". ")[0]
         raise InputError(f"device {name!r} is not available ({reason}); give auto or cpu") from error
     return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 and its like are one device
+
+
+def copied(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on another device. A copy from the host to a GPU goes by pinned memory, so that nothing waits for it."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

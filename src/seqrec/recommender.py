@@ -25,7 +25,7 @@ from seqrec.ranking.protocols import Evaluation, evaluate
 from seqrec.ranking.scoring import USERS_AT_ONCE, evaluation_mode
 from seqrec.ranking.tables import recommended_tables, similar_table
 from seqrec.ranking.topk import check_k
-from seqrec.run.config import CONFIG, RESUMABLE, RunConfig
+from seqrec.run.config import CONFIG, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
@@ -131,7 +131,7 @@ class Recommender:
         # All that can be found wrong is found before anything is written.
         if model.COUNTED:
             self.epochs, self.summary = counted(model, split.train)
-        run = Run.resume(place, config, RESUMABLE) if place is not None and resume else None
+        run = Run.resume(place, config, self.train_config.resumable) if place is not None and resume else None
         if run is not None:
             check_items(run, dataset, model.USES_CATEGORIES)
         if place is not None and run is None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec.data.batches import Batch, histories_of, pack, trainable, training_batches
+from seqrec.data.batches import Batch, Columns, Epoch, histories_of, pack, trainable
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
@@ -29,8 +29,8 @@ def dataset_of(lengths: list[int], seed: int = 0) -> Dataset:
 
 def unpack(batch: Batch) -> list[tuple[int, list[int], list[int], list[int], list[int]]]:
     """(user, items, targets, positions, timestamps) of each row; checks types and sizes."""
-    for name, value in vars(batch).items():
-        assert value.dtype == torch.int64, name
+    for name in ("items", "targets", "positions", "offsets", "users", "timestamps"):
+        assert getattr(batch, name).dtype == torch.int64, name
     total = int(batch.offsets[-1])
     assert {len(getattr(batch, name)) for name in ("items", "targets", "positions", "timestamps")} == {total}
     assert batch.offsets[0] == 0
@@ -118,18 +118,72 @@ def test_pack_reads_memory_maps(tmp_path):
 
 
 def test_to_another_device_moves_every_part():
-    batch = pack(all_histories(dataset_of([3, 2])), 4)
+    dataset = dataset_of([3, 2])
+    batch = pack(all_histories(dataset), 4, columns=columns_of(dataset))
     assert batch.to("cpu") is batch
     there = batch.to("meta")
-    assert {value.device.type for value in vars(there).values()} == {"meta"}
+    assert there.host_offsets is batch.offsets  # which needs no copy back
+    parts = {**vars(there), **there.of_tokens, **there.of_users}
+    del parts["host_offsets"]
+    assert {name for name, value in parts.items() if isinstance(value, dict)} == {"of_tokens", "of_users"}
+    tensors = [value for value in parts.values() if not isinstance(value, dict)]
+    assert {value.device.type for value in tensors} == {"meta"}
+    assert len(tensors) == 6 + 3
     assert there.items.shape == batch.items.shape
 
 
-def epoch(histories, epoch=0, seed=5, first_step=0, batch_size=4) -> list[list]:
-    batches = training_batches(
-        histories, batch_size=batch_size, max_length=6, seed=seed, epoch=epoch, first_step=first_step
+@pytest.mark.cuda
+def test_nothing_waits_for_a_batch_on_its_way_to_a_gpu():
+    batch = pack(all_histories(dataset_of([3, 2, 7])), 4)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = batch.to("cuda")
+        rows = there.rows
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(rows.cpu(), batch.rows)
+    assert torch.equal(there.items.cpu(), batch.items)
+
+
+def columns_of(dataset: Dataset) -> Columns:
+    """A column of each kind, whose values say what they are of."""
+    return Columns(
+        interactions={"rating": np.arange(dataset.num_interactions, dtype=np.float32) / 2},
+        items={"category": np.arange(dataset.num_items + 1) * 10},
+        users={"age": np.append(np.arange(dataset.num_users) + 20, -1)},
     )
-    return [unpack(batch) for batch in batches]
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, max_length=st.integers(1, 12), with_targets=st.booleans())
+def test_extra_columns_go_with_their_tokens_and_users(lengths, max_length, with_targets):
+    dataset = dataset_of(lengths)
+    histories = all_histories(dataset)
+    batch = pack(histories, max_length, with_targets, columns_of(dataset))
+    ratings = [float(place) / 2 for start, end in zip(histories.starts, histories.ends, strict=True)
+               for place in list(range(start, end - with_targets))[-max_length:]]  # fmt: skip
+    assert batch.of_tokens["rating"].tolist() == ratings
+    assert batch.of_tokens["category"].tolist() == (10 * batch.items).tolist()
+    assert batch.of_users["age"].tolist() == (batch.users + 20).tolist()
+
+
+def test_columns_by_name():
+    dataset = dataset_of([3, 2])
+    columns = columns_of(dataset)
+    batch = pack(histories_of(dataset, [np.array([2, 1])]), 5, columns=Columns(users=columns.users))
+    assert batch.of_users["age"].tolist() == [-1]  # of a stranger
+    chosen = columns.only({"category", "age"})
+    assert (set(chosen.interactions), set(chosen.items), set(chosen.users)) == (set(), {"category"}, {"age"})
+    assert not pack(all_histories(dataset), 5, columns=columns.only([])).of_tokens
+    with pytest.raises(ValueError, match="the extra column price is missing"):
+        columns.only({"age", "price"})
+    with pytest.raises(ValueError, match="not all of different names"):
+        Columns(items=columns.items, users={"category": columns.users["age"]})
+
+
+def epoch(histories, epoch=0, seed=5, first_step=0, batch_size=4) -> list[list]:
+    batches = Epoch(histories, batch_size=batch_size, max_length=6, seed=seed, epoch=epoch)
+    return [unpack(batches[step]) for step in range(first_step, len(batches))]
 
 
 def joined(batches: list[list]) -> list:
@@ -182,3 +236,106 @@ def test_trainable_keeps_two_items_and_more():
     histories = all_histories(dataset_of([1, 2, 3, 1]))
     assert trainable(histories).users.tolist() == [1, 2]
     assert epoch(all_histories(dataset_of([1, 1]))) == []
+
+
+def naive_windows(histories: Histories, max_length: int) -> list[tuple[int, list[int]]]:
+    """(user, items) of all windows: each goes on from the last item of the one before it."""
+    found = []
+    for user, start, end in zip(histories.users, histories.starts, histories.ends, strict=True):
+        items = histories.dataset.items[start:end].tolist()
+        while len(items) >= 2:
+            found.append((int(user), items[-max_length - 1 :]))
+            items = items[: max(len(items) - max_length, 0)]
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    max_length=st.integers(1, 12),
+    batch_size=st.integers(1, 9),
+    number=st.integers(0, 3),
+)
+def test_all_windows_cover_every_interaction_once(lengths, max_length, batch_size, number):
+    histories = split_last_two(dataset_of(lengths)).train
+    options = {"batch_size": batch_size, "max_length": max_length, "seed": 1, "epoch": number}
+    every = Epoch(histories, **options, windows="all")
+    rows = [row for batch in every for row in unpack(batch)]
+    assert sorted((user, [*items, targets[-1]]) for user, items, targets, _, _ in rows) == sorted(
+        naive_windows(histories, max_length)
+    )
+    # Every item of a history but its first is a target once; equal items are told apart by the time before them.
+    expected = [(user, item, time) for user, start, end in zip(histories.users, histories.starts, histories.ends,
+                                                               strict=True)
+                for item, time in zip(histories.dataset.items[start + 1 : end].tolist(),
+                                      histories.dataset.timestamps[start : end - 1].tolist(), strict=True)]  # fmt: skip
+    found = [(user, item, time) for user, _, targets, _, times in rows
+             for item, time in zip(targets, times, strict=True)]  # fmt: skip
+    assert sorted(found) == sorted(expected)
+    assert all(len(row[1]) <= max_length for row in rows)
+    assert every.tokens == len(expected) == sum(len(batch.items) for batch in every)
+    assert len(every) == -(-len(rows) // batch_size) == len([*every])
+    last = Epoch(histories, **options)
+    assert last.tokens == sum(len(batch.items) for batch in last) <= every.tokens
+    if max(lengths) - 3 <= max_length:
+        assert [unpack(batch) for batch in every] == [unpack(batch) for batch in last]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=25),
+    world=st.integers(1, 6),
+    batch_size=st.integers(1, 12),
+    windows=st.sampled_from(["last", "all"]),
+)
+def test_shards_are_parts_of_the_batches_of_one_process(lengths, world, batch_size, windows):
+    histories = all_histories(dataset_of(lengths))
+    options = {"batch_size": batch_size, "max_length": 6, "seed": 2, "epoch": 3, "windows": windows}
+    alone = Epoch(histories, **options)
+    shards = [Epoch(histories, **options, shard=(rank, world)) for rank in range(world)]
+    assert {len(shard) for shard in shards} == {len(alone)}  # or one would wait for the others for ever
+    assert {shard.tokens for shard in shards} == {alone.tokens}
+    for step in range(len(alone)):
+        parts = [shard[step] for shard in shards]
+        assert sorted(row for part in parts for row in unpack(part)) == sorted(unpack(alone[step]))
+        tokens, rows = [len(part.items) for part in parts], [len(part) for part in parts]
+        assert max(tokens) - min(tokens) <= max(alone[step].lengths)
+        assert max(rows) - min(rows) <= 1
+        assert [row[0] for row in unpack(parts[0])] == [
+            row[0] for row in unpack(alone[step]) if row in unpack(parts[0])
+        ]
+
+
+def test_each_process_draws_random_numbers_of_its_own():
+    histories = all_histories(dataset_of([5] * 9))
+
+    def seed(**options):
+        return Epoch(histories, batch_size=4, max_length=6, seed=2, epoch=3, **options).seed_of(7, 1)
+
+    assert seed() == seed(shard=(0, 1)) == [2, 3, 7, 1]
+    drawn = {np.random.default_rng(one).integers(2**60) for one in (seed(), seed(shard=(0, 2)), seed(shard=(1, 2)))}
+    assert len(drawn) == 3
+
+
+def test_windows_that_start_anywhere():
+    histories = all_histories(dataset_of([30] * 40 + [4] * 5))
+    options = {"batch_size": 45, "max_length": 6, "seed": 0}
+    batch = Epoch(histories, **options, random_start=0.5)[0]
+    ends = {row[0]: row for row in naive(histories, 6, True)}
+    elsewhere = [row for row in unpack(batch) if row != ends[row[0]]]
+    assert 8 < len(elsewhere) < 32
+    assert {len(row[1]) for row in elsewhere} == {6}
+    assert len(batch.items) == Epoch(histories, **options).tokens
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
+def test_epochs_that_are_none(shard):
+    histories = all_histories(dataset_of([5, 5]))
+    with pytest.raises(ValueError, match="shard is"):
+        Epoch(histories, batch_size=4, max_length=6, seed=0, shard=shard)
+    with pytest.raises(ValueError, match="windows='all' shows every one"):
+        Epoch(histories, batch_size=4, max_length=6, seed=0, random_start=0.1, windows="all")
+    one = Epoch(histories, batch_size=4, max_length=6, seed=0)
+    for step in (-1, 1):
+        with pytest.raises(IndexError):
+            one[step]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from seqrec.kernels import loader
 from seqrec.training.optim import RowAdam
+from seqrec.training.schedule import Schedule
 
 pytestmark = pytest.mark.loops
 
@@ -41,12 +42,12 @@ class Tables(nn.Module):
         self.table = nn.Embedding(40, 5, sparse=True)
 
 
-def trained(steps: int, threads: int = 1) -> list[Tensor]:
+def trained(steps: int, threads: int = 1, schedule: Schedule | None = None) -> list[Tensor]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         model = Tables().train()
-        optimizer = RowAdam(model, 0.1, betas=(0.9, 0.98))
+        optimizer = RowAdam(model, 0.1, betas=(0.9, 0.98), schedule=schedule)
         random = np.random.default_rng(0)
         for step in range(steps):
             # Few rows a step with repetitions, so that rows wait for long.
@@ -75,11 +76,12 @@ def test_torch_knows_of_their_changes():
     assert versions[0] < versions[1] <= versions[2]  # nothing was behind for the second
 
 
-def test_adam_by_rows_does_the_same_without_them(monkeypatch):
+@pytest.mark.parametrize("schedule", [None, Schedule("cosine", 20, 150), Schedule("linear", 0, 200)])
+def test_adam_by_rows_does_the_same_without_them(monkeypatch, schedule):
     assert RowAdam(Tables(), 0.1).tables["table.weight"].compiled
-    compiled = trained(150)
+    compiled = trained(150, schedule=schedule)
     monkeypatch.setattr(loader, "library", lambda: None)
-    for mine, plain in zip(compiled, trained(150), strict=True):
+    for mine, plain in zip(compiled, trained(150, schedule=schedule), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
 
 

@@ -6,7 +6,8 @@ from packed import batch_of, offsets_of
 from torch import Tensor, nn
 
 from seqrec import kernels
-from seqrec.models.blocks import dropouts_of, group, seed_dropout
+from seqrec.models.blocks import dropouts_of, seed_dropout
+from seqrec.models.grouping import group
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig
 
 pytestmark = pytest.mark.loops

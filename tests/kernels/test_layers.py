@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.kernels import loader
-from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, dropouts_of, group, seed_dropout
+from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, dropouts_of, seed_dropout
+from seqrec.models.grouping import group
 
 pytestmark = pytest.mark.loops
 

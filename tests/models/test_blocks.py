@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
-from seqrec.models.blocks import Attention, Dropout, FeedForward, dropouts_of, group, seed_dropout
+from seqrec.models.blocks import Attention, Dropout, FeedForward, dropouts_of, seed_dropout
+from seqrec.models.grouping import group
 
 
 def batch_of(lengths: list[int]) -> Batch:

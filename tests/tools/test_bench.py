@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqrec import InputError
 from seqrec.models.blocks import FeedForward
 from seqrec.models.sasrec import SASRecConfig
-from seqrec.tools.bench import PHASES, BenchConfig, arithmetic, bench, generated, peak_memory, tables, write
+from seqrec.tools.bench import BenchConfig, bench, peak_memory, tables, write
+from seqrec.tools.steps import PHASES, arithmetic, generated
 
 pytestmark = pytest.mark.slow
 

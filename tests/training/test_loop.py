@@ -19,13 +19,15 @@ import torch
 
 from seqrec import InputError, Recommender, TrainConfig, prepare, split_last_two
 from seqrec.cli.app import main
-from seqrec.models import SASRec
+from seqrec.models import MODELS, SASRec
 from seqrec.models.sasrec import SASRecConfig
 from seqrec.ranking.metrics import hit_rate, ndcg
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run, check_free
 from seqrec.run.tensors import load_tensors
+from seqrec.training.checks import objective_of
 from seqrec.training.loop import train
+from seqrec.training.step import epoch_of, tasks_of
 
 SMALL: dict[str, Any] = {
     "embedding_dim": 16, "num_blocks": 1, "max_length": 8, "dropout": 0.1, "batch_size": 16, "epochs": 4,
@@ -305,11 +307,16 @@ def test_resume_with_another_log_or_model_is_refused(whole: Path) -> None:
         Recommender(**SMALL).fit(ring(), whole, resume=True, overwrite=True)
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)  # no structure at all: validation soon gets worse
-    noise = pl.DataFrame({"user_id": np.repeat(np.arange(50), 6), "item_id": random.integers(30, size=300)})
+def noise() -> pl.DataFrame:
+    """No structure at all: validation soon gets worse."""
+    random = np.random.default_rng(0)
+    return pl.DataFrame({"user_id": np.repeat(np.arange(50), 6), "item_id": random.integers(30, size=300)})
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqrec.training.state.VALIDATION_STEPS", 1)
     options = SMALL | {"epochs": 200, "patience": 3, "learning_rate": 0.03}
-    recommender = Recommender(**options).fit(noise, tmp_path / "run")
+    recommender = Recommender(**options).fit(noise(), tmp_path / "run")
     rows = recommender.epochs
     values = [row["ndcg@10"] for row in rows]
     best = int(np.argmax(values)) + 1
@@ -320,8 +327,19 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     assert float(ndcg(*ranks(loaded.model, split.valid), 10).mean()) == values[best - 1]
     assert float(ndcg(*ranks(recommender.model, split.valid), 10).mean()) == values[best - 1]
     before = weights(tmp_path / "run")
-    assert len(Recommender(**options).fit(noise, tmp_path / "run", resume=True).epochs) == len(rows)
+    assert len(Recommender(**options).fit(noise(), tmp_path / "run", resume=True).epochs) == len(rows)
     assert weights(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(("batch_size", "validations"), [(50, 100), (1, 2)])
+def test_patience_waits_for_a_hundred_steps_per_validation(batch_size: int, validations: int) -> None:
+    options = SMALL | {"epochs": 600, "patience": 1, "batch_size": batch_size, "learning_rate": 0.03,
+                       "embedding_dim": 4, "average_decay": 0.0}  # fmt: skip
+    recommender = Recommender(**options).fit(noise())
+    rows = recommender.epochs
+    best = int(np.argmax([row["ndcg@10"] for row in rows])) + 1
+    steps = -(-50 // batch_size)
+    assert len(rows) == best + 100 // steps == best + validations < 600
 
 
 def test_validation_looks_at_so_many_users_and_the_same_ones() -> None:
@@ -444,9 +462,97 @@ def test_clipping_and_the_tables_own_rate() -> None:
         ({"checkpoint_minutes": float("nan")}, "0 or more"),
         ({"negatives": 5, "loss": "cross-entropy"}, "whole catalogue"),
         ({"threads": 100_000}, "at most 1024"),
+        ({"windows": "first"}, "give last or all"),
+        ({"learning_rate_schedule": "step"}, "give constant or linear or cosine"),
+        ({"warmup_steps": -1}, "0 or more"),
+        ({"warmup_steps": 1.5}, "whole number, or a share below 1"),
     ],
 )
 def test_options_out_of_range(change: dict[str, Any], hint: str) -> None:
     with pytest.raises(InputError, match=hint) as caught:
         TrainConfig(**change)
     assert next(iter(change)) in str(caught.value)
+
+
+SCHEDULE = {"learning_rate_schedule": "cosine", "warmup_steps": 0.2}
+
+
+def test_a_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
+    options = SMALL | SCHEDULE | {"checkpoint_minutes": 0, "table_learning_rate": 0.03}
+    steps = 0
+
+    def stop() -> bool:  # a signal after the sixth of 16 steps
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    assert Recommender(**options).fit(ring(), tmp_path / "run", stop=stop).interrupted
+    assert (Run(tmp_path / "run").load_state() or ({}, {}))[1]["step"] > 0
+    with pytest.raises(InputError, match="begun with epochs = 4, not 5"):  # whose steps would have had other rates
+        Recommender(**options | {"epochs": 5}).fit(ring(), tmp_path / "run", resume=True)
+    Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
+    Recommender(**options).fit(ring(), tmp_path / "whole")
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+    Recommender(**SMALL).fit(ring(), tmp_path / "constant")
+    assert weights(tmp_path / "whole") != weights(tmp_path / "constant")
+
+
+@pytest.mark.parametrize("loss", ["bce", "cross-entropy"])
+def test_learns_with_a_schedule(loss: str) -> None:
+    options = SMALL | SCHEDULE | {"epochs": 40, "loss": loss, "dropout": 0.0, "patience": 0, "evaluate_every": 0}
+    found = Recommender(**options).fit(ring())
+    assert found.model is not None
+    assert float(hit_rate(*ranks(found.model, split_last_two(found.dataset).test), 1).mean()) > 0.9
+
+
+def long_rings() -> pl.DataFrame:
+    """Everybody walks round two rings, and goes over to the second one for the last steps, which only it holds."""
+    rows = []
+    for user in range(40):
+        rows += [(user, (user + step) % 12, step) for step in range(30)]
+        rows += [(user, 12 + (user + step) % 12, 30 + step) for step in range(12)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+
+
+def test_all_windows_learn_what_the_last_ones_do_not_show(tmp_path: Path) -> None:
+    options = SMALL | {"epochs": 25, "max_length": 6, "dropout": 0.0, "patience": 0, "evaluate_every": 0}
+    found = {}
+    for windows in ("last", "all"):
+        recommender = Recommender(**options, windows=windows, loss="cross-entropy").fit(long_rings())
+        early = [[f"{start + step}" for step in range(4)] for start in range(6)]
+        frame = recommender.recommend(histories=[[int(item) for item in history] for history in early], k=1)
+        found[windows] = frame["item_id"].to_list()
+    assert found["all"] == [4, 5, 6, 7, 8, 9]
+    assert sum(map(int.__eq__, found["last"], found["all"])) < 3
+
+
+@pytest.mark.parametrize("name", [name for name, kind in MODELS.items() if not kind.COUNTED])
+def test_every_model_trains_on_all_windows(name: str, tmp_path: Path) -> None:
+    special = {"caser": {"window": 3}, "ssept": {"sse_user": 0.0, "sse_item": 0.0}}.get(name, {})
+    options: dict[str, Any] = {"max_length": 4, "embedding_dim": 8, "batch_size": 16, "epochs": 2, "loss": "bce"}
+    options |= special
+    recommender = Recommender(name, **options, windows="all").fit(ring(), tmp_path / "run")
+    split = split_last_two(recommender.dataset)
+    model = recommender.model
+    epoch = epoch_of(model, split.train, recommender.train_config)
+    assert epoch.tokens == int((split.train.lengths - 1).sum())
+    assert len(epoch) > -(-len(split.train) // 16)
+    # Negatives are none of the user's own items, in a window that does not show them either.
+    objective = objective_of(model, 12, recommender.train_config)
+    for task in tasks_of(model, epoch, split.train, objective, objective.sampler(split.train)):
+        rows = task.batch.rows if task.tokens is None else task.batch.rows[task.tokens]
+        for user, drawn in zip(task.batch.users[rows].tolist(), task.items[:, 1].tolist(), strict=True):
+            start, end = split.train.starts[user], split.train.ends[user]
+            assert drawn not in recommender.dataset.items[start:end]
+    Recommender(name, **options, windows="all").fit(ring(), tmp_path / "again")
+    assert same_run(tmp_path / "run", tmp_path / "again")
+
+
+def test_passes_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"random_start draws one window .* windows=all shows every one"):
+        Recommender(**SMALL, random_start=0.5, windows="all").fit(ring(), tmp_path / "run")
+    with pytest.raises(InputError, match="warmup_steps is 500, but training has 16 steps; give fewer"):
+        Recommender(**SMALL, warmup_steps=500).fit(ring(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

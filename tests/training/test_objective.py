@@ -52,6 +52,8 @@ def dataset() -> Dataset:
 class Plain(Model):
     """Hidden states and scores from one table; remembers what it was asked to score."""
 
+    SPARSE_TABLES = frozenset({"item_embedding"})
+
     def __init__(self, num_items: int, factored: bool = True) -> None:
         super().__init__()
         self.FACTORED = factored  # type: ignore[misc]
@@ -414,18 +416,18 @@ def test_every_loss_trains_a_model(loss):
 
 
 def test_marked_tables():
-    """Tables of items and users have gradients by row, that of positions has not."""
+    """The tables that a model declares have gradients by row, whatever their sizes, and no others."""
     model = GRU4Rec(GRU4RecConfig(embedding_dim=8, separate_output=True), NUM_ITEMS)
     tables = [model.item_embedding, model.output_embedding, model.item_bias]
-    sasrec = SASRec(SASRecConfig(max_length=50, embedding_dim=8), NUM_ITEMS)
+    sasrec = SASRec(SASRecConfig(max_length=NUM_ITEMS + 1, embedding_dim=8), NUM_ITEMS)
     mark_tables(model)
     assert [table.sparse for table in tables] == [True] * 3
     mark_tables(sasrec)
     assert sasrec.item_embedding.sparse
     assert not sasrec.position_embedding.sparse
-    plain = Plain(NUM_ITEMS)  # its user table is of nobody but the unknown
-    mark_tables(plain)
-    assert plain.user_embedding.sparse
+    tied = GRU4Rec(GRU4RecConfig(embedding_dim=8), NUM_ITEMS)  # which has no table of outputs
+    mark_tables(tied)
+    assert sorted(tied.sparse_tables()) == ["item_bias", "item_embedding"]
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))
@@ -450,6 +452,26 @@ def test_the_popularity_of_negatives_where_none_is_named():
     assert default_popularity("sampled-softmax", None, 1024) == 0.0
     assert default_popularity("sampled-softmax", 100, 101) == 0.25
     assert default_popularity("bce", None, 3000) == default_popularity("bpr-max", 10, 3000) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "loss", "negatives", "popularity"),
+    [
+        ({}, "sampled-softmax", 1024, 0.25),
+        ({"negatives": 3000}, "sampled-softmax", 3000, 0.0),
+        ({"popularity": 0.0}, "sampled-softmax", 1024, 0.0),
+        ({"loss": "bce"}, "bce", 1, 0.0),
+        ({"loss": "bce", "negatives": 3, "popularity": 0.5}, "bce", 3, 0.5),
+        ({"loss": "gbce"}, "gbce", 256, 0.0),
+        ({"loss": "top1-max"}, "top1-max", 1024, 0.0),
+        ({"loss": "cross-entropy"}, "cross-entropy", None, None),
+    ],
+)
+def test_options_left_open_are_resolved_once(given, loss, negatives, popularity):
+    found = TrainConfig(**given).resolved("sampled-softmax", 3000)
+    assert (found.loss, found.negatives, found.popularity) == (loss, negatives, popularity)
+    assert found.resolved("bce", 3000) == found
+    assert Objective(loss, given.get("negatives"), 0.0, 0.0).negatives == negatives
 
 
 def test_own_negatives_are_the_naive_loop():

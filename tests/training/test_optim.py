@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.training.optim import RowAdam, clip_gradients
+from seqrec.training.schedule import Schedule
 
 
 class Tables(nn.Module):
@@ -49,6 +50,7 @@ class Both:
         tables = [self.theirs.items.weight, self.theirs.users.weight]
         groups = [{"params": tables, "lr": rate if table_rate is None else table_rate}]
         groups.append({"params": list(self.theirs.mix.parameters())})
+        self.rates = [group.get("lr", rate) for group in groups]
         settings = {"betas": options.get("betas", (0.9, 0.999)), "eps": options.get("epsilon", 1e-8)}
         self.adam = torch.optim.Adam(groups, lr=rate, **settings)
 
@@ -59,6 +61,10 @@ class Both:
             clip_gradients(self.row_adam.gradients(), clip)
         self.row_adam.step()
         self.adam.zero_grad()
+        if self.row_adam.schedule is not None:
+            share = float(self.row_adam.schedule(np.array([self.row_adam.steps]))[0])
+            for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+                group["lr"] = rate * share
         self.theirs(items, users).backward()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(self.theirs.parameters(), clip)
@@ -133,6 +139,106 @@ def test_row_adam_in_float32(beta2):
     for step in range(400):
         both.step(*rare_rows(random, step))
     assert both.difference() < 3e-4
+
+
+SCHEDULES = {
+    "linear": Schedule("linear", 40, 400),
+    "cosine": Schedule("cosine", 150, 400),
+    "warm-up": Schedule("constant", 300, 400),
+    "short": Schedule("cosine", 0, 250),  # the rate is 0 from then on
+    "jumps": lambda steps: np.where(np.asarray(steps) // 10 % 2, 1.0, 0.01),
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 3e-4)])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
+    both = Both(table_rate=0.03, dtype=dtype, schedule=SCHEDULES[name])
+    random = np.random.default_rng(0)
+    for step in range(400):
+        both.ours.whole = both.theirs.whole = step in (200, 201)
+        if step == 200:
+            both.row_adam.catch_up()
+        both.step(*rare_rows(random, step))
+        # The first movements of a warm-up are of the size that float32 rounds weights by.
+        if step in ((1, 10, 100, 299) if dtype == torch.float64 else (299,)):
+            assert both.difference() < tolerance
+    assert both.difference() < tolerance
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("start", "missed"), [(1, 1), (1, 7), (3, 90), (35, 300), (390, 30)])
+def test_the_drift_of_a_row_is_the_sum_of_its_steps(name, start, missed):
+    """The closed form against Adam's steps one by one in float64, gradients being zero."""
+    schedule, (beta1, beta2), rate = SCHEDULES[name], (0.9, 0.98), 0.1
+    table = nn.Embedding(3, 2, sparse=True).double()
+    optimizer = RowAdam(table, rate, betas=(beta1, beta2), schedule=schedule)
+    first = second = torch.zeros(2, dtype=torch.float64)
+    weight = table.weight[1].detach().clone()
+    for step in range(1, start + missed + 1):
+        gradient = torch.tensor([1.0, -0.3], dtype=torch.float64) * (step == start)
+        optimizer.zero_grad()
+        row = 1 if step == start else 2
+        (table(torch.tensor([row])) * torch.tensor([1.0, -0.3])).sum().backward()
+        optimizer.step()
+        first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
+        if step >= start:
+            size = rate * float(schedule(np.array([step]))[0]) / (1 - beta1**step)
+            weight = weight - size * first / ((second / (1 - beta2**step)).sqrt() + 1e-8)
+    before = table.weight[1].detach().clone()
+    optimizer.catch_up()
+    drift = (weight - before).abs().max()
+    assert (table.weight[1] - weight).abs().max() <= 2e-5 * drift + 1e-12
+
+
+def test_all_rows_that_were_asked_for_are_those_that_are_behind():
+    """On a GPU no rows are chosen, as the host would wait for their number."""
+    ways = [Both(), Both()]
+    random = np.random.default_rng(0)
+    for step in range(50):
+        batch = rare_rows(random, step)
+        for both in ways:
+            both.step(*batch)
+    for both, rows in zip(ways, (torch.arange(40), torch.arange(40).repeat(2)), strict=True):
+        optimizer = both.row_adam
+        table = optimizer.tables["items.weight"]
+        last = table.last[rows]
+        behind = (last < optimizer.steps) & (last > 0)
+        assert 0 < int(behind.sum()) < len(rows)
+        with torch.no_grad():
+            optimizer._drift_rows(table, rows, last, behind, optimizer.steps)
+        assert ((table.last == optimizer.steps) | (table.last == 0)).all()
+        assert both.difference() < 1e-5
+    assert torch.equal(ways[0].ours.items.weight, ways[1].ours.items.weight)
+
+
+@pytest.mark.cuda
+def test_a_gpu_computes_the_same():
+    ways = [Both(dtype=torch.float32), Both(dtype=torch.float32)]
+    ways[1].ours.cuda()
+    ways[1].row_adam = RowAdam(ways[1].ours, 0.01)
+    random = np.random.default_rng(0)
+    for step in range(200):
+        items, users = rare_rows(random, step)
+        for both, device in zip(ways, ("cpu", "cuda"), strict=True):
+            both.row_adam.zero_grad()
+            both.ours(items.to(device), users.to(device)).backward()
+            both.row_adam.step()
+    for both in ways:
+        both.row_adam.catch_up()
+    for name, value in ways[0].ours.state_dict().items():
+        torch.testing.assert_close(ways[1].ours.state_dict()[name].cpu(), value, rtol=0, atol=2e-4)
+
+
+def test_a_rate_that_never_changes_is_no_schedule():
+    ways = [Both(dtype=torch.float32, schedule=schedule) for schedule in (None, lambda steps: np.ones(len(steps)))]
+    random = np.random.default_rng(0)
+    for step in range(100):
+        batch = rare_rows(random, step)
+        for both in ways:
+            both.step(*batch)
+    plain, ones = (both.ours.state_dict() for both in ways)
+    assert all(torch.equal(plain[name], ones[name]) for name in plain)
 
 
 @pytest.mark.parametrize("betas", [(0.95, 0.9), (0.9, 0.89), (0.9, 1.0), (-0.1, 0.9)])

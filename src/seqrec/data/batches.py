@@ -1,8 +1,10 @@
 """From histories to packed batches: tokens of many users one after another, no padding."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -12,16 +14,61 @@ from torch import Tensor
 from seqrec.data.dataset import Dataset
 from seqrec.data.id_table import IdTable
 from seqrec.data.split import Histories
+from seqrec.device import copied
+
+#: Which windows of a long history an epoch shows.
+Windows = Literal["last", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Extra columns of a dataset by name, of which batches carry the rows that they need.
+
+    ``interactions [N, ...]``, ``items [I + 1, ...]`` (row 0 is padding) and ``users [U + 1, ...]`` (the last row is
+    for whoever is not a user of the dataset).
+    """
+
+    interactions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    items: Mapping[str, np.ndarray] = field(default_factory=dict)
+    users: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [*self.interactions, *self.items, *self.users]
+        if len(names) > len({*names}):
+            raise ValueError(f"extra columns {', '.join(sorted(names))} are not all of different names")
+
+    def only(self, names: Iterable[str]) -> "Columns":
+        """Those of these names, which a model reads.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        names = {*names}
+        parts = {kind.name: {name: values for name, values in getattr(self, kind.name).items() if name in names}
+                 for kind in fields(self)}  # fmt: skip
+        missing = names - {name for part in parts.values() for name in part}
+        if missing:
+            raise ValueError(f"the extra column {min(missing)} is missing")
+        return Columns(**parts)
+
+    def of_tokens(self, source: np.ndarray, items: np.ndarray) -> dict[str, Tensor]:
+        """Rows for tokens, given their places in the dataset and their items."""
+        found = {name: torch.from_numpy(values[source]) for name, values in self.interactions.items()}
+        return found | {name: torch.from_numpy(values[items]) for name, values in self.items.items()}
+
+    def of_users(self, users: np.ndarray) -> dict[str, Tensor]:
+        """Rows for users, of whom -1 is a stranger."""
+        return {name: torch.from_numpy(values[users]) for name, values in self.users.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A packed stream of T tokens of B users.
+    """A packed stream of T tokens of B histories, or windows of them.
 
     ``items int64[T]``, ``targets int64[T]`` (the next item; 0 where there is none), ``positions
-    int64[T]`` (0 at the first token of each user), ``offsets int64[B + 1]`` (user b's tokens are
+    int64[T]`` (0 at the first token of each row), ``offsets int64[B + 1]`` (row b's tokens are
     ``offsets[b]:offsets[b + 1]``), ``users int64[B]`` (-1: not a user of the dataset), ``timestamps
-    int64[T]``.
+    int64[T]``; and by name the extra columns that the model reads, ``of_tokens [T, ...]`` and ``of_users [B, ...]``.
     """
 
     items: Tensor
@@ -30,6 +77,8 @@ class Batch:
     offsets: Tensor
     users: Tensor
     timestamps: Tensor
+    of_tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    of_users: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -46,9 +95,15 @@ class Batch:
         Raises:
             ValueError: a history is empty: the token before its end is another user's.
         """
-        if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool((self.lengths < 1).any()):
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not traced and bool((self.host_offsets.diff() < 1).any()):
             raise ValueError("an empty history has no last token; leave it out")
         return self.offsets[1:] - 1
+
+    @cached_property
+    def host_offsets(self) -> Tensor:
+        """``offsets`` on the host: what depends on them there need not wait for a GPU."""
+        return self.offsets.cpu()
 
     @cached_property
     def rows(self) -> Tensor:
@@ -56,21 +111,31 @@ class Batch:
         with torch.inference_mode(False):  # so that a batch that was scored may be trained on
             if self.users.device.type == "cpu":  # numpy does it in a third of the time
                 return torch.from_numpy(np.repeat(np.arange(len(self)), self.lengths.numpy()))
-            return torch.repeat_interleave(torch.arange(len(self), device=self.users.device), self.lengths)
+            rows = torch.arange(len(self), device=self.users.device)
+            return torch.repeat_interleave(rows, self.lengths, output_size=len(self.items))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         if self.items.device == torch.device(device):
             return self
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        return replace(self, **moved)
+        device = torch.device(device)
+        extra = "of_tokens", "of_users"
+        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        for name, value in parts.items():
+            parts[name] = (
+                {key: copied(one, device) for key, one in value.items()} if name in extra else copied(value, device)
+            )
+        moved = Batch(**parts)
+        moved.__dict__["host_offsets"] = self.host_offsets
+        return moved
 
 
-def pack(histories: Histories, max_length: int, with_targets: bool = False) -> Batch:
+def pack(histories: Histories, max_length: int, with_targets: bool = False, columns: Columns | None = None) -> Batch:
     """Pack the last ``max_length`` items of each history.
 
     With targets, each token's target is the item after it in the history, so a history of n items
-    gives n - 1 tokens; without, the n-th item is a token too and every target is 0.
+    gives n - 1 tokens; without, the n-th item is a token too and every target is 0. ``columns`` are of the dataset of
+    these histories.
     """
     ends = np.maximum(histories.ends - 1, histories.starts) if with_targets else histories.ends
     starts = np.maximum(histories.starts, ends - max_length)
@@ -82,13 +147,16 @@ def pack(histories: Histories, max_length: int, with_targets: bool = False) -> B
     data = histories.dataset
     items = data.items[source].astype(np.int64)
     targets = data.items[source + 1].astype(np.int64) if with_targets else np.zeros_like(items)
+    users = np.asarray(histories.users, dtype=np.int64)
     return Batch(
         items=torch.from_numpy(items),
         targets=torch.from_numpy(targets),
         positions=torch.from_numpy(positions),
         offsets=torch.from_numpy(offsets),
-        users=torch.from_numpy(np.asarray(histories.users, dtype=np.int64)),
+        users=torch.from_numpy(users),
         timestamps=torch.from_numpy(np.asarray(data.timestamps[source], dtype=np.int64)),
+        of_tokens=columns.of_tokens(source, items) if columns else {},
+        of_users=columns.of_users(users) if columns else {},
     )
 
 
@@ -97,35 +165,114 @@ def trainable(histories: Histories) -> Histories:
     return histories.take(histories.lengths >= 2)
 
 
-def training_batches(
-    histories: Histories,
-    *,
-    batch_size: int,
-    max_length: int,
-    seed: int,
-    epoch: int,
-    first_step: int = 0,
-    random_start: float = 0.0,
-) -> Iterator[Batch]:
-    """The batches of one epoch, users shuffled.
+class Epoch:
+    """One pass over the training windows: ``len(epoch)`` steps, and ``epoch[step]`` is the batch of any of them.
 
-    A history longer than ``max_length`` + 1 is cut to its end or, with the probability ``random_start``, to a
-    window that starts anywhere, drawn anew every epoch (SSE-PT++: Wu et al. 2020, section 3.3).
+    A window is up to ``max_length`` + 1 items of a history, so it has a token for each item that has a next one.
+    Batches are a function of the arguments alone: training resumes at any step without replaying what came before,
+    and any number of processes can share an epoch. Each then takes its part of every batch, and the parts together
+    hold the rows that one process would get. Parts are balanced by tokens: those of two processes differ by no more
+    than the longest window. All processes have the same number of steps; where the last batch has fewer windows than
+    there are processes, some of them get a batch without rows, and take part in the step all the same.
 
-    The order is a function of ``seed`` and ``epoch`` alone, so training resumes at any ``first_step``
-    without replaying what came before.
+    Args:
+        histories: of users, each at its index of the dataset; those of fewer than two items have no window.
+        batch_size: windows per batch, of all processes together.
+        max_length: tokens per window, at most.
+        seed: of the order.
+        epoch: number of the pass, from 0; each has its own order.
+        shard: (rank, world): which of how many processes this is.
+        random_start: probability that a history longer than a window shows one that starts anywhere in the place of
+            its last one, drawn anew every epoch (SSE-PT++: Wu et al. 2020, section 3.3).
+        windows: ``last`` for one window per history, its end; ``all`` to cut a long history into as many as it takes,
+            from its end, so that every item but the first is a target exactly once.
+        columns: the extra columns that batches carry.
     """
-    usable = trainable(histories)
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(usable))
-    if random_start:
-        spare = np.maximum(usable.lengths - max_length - 1, 0)
-        moved = random.random(len(usable)) < random_start
-        starts = usable.starts + np.where(moved, (random.random(len(usable)) * (spare + 1)).astype(np.int64), 0)
-        ends = np.where(moved, np.minimum(starts + max_length + 1, usable.ends), usable.ends)
-        usable = Histories(usable.dataset, usable.users, starts, ends)
-    for start in range(first_step * batch_size, len(usable), batch_size):
-        yield pack(usable.take(order[start : start + batch_size]), max_length, with_targets=True)
+
+    def __init__(
+        self,
+        histories: Histories,
+        *,
+        batch_size: int,
+        max_length: int,
+        seed: int,
+        epoch: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        random_start: float = 0.0,
+        windows: Windows = "last",
+        columns: Columns | None = None,
+    ) -> None:
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard is {shard}; give (rank, world) with a rank from 0 to below world")
+        if random_start and windows == "all":
+            raise ValueError("random_start chooses among windows of which windows='all' shows every one")
+        usable = trainable(histories)
+        self._windows = every_window(usable, max_length) if windows == "all" else usable
+        self.batch_size, self.max_length, self.random_start = batch_size, max_length, random_start
+        self.seed, self.epoch, self.shard, self.columns = seed, epoch, shard, columns
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._windows) / self.batch_size)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the pass, of all processes together."""
+        return int(np.minimum(self._windows.lengths - 1, self.max_length).sum())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, step: int) -> Batch:
+        """This process's part of the batch of a step."""
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of an epoch of {len(self)}")
+        windows, order = self._drawn
+        first = step * self.batch_size
+        chosen = windows.take(order[first : first + self.batch_size])
+        if self.shard[1] > 1:
+            chosen = chosen.take(_part(chosen.lengths, *self.shard))
+        return pack(chosen, self.max_length, with_targets=True, columns=self.columns)
+
+    def seed_of(self, step: int, purpose: int) -> list[int]:
+        """The seed of the random numbers that a step draws for a purpose; each process has its own."""
+        rank, world = self.shard
+        return [self.seed, self.epoch, step, purpose, *([1 + rank] if world > 1 else [])]
+
+    @cached_property
+    def _drawn(self) -> tuple[Histories, np.ndarray]:
+        """The windows, and the order in which they come."""
+        windows = self._windows
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(windows))
+        if self.random_start:
+            spare = np.maximum(windows.lengths - self.max_length - 1, 0)
+            moved = random.random(len(windows)) < self.random_start
+            drawn = (random.random(len(windows)) * (spare + 1)).astype(np.int64)
+            starts = windows.starts + np.where(moved, drawn, 0)
+            ends = np.where(moved, np.minimum(starts + self.max_length + 1, windows.ends), windows.ends)
+            windows = Histories(windows.dataset, windows.users, starts, ends)
+        return windows, order
+
+
+def every_window(histories: Histories, max_length: int) -> Histories:
+    """Long histories cut from their end into windows of ``max_length`` tokens, the first of which may have fewer.
+
+    Each window begins with the item that ends the one before it, so every item but a history's first is the target of
+    one token.
+    """
+    counts = -(-(histories.lengths - 1) // max_length)
+    owner = np.repeat(np.arange(len(histories)), counts)
+    from_end = np.repeat(np.cumsum(counts), counts) - np.arange(len(owner)) - 1
+    ends = histories.ends[owner] - from_end * max_length
+    starts = np.maximum(histories.starts[owner], ends - max_length - 1)
+    return Histories(histories.dataset, histories.users[owner], starts, ends)
+
+
+def _part(lengths: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The rows of one of ``world`` processes, in rising order: longest first, dealt out to and fro."""
+    place = np.arange(len(lengths)) % (2 * world)
+    owner = np.minimum(place, 2 * world - 1 - place)
+    return np.sort(np.argsort(-lengths, kind="stable")[owner == rank])
 
 
 def histories_of(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
-from seqrec.models.blocks import Attention, Dropout, Grouping, group, reset_layers
+from seqrec.models.blocks import Attention, Dropout, reset_layers
+from seqrec.models.grouping import Grouping, group
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class BERT4Rec(Model):
     """
 
     Config = BERT4RecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
     BIAS_COLUMN = True
     LOSS: ClassVar[Loss] = "sampled-softmax"
     CAUSAL: ClassVar[bool] = False
@@ -224,9 +226,11 @@ def _with_one_more(batch: Batch, items: Tensor) -> Batch:
     new = batch.offsets[1:] + one[:-1]
     old = torch.arange(len(batch.items), device=device) + batch.rows
     zeros = torch.zeros_like(items)
+    extra = {name: (values, values.new_zeros((len(items), *values.shape[1:])))
+             for name, values in batch.of_tokens.items()}  # fmt: skip
 
     def joined(values: Tensor, added: Tensor) -> Tensor:
-        result = values.new_empty(len(old) + len(new))
+        result = values.new_empty((len(old) + len(new), *values.shape[1:]))
         result[old] = values
         result[new] = added
         return result
@@ -238,4 +242,5 @@ def _with_one_more(batch: Batch, items: Tensor) -> Batch:
         positions=joined(batch.positions, lengths),
         offsets=batch.offsets + one,
         timestamps=joined(batch.timestamps, zeros),
+        of_tokens={name: joined(*parts) for name, parts in extra.items()},
     )

@@ -1,9 +1,7 @@
 """Layers that models share. All work on packed tokens ``[T, ...]``."""
 
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
+from seqrec.models.grouping import Grouping
 
 
 class Dropout(nn.Module):
@@ -39,7 +38,7 @@ class Dropout(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether anything is dropped: in training alone."""
+        """Whether it drops anything, which is only in training."""
         return self.training and self.probability > 0.0
 
     @torch.compiler.disable
@@ -53,7 +52,7 @@ class Dropout(nn.Module):
         return self.kept(self.words(count))
 
     def kept(self, words: Tensor) -> Tensor:
-        """What each random word makes of that which it stands for: 0, or 1 / (1 - p) as ``float32``."""
+        """The factor that each random word stands for, ``float32``: 0 or 1 / (1 - p)."""
         dropped = kernels.dropped_words(self.probability)
         return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
 
@@ -79,145 +78,56 @@ def dropouts_of(model: nn.Module) -> list[Dropout]:
 
 
 def seed_dropout(dropouts: Iterable[Dropout], seed: list[int]) -> None:
-    """Start the random numbers that dropouts share at a point that the seed names."""
+    """Seed the random numbers that all dropouts share."""
     random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
     for dropout in dropouts:
         dropout.random = random
 
 
-class _Layout(NamedTuple):
-    places: Tensor
-    tokens: Tensor
-    mask: Tensor
-    rows: int
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the keys of each query."""
+    return scores.softmax(dim=-1)
 
 
-class Grouping:
-    """Packed tokens regrouped into G rows of C places, several short users to a row; made where it is asked for.
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    dropout: Callable[[Tensor], Tensor],
+    scale: float = 1.0,
+    activation: Callable[[Tensor], Tensor] = softmax,
+) -> tuple[Tensor, Tensor]:
+    """The core of every attention: ``w = dropout(activation(scale * q k' + bias))`` and ``w v``.
 
-    ``places int64[G * C]`` names the token at each place (token 0 where the place is empty), ``tokens
-    int64[T]`` the place of each token, ``mask float32[G, C, C]`` is 0 where the query (second axis) may
-    see the key (third): the same user and not later where ``causal``; and -inf elsewhere.
+    Args:
+        query: ``[N, C, d]``, of N rows and heads.
+        key: ``[N, C, d]``.
+        value: ``[N, C, d]``.
+        bias: ``[N, C, C]``, added to the scores; -inf where a query does not see a key.
+        dropout: of the weights.
+        scale: of the products.
+        activation: from scores to weights.
 
-    Users go into rows longest first, each into the last open row. Attention costs the square of the row's width, so
-    the width is the longest history where that is more than ``width``: with histories of a few items a row
-    holds many of them, and little is empty.
+    Returns:
+        ``w v [N, C, d]`` and ``w [N, C, C]``.
     """
-
-    def __init__(self, offsets: Tensor, width: int = 64, causal: bool = True) -> None:
-        self.offsets = offsets
-        self.causal = causal
-        self._ends = offsets.cpu().numpy()
-        self._lengths = np.diff(self._ends)
-        self.width = max(min(width, int(self._ends[-1])), int(self._lengths.max(initial=1)))
-        # All pairs of a query and a key.
-        per_user = self._lengths * (self._lengths + 1) // 2 if causal else self._lengths**2
-        self.pairs = int(per_user.sum())
-
-    @cached_property
-    def _layout(self) -> _Layout:
-        lengths, width = self._lengths, self.width
-        starts, rows = _fit(lengths, width)
-        total = int(self._ends[-1])
-        user_of_token = np.repeat(np.arange(len(lengths)), lengths)
-        tokens = np.arange(total) - self._ends[:-1][user_of_token] + starts[user_of_token]
-        places = np.zeros(rows * width, dtype=np.int64)
-        places[tokens] = np.arange(total)
-        owner = np.full(rows * width, -1, dtype=np.int64)
-        owner[tokens] = user_of_token
-        by_row = owner.reshape(rows, width)
-        allowed = by_row[:, :, None] == by_row[:, None, :]
-        if self.causal:
-            allowed &= np.tri(width, dtype=bool)
-        mask = np.where(allowed, np.float32(0), np.float32(-np.inf))
-        device = self.offsets.device
-        return _Layout(
-            torch.from_numpy(places).to(device), torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device),
-            rows,
-        )  # fmt: skip
-
-    @property
-    def places(self) -> Tensor:
-        """The token at each place, ``int64[G * C]``."""
-        return self._made().places
-
-    @property
-    def tokens(self) -> Tensor:
-        """The place of each token, ``int64[T]``."""
-        return self._made().tokens
-
-    @property
-    def mask(self) -> Tensor:
-        """Who sees whom, ``float32[G, C, C]``."""
-        return self._made().mask
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are, G."""
-        return self._made().rows
-
-    @torch.compiler.disable  # plain numpy, different for every batch
-    def _made(self) -> _Layout:
-        return self._layout
-
-    @cached_property
-    def cells(self) -> Tensor:
-        """Where each pair stands in ``[G, C, C]``, ``int64[P]``: by user, then query, then key."""
-        starts = self._ends[:-1].repeat(self._lengths)
-        token = np.arange(len(starts))
-        counts = token - starts + 1 if self.causal else self._lengths.repeat(self._lengths)
-        query = token.repeat(counts)
-        key = np.arange(len(query)) - (np.cumsum(counts) - counts).repeat(counts) + starts.repeat(counts)
-        place = self.tokens.cpu().numpy()
-        return torch.from_numpy(place[query] * self.width + place[key] % self.width).to(self.offsets.device)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """``[T, D]`` to ``[G, C, D]``; what stands at empty places has no meaning."""
-        spread: Tensor = _Move.apply(x, self.places, self.tokens)
-        return spread.view(self.rows, self.width, x.shape[-1])
-
-    def collect(self, x: Tensor) -> Tensor:
-        """``[G, C, D]`` to ``[T, D]``."""
-        return x.reshape(self.rows * self.width, x.shape[-1]).index_select(0, self.tokens)
+    # The scale goes to the smaller tensor; the bias is added inside the matrix product.
+    weights = dropout(activation(torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)))
+    return torch.bmm(weights.to(value.dtype), value), weights
 
 
-class _Move(torch.autograd.Function):
-    """Gather whose backward is a gather too: each token has one place, and empty ones get no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return x.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return gradients[0].index_select(0, back), None, None
+def split_heads(x: Tensor, count: int) -> Tensor:
+    """``[G, C, count * d]`` to ``[count * G, C, d]``."""
+    rows, width, dim = x.shape
+    return x if count == 1 else x.view(rows, width, count, dim // count).permute(2, 0, 1, 3).flatten(0, 1)
 
 
-@torch.compiler.disable
-def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
-    """The grouping of a batch's tokens, for all layers."""
-    return Grouping(batch.offsets, width, causal)
-
-
-def _fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
-    """The first place of each user, and how many rows are needed: next-fit, long and short in turn."""
-    order = np.argsort(lengths, kind="stable").tolist()
-    sizes = lengths.tolist()
-    starts = np.zeros(len(sizes), dtype=np.int64)
-    rows, used, low, high = 0, width, 0, len(order) - 1
-    while low <= high:
-        if used + sizes[order[high]] <= width:
-            user, high = order[high], high - 1
-        elif used + sizes[order[low]] <= width:
-            user, low = order[low], low + 1
-        else:
-            rows, used = rows + 1, 0
-            continue
-        starts[user] = (rows - 1) * width + used
-        used += sizes[user]
-    return starts, rows
+def join_heads(x: Tensor, num_heads: int, grouping: Grouping) -> Tensor:
+    """``[heads * G, C, d]`` to ``[G, C, heads * d]``."""
+    if num_heads == 1:
+        return x
+    return x.view(num_heads, grouping.rows, grouping.width, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
 
 
 class Attention(nn.Module):
@@ -275,33 +185,21 @@ class Attention(nn.Module):
 
     def _grouped(self, query: Tensor, key_value: Tensor, grouping: Grouping, words: Tensor | None) -> Tensor:
         """What ``kernels.attention`` does, in torch."""
-        query = self._heads(grouping.spread(query), 1)
-        key, value = self._heads(grouping.spread(key_value), 2).chunk(2, dim=0)
-        # The scale goes to the smaller tensor; the mask is added inside the matrix product.
+        query = split_heads(grouping.spread(query), self.num_heads)
+        key, value = split_heads(grouping.spread(key_value), 2 * self.num_heads).chunk(2, dim=0)
         mask = grouping.mask.to(query.dtype)
         if self.num_heads > 1:
             mask = mask.repeat(self.num_heads, 1, 1)
-        scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-        weights = scores.softmax(dim=-1)
-        if words is None:
-            weights = self.dropout(weights)
-        else:
+
+        def dropped(weights: Tensor) -> Tensor:
+            if words is None:
+                return self.dropout(weights)
             by_head = weights.new_zeros(self.num_heads, mask.numel() // self.num_heads)
             kept = self.dropout.kept(words).to(weights.dtype).view(self.num_heads, -1)
-            weights = weights * by_head.index_copy_(1, grouping.cells, kept).view_as(weights)
-        mixed = torch.bmm(weights, value)
-        if self.num_heads > 1:
-            heads = mixed.view(self.num_heads, grouping.rows, grouping.width, mixed.shape[-1])
-            mixed = heads.permute(1, 2, 0, 3).flatten(2)
-        return grouping.collect(mixed)
+            return weights * by_head.index_copy_(1, grouping.cells, kept).view_as(weights)
 
-    def _heads(self, x: Tensor, parts: int) -> Tensor:
-        """``[G, C, parts * heads * d]`` to ``[parts * heads * G, C, d]``."""
-        rows, width, dim = x.shape
-        if parts * self.num_heads == 1:
-            return x
-        split = x.view(rows, width, parts * self.num_heads, dim // (parts * self.num_heads))
-        return split.permute(2, 0, 1, 3).flatten(0, 1)
+        mixed, _ = attend(query, key, value, mask, dropped, scale=query.shape[-1] ** -0.5)
+        return grouping.collect(join_heads(mixed, self.num_heads, grouping))
 
 
 class UserEmbedding(nn.Embedding):

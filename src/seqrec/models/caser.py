@@ -87,6 +87,7 @@ class Caser(Model):
     """
 
     Config = CaserConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding", "user_embedding", "output"})
     BIAS_COLUMN = True
     LOSS: ClassVar[Loss] = "bce"
     config: CaserConfig

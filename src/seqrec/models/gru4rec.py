@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -98,6 +98,7 @@ class GRU4Rec(Model):
     """
 
     Config = GRU4RecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding", "output_embedding", "item_bias"})
     BIAS_COLUMN = True
     config: GRU4RecConfig
 

@@ -1,7 +1,7 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Attention, Dropout, FeedForward, Grouping, add_positions, group, reset_layers
+from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, reset_layers
+from seqrec.models.grouping import Grouping, group
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class SASRec(Model):
     """
 
     Config = SASRecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
     config: SASRecConfig
 
     def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
-from seqrec.models.blocks import Dropout, Grouping, group
+from seqrec.models.blocks import Dropout
+from seqrec.models.grouping import Grouping, group
 
 _CELLS = 2**20  # numbers in the widest layer of a block of scores: what stays in the cache
 _DAY = 86_400
@@ -190,6 +191,8 @@ class SLiRec(Model):
     """
 
     Config = SLiRecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
+    READS: ClassVar[frozenset[str]] = frozenset({"category"})
     USES_TIMES = True
     USES_CATEGORIES = True
     FACTORED = False

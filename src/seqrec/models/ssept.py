@@ -1,7 +1,7 @@
 """SSE-PT: sequential recommendation via personalized transformer (Wu, Li, Hsieh & Sharpnack, RecSys 2020)."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ class SSEPT(Model):
     """
 
     Config = SSEPTConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding", "user_embedding"})
     BIAS_COLUMN = True
     config: SSEPTConfig
 

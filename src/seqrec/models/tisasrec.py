@@ -1,6 +1,7 @@
 """TiSASRec: time interval aware self-attention (Li, Wang & McAuley, WSDM 2020)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, FeedForward, Grouping, group, reset_layers
+from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, reset_layers, split_heads
+from seqrec.models.grouping import Grouping, group
 
 # Longer than any interval, and small enough that millions of users of a batch fit above it in 64 bits.
 _NO_INTERVAL = 2**42
@@ -148,25 +150,17 @@ class TimeAttention(nn.Module):
         by_interval = torch.matmul(self._heads(query, 1), of_interval[:heads].transpose(1, 2))  # [H, T, R]
         biases = by_interval.view(-1).index_select(0, pairs.buckets)
         bias = pairs.mask.to(biases.dtype).view(-1).index_copy(0, pairs.cells, biases).view_as(pairs.mask)
-        grouped = self._grouped(grouping.spread(torch.cat([query, key_value.to(query.dtype)], dim=1)), 3)
+        grouped = split_heads(grouping.spread(torch.cat([query, key_value.to(query.dtype)], dim=1)), 3 * heads)
         query_G, key_G, value_G = grouped.chunk(3, dim=0)
-        weights = self.dropout(torch.baddbmm(bias, query_G, key_G.transpose(1, 2)).softmax(dim=-1))
-        mixed = torch.bmm(weights.to(value_G.dtype), value_G)
-        if heads > 1:
-            mixed = mixed.view(heads, grouping.rows, grouping.width, self.head_dim).permute(1, 2, 0, 3).flatten(2)
+        mixed, weights = attend(query_G, key_G, value_G, bias, self.dropout)
         spent = weights.reshape(-1).index_select(0, pairs.cells)
         summed = spent.new_zeros(by_interval.numel()).index_add(0, pairs.buckets, spent).view_as(by_interval)
         timed = torch.matmul(summed, of_interval[heads:].to(summed.dtype))  # [H, T, d]
-        return grouping.collect(mixed) + timed.transpose(0, 1).reshape(total, dim)
+        return grouping.collect(join_heads(mixed, heads, grouping)) + timed.transpose(0, 1).reshape(total, dim)
 
     def _heads(self, x: Tensor, parts: int) -> Tensor:
         """``[T, parts * D]`` to ``[parts * H, T, d]``."""
         return x.view(len(x), parts * self.num_heads, self.head_dim).transpose(0, 1)
-
-    def _grouped(self, x: Tensor, parts: int) -> Tensor:
-        """``[G, C, parts * D]`` to ``[parts * H * G, C, d]``."""
-        rows, width, _ = x.shape
-        return x.view(rows, width, parts * self.num_heads, self.head_dim).permute(2, 0, 1, 3).flatten(0, 1)
 
 
 class TiSASRecBlock(nn.Module):
@@ -208,6 +202,7 @@ class TiSASRec(Model):
     """
 
     Config = TiSASRecConfig
+    SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
     USES_TIMES = True
     config: TiSASRecConfig
 

@@ -1,4 +1,4 @@
-"""How fast this machine trains, ranks and recommends, and how that grows: ``seqrec bench``."""
+"""``seqrec bench``: how fast this machine trains, ranks and recommends, and how that grows with size."""
 
 import json
 import os
@@ -6,11 +6,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,46 +17,45 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from seqrec import kernels
-from seqrec.data.batches import training_batches
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
-from seqrec.data.id_table import IdTable
 from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, all_histories, split_last_two
+from seqrec.data.split import Histories, Split, all_histories, split_last_two
 from seqrec.errors import InputError
 from seqrec.files import make_folder, replacing
 from seqrec.models.base import Loss
-from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.ranking.protocols import evaluate
 from seqrec.ranking.topk import best
 from seqrec.recommender import Recommender
+from seqrec.tools.steps import BATCH_SIZE, PHASES, generated, matmul_rate, seconds_of, time_steps
 from seqrec.training.checks import check_trainable
 from seqrec.training.config import TrainConfig
-from seqrec.training.objective import SHARED_NEGATIVES, Objective, draw_task, mark_tables, training_loss
-from seqrec.training.optim import RowAdam
+from seqrec.training.objective import Objective
 
-PHASES = ("draw", "forward", "backward", "optimizer")
-BATCH_SIZE = 128
-MEASURED: tuple[Loss, ...] = ("bce", "sampled-softmax", "gbce", "cross-entropy")  # whose memory is
+BCE, SOFTMAX, FULL = (
+    Objective("bce", 1, 0.0, 0.0),
+    Objective("sampled-softmax", None, 0.0, 0.0),
+    Objective("cross-entropy", None, 0.0, 0.0),
+)
+MEASURED: tuple[Loss, ...] = ("bce", "sampled-softmax", "gbce", "cross-entropy")  # losses whose memory is measured
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is measured.
+    """What to measure.
 
     Args:
-        users: users of the generated log.
-        items: items of the generated log.
-        mean_length: mean length of its histories, which are geometric: most are short, few long.
-        embedding_dim: width of the model.
-        max_length: items of a history that the model sees.
-        catalogues: items of generated logs on which the growth of a step and of memory is measured.
-        quick: small sizes and few steps, to see that all works; the figures mean little.
-        seed: of the log and the weights.
+        users: Number of users in the generated log.
+        items: Number of items in the generated log.
+        mean_length: Mean length of its histories. Lengths are geometric: most histories are short, a few are long.
+        embedding_dim: Width of the model.
+        max_length: Items of a history that the model sees.
+        catalogues: Catalogue sizes for which the time of a step and the memory are measured.
+        quick: Use small sizes and few steps, to check that everything works; the figures mean little.
+        seed: Random seed of the log and the weights.
     """
 
     users: int = 30_000
@@ -79,104 +75,14 @@ class BenchConfig:
             raise InputError(f"catalogues are {self.catalogues}; give at least one, each of 3 items or more")
 
     @property
+    def sizes_of_catalogues(self) -> tuple[int, ...]:
+        """Items of the generated logs on which growth and memory are measured."""
+        return (1000, 3000) if self.quick else self.catalogues
+
+    @property
     def steps(self) -> int:
-        """Timed steps of training in each measurement, after a few that are not."""
+        """Timed training steps per measurement; a few untimed ones come first."""
         return 3 if self.quick else 40
-
-
-def generated(users: int, items: int, mean_length: int, seed: int) -> Dataset:
-    """A log of the shape that shops have: geometric lengths from 3, items by Zipf's law; it has nothing to learn."""
-    random = np.random.default_rng(seed)
-    lengths = 2 + random.geometric(1 / max(mean_length - 2, 1), users)
-    # A uniform number to the third power falls on the first items most.
-    drawn = (items * random.random(int(lengths.sum())) ** 3).astype(np.int32) + 1
-    return Dataset(
-        items=drawn,
-        timestamps=np.arange(len(drawn), dtype=np.int64),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        users=IdTable(pl.int_range(users, eager=True)),
-        catalogue=IdTable(pl.int_range(items, eager=True)),
-        has_timestamps=False,
-    )
-
-
-def matmul_rate(tokens: int, dim: int) -> dict[str, float]:
-    """Floating-point operations a second of the products of one linear layer, forward and both of the way back.
-
-    Of torch's products, and of ours where they are compiled: a machine can do what the faster ones do.
-    """
-    x, weight, out = torch.randn(tokens, dim), torch.randn(dim, dim), torch.randn(tokens, dim)
-    ways = {"torch": torch.mm} | ({"seqrec": kernels.product} if kernels.usable(x) else {})
-
-    def products(mm: Callable[[Tensor, Tensor], Tensor]) -> None:
-        for _ in range(20):
-            mm(x, weight)
-            mm(out.T, x)
-            mm(out, weight.T)
-
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(9):  # in turn, the first of each not counted
-        for way, mm in ways.items():
-            taken[way].append(_seconds(partial(products, mm)))
-    return {way: 20 * 6 * tokens * dim * dim / median(seconds[1:]) for way, seconds in taken.items()}
-
-
-def arithmetic(config: SASRecConfig, tokens: int, pairs: int, candidates: int) -> float:
-    """Floating-point operations of one step, forward and backward: linear layers, attention, scores."""
-    dim = config.embedding_dim
-    linear = config.num_blocks * (3 + 2) * dim * dim * tokens
-    attention = config.num_blocks * 2 * dim * pairs
-    return 2.0 * 3 * (linear + attention + candidates * dim * tokens)
-
-
-def time_steps(
-    histories: Histories, config: SASRecConfig, objective: Objective, steps: int, seed: int = 0
-) -> dict[str, Any]:
-    """Seconds of a step of training by phase (medians), and what it computes."""
-    torch.manual_seed(seed)
-    num_items = histories.dataset.num_items
-    model = SASRec(config, num_items).train()
-    mark_tables(model)
-    optimizer = RowAdam(model, 0.001, betas=(0.9, 0.98))
-    dropouts, sampler, cpu = dropouts_of(model), objective.sampler(histories), torch.device("cpu")
-    batches = [
-        *islice(
-            training_batches(histories, batch_size=BATCH_SIZE, max_length=config.max_length, seed=seed, epoch=0), 64
-        )
-    ]
-    taken: dict[str, list[float]] = {phase: [] for phase in PHASES}
-    tokens: list[int] = []
-    pairs: list[int] = []
-    for step, batch in enumerate(islice(cycle(batches), steps + 3)):
-        clock = [time.perf_counter()]
-        random = np.random.default_rng([seed, step])
-        task = draw_task(model, batch, histories.take(batch.users.numpy()), objective, sampler, random)
-        seed_dropout(dropouts, [seed, step])
-        clock.append(time.perf_counter())
-        loss = training_loss(model, model.encode, task, objective, cpu)
-        clock.append(time.perf_counter())
-        optimizer.zero_grad()
-        loss.backward()
-        clock.append(time.perf_counter())
-        optimizer.step()
-        clock.append(time.perf_counter())
-        if step >= 3:
-            for phase, begin, end in zip(PHASES, clock, clock[1:], strict=False):
-                taken[phase].append(end - begin)
-            tokens.append(len(batch.items))
-            pairs.append(int((batch.lengths * (batch.lengths + 1) // 2).sum()))
-    count = {"bce": 1 + (objective.negatives or 1), "cross-entropy": num_items}.get(
-        objective.loss, 1 + (objective.negatives or SHARED_NEGATIVES)
-    )
-    whole = [sum(parts) for parts in zip(*taken.values(), strict=True)]
-    flops = arithmetic(config, int(median(tokens)), int(median(pairs)), count)
-    return {
-        "seconds": median(whole),
-        "tokens": int(median(tokens)),
-        "tokens_per_second": sum(tokens) / sum(whole),
-        "flops": flops,
-        **{phase: median(values) for phase, values in taken.items()},
-    }
 
 
 def peak_memory(users: int, items: int, dim: int, loss: Loss) -> dict[str, float]:
@@ -218,12 +124,12 @@ def _peak_bytes() -> int:
 
 
 def bench(log: Path | None = None, config: BenchConfig | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Measure all of it; everything by name, seconds and bytes.
+    """Measure everything; the results by name, in seconds and bytes.
 
     Args:
-        log: a log to use in the place of the generated one.
-        config: what is measured.
-        console: is told what is being measured.
+        log: a log to use instead of the generated one.
+        config: what to measure.
+        console: prints what is being measured.
     """
     config = config or BenchConfig()
 
@@ -237,84 +143,94 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
         size = (600, 500) if config.quick else (config.users, config.items)
         dataset = generated(*size, config.mean_length, config.seed)
     split = split_last_two(dataset)
-    train = split.train
     check_trainable(split, TrainConfig(loss="bce"), SASRec)
     sizes = SASRecConfig(embedding_dim=config.embedding_dim, max_length=config.max_length, dropout=0.2)
-    softmax, bce = Objective("sampled-softmax", None, 0.0, 0.0), Objective("bce", 1, 0.0, 0.0)
     found: dict[str, Any] = {"machine": machine(), "log": log.name if log else "generated",
                              "users": dataset.num_users, "items": dataset.num_items,
                              "interactions": dataset.num_interactions, "embedding_dim": config.embedding_dim,
                              "max_length": config.max_length}  # fmt: skip
-
     tell("steps of training")
-    rows = []
-    for objective in (bce, softmax, Objective("cross-entropy", None, 0.0, 0.0)):
-        step = time_steps(train, sizes, objective, config.steps, config.seed)
-        rate = matmul_rate(step["tokens"], config.embedding_dim)
-        limits = {way: step["flops"] / each / step["seconds"] for way, each in rate.items()}
-        rows.append({"loss": objective.loss, **step, "rate": rate, "share": limits})
-    found["steps"] = rows
-
+    found["steps"] = [_step_and_limit(split.train, sizes, objective, config) for objective in (BCE, SOFTMAX, FULL)]
     tell("growth with width, length, users and catalogue")
-    growth: dict[str, list[dict[str, Any]]] = {}
-    widths, lengths = ((16, 32), (10, 20)) if config.quick else ((32, 64, 128, 256), (10, 50, 100, 200))
-    growth["embedding_dim"] = [
-        {"at": dim, **time_steps(train, replace(sizes, embedding_dim=dim), bce, config.steps)} for dim in widths
-    ]
-    long = generated(500 if config.quick else 4000, max(dataset.num_items, 1000), 150, config.seed)
-    growth["max_length"] = [
-        {"at": length, **time_steps(all_histories(long), replace(sizes, max_length=length), bce, config.steps // 2)}
-        for length in lengths
-    ]
-    growth["users"] = [
-        {"at": users, **time_steps(all_histories(generated(users, 10_000, 9, 0)), sizes, bce, config.steps)}
-        for users in ((500, 2000) if config.quick else (10_000, 100_000, 1_000_000))
-    ]
-    catalogues = (1000, 3000) if config.quick else config.catalogues
-    for objective in (bce, softmax):
-        growth[f"catalogue, {objective.loss}"] = [
-            {"at": items, **time_steps(all_histories(generated(config.users, items, 9, 0)), sizes, objective,
-                                       config.steps)}
-            for items in catalogues
-        ]  # fmt: skip
-    found["growth"] = growth
-
+    found["growth"] = _growth(split.train, sizes, config)
     tell("memory")
     found["memory"] = [
         {"at": items, "loss": loss, **peak_memory(2000, items, config.embedding_dim, loss)}
-        for items in catalogues
+        for items in config.sizes_of_catalogues
         for loss in MEASURED[: 1 if config.quick else None]
         if loss != "cross-entropy" or items <= 100_000
     ]
-
     tell("ranking and recommending")
-    torch.manual_seed(config.seed)
-    model = SASRec(sizes, dataset.num_items)
-    counts = split.train.item_counts()
-    repeats = 1 if config.quick else 3
-
-    def users_a_second(work: Callable[[], Any], users: int) -> float:
-        return users / median(_seconds(work) for _ in range(repeats))
-
-    found["users_per_second"] = {
-        "evaluate full": users_a_second(lambda: evaluate(model, split.test, train_counts=counts), len(split.test)),
-        "evaluate sampled": users_a_second(
-            lambda: evaluate(model, split.test, train_counts=counts, protocol="sampled"), len(split.test)
-        ),
-        "recommend 10": users_a_second(lambda: best(model, all_histories(dataset), 10), dataset.num_users),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "log.csv"
-        rows_of_csv = 20_000 if config.quick else 1_000_000
-        many = generated(rows_of_csv // 9, 50_000, 9, 1)
-        users = np.repeat(np.arange(many.num_users), np.diff(many.offsets))
-        pl.DataFrame({"user_id": users, "item_id": many.items, "timestamp": many.timestamps}).write_csv(path)
-        found["rows_per_second"] = len(users) / _seconds(lambda: prepare(read_log(path)).save(Path(folder) / "dataset"))
+    found["users_per_second"] = _ranking(split, sizes, config)
+    found["rows_per_second"] = _reading(20_000 if config.quick else 1_000_000)
     return found
 
 
+def _step_and_limit(
+    histories: Histories, sizes: SASRecConfig, objective: Objective, config: BenchConfig
+) -> dict[str, Any]:
+    """A training step, and the share of its time that its matrix products alone would take."""
+    step = time_steps(histories, sizes, objective, config.steps, config.seed)
+    rate = matmul_rate(step["tokens"], config.embedding_dim)
+    share = {way: step["flops"] / each / step["seconds"] for way, each in rate.items()}
+    return {"loss": objective.loss, **step, "rate": rate, "share": share}
+
+
+def _growth(histories: Histories, sizes: SASRecConfig, config: BenchConfig) -> dict[str, list[dict[str, Any]]]:
+    """The time of a step for growing widths, lengths, numbers of users and catalogues."""
+    widths, lengths = ((16, 32), (10, 20)) if config.quick else ((32, 64, 128, 256), (10, 50, 100, 200))
+    long = generated(500 if config.quick else 4000, max(histories.dataset.num_items, 1000), 150, config.seed)
+    growth: dict[str, list[dict[str, Any]]] = {}
+    growth["embedding_dim"] = [
+        {"at": dim, **time_steps(histories, replace(sizes, embedding_dim=dim), BCE, config.steps)} for dim in widths
+    ]
+    growth["max_length"] = [
+        {"at": length, **time_steps(all_histories(long), replace(sizes, max_length=length), BCE, config.steps // 2)}
+        for length in lengths
+    ]
+    growth["users"] = [
+        {"at": users, **time_steps(all_histories(generated(users, 10_000, 9, 0)), sizes, BCE, config.steps)}
+        for users in ((500, 2000) if config.quick else (10_000, 100_000, 1_000_000))
+    ]
+    for objective in (BCE, SOFTMAX):
+        growth[f"catalogue, {objective.loss}"] = [
+            {"at": items, **time_steps(all_histories(generated(config.users, items, 9, 0)), sizes, objective,
+                                       config.steps)}
+            for items in config.sizes_of_catalogues
+        ]  # fmt: skip
+    return growth
+
+
+def _ranking(split: Split, sizes: SASRecConfig, config: BenchConfig) -> dict[str, float]:
+    """Users per second for evaluation and recommendation."""
+    dataset = split.train.dataset
+    torch.manual_seed(config.seed)
+    model = SASRec(sizes, dataset.num_items)
+    counts = split.train.item_counts()
+    work: dict[str, tuple[int, Callable[[], Any]]] = {
+        "evaluate full": (len(split.test), lambda: evaluate(model, split.test, train_counts=counts)),
+        "evaluate sampled": (
+            len(split.test),
+            lambda: evaluate(model, split.test, train_counts=counts, protocol="sampled"),
+        ),
+        "recommend 10": (dataset.num_users, lambda: best(model, all_histories(dataset), 10)),
+    }
+    repeats = 1 if config.quick else 3
+    return {name: users / median(seconds_of(one) for _ in range(repeats)) for name, (users, one) in work.items()}
+
+
+def _reading(rows: int) -> float:
+    """Rows per second from a CSV file to a saved dataset."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.csv"
+        many = generated(rows // 9, 50_000, 9, 1)
+        users = np.repeat(np.arange(many.num_users), np.diff(many.offsets))
+        pl.DataFrame({"user_id": users, "item_id": many.items, "timestamp": many.timestamps}).write_csv(path)
+        return len(users) / seconds_of(lambda: prepare(read_log(path)).save(Path(folder) / "dataset"))
+
+
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine and versions that the figures belong to."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -325,14 +241,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
 def tables(found: dict[str, Any]) -> list[Table]:
-    """What ``bench`` found, to read."""
+    """The results of ``bench`` as tables."""
     kind = found["machine"]
     threads = f"{kind['threads']} thread{'s' * (kind['threads'] != 1)} of {kind['cores']} cores"
     steps = Table(title=f"a step of {BATCH_SIZE} users, {threads}, milliseconds")

@@ -1,4 +1,4 @@
-"""The running mean of the weights over the ends of epochs (stochastic weight averaging's moving kind)."""
+"""The running average of the weights, updated once per epoch (an exponential moving average)."""
 
 import json
 import tempfile
@@ -20,14 +20,14 @@ _BLOCK = 2**20  # numbers at once
 
 
 class RunningMean:
-    """Of an epoch's mean each epoch keeps a share, and takes the rest from its own weights.
+    """An exponential moving average of the weights: ``mean = decay * mean + (1 - decay) * weights`` per epoch.
 
-    With a run the mean is in its folder and not in memory: it is looked at once an epoch, and may be as large as all
-    that an optimizer needs of an embedding table. Without one it is in memory.
+    With a run folder the mean is kept there and not in memory: it is read once per epoch, and is as large as the
+    weights.
 
     Args:
-        decay: the share that is kept; 0 for no mean.
-        run: where it goes.
+        decay: the share of the old mean that is kept; 0 turns averaging off.
+        run: the run folder. Default: the mean is kept in memory.
     """
 
     def __init__(self, decay: float, run: Run | None) -> None:
@@ -35,7 +35,7 @@ class RunningMean:
         self._memory: dict[str, Tensor] | None = None
 
     def check(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
-        """Refuse to go on after an epoch whose mean is gone, of another run or model, or no numbers."""
+        """Raise an InputError if the mean of an epoch is missing, damaged, or of another run or model."""
         if not (self.decay and self.run is not None and epoch):
             return
         path = self.run.mean_path(epoch)
@@ -53,11 +53,11 @@ class RunningMean:
 
     @contextmanager
     def in_place(self, weights: Mapping[str, Tensor], epoch: int) -> Iterator[None]:
-        """Take up the weights of an epoch, from 1; while within, the mean stands in their place.
+        """Update the mean with the weights of an epoch; inside the context the mean takes their place.
 
         Args:
-            weights: contiguous tensors, whose content changes while within.
-            epoch: the one that ended; the run has the mean of the one before.
+            weights: contiguous tensors, whose content is exchanged inside the context.
+            epoch: the epoch that ended, from 1; the run has the mean of the one before.
         """
         if not self.decay:
             yield
@@ -100,7 +100,7 @@ class RunningMean:
                     block.copy_(_read(aside, block, run.folder))
 
     def _mix(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        """Put the mean of the weights and of what a file has in their place."""
+        """Replace the weights by their mean with those of a file."""
         with _damaged(path), path.open("rb") as file:
             places = _places(file)
             for name, value in weights.items():
@@ -110,7 +110,7 @@ class RunningMean:
 
 
 def _exchange(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-    """Swap tensors without a copy: they may be most of the memory."""
+    """Swap tensors without copying them, as they may fill most of the memory."""
     for name, value in some.items():
         value.data, others[name].data = others[name].data, value.data
 
@@ -121,7 +121,7 @@ def _blocks(weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
 
 
 def _places(file: IO[bytes]) -> dict[str, int]:
-    """Where each tensor of a safetensors file begins. Read in blocks, as a mapped file would count as memory."""
+    """The offset of each tensor in a safetensors file. It is read in blocks: a mapped file would count as memory."""
     size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(min(size, 2**24)))
     return {name: 8 + size + about["data_offsets"][0] for name, about in header.items() if name != "__metadata__"}
@@ -147,7 +147,7 @@ def _damaged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[IO[bytes]]:
-    """A file without a name, gone with the process."""
+    """A temporary file without a name."""
     with _of_the_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""What would train for nothing: refused before it begins where that can be told, and said where it cannot."""
+"""Checks for trainings that could not succeed: refused before they start where possible, otherwise a warning."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,27 +14,29 @@ from seqrec.device import memory, pick_device
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
-from seqrec.training.objective import Objective, Task, default_popularity
+from seqrec.training.objective import Objective, Task
+from seqrec.training.step import epoch_of
 
-_PART = 2**20  # numbers added up at once
-MOST_TENSORS = 5_000  # of a model: what has more takes long to make, and nobody could train it
-COPIES = 3  # of the weights while they train on the CPU: themselves and Adam's two moments
+_PART = 2**20  # numbers summed at once
+MOST_TENSORS = 5_000  # weight tensors of a model; with more it takes long to build, and nobody could train it
+COPIES = 3  # copies of the weights during training on the CPU: the weights and Adam's two moments
 
 
 def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig) -> Objective:
-    """What training minimises, where each option that was left open has its default."""
-    loss = config.loss or model.LOSS
-    popularity = config.popularity
-    if popularity is None:
-        popularity = default_popularity(loss, config.negatives, num_items)
-    return Objective(loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction)
+    """The objective of a training, with every default filled in."""
+    found = config.resolved(model.LOSS, num_items)
+    assert found.loss is not None
+    return Objective(
+        found.loss, found.negatives, found.popularity or 0.0, found.bpr_penalty, found.calibration,
+        found.logq_correction,
+    )  # fmt: skip
 
 
 def settle_seen(split: Split, config: SplitConfig) -> bool:
-    """Whether items of the history take places in the rankings of a run, and warnings of what the split leaves.
+    """Decide whether rankings include items of the history, and warn about an unsuitable split.
 
-    Where nobody said, they do if most validation items (or test items, where nothing validates) were in the history
-    already: a ranking without them would count each of these as a miss, whatever the model has learnt.
+    By default they do if most validation items (or test items, if there are none) were in the history
+    already: a ranking without the history would count each of them as a miss, whatever the model has learnt.
     """
     missing = [name for name, targets in (("validates", split.valid), ("tests", split.test)) if len(targets) == 0]
     if missing:
@@ -60,7 +62,7 @@ def settle_seen(split: Split, config: SplitConfig) -> bool:
 
 
 def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model]) -> None:
-    """Raise an InputError for what makes training impossible, or useless, from the start."""
+    """Raise an InputError if training is impossible or useless."""
     pick_device(config.device)
     users = trainable(split.train)
     if len(users) == 0:
@@ -83,8 +85,19 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
         raise InputError(_without_negatives(without, len(users), objective.loss))
 
 
+def check_passes(model: Model, histories: Histories, config: TrainConfig) -> None:
+    """Raise an InputError for options of the epochs that contradict each other."""
+    if model.random_start and config.windows == "all":
+        raise InputError(
+            "random_start draws one window of a long history, and windows=all shows every one; leave out one of them"
+        )
+    total = config.epochs * len(epoch_of(model, histories, config))
+    if config.warmup_steps > total:
+        raise InputError(f"warmup_steps is {config.warmup_steps:g}, but training has {total:,} steps; give fewer")
+
+
 def warn_of_users_without_negatives(split: Split, objective: Objective, sampler: Sampler) -> None:
-    """Say that a loss learns nothing from some users."""
+    """Warn if the loss learns nothing from some users."""
     users = trainable(split.train)
     without = 0 if objective.loss == "cross-entropy" else users_without_negatives(users, sampler)
     if without:
@@ -92,7 +105,7 @@ def warn_of_users_without_negatives(split: Split, objective: Objective, sampler:
 
 
 def users_without_negatives(users: Histories, sampler: Sampler) -> int:
-    """How many of the users have met every item that can be drawn as a negative."""
+    """The number of users whose history has every item that can be drawn as a negative."""
     if isinstance(sampler, UniformSampler):
         drawable = sampler.num_items
     else:
@@ -114,10 +127,10 @@ def _without_negatives(without: int, users: int, loss: str) -> str:
 
 
 class FirstEpoch:
-    """Watches the first epoch of a training from its beginning, and raises or warns where it learnt nothing.
+    """Watches the first epoch of a training, and raises or warns if it learnt nothing.
 
     Args:
-        model: with the weights that it begins with.
+        model: a model with its initial weights.
     """
 
     def __init__(self, model: Model) -> None:
@@ -126,7 +139,7 @@ class FirstEpoch:
         self.predictions, self.idle = 0, 0
 
     def saw(self, task: Task) -> None:
-        """Count predictions, and those whose negatives are all items of their own user."""
+        """Count the predictions, and those of them whose negatives all belong to their own user."""
         self.predictions += len(task.items)
         if task.left_out is None or task.shared is None:
             return
@@ -138,7 +151,7 @@ class FirstEpoch:
         self.idle += int(np.count_nonzero(np.bincount(pairs // count) == count))
 
     def check(self, loss: float) -> None:
-        """Look at what the epoch left; its weights are the optimizer's, brought up to date.
+        """Check the result of the epoch. The optimizer must have brought the weights up to date.
 
         Raises:
             InputError: its loss is exactly 0, or no weight has changed.
@@ -162,7 +175,7 @@ class FirstEpoch:
 
 
 def _sums(model: Model) -> list[float]:
-    """A number for each trained tensor that changes with any of its values."""
+    """A checksum for each trained tensor."""
     weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
     kinds = [torch.float32 if weight.device.type == "mps" else torch.float64 for weight in weights]
     # In parts, as torch makes a copy in the wider type of what it adds up.
@@ -173,14 +186,14 @@ def _sums(model: Model) -> list[float]:
 
 
 def check_sizes(build: Callable[[], Model], copies: int) -> None:
-    """Refuse a model that cannot be held, before anything large is made.
+    """Refuse a model that does not fit into memory before anything large is allocated.
 
     Args:
-        build: makes the model; it is asked to on a device without memory.
-        copies: how often the memory of this machine must hold the weights.
+        build: builds the model; it is called on a device without memory.
+        copies: number of copies of the weights that must fit into memory.
 
     Raises:
-        InputError: the weights need more memory than there is, or are too many tensors to be made.
+        InputError: the weights need more memory than there is, or are too many tensors.
     """
     sizes = _Sizes(memory(), copies)
     try:
@@ -195,7 +208,7 @@ def check_sizes(build: Callable[[], Model], copies: int) -> None:
 
 
 def build_checked(build: Callable[[], Model], name: str, copies: int) -> Model:
-    """A model, or the one line that says why one of these sizes cannot be made."""
+    """Build a model; if its sizes are impossible, one line says why."""
     check_sizes(build, copies)
     try:
         return build()
@@ -206,7 +219,7 @@ def build_checked(build: Callable[[], Model], name: str, copies: int) -> Model:
 
 
 class _Sizes(TorchFunctionMode):
-    """Adds up tensors as they are made, and raises once there are too many."""
+    """Counts tensors as they are created, and raises once there are too many."""
 
     MAKERS = frozenset({"empty", "zeros", "ones", "full", "rand", "randn", "arange", "tensor"})
 

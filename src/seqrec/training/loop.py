@@ -1,8 +1,7 @@
-"""The one visible training loop.
+"""The training loop.
 
-All randomness of a step (the order of the users, negatives, dropout) is a function of seed, epoch and
-step, so a checkpoint needs no state of a generator, and a run that was killed and resumed ends with
-the same bytes as the one that was not.
+All randomness of a step (order, negatives, dropout) is a function of seed, epoch and step. So a checkpoint needs no
+random state, and a run that was killed and resumed ends with the same bytes as one that was not.
 """
 
 import signal
@@ -15,27 +14,33 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from seqrec.data.batches import trainable
 from seqrec.data.split import Split, Targets
 from seqrec.device import own_random_state, pick_device, threads, usual_torch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import dropouts_of, seed_dropout
+from seqrec.models.blocks import dropouts_of
 from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run
-from seqrec.training.checks import FirstEpoch, check_trainable, objective_of, warn_of_users_without_negatives
-from seqrec.training.config import BETA1, TrainConfig
+from seqrec.training.checks import (
+    FirstEpoch,
+    check_passes,
+    check_trainable,
+    objective_of,
+    warn_of_users_without_negatives,
+)
+from seqrec.training.config import BETA1, VALIDATION_STEPS, TrainConfig
 from seqrec.training.objective import mark_tables
 from seqrec.training.optim import RowAdam
 from seqrec.training.progress import EpochBar, described, epoch_bar
+from seqrec.training.schedule import schedule_of
 from seqrec.training.state import TrainingState
-from seqrec.training.step import optimizer_step, tasks_of
+from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gave: a row an epoch, the best validated epoch (from 1), and how it ended."""
+    """The result of training: one row per epoch, the best validated epoch (from 1), and how it ended."""
 
     epochs: list[dict[str, Any]]
     best_epoch: int
@@ -60,27 +65,28 @@ def train(
     stop: Callable[[], bool] | None = None,
     keep_seen: bool = False,
 ) -> Trained:
-    """Train a model; afterwards it holds the weights of the best validated epoch, on the CPU.
+    """Train a model. It then holds the weights of the best validated epoch, on the CPU.
 
     Args:
         model: with fresh weights.
         split: training histories and validation targets; ``split.train`` has each user at its index.
         config: how to train.
-        run: where weights, epochs and checkpoints go; nothing is written without it.
-        resume: go on from the run's last checkpoint.
-        progress: show a bar.
-        stop: asked after every step; once it says True, the epoch ends there, is validated, and is the last. A run
-            that a clock ended so can not be repeated to the byte.
-        keep_seen: let items of the history take places in the rankings that validate.
+        run: run folder for weights, epochs and checkpoints. Default: nothing is written.
+        resume: continue from the run's last checkpoint.
+        progress: show a progress bar.
+        stop: called after every step; when it returns True, the epoch ends there, is validated, and is the last one.
+            A run that a clock stopped in this way cannot be reproduced byte for byte.
+        keep_seen: rank items of the history too in validation.
 
     Raises:
-        InputError: nothing to train on, nothing that could be learnt, or a loss that is no longer a number.
+        InputError: there is nothing to train on or nothing to learn, or the loss is no longer a number.
 
     Warns:
-        TrainingWarning: nothing is learnt from some users.
+        TrainingWarning: some users contribute nothing.
     """
     config = config or TrainConfig()
     check_trainable(split, config, model)
+    check_passes(model, split.train, config)
     if len(split.train) != split.train.dataset.num_users:
         raise ValueError("split.train must hold every user of the dataset, each at its index")
     if stop is not None and not callable(stop):
@@ -97,7 +103,7 @@ def train(
 
 
 class _Work:
-    """All that the epochs of one training share."""
+    """What all epochs of one training share."""
 
     def __init__(
         self, model: Model, split: Split, config: TrainConfig, device: torch.device, run: Run | None, keep_seen: bool
@@ -108,25 +114,27 @@ class _Work:
         mark_tables(model)
         model.prepare_training(split.train)
         model.to(device).train()
-        self.optimizer = RowAdam(model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2))
+        epoch = epoch_of(model, split.train, config)
+        self.tokens, self.steps = epoch.tokens, len(epoch)
+        schedule = schedule_of(config.learning_rate_schedule, config.warmup_steps, config.epochs * self.steps)
+        self.optimizer = RowAdam(
+            model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2), schedule=schedule
+        )
         self.validation = _validation(split.valid, config)
         self.keep_seen = keep_seen
         self.dropouts = dropouts_of(model)
         self.state = TrainingState(model, self.optimizer, run, config.average_decay)
-        users = trainable(split.train)
         self.first: FirstEpoch | None = None
-        self.tokens = int(np.minimum(users.lengths - 1, model.config.max_length).sum())
-        self.steps = -(-len(users) // config.batch_size)
-        self.every = -(-100 // self.steps) if config.evaluate_every is None else config.evaluate_every
+        self.every = -(-VALIDATION_STEPS // self.steps) if config.evaluate_every is None else config.evaluate_every
 
     def until_the_end(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None = None
     ) -> Trained:
-        """Epoch after epoch, from where the state stands."""
+        """Run epoch after epoch, starting from the current state."""
         state, config = self.state, self.config
         ended: Literal["running", "stopped"] = "running"
         state.start_clock()
-        while ended == "running" and state.epoch < config.epochs and not state.ended_early(config.patience):
+        while ended == "running" and state.epoch < config.epochs and not state.ended_early(config.patience, self.steps):
             bar.start(state.epoch + 1, config.epochs)
             how = self._steps(bar, stopped, stop)
             if how == "interrupted":
@@ -144,20 +152,18 @@ class _Work:
     def _steps(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None
     ) -> Literal["running", "stopped", "interrupted"]:
-        """The steps of an epoch that are left, and whether it is the last."""
+        """Run the remaining steps of an epoch; how it ended."""
         state, config, device, model = self.state, self.config, self.device, self.model
         model.train()
         if state.epoch == state.step == 0:
             self.first = FirstEpoch(model)
-        for task in tasks_of(model, self.histories, config, self.objective, self.sampler, state.epoch, state.step):
-            where = [config.seed, state.epoch, state.step, 2]
-            seed_dropout(self.dropouts, where)
-            if device.type != "cpu":  # which has dropout of its own
-                torch.manual_seed(int(np.random.default_rng(where).integers(2**62)))
-            loss = optimizer_step(model, self.optimizer, task, config, self.objective, device)
+        epoch = epoch_of(model, self.histories, config, state.epoch)
+        for task in tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step):
+            seed_step(self.dropouts, epoch, state.step, device)
+            loss = optimizer_step(model, self.optimizer, task, self.objective, device, clip_norm=config.clip_norm)
             if self.first is not None:
                 self.first.saw(task)
-            # Added up on the device: reading a number at every step would wait for it.
+            # Summed on the device: reading the number at every step would wait for a GPU.
             state.loss_sum += loss.detach().to(state.loss_sum.dtype) * len(task.batch.items)
             state.tokens += len(task.batch.items)
             state.step += 1
@@ -171,7 +177,7 @@ class _Work:
         return "running"
 
     def _end_of_epoch(self, cut: bool) -> dict[str, Any]:
-        """Average, validate, keep and write what an epoch has learnt; its row."""
+        """Average, validate and save the weights at the end of an epoch, and return its row."""
         state, config = self.state, self.config
         row = state.end_of_epoch()
         with state.averaged():
@@ -192,7 +198,7 @@ class _Work:
 
 
 def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
-    """The users that validation looks at: the same ones at every epoch."""
+    """The users to validate on, the same ones at every epoch."""
     if len(targets) == 0:
         return None
     if len(targets) > config.validation_users:
@@ -202,7 +208,7 @@ def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
 
 
 def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, float]:
-    """NDCG@10 and HR@10 of the full ranking."""
+    """NDCG@10 and HR@10 in the full ranking."""
     greater, ties = ranks(model, targets, keep_seen=keep_seen)
     return {
         "ndcg@10": float(metrics.ndcg(greater, ties, 10).mean()),
@@ -212,10 +218,10 @@ def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, floa
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask for a stop after the step; a second one ends at once."""
+    """Ctrl-C and SIGTERM stop training after the current step; a second one stops it at once."""
     asked = False
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may take signals
+        yield lambda: False  # only the main thread receives signals
         return
 
     def ask(number: int, frame: Any) -> None:
@@ -229,5 +235,5 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: asked
     finally:
-        for number, handler in before.items():  # one that was not set from Python is None
+        for number, handler in before.items():  # a handler that was not set from Python is None
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqrec.data.batches import Batch
 from seqrec.data.negatives import (
@@ -20,6 +20,7 @@ from seqrec.data.negatives import (
     own_keys,
 )
 from seqrec.data.split import Histories
+from seqrec.device import copied
 from seqrec.errors import InputError
 from seqrec.models.base import Loss, Model
 from seqrec.training.losses import (
@@ -34,8 +35,6 @@ from seqrec.training.losses import (
     top1_max,
 )
 
-DEFAULT_NEGATIVES = {"bce": 1, "gbce": 256}  # bce's of a position; the others share theirs in a batch
-SHARED_NEGATIVES = 1024
 LogQ = Literal["all", "negatives"]
 
 
@@ -44,15 +43,15 @@ class Objective:
     """What a step of training minimises.
 
     Args:
-        loss: a name of ``Loss``; that of the model's paper or default without it.
-        negatives: negatives a position (bce) or a batch (the others; cross-entropy has none).
-        popularity: power of an item's training count in the probability of being drawn as a negative; 0 for
-            uniform.
+        loss: a name of ``Loss``.
+        negatives: negatives per position (bce) or per batch (the others; cross-entropy has none). Default: see
+            :func:`default_negatives`.
+        popularity: negatives are drawn in proportion to their training count to this power; 0 for uniform.
         bpr_penalty: weight of the score regularisation in bpr-max.
         calibration: t of gbce.
-        logq_correction: which logits sampled softmax corrects for their items' probability of being drawn: ``all``, so
-            that it estimates the softmax over the catalogue (but for the user's other items, which are no negatives,
-            and items that ``popularity`` never draws), or those of the ``negatives`` alone.
+        logq_correction: the logits that sampled softmax corrects for the probability of drawing their items: ``all``,
+            so that it estimates the softmax over the catalogue (except for the user's other items, which are never
+            negatives, and items that ``popularity`` never draws), or only those of the ``negatives``.
     """
 
     loss: Loss
@@ -62,47 +61,55 @@ class Objective:
     calibration: float = 0.75
     logq_correction: LogQ = "all"
 
+    def __post_init__(self) -> None:
+        if self.negatives is None:
+            object.__setattr__(self, "negatives", default_negatives(self.loss))
+
     def sampler(self, histories: Histories) -> Sampler:
-        """Where negatives come from."""
+        """The sampler of negatives."""
         if self.popularity == 0:
             return UniformSampler(histories.dataset.num_items)
         return PopularitySampler(histories.item_counts(), self.popularity)
 
 
-def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> float:
-    """The ``popularity`` where none is named.
+def default_negatives(loss: Loss) -> int | None:
+    """The default number of negatives: per position for bce, per batch for the losses that share them."""
+    return {"bce": 1, "gbce": 256, "cross-entropy": None}.get(loss, 1024)
 
-    Sampled softmax does better with negatives a little nearer to what is popular: items that training hardly
-    knows are not pushed down at every chance (games.txt: benchmarks/RESULTS.md). Where all items are negatives
-    there is nothing to choose, and the other losses' papers draw uniformly.
+
+def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> float:
+    """The default of ``popularity``.
+
+    Sampled softmax learns better with negatives that are somewhat more popular: items that training hardly
+    knows are not pushed down all the time (games.txt: benchmarks/RESULTS.md). If all items are negatives
+    there is nothing to choose, and the papers of the other losses draw uniformly.
     """
-    return 0.25 if loss == "sampled-softmax" and (negatives or SHARED_NEGATIVES) < num_items else 0.0
+    few = (negatives or default_negatives(loss) or num_items) < num_items
+    return 0.25 if loss == "sampled-softmax" and few else 0.0
 
 
 def check_loss(loss: str | None) -> None:
-    """Raise an InputError for an unknown name."""
+    """Raise an InputError for an unknown loss."""
     if loss is not None and loss not in get_args(Loss):
         raise InputError(f"unknown loss {loss!r}; give {', '.join(get_args(Loss))}")
 
 
 def mark_tables(model: Model) -> None:
-    """Let lookups in the embedding tables of items and users have gradients by row."""
-    sizes = (model.num_items + 1, model.num_users + 1)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings in sizes:
-            module.sparse = True
+    """Give lookups in the model's sparse tables gradients by row."""
+    for table in model.sparse_tables().values():
+        table.sparse = True
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a step is to predict, on the CPU or where the model is.
+    """The P predictions of a step, on the CPU or on the model's device.
 
     Args:
-        batch: what the model is shown.
-        tokens: ``int64[P]`` tokens that predict, in rising order; None for every token once.
-        items: the items to predict: ``int64[P]``; for bce ``int64[P, 1 + N]``, the negatives of each beside it.
-        shared: ``int64[N]`` negatives of all, for the losses that share them.
-        left_out: pairs (prediction, index into ``shared``) that don't count: two ``int64``.
+        batch: the batch that the model sees.
+        tokens: ``int64[P]``, the tokens that predict, in rising order; None for every token once.
+        items: the items to predict: ``int64[P]``; for bce ``int64[P, 1 + N]``, each with its negatives.
+        shared: ``int64[N]``, the negatives of the losses that share them.
+        left_out: pairs (prediction, index into ``shared``) that do not count: two ``int64``.
         correction: ``float32[N]``, what sampled softmax subtracts from the logits of ``shared``.
     """
 
@@ -119,12 +126,12 @@ class Task:
             return self
 
         def moved(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
+            return None if value is None else copied(value, device)
 
         pairs = self.left_out
         return Task(
-            self.batch.to(device), moved(self.tokens), self.items.to(device, non_blocking=True), moved(self.shared),
-            None if pairs is None else (pairs[0].to(device), pairs[1].to(device)), moved(self.correction),
+            self.batch.to(device), moved(self.tokens), copied(self.items, device), moved(self.shared),
+            None if pairs is None else (copied(pairs[0], device), copied(pairs[1], device)), moved(self.correction),
         )  # fmt: skip
 
 
@@ -136,24 +143,24 @@ def draw_task(
     sampler: Sampler,
     random: np.random.Generator,
 ) -> Task:
-    """What a batch is to predict, against which negatives. Nothing here reads the model's weights.
+    """Choose the predictions of a batch and draw their negatives. This does not read the model's weights.
 
     Args:
-        model: what is trained.
-        batch: on the CPU.
-        histories: the whole training histories of the batch's users, in its order; no negative is one of a
-            user's own items.
+        model: the model in training.
+        batch: a batch on the CPU.
+        histories: the complete training histories of the batch's users, in its order. A user's own items are never
+            drawn as negatives.
         objective: the loss and its negatives.
         sampler: ``objective.sampler(...)``.
-        random: of corruption and negatives.
+        random: random numbers for corruption and negatives.
     """
     shown = model.corrupt(batch, random)
     tokens, items = model.training_targets(shown)
-    if len(items) == 0 or objective.loss == "cross-entropy":
+    count = objective.negatives
+    if len(items) == 0 or count is None:
         return Task(shown, tokens, items)
     owner, owned = histories.flat()
     token_rows = (shown.rows if tokens is None else shown.rows[tokens]).numpy()
-    count = objective.negatives or DEFAULT_NEGATIVES.get(objective.loss, SHARED_NEGATIVES)
     if objective.loss == "bce":
         try:
             own = own_keys(owner, owned, model.num_items)
@@ -188,11 +195,11 @@ def training_loss(
     """The loss of a step, a mean over its predictions.
 
     Args:
-        model: what is trained.
+        model: the model in training.
         encode: its ``encode``.
-        task: what it is to predict.
+        task: what it predicts.
         objective: the loss.
-        device: where the model is.
+        device: the device of the model.
     """
     if len(task.items) == 0:
         return torch.zeros((), device=device, requires_grad=True)
@@ -227,7 +234,7 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocke
         correction = None if correction is None else correction.to(hidden.dtype)
         return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, target_correction, correction)
     negative_logits = model.score(hidden, task.shared).float()
-    negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_tensor(-torch.inf))
+    negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_full((), -torch.inf))
     if objective.loss == "gbce":
         weight = gbce_weight(len(task.shared), model.num_items, objective.calibration)
         return binary_cross_entropy(target_logits, negative_logits, weight)

@@ -1,4 +1,4 @@
-"""Adam whose step on an embedding table costs the rows touched, and that learns as the dense one does."""
+"""Adam for large embedding tables: a step costs only the rows that it touches, and learns like dense Adam."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,36 +10,40 @@ from torch.optim.adam import adam
 
 from seqrec import kernels
 
-# After so many missed steps what is left of a row's momentum (0.9 ** 400) is below float32's resolution.
+# After this many missed steps the momentum of a row (0.9 ** 400) is below the resolution of float32.
 _HORIZON = 400
-#: A state of more steps is damaged: such training takes years, and the tables of what each step brings a lot of memory.
+#: A state with more steps than this is damaged: such a training takes years.
 MOST_STEPS = 2**31 - 1
 
 
 class RowAdam:
-    """Adam (Kingma & Ba 2015) for a model with large tables.
+    """Adam (Kingma & Ba 2015) for a model with large embedding tables.
 
     Dense Adam moves every row of a table at every step: a row that no example touched still drifts on
-    its momentum, which decays with ``beta1``. That drift is nine tenths of what an example does to a rare
-    row, so an Adam that leaves untouched rows alone (torch's ``SparseAdam``) learns ten times slower
-    there. This one gives each row its missed drift in closed form just before the row is read again:
+    its momentum, which decays with ``beta1``. This drift is nine tenths of the effect that an example has on a rare
+    row, so an Adam that does not move untouched rows (torch's ``SparseAdam``) learns ten times slower
+    there. RowAdam applies the missed drift in closed form just before a row is read again:
     with the row's moments m, v after step s, the steps s + 1 to t together move it by
 
         lr * m / sqrt(v) * sum over j = s + 1 .. t of (beta1 / sqrt(beta2)) ** (j - s) * c_j,
         c_j = sqrt(1 - beta2 ** j) / (1 - beta1 ** j),
 
-    where epsilon joins sqrt(v) as at the middle of the sum (it matters where gradients are tiny, and keeps
-    rows in place whose v has underflowed to 0). So the result is dense Adam's, at the cost of the rows
+    where epsilon is added to sqrt(v) as at the middle of the sum (it matters for tiny gradients, and keeps
+    rows whose v has underflowed to 0 in place). The result is that of dense Adam, at the cost of the rows
     touched. Call ``catch_up`` before the tables are read outside training.
 
+    With a ``schedule`` the learning rate of step j is f_j * lr, and c_j has f_j as another factor, so that each missed
+    step moves a row at its own rate.
+
     Args:
-        model: its ``nn.Embedding(..., sparse=True)`` tables are treated by row, or whole in a step that gives them a
-            dense gradient; the rest densely.
-        learning_rate: of everything that is not such a table.
-        table_learning_rate: of the tables; ``learning_rate`` without it.
-        betas: decay of the moments, the second's not the faster: a row's second moment must outlive its momentum, or
-            what epsilon is at the middle of the sum would not do for its end.
+        model: its ``nn.Embedding(..., sparse=True)`` tables are updated by row, or as a whole in a step that gives them
+            a dense gradient; everything else is updated densely.
+        learning_rate: learning rate of everything but these tables.
+        table_learning_rate: learning rate of the tables. Default: ``learning_rate``.
+        betas: decay of the first and second moment. The second must not be the smaller one: otherwise a row's second
+            moment would decay before its momentum, and epsilon would change too much within the sum.
         epsilon: added to the root of the second moment.
+        schedule: gives the factors f_j ``float64[S]`` of steps ``int64[S]``, which count from 1. Default: 1.
     """
 
     def __init__(
@@ -49,14 +53,17 @@ class RowAdam:
         table_learning_rate: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
+        schedule: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         if not 0 <= betas[0] <= betas[1] < 1:
             raise ValueError(f"betas are {betas}; the second must be as large as the first, and below 1")
         self.table_learning_rate = learning_rate if table_learning_rate is None else table_learning_rate
         self.betas = betas
         self.epsilon = epsilon
+        self.schedule = schedule
         self.steps = 0
         self._drift = torch.zeros(0, 2, dtype=torch.float64)  # of each step: the drift from there on, beta2 ** step
+        self._drift32: dict[torch.device, Tensor] = {}  # the first column, where it is read
         self._missed = torch.from_numpy(_powers(*betas))
         embeddings = {
             f"{name}.weight".lstrip("."): module
@@ -73,14 +80,14 @@ class RowAdam:
         ]
 
     def close(self) -> None:
-        """Let go of the model, which would hold on to the moments as long as it lives, and of these and gradients."""
+        """Remove the hooks from the model, which would otherwise keep the moments alive, and free all memory."""
         self.zero_grad()
         for hook in self._hooks:
             hook.remove()
         self.tables, self.dense, self._moments = {}, {}, {}
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in self.dense.values():
             parameter.grad = None
         for table in self.tables.values():
@@ -88,7 +95,7 @@ class RowAdam:
             table.summed = None
 
     def gradients(self) -> list[Tensor]:
-        """All gradients, those of table rows summed by row; for clipping, which scales them in place."""
+        """All gradients, those of tables summed by row. Clipping scales them in place."""
         dense = [p.grad for p in self.dense.values() if p.grad is not None]
         for table in self.tables.values():
             if table.weight.grad is not None:
@@ -99,20 +106,24 @@ class RowAdam:
     def step(self) -> None:
         """Move the dense parameters and the touched rows."""
         self.steps += 1
-        self._step_dense()
+        share = 1.0 if self.schedule is None else float(self.schedule(np.array([self.steps]))[0])
+        self._step_dense(self.learning_rate * share)
         beta1, beta2 = self.betas
-        size = self.table_learning_rate / (1 - beta1**self.steps)
+        rate = self.table_learning_rate * share
+        size = rate / (1 - beta1**self.steps)
         root = (1 - beta2**self.steps) ** 0.5
         for table in self.tables.values():
             if table.weight.grad is None:
                 continue
-            if not table.weight.grad.is_sparse:  # of a loss that reads all rows
-                self._move_all_rows(table, table.weight.grad)
+            if not table.weight.grad.is_sparse:  # the loss reads all rows
+                self._move_all_rows(table, table.weight.grad, rate)
                 continue
             if table.compiled:
                 rows, gradient = table.parts()
+                if self.schedule is not None:  # the loop would use the rate of this step for the missed ones too
+                    self._catch_up_rows(table, rows, self.steps - 1)
                 kernels.adam_step(
-                    rows, gradient, self.steps, self.betas, self.table_learning_rate, self.epsilon,
+                    rows, gradient, self.steps, self.betas, rate, self.epsilon,
                     self._drifts(self.steps), table.weight, table.first, table.second, table.last, table.slots,
                 )  # fmt: skip
                 table.summed = None
@@ -128,8 +139,8 @@ class RowAdam:
             table.last.index_fill_(0, rows, self.steps)
             table.summed = None
 
-    def _step_dense(self) -> None:
-        """What ``torch.optim.Adam.step`` does, without its bookkeeping, which takes longer than the arithmetic."""
+    def _step_dense(self, rate: float) -> None:
+        """``torch.optim.Adam.step`` without its bookkeeping, which takes longer than the arithmetic."""
         moved = {name: parameter for name, parameter in self.dense.items() if parameter.grad is not None}
         for name, parameter in moved.items():
             if name not in self._moments:
@@ -140,14 +151,14 @@ class RowAdam:
         weights: list[Tensor] = list(moved.values())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         firsts, seconds, steps = (list(part) for part in zip(*(self._moments[name] for name in moved), strict=True))
-        self._move(weights, gradients, firsts, seconds, steps, self.learning_rate)
+        self._move(weights, gradients, firsts, seconds, steps, rate)
 
-    def _move_all_rows(self, table: "_Table", gradient: Tensor) -> None:
-        """The step of a table whose gradient is of all of its rows."""
+    def _move_all_rows(self, table: "_Table", gradient: Tensor, rate: float) -> None:
+        """One step of a table with a dense gradient."""
         for rows in table.blocks():
             self._catch_up_rows(table, rows, self.steps - 1)
-        before = torch.tensor(float(self.steps - 1), device=gradient.device)
-        self._move([table.weight], [gradient], [table.first], [table.second], [before], self.table_learning_rate)
+        before = torch.full((), float(self.steps - 1), device=gradient.device)
+        self._move([table.weight], [gradient], [table.first], [table.second], [before], rate)
         table.last.fill_(self.steps)
 
     def _move(
@@ -159,7 +170,7 @@ class RowAdam:
         steps: list[Tensor],
         rate: float,
     ) -> None:
-        """Dense Adam; ``steps`` count on by one."""
+        """Dense Adam; adds one to each of ``steps``."""
         if kernels.usable(*weights) and all(weight.is_contiguous() for weight in weights):
             kernels.adam_dense(weights, gradients, firsts, seconds, steps, self.betas, rate, self.epsilon)
             return
@@ -183,7 +194,7 @@ class RowAdam:
 
     @torch.no_grad()
     def catch_up(self) -> None:
-        """Give every row of every table the drift that it missed; costs the whole table."""
+        """Apply the missed drift to every row of every table. This costs a pass over the tables."""
         for table in self.tables.values():
             for rows in table.blocks():
                 self._catch_up_rows(table, rows, self.steps)
@@ -198,7 +209,7 @@ class RowAdam:
         return bring_up_to_date
 
     def _catch_up_rows(self, table: "_Table", rows: Tensor, step: int) -> None:
-        """Bring rows (repetitions allowed) to the state that dense Adam has after ``step``."""
+        """Bring rows (repetitions are allowed) to their state after ``step`` in dense Adam."""
         if table.compiled:
             kernels.adam_catch_up(
                 rows, step, self.betas, self.table_learning_rate, self.epsilon, self._drifts(step), table.weight,
@@ -206,16 +217,26 @@ class RowAdam:
             )  # fmt: skip
             return
         last = table.last[rows]
-        behind = ((last < step) & (last > 0)).nonzero()[:, 0]
-        if len(behind) == 0:
-            return
-        rows, last = rows[behind], last[behind]
-        missed = (step - last).to(torch.float32)[:, None]
+        behind = (last < step) & (last > 0)
+        if rows.device.type == "cpu":
+            chosen = behind.nonzero()[:, 0]
+            if len(chosen) == 0:
+                return
+            rows, last, behind = rows[chosen], last[chosen], behind[chosen]
+        self._drift_rows(table, rows, last, behind, step)
+
+    def _drift_rows(self, table: "_Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
+        """Apply the missed drift to those rows that are ``behind``, given the ``last`` step of each.
+
+        On a GPU all rows come here: to select those behind, the host would have to wait for their number.
+        """
+        missed = torch.where(behind, step - last, 1).to(torch.float32)[:, None]
+        last = torch.where(behind, last, step)
+        behind = behind[:, None]
         first, second = table.first[rows], table.second[rows]
         beta1, beta2 = self.betas
         ratio = beta1 / beta2**0.5
-        self._drifts(step)
-        drift = self._drift32.to(rows.device)
+        drift = self._drift_on(rows.device, step)
         weight = ratio**missed
         factor = drift[last][:, None] - weight * drift[step]
         # The missed steps, counted from 1 and weighted by ratio ** step, have their middle here.
@@ -223,10 +244,11 @@ class RowAdam:
         root = (1 - beta2**middle).sqrt_()
         moved = first / second.sqrt().add_(self.epsilon * root) * (-self.table_learning_rate * factor)
         # Repeated rows are written with the same values.
-        table.weight.index_copy_(0, rows, table.weight[rows] + moved)
-        table.first.index_copy_(0, rows, first * beta1**missed)
-        table.second.index_copy_(0, rows, second * beta2**missed)
-        table.last.index_fill_(0, rows, step)
+        weights = table.weight[rows]
+        table.weight.index_copy_(0, rows, torch.where(behind, weights + moved, weights))
+        table.first.index_copy_(0, rows, torch.where(behind, first * beta1**missed, first))
+        table.second.index_copy_(0, rows, torch.where(behind, second * beta2**missed, second))
+        table.last.index_copy_(0, rows, torch.where(behind[:, 0], step, table.last[rows]).to(torch.int32))
 
     def _drifts(self, step: int) -> kernels.Drifts:
         """``drift[s]``: the sum of ratio ** j * c_(s + j) over all j from 1 on, for s up to ``step``; and powers."""
@@ -236,19 +258,28 @@ class RowAdam:
             count = max(2 * step, 1024)
             steps = np.arange(1, count + _HORIZON + 1, dtype=np.float64)
             correction = np.sqrt(1 - beta2**steps) / (1 - beta1**steps)
+            if self.schedule is not None:
+                correction *= self.schedule(steps)
             # drift[s] = ratio * (c_(s + 1) + drift[s + 1]), from the far end backwards.
             drift = np.zeros(count + _HORIZON + 1)
-            value = ratio / (1 - ratio)
+            value = ratio / (1 - ratio) * (correction[-1] if self.schedule is not None else 1.0)
             for index in range(count + _HORIZON - 1, -1, -1):
                 value = ratio * (correction[index] + value)
                 drift[index] = value
             powers = beta2 ** np.arange(count + 1, dtype=np.float64)
             self._drift = torch.from_numpy(np.column_stack([drift[: count + 1], powers]))
-            self._drift32 = self._drift[:, 0].float()
+            self._drift32 = {}
         return kernels.Drifts(self._drift, self._missed)
 
+    def _drift_on(self, device: torch.device, step: int) -> Tensor:
+        """The drifts as ``float32``, kept on the device so that a read needs no copy."""
+        self._drifts(step)
+        if device not in self._drift32:
+            self._drift32[device] = self._drift[:, 0].float().to(device)
+        return self._drift32[device]
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a later process needs to go on, as tensors by name."""
+        """Everything that a later process needs to continue, as tensors by name."""
         state = {"steps": torch.tensor(self.steps)}
         for name, table in self.tables.items():
             state |= {f"{name}.first": table.first, f"{name}.second": table.second, f"{name}.last": table.last}
@@ -257,9 +288,9 @@ class RowAdam:
         return state
 
     def expected_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """What a state that holds these names must look like: tensors of its names, types and shapes.
+        """Tensors with the names, types and shapes that a state with these names must have.
 
-        The moments of a dense parameter begin with its first gradient, so a state has them or not.
+        The moments of a dense parameter exist from its first gradient on, so a state may lack them.
         """
         expected = {"steps": torch.tensor(0)}
         for name, table in self.tables.items():
@@ -271,13 +302,12 @@ class RowAdam:
         return expected
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up a state that ``state_dict`` gave.
+        """Load a state from ``state_dict``.
 
-        The compiled loops write as far as the weights go and read tables at ``last``, so nothing is taken that would
-        lead them further.
+        The compiled loops use its shapes and ``last`` as indices, so everything is checked before any of it is loaded.
 
         Raises:
-            ValueError: the state is not one of this model.
+            ValueError: the state does not fit this model.
         """
         expected = self.expected_state(state)
         for name in sorted(set(expected) | set(state)):
@@ -309,7 +339,7 @@ class RowAdam:
 
 
 def _powers(beta1: float, beta2: float) -> np.ndarray:
-    """``float64[M, 4]``, of 0, 1, 2 … missed steps: the powers that :class:`RowAdam` needs of them."""
+    """``float64[M, 4]``: the powers that :class:`RowAdam` needs for 0, 1, 2 … missed steps."""
     ratio, missed = beta1 / beta2**0.5, np.arange(_HORIZON, dtype=np.float64)
     share = ratio**missed
     with np.errstate(divide="ignore", invalid="ignore"):  # nothing is asked of 0 missed steps
@@ -318,7 +348,7 @@ def _powers(beta1: float, beta2: float) -> np.ndarray:
 
 
 class _Table:
-    """One embedding table and its moments; ``last int32[rows]`` is the step that each row has reached."""
+    """An embedding table and its moments; ``last int32[rows]`` is the step that each row has reached."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -330,30 +360,30 @@ class _Table:
 
     @property
     def compiled(self) -> bool:
-        """Whether the compiled loops take it."""
+        """Whether the compiled loops can be used."""
         return kernels.usable(self.weight) and self.weight.is_contiguous()
 
     def blocks(self, size: int = 65536) -> Iterator[Tensor]:
-        """All rows, some at a time."""
+        """All row numbers, in blocks."""
         for start in range(0, len(self.weight), size):
             yield torch.arange(start, min(start + size, len(self.weight)), device=self.weight.device)
 
     @property
     def slots(self) -> Tensor:
-        """Memory that ``kernels.adam_step`` uses again and again."""
+        """Memory that ``kernels.adam_step`` reuses at every step."""
         if self._slots is None:
             self._slots = torch.full((len(self.weight),), -1, dtype=torch.int32)
         return self._slots
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Rows, with repetitions, and the gradient of each."""
+        """Row numbers, with repetitions, and the gradient of each."""
         if self.summed is not None:
             return self.summed
         assert self.weight.grad is not None
         return self.weight.grad._indices()[0], self.weight.grad._values()
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """Rows without repetition, and the sum of the gradients of each."""
+        """Row numbers without repetitions, and the summed gradient of each."""
         if self.summed is None:
             assert self.weight.grad is not None
             gradient = self.weight.grad.coalesce()

@@ -1,4 +1,4 @@
-"""What a fit will do, settled and checked before anything is written."""
+"""Configuration, split and model of a fit, checked before anything is written."""
 
 import time
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import RunConfig, fingerprint
 from seqrec.run.folder import Run
-from seqrec.training.checks import COPIES, build_checked, check_trainable, settle_seen
+from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_seen
 from seqrec.training.config import TrainConfig
 
 
@@ -32,15 +32,15 @@ def planned(
     """The configuration of a run, its split, and its model with fresh weights.
 
     Args:
-        dataset: what is fitted.
-        name: of the model.
+        dataset: the dataset to fit.
+        name: name of the model.
         sizes: the model's config.
-        training: how it is trained.
-        filters: what the dataset was to be prepared with.
-        split_config: what trains, validates and tests; where it leaves ``keep_seen`` open, the data settle it.
+        training: options of training.
+        filters: the filters that the dataset was prepared with.
+        split_config: how to split the dataset; if ``keep_seen`` is open, the data decide.
 
     Raises:
-        InputError: something does not fit the data or this machine.
+        InputError: an option does not fit the data or this machine.
     """
     filters = filters_of(dataset, filters)
     split = split_config.apply(dataset)
@@ -66,6 +66,8 @@ def planned(
         model = build_checked(config.build, name, copies)
     if categories is not None:
         model.set_categories(torch.from_numpy(categories))
+    if not is_counted:
+        check_passes(model, split.train, training)
     return config, split, model
 
 

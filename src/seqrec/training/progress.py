@@ -13,13 +13,13 @@ from seqrec import kernels
 
 
 def described(device: torch.device, count: int) -> str:
-    """Where training runs, for the terminal."""
+    """The device and the number of threads, in words."""
     loops = "" if kernels.library() else ", without the compiled loops (no C++ compiler at install, or turned off)"
     return f"on {device}, {count} thread{'s' * (count != 1)}" + (loops if device.type == "cpu" else "")
 
 
 class EpochBar:
-    """Progress of the epoch on the terminal: tokens, tokens a second, time left; a line an epoch."""
+    """Progress of an epoch on the terminal: tokens, tokens per second, time left; and one line per epoch."""
 
     def __init__(self, progress: Progress, tokens: int) -> None:
         self.progress, self.tokens = progress, tokens
@@ -28,7 +28,7 @@ class EpochBar:
         self.first = 0
 
     def start(self, epoch: int, epochs: int) -> None:
-        """Begin an epoch."""
+        """Start the bar of an epoch."""
         self.started = time.perf_counter()
         self.first = -1
         self.progress.reset(self.task, description=f"epoch {epoch}/{epochs}", total=self.tokens, visible=True)
@@ -45,7 +45,7 @@ class EpochBar:
         self.progress.console.print(text, highlight=False)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Print the line of an epoch that ended."""
+        """Print the line of a finished epoch."""
         found = f"  valid ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
         self.progress.console.print(
             f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  {row['total_seconds']:.1f} s, steps "
@@ -57,8 +57,8 @@ class EpochBar:
 
 @contextmanager
 def epoch_bar(show: bool, tokens: int) -> Iterator[EpochBar]:
-    """A bar for the epochs of one training, silent unless shown."""
+    """A progress bar for all epochs of one training; it prints nothing unless ``show`` is true."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    # A console of its own: to silence rich's shared one would silence whoever else prints with it.
+    # Its own console: silencing rich's shared one would silence everything else that prints with it.
     with Progress(*columns, console=Console(quiet=not show), transient=True, disable=not show) as progress:
         yield EpochBar(progress, tokens)

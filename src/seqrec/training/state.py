@@ -1,4 +1,4 @@
-"""Where training stands, and its checkpoints."""
+"""The state of a training, and its checkpoints."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,16 @@ from seqrec.models.base import Model
 from seqrec.run.folder import Run
 from seqrec.run.tensors import check_finite, load_tensors
 from seqrec.training.averaging import RunningMean
+from seqrec.training.config import VALIDATION_STEPS
 from seqrec.training.optim import RowAdam
 
-#: What a checkpoint says beside tensors and the sum of losses: attributes of :class:`TrainingState`.
+#: Attributes of :class:`TrainingState` that a checkpoint holds beside the tensors and the sum of losses.
 _FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
-_FAR = 2.0**60  # tokens, seconds or loss beyond which nothing is believed
+_FAR = 2.0**60  # more tokens, seconds or loss than this means a damaged checkpoint
 
 
 class TrainingState:
-    """Where training stands, and how it is kept."""
+    """Epoch, step, losses and best weights of a training, and how they are saved and restored."""
 
     def __init__(self, model: Model, optimizer: RowAdam, run: Run | None, average_decay: float) -> None:
         self.model, self.optimizer, self.run = model, optimizer, run
@@ -43,11 +44,11 @@ class TrainingState:
         self.loss_sum = torch.zeros((), dtype=kind, device=device)
 
     def start_clock(self) -> None:
-        """Count time from now on."""
+        """Start counting time."""
         self.clock = time.perf_counter()
 
     def _count_time(self, steps: bool) -> None:
-        """Give the time since it was last counted to the epoch that is open, or else to the one that ended last."""
+        """Add the time since the last call to the current epoch, or between epochs to the one that ended."""
         passed = time.perf_counter() - self.clock
         self.clock += passed
         if self.step:
@@ -56,16 +57,25 @@ class TrainingState:
         elif self.rows:
             self.rows[-1]["total_seconds"] += passed
 
-    def ended_early(self, patience: int) -> bool:
-        """Whether validation got no better for so many times."""
-        return patience > 0 and self.worse >= patience
+    def ended_early(self, patience: int, steps: int) -> bool:
+        """Whether ``patience`` validations, and 100 steps for each of them, have passed without a better result.
+
+        A validation after a few steps measures hardly anything new. If validations alone counted, a log with a few
+        steps per epoch that is validated after each of them would stop because of noise.
+
+        Args:
+            patience: validations; 0 for never.
+            steps: per epoch.
+        """
+        waited = (self.epoch - self.best_epoch) * steps
+        return 0 < patience <= self.worse and waited >= patience * VALIDATION_STEPS
 
     def due(self, minutes: float) -> bool:
-        """Whether the last checkpoint is so many minutes old."""
+        """Whether the last checkpoint is at least this many minutes old."""
         return time.monotonic() - self.saved_at >= 60 * minutes
 
     def end_of_epoch(self) -> dict[str, Any]:
-        """Close the epoch; the row of ``epochs.csv``."""
+        """Close the epoch and return its row of ``epochs.csv``."""
         loss = self.loss_sum.item() / self.tokens
         self._count_time(steps=True)
         if not np.isfinite(loss):
@@ -88,13 +98,13 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Bring the weights up to date, and while within, put their running mean in their place."""
+        """Bring the weights up to date; inside the context their running mean takes their place."""
         self.optimizer.catch_up()
         with self.mean.in_place(self.model.state_dict(keep_vars=True), self.epoch):
             yield
 
     def keep_if_better(self, value: float, counts: bool) -> None:
-        """Keep the weights of a better validation; one out of turn, at the end, says nothing about patience."""
+        """Keep the weights if this validation is the best. Only one that ``counts`` uses up patience."""
         if value > self.best_value:
             self.best_value, self.worse = value, 0
             self.keep_weights()
@@ -102,7 +112,7 @@ class TrainingState:
             self.worse += 1
 
     def keep_weights(self) -> None:
-        """The weights as they are become the best; they are kept in the run, or in memory where there is none."""
+        """Keep the current weights as the best ones: in the run folder, or in memory if there is none."""
         self.best_epoch = self.epoch
         if self.run is not None:
             self.run.save_weights(self.model.state_dict())
@@ -110,7 +120,10 @@ class TrainingState:
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def checkpoint(self) -> None:
-        """All that ``restore`` needs. Rows are not caught up, which would round otherwise than without a checkpoint."""
+        """Write all that ``restore`` needs.
+
+        Rows of tables are not caught up first: that would round differently from a run without a checkpoint.
+        """
         self._count_time(steps=True)
         self.saved_at = time.monotonic()
         if self.run is None:
@@ -125,12 +138,12 @@ class TrainingState:
         self.run.take_over()
 
     def restore(self, steps: int) -> None:
-        """Take up the run's last checkpoint; without one, begin anew.
+        """Continue from the run's last checkpoint; without one, start from the beginning.
 
-        Everything is looked at before any of it is taken: a checkpoint is a file that somebody may have sent.
+        Everything is checked before any of it is used: a checkpoint is a file that somebody may have sent.
 
         Args:
-            steps: of an epoch.
+            steps: steps per epoch.
         """
         assert self.run is not None
         state = self.run.state_header()
@@ -150,7 +163,7 @@ class TrainingState:
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
-            # An epoch that a clock ended has fewer steps than the others, but one at least.
+            # An epoch that a time budget ended has fewer steps than the others, but at least one.
             least, most = (facts["epoch"] * each + facts["step"] for each in (1, steps))
             if not least <= int(parts["optimizer"]["steps"]) <= most:
                 raise ValueError(f"the optimizer took {int(parts['optimizer']['steps'])} steps, not {least} to {most}")
@@ -170,7 +183,7 @@ class TrainingState:
         self.loss_sum.fill_(facts["loss_sum"])
 
     def finish(self, interrupted: bool) -> None:
-        """Leave the best weights in the model; an interrupted run without any gets those of now."""
+        """Leave the best weights in the model, or the current ones if nothing was validated before an interruption."""
         if self.best_epoch == 0:
             self.optimizer.catch_up()
         self.optimizer.close()
@@ -187,7 +200,7 @@ class TrainingState:
 
 
 def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
-    """Refuse facts of a checkpoint (JSON) that are of another kind than those written, or contradict each other."""
+    """Raise a ValueError for values of a checkpoint (JSON) that have the wrong type or contradict each other."""
     kinds = {"epoch": int, "step": int, "tokens": int, "seconds": float, "total_seconds": float, "rows": list[Any],
              "worse": int, "best_epoch": int, "best_value": float, "loss_sum": float}  # fmt: skip
     for name, kind in kinds.items():
