@@ -114,7 +114,8 @@ def main() -> None:
         sys.exit(f"release: the wheel was not tried with any Python: {'; '.join(left)}")
     print("\nBuilt:", *(f"  {file.relative_to(ROOT)}  {file.stat().st_size:,} bytes" for file in files), sep="\n")
     print("The demonstration ran from the wheel with:", *(Path(python).name for python in pythons))
-    print(*(f"Not tried with {line}" for line in left), sep="\n")
+    for line in left:
+        print(f"Not tried with {line}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def test_the_files_of_a_run_are_told(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(folder)
     assert main(["fit", "interactions.csv", "--out", "run", "--epochs", "1"]) == 0
     held = {path.name for path in (folder / "run").iterdir()}
-    rows = re.findall(r"^\|([^|]*)\|", TEXTS["docs/run-folder.md"], re.MULTILINE)
+    table = TEXTS["docs/runs.md"].partition("## What it holds")[2].partition("| in `data/`")[0]
+    rows = re.findall(r"^\|([^|]*)\|", table, re.MULTILINE)
     assert held == set(re.findall(r"`([\w.]+)/?`", "".join(rows))), "the page tells of other files than there are"
 
 
