@@ -30,7 +30,8 @@ LEVELS: list[set[str]] = [
 #: Modules that must not know of what stands beside or below them: a loss never sees a trainer, a metric never a model.
 NARROW: dict[str, set[str]] = {
     "training.losses": {"kernels"},
-    "training.optim": {"kernels"},
+    "training.drift": {"kernels"},
+    "training.optim": {"kernels", "training.drift"},
     "ranking.metrics": set(),
     "ranking.statistics": {"ranking.metrics"},
     "data.negatives": set(),

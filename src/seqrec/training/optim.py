@@ -9,9 +9,8 @@ from torch.autograd.graph import increment_version
 from torch.optim.adam import adam
 
 from seqrec import kernels
+from seqrec.training.drift import Drift, Factors
 
-# After this many missed steps the momentum of a row (0.9 ** 400) is below the resolution of float32.
-_HORIZON = 400
 #: A state with more steps than this is damaged: such a training takes years.
 MOST_STEPS = 2**31 - 1
 
@@ -53,7 +52,7 @@ class RowAdam:
         table_learning_rate: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
-        schedule: Callable[[np.ndarray], np.ndarray] | None = None,
+        schedule: Factors | None = None,
     ) -> None:
         if not 0 <= betas[0] <= betas[1] < 1:
             raise ValueError(f"betas are {betas}; the second must be as large as the first, and below 1")
@@ -62,9 +61,7 @@ class RowAdam:
         self.epsilon = epsilon
         self.schedule = schedule
         self.steps = 0
-        self._drift = torch.zeros(0, 2, dtype=torch.float64)  # of each step: the drift from there on, beta2 ** step
-        self._drift32: dict[torch.device, Tensor] = {}  # the first column, where it is read
-        self._missed = torch.from_numpy(_powers(*betas))
+        self.drift = Drift(betas, schedule)
         embeddings = {
             f"{name}.weight".lstrip("."): module
             for name, module in model.named_modules()
@@ -124,7 +121,7 @@ class RowAdam:
                     self._catch_up_rows(table, rows, self.steps - 1)
                 kernels.adam_step(
                     rows, gradient, self.steps, self.betas, rate, self.epsilon,
-                    self._drifts(self.steps), table.weight, table.first, table.second, table.last, table.slots,
+                    self.drift.tables(self.steps), table.weight, table.first, table.second, table.last, table.slots,
                 )  # fmt: skip
                 table.summed = None
                 continue
@@ -212,7 +209,7 @@ class RowAdam:
         """Bring rows (repetitions are allowed) to their state after ``step`` in dense Adam."""
         if table.compiled:
             kernels.adam_catch_up(
-                rows, step, self.betas, self.table_learning_rate, self.epsilon, self._drifts(step), table.weight,
+                rows, step, self.betas, self.table_learning_rate, self.epsilon, self.drift.tables(step), table.weight,
                 table.first, table.second, table.last,
             )  # fmt: skip
             return
@@ -236,7 +233,7 @@ class RowAdam:
         first, second = table.first[rows], table.second[rows]
         beta1, beta2 = self.betas
         ratio = beta1 / beta2**0.5
-        drift = self._drift_on(rows.device, step)
+        drift = self.drift.on(rows.device, step)
         weight = ratio**missed
         factor = drift[last][:, None] - weight * drift[step]
         # The missed steps, counted from 1 and weighted by ratio ** step, have their middle here.
@@ -249,34 +246,6 @@ class RowAdam:
         table.first.index_copy_(0, rows, torch.where(behind, first * beta1**missed, first))
         table.second.index_copy_(0, rows, torch.where(behind, second * beta2**missed, second))
         table.last.index_copy_(0, rows, torch.where(behind[:, 0], step, table.last[rows]).to(torch.int32))
-
-    def _drifts(self, step: int) -> kernels.Drifts:
-        """``drift[s]``: the sum of ratio ** j * c_(s + j) over all j from 1 on, for s up to ``step``; and powers."""
-        if len(self._drift) <= step:
-            beta1, beta2 = self.betas
-            ratio = beta1 / beta2**0.5
-            count = max(2 * step, 1024)
-            steps = np.arange(1, count + _HORIZON + 1, dtype=np.float64)
-            correction = np.sqrt(1 - beta2**steps) / (1 - beta1**steps)
-            if self.schedule is not None:
-                correction *= self.schedule(steps)
-            # drift[s] = ratio * (c_(s + 1) + drift[s + 1]), from the far end backwards.
-            drift = np.zeros(count + _HORIZON + 1)
-            value = ratio / (1 - ratio) * (correction[-1] if self.schedule is not None else 1.0)
-            for index in range(count + _HORIZON - 1, -1, -1):
-                value = ratio * (correction[index] + value)
-                drift[index] = value
-            powers = beta2 ** np.arange(count + 1, dtype=np.float64)
-            self._drift = torch.from_numpy(np.column_stack([drift[: count + 1], powers]))
-            self._drift32 = {}
-        return kernels.Drifts(self._drift, self._missed)
-
-    def _drift_on(self, device: torch.device, step: int) -> Tensor:
-        """The drifts as ``float32``, kept on the device so that a read needs no copy."""
-        self._drifts(step)
-        if device not in self._drift32:
-            self._drift32[device] = self._drift[:, 0].float().to(device)
-        return self._drift32[device]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a later process needs to continue, as tensors by name."""
@@ -336,15 +305,6 @@ class RowAdam:
                     state[f"{name}.{part}"].to(parameter.device).clone() for part in ("first", "second", "step")
                 )
                 self._moments[name] = first, second, count
-
-
-def _powers(beta1: float, beta2: float) -> np.ndarray:
-    """``float64[M, 4]``: the powers that :class:`RowAdam` needs for 0, 1, 2 … missed steps."""
-    ratio, missed = beta1 / beta2**0.5, np.arange(_HORIZON, dtype=np.float64)
-    share = ratio**missed
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing is asked of 0 missed steps
-        middle = 1 / (1 - ratio) - missed * share / (1 - share)
-    return np.column_stack([share, beta1**missed, beta2**missed, beta2**middle])
 
 
 class _Table:
