@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.fields import check_fields, plain_options
+from seqrec.data.fields import check_fields
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.prepare import PrepareConfig, prepare
@@ -63,7 +63,7 @@ class Recommender:
             names = ", ".join(sorted(set().union(*known.values())))
             raise InputError(f"{model} has no option {unknown[0]!r}; it takes {names}")
         given = [{key: value for key, value in options.items() if key in known[kind]} for kind in kinds]
-        chosen = [kind(**plain_options(kind, values)) for kind, values in zip(kinds, given, strict=True)]
+        chosen = [kind(**values) for kind, values in zip(kinds, given, strict=True)]
         self.model_name = model
         self.model_config, self.train_config, self.prepare_config, self.split_config = chosen
         self._config: RunConfig | None = None
@@ -367,7 +367,7 @@ class Recommender:
         options = {**config.model_config, **config.training, **asdict(config.prepare), **asdict(config.split)}
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         try:
-            check_fields(TrainConfig, config.training, fractions=True)
+            check_fields(TrainConfig, config.training)
             recommender = cls(config.model, **options)
         except (TypeError, ValueError) as error:
             raise InputError(f"{run.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error

@@ -1,13 +1,13 @@
 """From a log frame to a :class:`Dataset`: filters, id tables, order, statistics, saving."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from seqrec.data.dataset import PART_ROWS, Dataset, copies_of, counts_of, statistics_of, tied_to_next
-from seqrec.data.fields import check_fields
+from seqrec.data.fields import Count, Options, check_fields
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
@@ -15,25 +15,25 @@ Duplicates = Literal["keep", "drop-copies", "drop-consecutive", "drop"]
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Options):
     """What of the log is kept. The steps run in the order of the fields.
 
     Args:
-        min_rating: keep interactions rated at least this; needs a rating column. What is dropped is not learnt from,
-            but counts as met: it is not recommended to this user again.
-        duplicates: what to do when a user meets an item again: ``keep`` every interaction, ``drop-copies``
-            (rows with the same user, item and time), ``drop-consecutive`` repetitions in a row (the first of a
-            run stays), or ``drop`` every repetition (the first interaction with the item stays).
-        min_user_interactions: keep users with at least so many interactions (k-core).
-        min_item_interactions: keep items with at least so many interactions (k-core).
-        core: ``once`` counts users and items on the same log and filters in one pass, after which
-            some counts may be below the minimum again; ``repeat`` filters until nothing changes.
+        min_rating: Keep interactions with at least this rating; the log must have ratings. The model does not learn
+            from the others, but their items count as seen: they are not recommended to that user again.
+        duplicates: What to do when a user meets an item again. keep: keep every interaction; drop-copies: drop rows
+            with the same user, item and time; drop-consecutive: of repetitions in a row, keep the first; drop: keep the
+            first interaction with each item.
+        min_user_interactions: Keep users with at least this many interactions (k-core).
+        min_item_interactions: Keep items with at least this many interactions (k-core).
+        core: How often to apply the two minimums. once: in one pass, after which some counts may be below them again;
+            repeat: until nothing changes.
     """
 
     min_rating: float | None = None
     duplicates: Duplicates = "keep"
-    min_user_interactions: int = 1
-    min_item_interactions: int = 1
+    min_user_interactions: Count = 1
+    min_item_interactions: Count = 1
     core: Core = "repeat"
 
 
@@ -49,7 +49,6 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         InputError: no rating column for ``min_rating``, or nothing is left after the filters.
     """
     config = config or PrepareConfig()
-    _check(config)
     if frame.height == 0:
         raise InputError("the log has no interactions; give one with at least two by one user")
     has_timestamps = "timestamp" in frame.columns
@@ -123,15 +122,6 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
                 f"the log with PrepareConfig({name}={value!r}), or give fit the log itself"
             )
     return PrepareConfig(**used)
-
-
-def _check(config: PrepareConfig) -> None:
-    for name in ("min_user_interactions", "min_item_interactions"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; give 1 or more")
-    for name, known in (("core", get_args(Core)), ("duplicates", get_args(Duplicates))):
-        if getattr(config, name) not in known:
-            raise InputError(f"{name} is {getattr(config, name)!r}; give one of {', '.join(known)}")
 
 
 def _said(config: PrepareConfig) -> str:

@@ -4,8 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from seqrec.run.config import CONFIG
-
+CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 ITEMS = "items.parquet"
 USERS = "users.parquet"

@@ -37,8 +37,8 @@ from seqrec.ranking.protocols import evaluate
 from seqrec.ranking.topk import best
 from seqrec.recommender import Recommender
 from seqrec.training.checks import check_trainable
-from seqrec.training.config import TrainConfig
-from seqrec.training.objective import SHARED_NEGATIVES, Objective, draw_task, mark_tables, training_loss
+from seqrec.training.config import TrainConfig, default_negatives
+from seqrec.training.objective import Objective, draw_task, mark_tables, training_loss
 from seqrec.training.optim import RowAdam
 
 PHASES = ("draw", "forward", "backward", "optimizer")
@@ -164,9 +164,8 @@ def time_steps(
                 taken[phase].append(end - begin)
             tokens.append(len(batch.items))
             pairs.append(int((batch.lengths * (batch.lengths + 1) // 2).sum()))
-    count = {"bce": 1 + (objective.negatives or 1), "cross-entropy": num_items}.get(
-        objective.loss, 1 + (objective.negatives or SHARED_NEGATIVES)
-    )
+    drawn = objective.negatives or default_negatives(objective.loss)
+    count = num_items if objective.loss == "cross-entropy" else 1 + drawn
     whole = [sum(parts) for parts in zip(*taken.values(), strict=True)]
     flops = arithmetic(config, int(median(tokens)), int(median(pairs)), count)
     return {

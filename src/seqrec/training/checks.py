@@ -14,7 +14,7 @@ from seqrec.device import memory, pick_device
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
 from seqrec.training.config import TrainConfig
-from seqrec.training.objective import Objective, Task, default_popularity
+from seqrec.training.objective import Objective, Task
 
 _PART = 2**20  # numbers added up at once
 MOST_TENSORS = 5_000  # of a model: what has more takes long to make, and nobody could train it
@@ -23,11 +23,11 @@ COPIES = 3  # of the weights while they train on the CPU: themselves and Adam's 
 
 def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig) -> Objective:
     """What training minimises, where each option that was left open has its default."""
-    loss = config.loss or model.LOSS
-    popularity = config.popularity
-    if popularity is None:
-        popularity = default_popularity(loss, config.negatives, num_items)
-    return Objective(loss, config.negatives, popularity, config.bpr_penalty, config.calibration, config.logq_correction)
+    settled = config.resolved_for(model.LOSS, num_items)
+    assert settled.loss is not None
+    names = ("negatives", "bpr_penalty", "calibration", "logq_correction")
+    options = {name: getattr(settled, name) for name in names}
+    return Objective(loss=settled.loss, popularity=settled.popularity or 0.0, **options)
 
 
 def settle_seen(split: Split, config: SplitConfig) -> bool:

@@ -117,7 +117,7 @@ class _Work:
         self.first: FirstEpoch | None = None
         self.tokens = int(np.minimum(users.lengths - 1, model.config.max_length).sum())
         self.steps = -(-len(users) // config.batch_size)
-        self.every = -(-100 // self.steps) if config.evaluate_every is None else config.evaluate_every
+        self.every = config.resolved_for(model.LOSS, model.num_items, self.steps).evaluate_every or 0
 
     def until_the_end(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None = None

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
 from seqrec.data.negatives import (
+    Loss,
     PopularitySampler,
     Sampler,
     UniformSampler,
@@ -21,7 +21,8 @@ from seqrec.data.negatives import (
 )
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
-from seqrec.models.base import Loss, Model
+from seqrec.models.base import Model
+from seqrec.training.config import LogQ, default_negatives
 from seqrec.training.losses import (
     binary_cross_entropy,
     binary_cross_entropy_of,
@@ -33,10 +34,6 @@ from seqrec.training.losses import (
     sampled_softmax,
     top1_max,
 )
-
-DEFAULT_NEGATIVES = {"bce": 1, "gbce": 256}  # bce's of a position; the others share theirs in a batch
-SHARED_NEGATIVES = 1024
-LogQ = Literal["all", "negatives"]
 
 
 @dataclass(frozen=True)
@@ -67,22 +64,6 @@ class Objective:
         if self.popularity == 0:
             return UniformSampler(histories.dataset.num_items)
         return PopularitySampler(histories.item_counts(), self.popularity)
-
-
-def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> float:
-    """The ``popularity`` where none is named.
-
-    Sampled softmax does better with negatives a little nearer to what is popular: items that training hardly
-    knows are not pushed down at every chance (games.txt: benchmarks/RESULTS.md). Where all items are negatives
-    there is nothing to choose, and the other losses' papers draw uniformly.
-    """
-    return 0.25 if loss == "sampled-softmax" and (negatives or SHARED_NEGATIVES) < num_items else 0.0
-
-
-def check_loss(loss: str | None) -> None:
-    """Raise an InputError for an unknown name."""
-    if loss is not None and loss not in get_args(Loss):
-        raise InputError(f"unknown loss {loss!r}; give {', '.join(get_args(Loss))}")
 
 
 def mark_tables(model: Model) -> None:
@@ -153,7 +134,7 @@ def draw_task(
         return Task(shown, tokens, items)
     owner, owned = histories.flat()
     token_rows = (shown.rows if tokens is None else shown.rows[tokens]).numpy()
-    count = objective.negatives or DEFAULT_NEGATIVES.get(objective.loss, SHARED_NEGATIVES)
+    count = objective.negatives or default_negatives(objective.loss)
     if objective.loss == "bce":
         try:
             own = own_keys(owner, owned, model.num_items)

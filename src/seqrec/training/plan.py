@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from seqrec.data.batches import trainable
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig, filters_of
 from seqrec.data.split import Split, SplitConfig
@@ -24,7 +25,7 @@ def planned(
     filters: PrepareConfig,
     split_config: SplitConfig,
 ) -> tuple[RunConfig, Split, Model]:
-    """The configuration of a run, its split, and its model with fresh weights.
+    """The configuration of a run with every default resolved, its split, and its model with fresh weights.
 
     Args:
         dataset: what is fitted.
@@ -42,9 +43,11 @@ def planned(
     counted = MODELS[name].COUNTED
     if not counted:
         check_trainable(split, training, MODELS[name])
+        steps = -(-len(trainable(split.train)) // training.batch_size)
+        training = training.resolved_for(MODELS[name].LOSS, dataset.num_items, steps)
     config = RunConfig(
         model=name,
-        model_config=asdict(sizes),
+        model_config=asdict(sizes.resolved()),
         num_items=dataset.num_items,
         num_users=dataset.num_users,
         has_timestamps=dataset.has_timestamps,
