@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 import seqrec
 from seqrec import Recommender, synthetic_log
-from seqrec.cli.app import main, make_app
+from seqrec.cli.app import main
+from seqrec.cli.parser import make_app
 from seqrec.models import MODELS
 from seqrec.tools.demo import run_demo
 

@@ -20,7 +20,9 @@ def test_the_loss_of_a_model_is_a_loss(name: str) -> None:
 def test_unknown_losses_are_refused() -> None:
     for loss in (None, *get_args(Loss)):
         assert TrainConfig(loss=loss).loss == loss
-    with pytest.raises(InputError, match="loss is 'hinge'; give sampled-softmax, bce, .* or top1-max, or leave it out"):
+    with pytest.raises(
+        InputError, match=r"loss is 'hinge'; give sampled-softmax, bce, .* or top1-max, or leave it out"
+    ):
         TrainConfig(loss="hinge")  # type: ignore[arg-type]
 
 

@@ -239,8 +239,8 @@ class SplitConfig(Options):
         valid_from: Start of validation, with --split time: an ISO date, with or without a time (UTC unless it names a
             zone), or Unix seconds. By default after 80 % of the log.
         test_from: Start of the test, likewise. By default after 90 % of the log.
-        keep_seen: Keep items of the history in the rankings that validate and test, and in what the run recommends. By
-            default only if most validation items were in the history already.
+        keep_seen: Keep items of the history in the rankings that validate and test, and in what the run recommends;
+            --keep-seen=false removes them. By default they stay only if most validation items were in the history.
     """
 
     split: Literal["last-two", "time"] = "last-two"

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -28,7 +28,6 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
-from seqrec.errors import InputError
 from seqrec.files import make_folder, replacing
 from seqrec.models.base import Loss
 from seqrec.models.blocks import dropouts_of, seed_dropout
@@ -36,6 +35,7 @@ from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.ranking.protocols import evaluate
 from seqrec.ranking.topk import best
 from seqrec.recommender import Recommender
+from seqrec.tools.config import BenchConfig
 from seqrec.training.checks import check_trainable
 from seqrec.training.config import TrainConfig, default_negatives
 from seqrec.training.objective import Objective, draw_task, mark_tables, training_loss
@@ -44,43 +44,6 @@ from seqrec.training.optim import RowAdam
 PHASES = ("draw", "forward", "backward", "optimizer")
 BATCH_SIZE = 128
 MEASURED: tuple[Loss, ...] = ("bce", "sampled-softmax", "gbce", "cross-entropy")  # whose memory is
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """What is measured.
-
-    Args:
-        users: users of the generated log.
-        items: items of the generated log.
-        mean_length: mean length of its histories, which are geometric: most are short, few long.
-        embedding_dim: width of the model.
-        max_length: items of a history that the model sees.
-        catalogues: items of generated logs on which the growth of a step and of memory is measured.
-        quick: small sizes and few steps, to see that all works; the figures mean little.
-        seed: of the log and the weights.
-    """
-
-    users: int = 30_000
-    items: int = 20_000
-    mean_length: int = 9
-    embedding_dim: int = 64
-    max_length: int = 50
-    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    quick: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("users", "items", "mean_length", "embedding_dim", "max_length"):
-            if getattr(self, name) < 3:
-                raise InputError(f"{name} is {getattr(self, name)}; give 3 or more")
-        if not self.catalogues or min(self.catalogues) < 3:
-            raise InputError(f"catalogues are {self.catalogues}; give at least one, each of 3 items or more")
-
-    @property
-    def steps(self) -> int:
-        """Timed steps of training in each measurement, after a few that are not."""
-        return 3 if self.quick else 40
 
 
 def generated(users: int, items: int, mean_length: int, seed: int) -> Dataset:

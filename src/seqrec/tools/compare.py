@@ -24,6 +24,7 @@ from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
 from seqrec.report.tables import with_interval
+from seqrec.tools.config import CompareConfig
 from seqrec.training.checks import settle_seen
 from seqrec.training.config import TrainConfig
 
@@ -40,31 +41,6 @@ METHOD = (
     f"of {TESTED} minus that of the reference; p_holm: adjusted for the number of models (Holm 1979), each protocol "
     "by itself; neither says what another training of the same model would change"
 )
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """What models are given alike, beside the training.
-
-    Args:
-        minutes: wall time for the training of each, at most, validations in it too; ``epochs`` and ``patience`` may
-            end it earlier, and the ranking of the last validation comes on top. What is found then depends on the
-            machine and can not be repeated to the byte.
-        test_negatives: items that each target is ranked against in the sampled protocol.
-        embedding_dim: width of the embeddings, in models that have them; each model's own without it.
-        max_length: items of a history that a model sees, the last ones, likewise.
-    """
-
-    minutes: float | None = None
-    test_negatives: int = 100
-    embedding_dim: int | None = None
-    max_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"minutes is {self.minutes}; give more than 0")
-        if self.test_negatives < 1:
-            raise InputError(f"test_negatives is {self.test_negatives}; give 1 or more")
 
 
 @dataclass

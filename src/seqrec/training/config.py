@@ -67,7 +67,7 @@ class TrainConfig(Options):
     logq_correction: LogQ = "all"
     calibration: Annotated[float, Range(0, 1)] = 0.75
     bpr_penalty: Weight = 1.0
-    checkpoint_minutes: Annotated[float, Range(0, 1e9)] = 10.0
+    checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 10.0
 
     def check(self) -> None:
         """Refuse negatives for a loss that has none."""
