@@ -1,8 +1,8 @@
-"""Several models on one log, under one budget and against the same candidates: which is better, and is that chance?"""
+"""Compare several models on one log, with one budget and the same candidates, and test the differences."""
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,7 @@ from seqrec.training.checks import settle_seen
 from seqrec.training.config import TrainConfig
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "ndcg@10": lambda greater, ties: metrics.ndcg(greater, ties, 10),
-    "hr@10": lambda greater, ties: metrics.hit_rate(greater, ties, 10),
-    "mrr": metrics.mrr,
-}
+METRICS = (*metrics.MAIN, "mrr")
 TESTED = "ndcg@10"
 METHOD = (
     "intervals: 95 %, over users (Agresti & Coull 1998, by the number of users that the variance is worth; of the "
@@ -49,13 +45,13 @@ class Entry:
 
     Args:
         model: its name.
-        failed: why there is nothing else here; None where it went well.
+        failed: why it has no results; None if it has.
         how: how training ended.
-        seconds: that fitting took, validations in it too.
-        epochs: how many were trained; None for a counted model.
-        parameters: learnt numbers.
-        bytes: size of all weights as a run folder holds them, counts too.
-        config: the model's.
+        seconds: time that fitting took, validations included.
+        epochs: number of trained epochs; None for a counted model.
+        parameters: number of trained weights.
+        bytes: size of all weights as a run folder holds them, counts included.
+        config: the model's options.
         results: by protocol: ``metrics`` and their ``intervals``, and beside the reference ``difference`` of
             the NDCG@10, ``difference_interval``, ``p`` and ``p_holm`` (None for the reference itself).
     """
@@ -76,13 +72,13 @@ class Comparison:
     """What :func:`compare` found.
 
     Args:
-        entries: one a model, in the order asked.
-        users: how many were tested on.
-        training: the options of training that all were given.
+        entries: one per model, in the given order.
+        users: number of users in the test.
+        training: the training options that all models were given.
         config: the other terms.
-        keep_seen: whether items of the history took places in the full ranking, and in what validated the models.
-        reference: the first model that could be trained, against which all others are tested.
-        interrupted: whether a person stopped it before its end.
+        keep_seen: whether items of the history stayed in the full ranking, in the test and in validation.
+        reference: the first model that could be trained; all others are tested against it.
+        interrupted: whether a person stopped the comparison.
     """
 
     entries: list[Entry]
@@ -100,7 +96,7 @@ class Comparison:
         return found | found.pop("config") | {"tested": TESTED, "method": METHOD, "models": entries}
 
     def frame(self) -> pl.DataFrame:
-        """A row a model and protocol, as ``compare.csv`` has it; one that failed has its reason alone."""
+        """One row per model and protocol, as in ``compare.csv``; a failed model has only its reason."""
         rows = []
         for entry in self.entries:
             for protocol in PROTOCOLS:
@@ -136,7 +132,7 @@ class Comparison:
             trained = "counted" if entry.epochs is None else f"{entry.epochs} epoch{'s' * (entry.epochs != 1)}"
             cells: list[list[str]] = [list(PROTOCOLS), *([] for _ in range(4))]
             for result in entry.results.values():
-                for cell, name in zip(cells[1:3], ("ndcg@10", "hr@10"), strict=True):
+                for cell, name in zip(cells[1:3], metrics.MAIN, strict=True):
                     cell.append(with_interval(result["metrics"][name], *result["intervals"][name]))
                 cells[3].append("" if result["difference"] is None else f"{result['difference']:+.4f}")
                 cells[4].append(_p(result["p_holm"]))
@@ -149,7 +145,7 @@ class Comparison:
         return grid
 
     def write(self, folder: str | Path) -> None:
-        """Write ``compare.json``, ``compare.csv`` and ``compare.png``, each whole or not at all."""
+        """Write ``compare.json``, ``compare.csv`` and ``compare.png``, each completely or not at all."""
         from seqrec.report.pictures import comparison_picture  # brings matplotlib
 
         folder = Path(folder)
@@ -181,18 +177,18 @@ def compare(
 ) -> Comparison:
     """Train models one after another on the same data and rank the same candidates with all.
 
-    A model that fails leaves its reason in its entry, and the others go on. Nothing is kept of a model but what it
-    scored.
+    A model that fails leaves the reason in its entry, and the others continue. Only the scores of each model are
+    kept.
 
     Args:
-        dataset: what all are trained and tested on.
+        dataset: the data that all models are trained and tested on.
         models: names of ``seqrec.MODELS``; the first is what the others are tested against.
-        config: on what terms.
-        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``, written anew after each model, so that
-            a crash loses one model only.
+        config: the terms that are the same for all models.
+        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``, rewritten after each model, so that a
+            crash loses one model only.
         progress: show a bar.
-        console: is told how each model went.
-        options: any options of :class:`Recommender`. Those of models go to the models that have them.
+        console: where the outcome of each model is printed.
+        options: any options of :class:`Recommender`; an option of some models goes to those that have it.
 
     Raises:
         InputError: an unknown model or option, nobody to test on, or no model that could be trained.
@@ -217,18 +213,9 @@ def compare(
             continue
         if console is not None:
             console.print(f"{name} …", highlight=False)
-        try:
-            recommender = _fit(entry, dataset, chosen[name] | {"keep_seen": keep_seen}, config.minutes, progress)
-            if recommender.interrupted:
-                found.interrupted = True
-                entry.failed = "a person stopped its training"
-            else:
-                values[name] = _values(recommender, targets, config, keep_seen, found.training["seed"])
-        except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-            # An hour of other models is not lost to one that does not fit this log or this machine.
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            entry.failed = f"{kind}{' '.join(str(error).split())}"
-        if name in values:
+        scored = _tried(found, entry, dataset, targets, chosen[name], progress)
+        if scored is not None:
+            values[name] = scored
             _judge(found, values)
         if console is not None:
             told = f"failed: {entry.failed}" if entry.failed else f"{entry.how}, {_time(entry.seconds or 0)}"
@@ -242,6 +229,24 @@ def compare(
     if not values and not found.interrupted:
         raise InputError("; ".join(f"{entry.model}: {entry.failed}" for entry in found.entries))
     return found
+
+
+def _tried(
+    found: Comparison, entry: Entry, dataset: Dataset, targets: Targets, options: Mapping[str, Any], progress: bool
+) -> dict[str, np.ndarray] | None:
+    """Train and rank with one model; None if it failed or a person stopped it, which its entry says."""
+    config = found.config
+    try:
+        recommender = _fit(entry, dataset, {**options, "keep_seen": found.keep_seen}, config.minutes, progress)
+        if not recommender.interrupted:
+            return _values(recommender, targets, config, found.keep_seen, found.training["seed"])
+        found.interrupted = True
+        entry.failed = "a person stopped its training"
+    except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+        # One model that does not fit this log or this machine must not cost an hour of the others.
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        entry.failed = f"{kind}{' '.join(str(error).split())}"
+    return None
 
 
 def _common() -> set[str]:
@@ -292,7 +297,7 @@ def _values(
     more: dict[str, Any] = {"negatives": config.test_negatives, "keep_seen": keep_seen, "seed": seed}
     for protocol in PROTOCOLS:
         greater, ties = ranks(recommender.model, targets, protocol=protocol, **more)
-        found[protocol] = np.column_stack([metric(greater, ties) for metric in METRICS.values()])
+        found[protocol] = np.column_stack([metrics.named(name, greater, ties) for name in METRICS])
     return found
 
 
@@ -301,7 +306,7 @@ def _judge(found: Comparison, values: Mapping[str, Mapping[str, np.ndarray]]) ->
     names = list(values)
     found.reference = names[0]
     results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
-    tested = list(METRICS).index(TESTED)
+    tested = METRICS.index(TESTED)
     for protocol in PROTOCOLS:
         blocks = [values[name][protocol] for name in names]
         differences = np.column_stack([block[:, tested] - blocks[0][:, tested] for block in blocks])

@@ -204,10 +204,7 @@ def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
 def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, float]:
     """NDCG@10 and HR@10 of the full ranking."""
     greater, ties = ranks(model, targets, keep_seen=keep_seen)
-    return {
-        "ndcg@10": float(metrics.ndcg(greater, ties, 10).mean()),
-        "hr@10": float(metrics.hit_rate(greater, ties, 10).mean()),
-    }
+    return {name: float(metrics.named(name, greater, ties).mean()) for name in metrics.MAIN}
 
 
 @contextmanager
