@@ -31,6 +31,7 @@ from seqrec.training.config import TrainConfig
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
 METRICS = (*metrics.MAIN, "mrr")
 TESTED = "ndcg@10"
+NOT_TRAINED = "not trained, because a person stopped the comparison"
 METHOD = (
     "intervals: 95 %, over users (Agresti & Coull 1998, by the number of users that the variance is worth; of the "
     "difference: Newcombe 1998, both parts by the former); p: two-sided paired t-test over users "
@@ -65,6 +66,11 @@ class Entry:
     bytes: int | None = None
     config: dict[str, Any] | None = None
     results: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def outcome(self) -> str:
+        """How it went, for people."""
+        return f"failed: {self.failed}" if self.failed else f"{self.how}, {_time(self.seconds or 0)}"
 
 
 @dataclass
@@ -194,36 +200,32 @@ def compare(
         InputError: an unknown model or option, nobody to test on, or no model that could be trained.
     """
     config = config or CompareConfig()
-    sizes = {"embedding_dim": config.embedding_dim, "max_length": config.max_length}
-    chosen = _options(models, {name: value for name, value in sizes.items() if value is not None} | options)
+    sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
+    chosen = _options(models, sizes | options)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
     split = plan.split_config.apply(dataset)
     targets = split.test
     if len(targets) == 0:
         raise InputError("there is nobody to test on: no user has a target; give a longer log or another split")
     made = out is not None and make_folder(Path(out))
-    keep_seen = settle_seen(split, plan.split_config)
-    found = Comparison([], len(targets), asdict(plan.train_config), config, keep_seen)
+    found = Comparison([], len(targets), asdict(plan.train_config), config, settle_seen(split, plan.split_config))
     values: dict[str, dict[str, np.ndarray]] = {}
-    for name in models:
+    console = console or Console(quiet=True)
+    for number, name in enumerate(models, start=1):
         entry = Entry(name)
         found.entries.append(entry)
-        if found.interrupted:
-            entry.failed = "not trained, because a person stopped the comparison"
-            continue
-        if console is not None:
-            console.print(f"{name} …", highlight=False)
+        console.print(f"{name} …", highlight=False)
         scored = _tried(found, entry, dataset, targets, chosen[name], progress)
         if scored is not None:
             values[name] = scored
             _judge(found, values)
-        if console is not None:
-            told = f"failed: {entry.failed}" if entry.failed else f"{entry.how}, {_time(entry.seconds or 0)}"
-            console.print(f"{name}: {told}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name}: {entry.outcome}", highlight=False, markup=False, soft_wrap=True)
+        if found.interrupted:
+            found.entries += [Entry(other, failed=NOT_TRAINED) for other in models[number:]]
         if out is not None and values:
             found.write(out)
-    if out is not None and values and found.interrupted:
-        found.write(out)  # with those that were not trained
+        if found.interrupted:
+            break
     if not values and made:
         Path(out or "").rmdir()
     if not values and not found.interrupted:
