@@ -437,10 +437,10 @@ def test_clipping_and_the_tables_own_rate() -> None:
         ({"calibration": 1.5}, "0 to 1"),
         ({"popularity": float("nan")}, "0 to 10"),
         ({"popularity": 400.0}, "0 to 10"),
-        ({"beta2": 0.85}, "0.9 or more"),
-        ({"checkpoint_minutes": float("nan")}, "0 or more"),
+        ({"beta2": 0.85}, "at least 0.9 and less than 1"),
+        ({"checkpoint_minutes": float("nan")}, "0 to 1000000"),
         ({"negatives": 5, "loss": "cross-entropy"}, "whole catalogue"),
-        ({"threads": 100_000}, "at most 1024"),
+        ({"threads": 100_000}, "1 to 1024"),
     ],
 )
 def test_options_out_of_range(change: dict[str, Any], hint: str) -> None:

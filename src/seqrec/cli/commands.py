@@ -91,6 +91,7 @@ def merged(training: TrainConfig | None, split: SplitConfig | None, filters: Pre
     return vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
 
 
+@with_flags
 def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> None:
     """Download a public data set.
 

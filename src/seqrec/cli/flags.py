@@ -48,8 +48,11 @@ Format = Annotated[
 
 
 def with_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose parameters that are dataclasses of options become one flag for each of their fields."""
+    """A command with its help; a parameter that is a dataclass of options becomes one flag for each field."""
+    texts = texts_of(function)
     for name, hint in get_type_hints(function, include_extras=True).items():
+        if name in texts:
+            function.__annotations__[name] = Annotated[hint, Parameter(help=texts[name])]
         kinds: list[Any] = [
             kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Options)
         ]
@@ -74,8 +77,8 @@ def flags(kind: Any) -> Any:
     return make_dataclass(kind.__name__, shown, namespace=body, frozen=True)
 
 
-def texts_of(kind: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of each field, for the help of a flag."""
+def texts_of(kind: Any) -> dict[str, str]:
+    """What the docstring of a dataclass or a command says of each field, for the help of a flag."""
     found: dict[str, str] = {}
     name, inside = "", False
     for line in (inspect.getdoc(kind) or "").splitlines():

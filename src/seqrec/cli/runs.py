@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from seqrec.cli.console import like, output, write_json, write_table
-from seqrec.cli.flags import INPUT, OUTPUT, Format, Json
+from seqrec.cli.flags import INPUT, OUTPUT, Format, Json, with_flags
 from seqrec.errors import InputError
 from seqrec.run.outputs import check_outputs
 
@@ -18,6 +18,7 @@ _CHOICE = Group("Recommendation", sort_key=2)
 _K = ["-k", "--k"]
 
 
+@with_flags
 def evaluate_command(
     run: Path,
     *,
@@ -49,6 +50,7 @@ def evaluate_command(
     write_json(json, evaluation.to_dict())
 
 
+@with_flags
 def recommend_command(
     run: Annotated[Path, Parameter(group=INPUT)],
     *,
@@ -109,6 +111,7 @@ def recommend_command(
         write_table(frames, format, out, json, "recommendations")
 
 
+@with_flags
 def similar_command(
     run: Annotated[Path, Parameter(group=INPUT)],
     *items: Annotated[str, Parameter(allow_leading_hyphen=True, group=INPUT)],

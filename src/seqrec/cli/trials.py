@@ -12,6 +12,7 @@ from seqrec.run.outputs import check_outputs
 from seqrec.tools.config import BenchConfig
 
 
+@with_flags
 def demo_command(
     *,
     out: Path = Path("runs/demo"),

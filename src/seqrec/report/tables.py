@@ -43,7 +43,7 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
     if evaluation.unreachable:
         notes.append(f"{evaluation.unreachable:,} are in the history and count as misses; --keep-seen ranks them")
     if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
-        notes.append(f"for some users only {evaluation.fewest_negatives} items were left to be negatives")
+        notes.append(f"some users left only {evaluation.fewest_negatives} items unseen to be negatives")
     shown.caption = "; ".join(notes) or None
     return shown
 
