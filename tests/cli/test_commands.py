@@ -383,7 +383,7 @@ def test_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"epochs": 2, "embedding_dim": 8, "num_blocks": 1, "max_length": 10}
     result = run_demo(place / "demo", Console(file=words, width=120), progress=False, options=options)
     out = words.getvalue()
-    for part in ("best reachable", "popularity", "markov", "recommended next", "seqrec recommend"):
+    for part in ("best possible", "popularity", "markov", "recommended next", "seqrec recommend"):
         assert part in out
     assert 0 < result["share_of_best"] <= 1.5
     assert result["metrics"]["ndcg@10"] == pytest.approx(result["share_of_best"] * result["best"]["ndcg@10"])
