@@ -151,8 +151,9 @@ def test_public_name_is_there_and_explained(name: str) -> None:
 
 
 def test_nothing_public_is_left_out() -> None:
+    assert set(seqrec.__all__) <= set(dir(seqrec))
     public = {name for name, value in vars(seqrec).items() if name[0] != "_" and not isinstance(value, ModuleType)}
-    assert public == set(seqrec.__all__)
+    assert public - {"TYPE_CHECKING"} <= set(seqrec.__all__)
 
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(seqrec.__path__, "seqrec."))

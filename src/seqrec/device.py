@@ -6,11 +6,12 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Event, Thread
-
-import polars as pl
-import torch
+from typing import TYPE_CHECKING
 
 from seqrec.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -24,6 +25,8 @@ def threads(asked: int | None = None) -> Iterator[int]:
     that wait for each other are many times slower than two. In a process that was forked after its parent computed it
     is one: OpenMP's threads stay with the parent, and the child would wait for them without end.
     """
+    import torch  # where it is used: it takes seconds, and reading a log needs nothing of it
+
     watch_forks()
     before = torch.get_num_threads()
     count = 1 if _forked.is_set() else asked or min(before, usable_processors())
@@ -49,6 +52,8 @@ def watch_forks() -> None:
 
 
 def _be_forked() -> None:
+    import torch
+
     _forked.set()
     torch.set_num_threads(1)
 
@@ -62,6 +67,8 @@ def check_polars(what: str) -> None:
     if not _forked.is_set():
         return
     if not _lost.is_set():
+        import polars as pl
+
         frame = pl.DataFrame({"number": [2, 1]})
         probe = Thread(target=frame.sort, args=("number",), daemon=True)  # hangs for ever where there are none
         probe.start()
@@ -107,6 +114,8 @@ def usual_torch() -> Iterator[None]:
 
     It is as the program had it afterwards.
     """
+    import torch
+
     kind = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -123,13 +132,15 @@ def usual_torch() -> Iterator[None]:
 
 
 @contextmanager
-def own_random_state(device: torch.device, seed: int | None = None) -> Iterator[None]:
+def own_random_state(device: "torch.device", seed: int | None = None) -> Iterator[None]:
     """What torch's global generators do within leaves their state as it was.
 
     Args:
         device: whose generators are kept, beside the CPU's.
         seed: of the CPU's within; by default it goes on from where it is.
     """
+    import torch
+
     devices = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
@@ -137,12 +148,14 @@ def own_random_state(device: torch.device, seed: int | None = None) -> Iterator[
         yield
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto") -> "torch.device":
     """``auto`` is CUDA where there is one, else MPS, else the CPU.
 
     Raises:
         InputError: the device is not available, or no device that numbers can be computed on.
     """
+    import torch
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -158,7 +171,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 and its like are one device
 
 
-def copied(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+def copied(value: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     """A tensor on another device. A copy from the host to a GPU goes by pinned memory, so that nothing waits for it."""
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import polars as pl
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.fields import check_fields, plain_options
+from seqrec.data.fields import check_fields
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.people import given_people, known_items, known_people, listed_items
@@ -62,7 +62,7 @@ class Recommender:
             names = ", ".join(sorted(set().union(*known.values())))
             raise InputError(f"{model} has no option {unknown[0]!r}; it takes {names}")
         given = [{key: value for key, value in options.items() if key in known[kind]} for kind in kinds]
-        chosen = [kind(**plain_options(kind, values)) for kind, values in zip(kinds, given, strict=True)]
+        chosen = [kind(**values) for kind, values in zip(kinds, given, strict=True)]
         self.model_name = model
         self.model_config, self.train_config, self.prepare_config, self.split_config = chosen
         self._config: RunConfig | None = None
@@ -340,7 +340,7 @@ class Recommender:
         options = {**config.model_config, **config.training, **asdict(config.prepare), **asdict(config.split)}
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         try:
-            check_fields(TrainConfig, config.training, fractions=True)
+            check_fields(TrainConfig, config.training)
             recommender = cls(config.model, **options)
         except (TypeError, ValueError) as error:
             raise InputError(f"{run.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error

@@ -249,7 +249,7 @@ def test_once_differs_from_repeat():
     [
         ({"min_user_interactions": 0}, "min_user_interactions is 0; give 1 or more"),
         ({"min_item_interactions": -3}, "min_item_interactions is -3"),
-        ({"core": "twice"}, "core is 'twice'; give one of once, repeat"),
+        ({"core": "twice"}, "core is 'twice'; give once or repeat"),
         ({"duplicates": "no"}, "duplicates is 'no'"),
         ({"min_user_interactions": 100}, "nothing is left of 3 interactions after the filters .*100"),
         ({"min_item_interactions": 100}, "nothing is left of 3 interactions"),

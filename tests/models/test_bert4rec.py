@@ -304,11 +304,11 @@ def test_attention_dropout_is_that_of_attention():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_length": 0}, "max_length is 0; give 1 or more"),
+        ({"max_length": 0}, "max_length is 0; give 1 to 1048576"),
         ({"embedding_dim": -1}, "embedding_dim is -1"),
         ({"num_heads": 0}, "num_heads is 0"),
         ({"num_blocks": -1}, "num_blocks is -1; give 0 or more"),
-        ({"feedforward_dim": 0}, "feedforward_dim is 0; give 1 or more, or none"),
+        ({"feedforward_dim": 0}, "feedforward_dim is 0; give 1 or more, or leave it out"),
         ({"embedding_dim": 10, "num_heads": 3}, "embedding_dim 10 is not a multiple of num_heads 3"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"attention_dropout": -0.5}, "attention_dropout is -0.5"),

@@ -276,12 +276,12 @@ def test_the_start():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_length": 0}, "max_length is 0; give 1 or more"),
+        ({"max_length": 0}, "max_length is 0; give 1 to 1048576"),
         ({"window": 0}, "window is 0; give 1 or more"),
         ({"window": 6, "max_length": 5}, "window is 6, more than max_length 5; give at most that"),
         ({"num_targets": 0}, "num_targets is 0"),
         ({"embedding_dim": -1}, "embedding_dim is -1"),
-        ({"user_dim": -1}, "user_dim is -1; give 0 or more, or none"),
+        ({"user_dim": -1}, "user_dim is -1; give 0 or more, or leave it out"),
         ({"horizontal_filters": -1}, "horizontal_filters is -1; give 0 or more"),
         ({"vertical_filters": -2}, "vertical_filters is -2"),
         ({"vertical_filters": 0, "horizontal_filters": 0}, "there are no filters; give horizontal_filters"),

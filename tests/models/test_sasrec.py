@@ -234,7 +234,7 @@ def test_dropout_acts_in_training_alone():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_length": 0}, "max_length is 0; give 1 or more"),
+        ({"max_length": 0}, "max_length is 0; give 1 to 1048576"),
         ({"embedding_dim": -1}, "embedding_dim is -1"),
         ({"num_heads": 0}, "num_heads is 0"),
         ({"num_blocks": -1}, "num_blocks is -1; give 0 or more"),
@@ -246,7 +246,7 @@ def test_dropout_acts_in_training_alone():
         ({"attention_dim": 0}, "attention_dim is 0"),
         ({"attention_dim": -8}, "attention_dim is -8"),
         ({"random_start": 1.5}, "random_start is 1.5; give 0 to 1"),
-        ({"feedforward_dims": (8, 0)}, "feedforward_dims are"),
+        ({"feedforward_dims": (8, 0)}, "feedforward_dims is"),
         ({"l2": -1.0}, "l2 is -1.0"),
         ({"l2": float("nan")}, "l2 is nan"),
         ({"norm": "none"}, "norm is 'none'; give paper, pre or post"),

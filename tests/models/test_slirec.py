@@ -359,12 +359,13 @@ def test_dropout_acts_in_training_alone():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_length": 0}, "max_length is 0; give 1 or more"),
+        ({"max_length": 0}, "max_length is 0; give 1 to 1048576"),
         ({"embedding_dim": -1}, "embedding_dim is -1"),
         ({"attention_dim": 0}, "attention_dim is 0"),
         ({"attention_length": 0}, "attention_length is 0"),
-        ({"attention_hidden_dims": ()}, r"attention_hidden_dims are \(\); give one or more"),
-        ({"hidden_dims": (8, 0)}, r"hidden_dims are \(8, 0\)"),
+        ({"attention_length": 10**9}, "attention_length is 1000000000; give 1 to 1024"),
+        ({"attention_hidden_dims": ()}, "attention_hidden_dims is \\(\\); give at least one number"),
+        ({"hidden_dims": (8, 0)}, r"hidden_dims is \(8, 0\)"),
         ({"num_categories": -1}, "num_categories is -1; give 0 or more"),
         ({"num_categories": 2, "category_dim": 64}, "category_dim is 64; give less than embedding_dim 64"),
         ({"category_dim": 0}, "category_dim is 0"),

@@ -280,7 +280,7 @@ def test_penalty():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_length": 0}, "max_length is 0; give 1 or more"),
+        ({"max_length": 0}, "max_length is 0; give 1 to 1048576"),
         ({"embedding_dim": -1}, "embedding_dim is -1"),
         ({"num_heads": 0}, "num_heads is 0"),
         ({"time_span": 0}, "time_span is 0; give 1 or more"),

@@ -23,13 +23,11 @@ from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.ssept import SSEPT, SSEPTConfig
 from seqrec.ranking.metrics import hit_rate
 from seqrec.ranking.protocols import ranks
+from seqrec.training.config import LogQ
 from seqrec.training.loop import train
 from seqrec.training.objective import (
-    LogQ,
     Objective,
     _own_negatives,
-    check_loss,
-    default_popularity,
     draw_task,
     mark_tables,
     training_loss,
@@ -438,40 +436,6 @@ def test_gradients_are_sparse_but_where_a_loss_reads_all_of_the_catalogue(datase
     value.backward()
     for table in (model.item_embedding, model.item_bias):
         assert table.weight.grad.is_sparse == (loss != "cross-entropy")
-
-
-def test_unknown_losses_are_refused():
-    for loss in (None, *get_args(Loss)):
-        check_loss(loss)
-    with pytest.raises(InputError, match="unknown loss 'hinge'; give sampled-softmax, bce"):
-        check_loss("hinge")
-
-
-def test_the_popularity_of_negatives_where_none_is_named():
-    assert default_popularity("sampled-softmax", None, 3000) == 0.25
-    assert default_popularity("sampled-softmax", None, 1024) == 0.0
-    assert default_popularity("sampled-softmax", 100, 101) == 0.25
-    assert default_popularity("bce", None, 3000) == default_popularity("bpr-max", 10, 3000) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("given", "loss", "negatives", "popularity"),
-    [
-        ({}, "sampled-softmax", 1024, 0.25),
-        ({"negatives": 3000}, "sampled-softmax", 3000, 0.0),
-        ({"popularity": 0.0}, "sampled-softmax", 1024, 0.0),
-        ({"loss": "bce"}, "bce", 1, 0.0),
-        ({"loss": "bce", "negatives": 3, "popularity": 0.5}, "bce", 3, 0.5),
-        ({"loss": "gbce"}, "gbce", 256, 0.0),
-        ({"loss": "top1-max"}, "top1-max", 1024, 0.0),
-        ({"loss": "cross-entropy"}, "cross-entropy", None, None),
-    ],
-)
-def test_options_left_open_are_resolved_once(given, loss, negatives, popularity):
-    found = TrainConfig(**given).resolved("sampled-softmax", 3000)
-    assert (found.loss, found.negatives, found.popularity) == (loss, negatives, popularity)
-    assert found.resolved("bce", 3000) == found
-    assert Objective(loss, given.get("negatives"), 0.0, 0.0).negatives == negatives
 
 
 def test_own_negatives_are_the_naive_loop():

@@ -5,16 +5,16 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from seqrec.data.formats.write import KINDS, text_of, write_frames, write_parquet
 from seqrec.errors import CONTROL, InputError, printable
-from seqrec.files import replacing
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class PlainConsole(Console):
@@ -44,6 +44,8 @@ def write_json(to: str | None, values: Any) -> None:
     """Values as JSON to a file, or to standard output for -."""
     if to is None:
         return
+    from seqrec.files import replacing
+
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
     # JSON's own escapes say the same, and nothing that a terminal would act on is left.
     text = "\n".join(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
@@ -55,9 +57,14 @@ def write_json(to: str | None, values: Any) -> None:
 
 
 def write_table(
-    frames: Iterable[pl.DataFrame], kind: str | None, out: Path | None, json_to: str | None, title: str
+    frames: "Iterable[pl.DataFrame]", kind: str | None, out: Path | None, json_to: str | None, title: str
 ) -> None:
     """Frames of one table, one after another; only JSON needs all of them at once."""
+    import polars as pl
+
+    from seqrec.data.formats.write import KINDS, text_of, write_frames, write_parquet
+    from seqrec.files import replacing
+
     ending = out.suffix if out else ""
     if kind is None and ending not in (*KINDS, "", ".txt"):  # a table for people holds the first rows alone
         raise InputError(f"{out}: is of no known kind; end its name in {', '.join(KINDS)}, or give --format")
@@ -95,8 +102,10 @@ def _write_out(content: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def grid(frames: Iterable[pl.DataFrame], title: str, most: int = 200) -> Table:
+def grid(frames: "Iterable[pl.DataFrame]", title: str, most: int = 200) -> Table:
     """The first rows as a table for people."""
+    import polars as pl
+
     height, heads = 0, []
     for frame in frames:
         heads.append(frame.head(max(most - height, 0)))
@@ -117,8 +126,10 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else printable(str(value))
 
 
-def like(ids: list[str], dtype: pl.DataType) -> pl.Series:
+def like(ids: list[str], dtype: "pl.DataType") -> "pl.Series":
     """Ids of a command line in the type of the log's, so that results join with it."""
+    import polars as pl
+
     asked = pl.Series("user_id", ids, dtype=pl.String)
     typed = asked.cast(dtype, strict=False)
     return typed if (typed.cast(pl.String) == asked).fill_null(False).all() else asked

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,11 +13,8 @@ from torch import Tensor
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.id_table import IdTable
-from seqrec.data.split import Histories
+from seqrec.data.split import Histories, Windows
 from seqrec.device import copied
-
-#: Which windows of a long history an epoch shows.
-Windows = Literal["last", "all"]
 
 
 @dataclass(frozen=True, eq=False)

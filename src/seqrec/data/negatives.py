@@ -1,6 +1,10 @@
 """Draw items that are not a user's own, vectorised. Items are 1 to ``num_items``."""
 
+from typing import Literal
+
 import numpy as np
+
+Loss = Literal["sampled-softmax", "bce", "gbce", "cross-entropy", "bpr-max", "top1-max"]
 
 
 class UniformSampler:

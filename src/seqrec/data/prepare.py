@@ -1,13 +1,13 @@
 """From a log frame to a :class:`Dataset`: filters, id tables, order, statistics, saving."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.fields import check_fields
+from seqrec.data.fields import Count, Options, check_fields
 from seqrec.data.id_table import IdTable
 from seqrec.data.log_items import find_items, table_of_log
 from seqrec.data.statistics import PART_ROWS, copies_of, counts_of, statistics_of, tied_to_next
@@ -18,25 +18,25 @@ Duplicates = Literal["keep", "drop-copies", "drop-consecutive", "drop"]
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Options):
     """What of the log is kept. The steps run in the order of the fields.
 
     Args:
-        min_rating: keep interactions rated at least this; needs a rating column. What is dropped is not learnt from,
-            but counts as met: it is not recommended to this user again.
-        duplicates: what to do when a user meets an item again: ``keep`` every interaction, ``drop-copies``
-            (rows with the same user, item and time), ``drop-consecutive`` repetitions in a row (the first of a
-            run stays), or ``drop`` every repetition (the first interaction with the item stays).
-        min_user_interactions: keep users with at least so many interactions (k-core).
-        min_item_interactions: keep items with at least so many interactions (k-core).
-        core: ``once`` counts users and items on the same log and filters in one pass, after which
-            some counts may be below the minimum again; ``repeat`` filters until nothing changes.
+        min_rating: Keep interactions with at least this rating; the log must have ratings. The model does not learn
+            from the others, but their items count as seen: they are not recommended to that user again.
+        duplicates: What to do when a user meets an item again. keep: keep every interaction; drop-copies: drop rows
+            with the same user, item and time; drop-consecutive: of repetitions in a row, keep the first; drop: keep the
+            first interaction with each item.
+        min_user_interactions: Keep users with at least this many interactions (k-core).
+        min_item_interactions: Keep items with at least this many interactions (k-core).
+        core: How often to apply the two minimums. once: in one pass, after which some counts may be below them again;
+            repeat: until nothing changes.
     """
 
     min_rating: float | None = None
     duplicates: Duplicates = "keep"
-    min_user_interactions: int = 1
-    min_item_interactions: int = 1
+    min_user_interactions: Count = 1
+    min_item_interactions: Count = 1
     core: Core = "repeat"
 
 
@@ -144,13 +144,7 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
 
 
 def _check(config: PrepareConfig, frame: pl.DataFrame) -> None:
-    """Refuse values out of range, and filters that need what the frame does not have."""
-    for name in ("min_user_interactions", "min_item_interactions"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; give 1 or more")
-    for name, known in (("core", get_args(Core)), ("duplicates", get_args(Duplicates))):
-        if getattr(config, name) not in known:
-            raise InputError(f"{name} is {getattr(config, name)!r}; give one of {', '.join(known)}")
+    """Refuse filters that need what the frame does not have."""
     if frame.height == 0:
         raise InputError("the log has no interactions; give one with at least two by one user")
     if config.min_rating is not None and "rating" not in frame.columns:

@@ -8,10 +8,13 @@ from typing import Literal
 import numpy as np
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.fields import Options
 from seqrec.data.statistics import counts_of
 from seqrec.errors import InputError
 
 Moment = int | float | str | date
+#: Which windows of a long history training shows.
+Windows = Literal["last", "all"]
 FEW = 10_000  # targets from which a share is estimated
 
 
@@ -243,17 +246,17 @@ def _first_after(
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Options):
     """What trains, validates and tests.
 
     Args:
-        split: ``last-two`` (the last item of a user tests, the one before validates; users of fewer
-            than 3 only train) or ``time`` (the same two moments for everybody).
-        valid_from: first moment of validation, for ``time``: an ISO date, with a time or without (UTC where it names
-            no zone), or unix seconds. By default 80 % of the log lie before it.
-        test_from: first moment of the test, likewise. By default 90 % of the log lie before it.
-        keep_seen: whether items of the history take places in the rankings that validate and test, and in what the
-            run recommends. By default they do where most validation items were in the history already.
+        split: How to split the log. last-two: the last item of each user tests and the one before it validates (users
+            with fewer than 3 only train); time: the same two moments for everybody.
+        valid_from: Start of validation, with --split time: an ISO date, with or without a time (UTC unless it names a
+            zone), or Unix seconds. By default after 80 % of the log.
+        test_from: Start of the test, likewise. By default after 90 % of the log.
+        keep_seen: Keep items of the history in the rankings that validate and test, and in what the run recommends;
+            --keep-seen=false removes them. By default they stay only if most validation items were in the history.
     """
 
     split: Literal["last-two", "time"] = "last-two"
@@ -262,16 +265,16 @@ class SplitConfig:
     keep_seen: bool | None = None
 
     def __post_init__(self) -> None:
+        """Also turn dates into Unix seconds."""
         for name in ("valid_from", "test_from"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, moment_of(getattr(self, name), name))
+        super().__post_init__()
 
     def apply(self, dataset: Dataset) -> Split:
         """Split a dataset."""
         if self.split == "time":
             return split_by_time(dataset, self.valid_from, self.test_from)
-        if self.split != "last-two":
-            raise InputError(f"unknown split {self.split!r}; give last-two or time")
         if self.valid_from is not None or self.test_from is not None:
             raise InputError("valid_from and test_from belong to the split by time; give --split time too")
         return split_last_two(dataset)

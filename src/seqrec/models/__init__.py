@@ -40,5 +40,4 @@ def build_model(name: str, config: Mapping[str, Any], num_items: int, num_users:
     unknown = sorted(set(config) - known)
     if unknown:
         raise InputError(f"{name} has no {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    return kind(kind.Config(**values), num_items, num_users)
+    return kind(kind.Config(**config), num_items, num_users)

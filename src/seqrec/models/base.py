@@ -1,15 +1,14 @@
 """The contract that every model keeps."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
+from seqrec.data.negatives import Loss
 from seqrec.data.split import Histories
-
-Loss = Literal["sampled-softmax", "bce", "gbce", "cross-entropy", "bpr-max", "top1-max"]
 
 
 class Model(nn.Module):

@@ -1,7 +1,7 @@
 """BERT4Rec: sequential recommendation with bidirectional encoder representations (Sun et al., CIKM 2019)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -9,62 +9,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share
+from seqrec.data.negatives import Loss
 from seqrec.errors import InputError
-from seqrec.models.base import Loss, Model
+from seqrec.models.base import Model
 from seqrec.models.blocks import Attention, Dropout, reset_layers
 from seqrec.models.grouping import Grouping, group
 
 
 @dataclass(frozen=True)
-class BERT4RecConfig:
+class BERT4RecConfig(Options):
     """Sizes, masking and regularisation of BERT4Rec.
 
     Args:
-        max_length: items of a history that the model sees, the last ones; the mask comes after them, so this is
+        max_length: Number of most recent items of a history that the model sees. The mask comes after them, so this is
             N - 1 of the paper.
-        embedding_dim: width of the item embeddings and hidden states (d).
-        num_blocks: transformer layers (L).
-        num_heads: heads of each attention (h); the embedding's width is divided among them.
-        feedforward_dim: hidden width of the point-wise network; four times the embedding's without it.
-        dropout: probability, on the embedded input, after each attention and after each point-wise network.
-        attention_dropout: probability, on the attention weights; that of ``dropout`` without it.
-        mask_probability: share of a history that training masks (rho), at least one item.
-        last_probability: probability that training masks the last item of a history alone instead.
-        random_start: probability that training shows a window of a long history that starts anywhere, not its end.
+        embedding_dim: Width of the item embeddings and hidden states (d in the paper).
+        num_blocks: Number of transformer layers (L in the paper).
+        num_heads: Number of attention heads (h in the paper); they divide ``embedding_dim`` among them.
+        dropout: Dropout on the embedded input, after each attention and after each point-wise network.
+        mask_probability: Share of a history that training masks (rho in the paper), at least one item.
+        last_probability: Probability that training masks the last item alone instead.
+        feedforward_dim: Hidden width of the point-wise network. By default four times ``embedding_dim``.
+        attention_dropout: Dropout on the attention weights. By default the same as ``dropout``.
+        random_start: Probability that training shows a random window of a history longer than ``max_length`` instead
+            of its end.
     """
 
-    max_length: int = 50
-    embedding_dim: int = 64
-    num_blocks: int = 2
-    num_heads: int = 2
-    feedforward_dim: int | None = None
-    dropout: float = 0.2
-    attention_dropout: float | None = None
-    mask_probability: float = 0.2
-    last_probability: float = 0.1
-    random_start: float = 0.0
+    max_length: Length = 50
+    embedding_dim: Count = 64
+    num_blocks: Annotated[int, Range(0)] = 2
+    num_heads: Count = 2
+    dropout: Dropped = 0.2
+    mask_probability: Annotated[float, Range(above=0, most=1)] = 0.2
+    last_probability: Share = 0.1
+    feedforward_dim: Count | None = None
+    attention_dropout: Dropped | None = None
+    random_start: Share = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("max_length", "embedding_dim", "num_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.num_blocks < 0:
-            raise InputError(f"num_blocks is {self.num_blocks}; give 0 or more")
-        if self.feedforward_dim is not None and self.feedforward_dim < 1:
-            raise InputError(f"feedforward_dim is {self.feedforward_dim}; give 1 or more, or none")
+    def check(self) -> None:
+        """Refuse heads that do not divide the width."""
         if self.embedding_dim % self.num_heads:
             raise InputError(
                 f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
             )
-        for name in ("dropout", "attention_dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise InputError(f"{name} is {value}; give at least 0 and less than 1")
-        if not 0 < self.mask_probability <= 1:
-            raise InputError(f"mask_probability is {self.mask_probability}; give more than 0 and at most 1")
-        for name in ("last_probability", "random_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 to 1")
+
+    def resolved(self) -> "BERT4RecConfig":
+        """With the width and the dropout that follow from others."""
+        dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
+        width = self.feedforward_dim or 4 * self.embedding_dim
+        return replace(self, feedforward_dim=width, attention_dropout=dropout)
 
 
 class BERT4RecBlock(nn.Module):

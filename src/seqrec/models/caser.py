@@ -1,63 +1,58 @@
 """Caser: personalized top-N recommendation by convolutional sequence embedding (Tang & Wang, WSDM 2018)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Dropped, Length, Options, Range, Weight
+from seqrec.data.negatives import Loss
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
-from seqrec.models.base import Loss, Model
+from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, UserEmbedding
 
 
 @dataclass(frozen=True)
-class CaserConfig:
+class CaserConfig(Options):
     """Sizes and regularisation of Caser.
 
     Args:
-        max_length: items of a history that training and prediction go through, the last ones.
-        window: items before a position that its convolutions see, the last ones (L in the paper).
-        num_targets: items after a position that it learns to predict (T in the paper).
-        embedding_dim: width of the item embeddings and of the sequence's vector (d).
-        user_dim: width of the user embeddings, 0 for none; the items' without it.
-        horizontal_filters: filters of each height from 1 to ``window`` (n in the paper).
-        vertical_filters: filters over the window of each dimension (n with a tilde).
-        dropout: probability, on the outcome of the convolutions.
-        l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens, and of the
-            squared weights of the filters and the fully connected layer.
+        max_length: Number of most recent items of a history that training and prediction go through.
+        window: Number of items before a position that the convolutions see (L in the paper); at most ``max_length``.
+        num_targets: Number of items after a position that the model learns to predict (T in the paper).
+        embedding_dim: Width of the item embeddings and of the sequence's vector (d in the paper).
+        user_dim: Width of the user embeddings; 0 for none. By default ``embedding_dim``.
+        horizontal_filters: Number of filters of each height from 1 to ``window`` (n in the paper).
+        vertical_filters: Number of filters over the window of each dimension (n with a tilde in the paper).
+        dropout: Dropout on the output of the convolutions.
+        l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens, and of the squared
+            weights of the filters and the fully connected layer.
     """
 
-    max_length: int = 50
-    window: int = 5
-    num_targets: int = 3
-    embedding_dim: int = 64
-    user_dim: int | None = None
-    horizontal_filters: int = 16
-    vertical_filters: int = 4
-    dropout: float = 0.5
-    l2: float = 0.0
+    max_length: Length = 50
+    window: Count = 5
+    num_targets: Count = 3
+    embedding_dim: Count = 64
+    user_dim: Annotated[int, Range(0)] | None = None
+    horizontal_filters: Annotated[int, Range(0)] = 16
+    vertical_filters: Annotated[int, Range(0)] = 4
+    dropout: Dropped = 0.5
+    l2: Weight = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("max_length", "window", "num_targets", "embedding_dim"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("horizontal_filters", "vertical_filters"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
+    def check(self) -> None:
+        """Refuse convolutions of nothing, or of more than there is."""
         if self.horizontal_filters + self.vertical_filters == 0:
             raise InputError("there are no filters; give horizontal_filters or vertical_filters")
         if self.window > self.max_length:
             raise InputError(f"window is {self.window}, more than max_length {self.max_length}; give at most that")
-        if self.user_dim is not None and self.user_dim < 0:
-            raise InputError(f"user_dim is {self.user_dim}; give 0 or more, or none")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; give at least 0 and less than 1")
-        if not self.l2 >= 0:
-            raise InputError(f"l2 is {self.l2}; give 0 or more")
+
+    def resolved(self) -> "CaserConfig":
+        """With the width of the user embeddings."""
+        return replace(self, user_dim=self.embedding_dim if self.user_dim is None else self.user_dim)
 
 
 class Caser(Model):

@@ -1,6 +1,6 @@
 """GRU4Rec: recurrent neural networks for the next item (Hidasi et al., ICLR 2016; GRU4Rec+: CIKM 2018)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -10,52 +10,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Dropped, Length, Options, Weight
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
 
 
 @dataclass(frozen=True)
-class GRU4RecConfig:
+class GRU4RecConfig(Options):
     """Sizes and regularisation of GRU4Rec.
 
     Args:
-        max_length: items of a history that the model sees, the last ones.
-        embedding_dim: width of the item embeddings.
-        hidden_dim: width of the recurrent layers; the embedding's without it.
-        num_layers: recurrent layers, each on the states of the one below.
-        embedding_dropout: probability, on the embedded input.
-        hidden_dropout: probability, on the states of every layer.
-        separate_output: output vectors of their own; otherwise the item embeddings serve at both ends.
-        elu: alpha of an ELU on the scores, which bpr-max may like (0.5 or 1 in the authors' parameter files); 0 for
-            none.
+        max_length: Number of most recent items of a history that the model sees.
+        embedding_dim: Width of the item embeddings.
+        hidden_dim: Width of the recurrent layers. By default ``embedding_dim``.
+        num_layers: Number of recurrent layers, each on the states of the one below.
+        embedding_dropout: Dropout on the embedded input.
+        hidden_dropout: Dropout on the states of every layer.
+        separate_output: Learn separate output vectors. By default the item embeddings serve as input and output.
+        elu: Alpha of an ELU on the scores, which helps with bpr-max (0.5 or 1 in the authors' parameter files). 0 turns
+            it off.
     """
 
-    max_length: int = 50
-    embedding_dim: int = 64
-    hidden_dim: int | None = None
-    num_layers: int = 1
-    embedding_dropout: float = 0.2
-    hidden_dropout: float = 0.5
+    max_length: Length = 50
+    embedding_dim: Count = 64
+    hidden_dim: Count | None = None
+    num_layers: Count = 1
+    embedding_dropout: Dropped = 0.2
+    hidden_dropout: Dropped = 0.5
     separate_output: bool = False
-    elu: float = 0.0
+    elu: Weight = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("max_length", "embedding_dim", "num_layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.hidden_dim is not None and self.hidden_dim < 1:
-            raise InputError(f"hidden_dim is {self.hidden_dim}; give 1 or more, or none")
+    def check(self) -> None:
+        """Refuse two widths for one table."""
         if self.hidden_dim not in (None, self.embedding_dim) and not self.separate_output:
             raise InputError(
                 f"hidden_dim is {self.hidden_dim} and embedding_dim {self.embedding_dim}, which the shared table can't "
                 "serve; give the same, or separate_output"
             )
-        for name in ("embedding_dropout", "hidden_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least 0 and less than 1")
-        if not 0 <= self.elu < float("inf"):
-            raise InputError(f"elu is {self.elu}; give 0 or more")
+
+    def resolved(self) -> "GRU4RecConfig":
+        """With the width of the recurrent layers."""
+        return replace(self, hidden_dim=self.hidden_dim or self.embedding_dim)
 
 
 class GRU4Rec(Model):

@@ -1,15 +1,15 @@
 """Markov: what most often came right after the last item, with popularity behind it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch, pack, trainable
+from seqrec.data.fields import Length, Options, Range
 from seqrec.data.split import Histories
-from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.popularity import check_counts
 
@@ -17,20 +17,16 @@ _HISTORIES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
-class MarkovConfig:
+class MarkovConfig(Options):
     """How much popularity mixes in.
 
     Args:
-        alpha: weight of popularity, in transitions.
-        max_length: items of a history that the model sees: the last one.
+        alpha: Weight of popularity, as a number of transitions.
+        max_length: Number of most recent items of a history that the model sees; it uses the last one.
     """
 
-    alpha: float = 1.0
-    max_length: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise InputError(f"alpha is {self.alpha}; give more than 0")
+    alpha: Annotated[float, Range(above=0, most=float("inf"))] = 1.0
+    max_length: Length = 1
 
 
 class Markov(Model):

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Length, Options
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 
 
 @dataclass(frozen=True)
-class PopularityConfig:
+class PopularityConfig(Options):
     """Nothing to set.
 
     Args:
-        max_length: items of a history that the model is given; it looks at none of them.
+        max_length: Number of most recent items of a history that the model is given; it uses none of them.
     """
 
-    max_length: int = 1
+    max_length: Length = 1
 
 
 class Popularity(Model):

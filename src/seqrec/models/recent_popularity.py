@@ -1,12 +1,14 @@
 """Recent popularity: the same items for everybody, those with the most interactions of late first."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch, pack
+from seqrec.data.fields import Length, Options, Range
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
@@ -17,20 +19,16 @@ _HISTORIES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
-class RecentPopularityConfig:
+class RecentPopularityConfig(Options):
     """How recent is recent.
 
     Args:
-        days: interactions of so many days before the last one in training count.
-        max_length: items of a history that the model is given; it looks at none of them.
+        days: Number of days before the last interaction in training whose interactions count.
+        max_length: Number of most recent items of a history that the model is given; it uses none of them.
     """
 
-    days: float = 7.0
-    max_length: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.days > 0:
-            raise InputError(f"days is {self.days}; give more than 0")
+    days: Annotated[float, Range(above=0, most=float("inf"))] = 7.0
+    max_length: Length = 1
 
 
 class RecentPopularity(Model):

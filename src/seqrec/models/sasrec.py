@@ -1,13 +1,14 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, reset_layers
@@ -15,60 +16,50 @@ from seqrec.models.grouping import Grouping, group
 
 
 @dataclass(frozen=True)
-class SASRecConfig:
+class SASRecConfig(Options):
     """Sizes and regularisation of SASRec.
 
     Args:
-        max_length: items of a history that the model sees, the last ones (n in the paper).
-        embedding_dim: width of the item embeddings and hidden states (d).
-        attention_dim: width of queries, keys and values; the embedding's without it.
-        num_blocks: self-attention blocks (b).
-        num_heads: heads of each attention; the attention's width is divided among them.
-        feedforward_dims: hidden widths of the point-wise network; one of the embedding's without it.
-        dropout: probability, on the embedded input, the attention weights and the point-wise network. 0.5 suits
-            logs of short histories, as in the paper; where users have a hundred items and more, try 0.2.
-        random_start: probability that training shows another window than the last of a history longer than
-            ``max_length``, so that what lies before it is learnt from too (SSE-PT++ has it: Wu et al. 2020).
-        l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens.
-        norm: where layer norm sits. ``paper``: as in the authors' code, on the queries and the
-            point-wise network's input, whose normalised value also feeds the residual; ``pre``: before
-            each part, with the residual past it; ``post``: after each residual.
+        max_length: Number of most recent items of a history that the model sees (n in the paper).
+        embedding_dim: Width of the item embeddings and hidden states (d in the paper).
+        num_blocks: Number of self-attention blocks (b in the paper).
+        num_heads: Number of attention heads; they divide the attention's width among them.
+        dropout: Dropout on the embedded input, the attention weights and the point-wise network. 0.5, as in the paper,
+            suits short histories; try 0.2 where users have a hundred items or more.
+        attention_dim: Width of queries, keys and values. By default ``embedding_dim``.
+        feedforward_dims: Hidden widths of the point-wise network. By default one layer of ``embedding_dim``.
+        norm: Place of the layer norm. paper: on the queries and on the input of the point-wise network, as in the
+            authors' code; pre: before each part, with the residual around both; post: after each residual.
+        random_start: Probability that training shows a random window of a history longer than ``max_length`` instead
+            of its end, so that the model also learns from older items (as SSE-PT++ does, Wu et al. 2020).
+        l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens.
     """
 
-    max_length: int = 50
-    embedding_dim: int = 64
-    attention_dim: int | None = None
-    num_blocks: int = 2
-    num_heads: int = 1
-    feedforward_dims: tuple[int, ...] | None = None
-    dropout: float = 0.5
-    random_start: float = 0.0
-    l2: float = 0.0
+    max_length: Length = 50
+    embedding_dim: Count = 64
+    num_blocks: Annotated[int, Range(0)] = 2
+    num_heads: Count = 1
+    dropout: Dropped = 0.5
+    attention_dim: Count | None = None
+    feedforward_dims: Annotated[tuple[int, ...], Range(1)] | None = None
     norm: Literal["paper", "pre", "post"] = "paper"
+    random_start: Share = 0.0
+    l2: Weight = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("max_length", "embedding_dim", "num_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.num_blocks < 0:
-            raise InputError(f"num_blocks is {self.num_blocks}; give 0 or more")
-        if self.attention_dim is not None and self.attention_dim < 1:
-            raise InputError(f"attention_dim is {self.attention_dim}; give 1 or more, or none")
-        if any(width < 1 for width in self.feedforward_dims or ()):
-            raise InputError(f"feedforward_dims are {self.feedforward_dims}; give 1 or more each")
-        if not 0 <= self.random_start <= 1:
-            raise InputError(f"random_start is {self.random_start}; give 0 to 1")
-        if not self.l2 >= 0:
-            raise InputError(f"l2 is {self.l2}; give 0 or more")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; give at least 0 and less than 1")
-        if (self.attention_dim or self.embedding_dim) % self.num_heads:
-            raise InputError(
-                f"attention_dim {self.attention_dim or self.embedding_dim} is not a multiple of "
-                f"num_heads {self.num_heads}; give one that is"
-            )
-        if self.norm not in ("paper", "pre", "post"):
-            raise InputError(f"norm is {self.norm!r}; give paper, pre or post")
+    def check(self) -> None:
+        """Refuse heads that do not divide the attention's width."""
+        width = self.attention_dim or self.embedding_dim
+        if width % self.num_heads:
+            raise InputError(f"attention_dim {width} is not a multiple of num_heads {self.num_heads}; give one that is")
+
+    def resolved(self) -> "SASRecConfig":
+        """With the widths that follow from ``embedding_dim``."""
+        dim = self.embedding_dim
+        widths = {
+            "attention_dim": self.attention_dim or dim,
+            "feedforward_dims": self.feedforward_dims or (dim,),
+        }
+        return replace(self, **widths)  # type: ignore[arg-type]
 
 
 class SASRecBlock(nn.Module):

@@ -3,15 +3,17 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Dropped, Length, Options, Range
+from seqrec.data.negatives import Loss
 from seqrec.errors import InputError
-from seqrec.models.base import Loss, Model
+from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
 from seqrec.models.grouping import Grouping, group
 
@@ -20,49 +22,39 @@ _DAY = 86_400
 
 
 @dataclass(frozen=True)
-class SLiRecConfig:
+class SLiRecConfig(Options):
     """Sizes and regularisation of SLi-Rec.
 
     Args:
-        max_length: items of a history that the model sees, the last ones.
-        embedding_dim: width of the item embeddings (with the category's), of the short-term states and of both
+        max_length: Number of most recent items of a history that the model sees.
+        embedding_dim: Width of the item embeddings (with the category's), of the short-term states and of both
             preferences.
-        attention_dim: width of the long-term attention.
-        attention_length: short-term states that a candidate looks at, the last ones; all where it is
-            ``max_length``. Scoring costs as much.
-        attention_hidden_dims: hidden widths of the candidate's attention and of the fusion.
-        hidden_dims: hidden widths of the network that predicts.
-        num_categories: number of item categories to learn, the most frequent first. By default all that the item
-            table has (``--items``, or a category column of the log); 0 turns them off.
-        category_dim: the part of ``embedding_dim`` that describes the category, where there are any.
-        dropout: probability, on the embedded history and the hidden layers of the network that predicts.
+        attention_dim: Width of the long-term attention.
+        attention_length: Number of most recent short-term states that a candidate attends to, at most ``max_length``.
+            The cost of scoring grows with it.
+        attention_hidden_dims: Hidden widths of the candidate's attention and of the fusion.
+        hidden_dims: Hidden widths of the network that predicts.
+        num_categories: Number of item categories to learn, the most frequent first. By default all that the item table
+            has (``--items``, or a category column of the log); 0 turns them off.
+        category_dim: Part of ``embedding_dim`` that belongs to the category, where items have one.
+        dropout: Dropout on the embedded history and the hidden layers of the network that predicts.
     """
 
-    max_length: int = 50
-    embedding_dim: int = 64
-    attention_dim: int = 64
-    attention_length: int = 20
-    attention_hidden_dims: tuple[int, ...] = (80, 40)
-    hidden_dims: tuple[int, ...] = (100, 64)
-    num_categories: int | None = None
-    category_dim: int = 16
-    dropout: float = 0.2
+    max_length: Length = 50
+    embedding_dim: Count = 64
+    attention_dim: Count = 64
+    attention_length: Annotated[int, Range(1, 1024)] = 20
+    attention_hidden_dims: Annotated[tuple[int, ...], Range(1)] = (80, 40)
+    hidden_dims: Annotated[tuple[int, ...], Range(1)] = (100, 64)
+    num_categories: Annotated[int, Range(0)] | None = None
+    category_dim: Count = 16
+    dropout: Dropped = 0.2
 
-    def __post_init__(self) -> None:
-        for name in ("max_length", "embedding_dim", "attention_dim", "attention_length", "category_dim"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("attention_hidden_dims", "hidden_dims"):
-            widths = getattr(self, name)
-            if not widths or min(widths) < 1:
-                raise InputError(f"{name} are {widths}; give one or more, of 1 or more each")
-        if self.num_categories is not None and self.num_categories < 0:
-            raise InputError(f"num_categories is {self.num_categories}; give 0 or more")
+    def check(self) -> None:
+        """Refuse categories that leave the item no width."""
         if self.num_categories and self.category_dim >= self.embedding_dim:
             advice = f"give less than embedding_dim {self.embedding_dim}, or num_categories 0"
             raise InputError(f"category_dim is {self.category_dim}; {advice}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; give at least 0 and less than 1")
 
 
 def log_interval(seconds: Tensor) -> Tensor:

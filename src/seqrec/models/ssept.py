@@ -1,7 +1,7 @@
 """SSE-PT: sequential recommendation via personalized transformer (Wu, Li, Hsieh & Sharpnack, RecSys 2020)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -9,60 +9,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
 from seqrec.data.split import Histories
-from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, UserEmbedding, add_positions, reset_layers
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig, through_blocks
 
 
 @dataclass(frozen=True)
-class SSEPTConfig:
+class SSEPTConfig(Options):
     """Sizes and regularisation of SSE-PT; hidden states are ``embedding_dim + user_dim`` wide.
 
     Args:
-        max_length: items of a history that the model sees, the last ones (T in the paper).
-        embedding_dim: width of the item embeddings (d_i).
-        user_dim: width of the user embeddings (d_u).
-        attention_dim: width of queries, keys and values; that of the hidden states without it.
-        num_blocks: self-attention blocks (B).
-        num_heads: heads of each attention; the attention's width is divided among them.
-        feedforward_dims: hidden widths of the point-wise network; one of the hidden states' without it.
-        dropout: probability, on the embedded input, the attention weights and the point-wise network.
-        sse_user: probability that training shows a history as another user's (p_u). Users of a few items are learnt
-            by heart with a low one.
-        sse_item: probability that training shows another item, for each one of the history (p_i).
-        sse_target: probability that training asks for another item, for each target (p_y).
-        random_start: probability that training shows another window than the last of a history longer than
-            ``max_length`` (p_s); with more than 0 the model is the paper's SSE-PT++.
-        l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens for items
-            and over histories for users.
-        norm: where layer norm sits: paper, pre or post, as in SASRec.
+        max_length: Number of most recent items of a history that the model sees (T in the paper).
+        embedding_dim: Width of the item embeddings (d_i in the paper).
+        user_dim: Width of the user embeddings (d_u in the paper).
+        num_blocks: Number of self-attention blocks (B in the paper).
+        num_heads: Number of attention heads; they divide the attention's width among them.
+        dropout: Dropout on the embedded input, the attention weights and the point-wise network.
+        sse_user: Probability that training shows a history as another user's (p_u in the paper). With a low value the
+            model learns users of few items by heart.
+        sse_item: Probability that training replaces an item of the history by another (p_i in the paper).
+        sse_target: Probability that training replaces a target by another item (p_y in the paper).
+        random_start: Probability that training shows a random window of a history longer than ``max_length`` instead
+            of its end (p_s in the paper). Above 0 the model is the paper's SSE-PT++.
+        attention_dim: Width of queries, keys and values. By default that of the hidden states.
+        feedforward_dims: Hidden widths of the point-wise network. By default one layer as wide as the hidden states.
+        norm: Place of the layer norm: paper, pre or post, as in SASRec.
+        l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens for items and over
+            histories for users.
     """
 
-    max_length: int = 50
-    embedding_dim: int = 64
-    user_dim: int = 64
-    attention_dim: int | None = None
-    num_blocks: int = 2
-    num_heads: int = 1
-    feedforward_dims: tuple[int, ...] | None = None
-    dropout: float = 0.5
-    sse_user: float = 0.95
-    sse_item: float = 0.05
-    sse_target: float = 0.0
-    random_start: float = 0.0
-    l2: float = 0.0
+    max_length: Length = 50
+    embedding_dim: Count = 64
+    user_dim: Count = 64
+    num_blocks: Annotated[int, Range(0)] = 2
+    num_heads: Count = 1
+    dropout: Dropped = 0.5
+    sse_user: Share = 0.95
+    sse_item: Share = 0.05
+    sse_target: Share = 0.0
+    random_start: Share = 0.0
+    attention_dim: Count | None = None
+    feedforward_dims: Annotated[tuple[int, ...], Range(1)] | None = None
     norm: Literal["paper", "pre", "post"] = "paper"
+    l2: Weight = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("embedding_dim", "user_dim"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("sse_user", "sse_item", "sse_target", "random_start"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 to 1")
-        self.blocks()  # which checks the rest
+    def check(self) -> None:
+        """Refuse heads that do not divide the attention's width."""
+        self.blocks()
+
+    def resolved(self) -> "SSEPTConfig":
+        """With the widths that follow from the two embeddings."""
+        blocks = self.blocks().resolved()
+        return replace(self, attention_dim=blocks.attention_dim, feedforward_dims=blocks.feedforward_dims)
 
     def blocks(self) -> SASRecConfig:
         """What the self-attention blocks are made of."""

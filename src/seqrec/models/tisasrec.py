@@ -1,12 +1,13 @@
 """TiSASRec: time interval aware self-attention (Li, Wang & McAuley, WSDM 2020)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Dropped, Length, Options, Range, Weight
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, reset_layers, split_heads
@@ -17,38 +18,31 @@ _NO_INTERVAL = 2**42
 
 
 @dataclass(frozen=True)
-class TiSASRecConfig:
+class TiSASRecConfig(Options):
     """Sizes and regularisation of TiSASRec.
 
     Args:
-        max_length: items of a history that the model sees, the last ones (n in the paper).
-        embedding_dim: width of the item embeddings and hidden states (d).
-        num_blocks: self-attention blocks.
-        num_heads: heads of each attention; the embedding's width is divided among them.
-        time_span: intervals, in multiples of the user's shortest one, are clipped here (k in the paper).
-        dropout: probability, on the embedded input, the tables of positions and intervals, the attention weights
-            and the point-wise network.
-        l2: weight of the squared norm of the embeddings that a batch looks up, a mean over tokens.
+        max_length: Number of most recent items of a history that the model sees (n in the paper).
+        embedding_dim: Width of the item embeddings and hidden states (d in the paper).
+        num_blocks: Number of self-attention blocks.
+        num_heads: Number of attention heads; they divide ``embedding_dim`` among them.
+        time_span: Longest time interval, in multiples of the user's shortest; longer ones count as this (k in the
+            paper).
+        dropout: Dropout on the embedded input, the tables of positions and intervals, the attention weights and the
+            point-wise network.
+        l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens.
     """
 
-    max_length: int = 50
-    embedding_dim: int = 64
-    num_blocks: int = 2
-    num_heads: int = 1
-    time_span: int = 256
-    dropout: float = 0.2
-    l2: float = 0.0
+    max_length: Length = 50
+    embedding_dim: Count = 64
+    num_blocks: Annotated[int, Range(0)] = 2
+    num_heads: Count = 1
+    time_span: Count = 256
+    dropout: Dropped = 0.2
+    l2: Weight = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("max_length", "embedding_dim", "num_heads", "time_span"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.num_blocks < 0:
-            raise InputError(f"num_blocks is {self.num_blocks}; give 0 or more")
-        if not self.l2 >= 0:
-            raise InputError(f"l2 is {self.l2}; give 0 or more")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; give at least 0 and less than 1")
+    def check(self) -> None:
+        """Refuse heads that do not divide the width."""
         if self.embedding_dim % self.num_heads:
             raise InputError(
                 f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"

@@ -49,6 +49,18 @@ def mrr(greater: np.ndarray, ties: np.ndarray, k: int | None = None) -> np.ndarr
     return _expected(1.0 / np.arange(1, k + 1), greater, ties)
 
 
+#: Metrics of a ranking by name; ``named`` takes these with the length of the list.
+FUNCTIONS = {"hr": hit_rate, "recall": recall, "ndcg": ndcg, "mrr": mrr}
+#: What validation looks at and tables for people show.
+MAIN = ("ndcg@10", "hr@10")
+
+
+def named(name: str, greater: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """A metric by its name, such as ``ndcg@10``, or ``mrr`` over the whole ranking: ``float64[U]``."""
+    metric, _, k = name.partition("@")
+    return FUNCTIONS[metric](greater, ties, int(k)) if k else mrr(greater, ties)
+
+
 def coverage(lists: np.ndarray, num_items: int) -> float:
     """Catalogue coverage: the share of the items that are recommended to anybody (Ge et al. 2010)."""
     present = np.zeros(num_items + 1, dtype=bool)

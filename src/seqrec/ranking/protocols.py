@@ -311,13 +311,8 @@ def _rank_full(
 
 def _per_user(ranking: _Ranking, cutoffs: Sequence[int], train_counts: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics by name, ``float64[M]`` each."""
-    functions = {"hr": metrics.hit_rate, "recall": metrics.recall, "ndcg": metrics.ndcg, "mrr": metrics.mrr}
-    found = {
-        f"{name}@{k}": function(ranking.greater, ranking.ties, k)
-        for k in cutoffs
-        for name, function in functions.items()
-    }
-    found["mrr"] = metrics.mrr(ranking.greater, ranking.ties)
+    names = [*(f"{name}@{k}" for k in cutoffs for name in metrics.FUNCTIONS), "mrr"]
+    found = {name: metrics.named(name, ranking.greater, ranking.ties) for name in names}
     for k in cutoffs if ranking.lists.shape[1] > 0 else ():
         found[f"popularity@{k}"] = metrics.popularity(ranking.lists[:, :k], train_counts)
         found[f"novelty@{k}"] = metrics.novelty(ranking.lists[:, :k], train_counts)

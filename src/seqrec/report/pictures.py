@@ -21,7 +21,7 @@ def training_curve(epochs: pl.DataFrame, path: str | Path, best: float | None = 
     Args:
         epochs: rows of ``epochs.csv``; ``ndcg@10`` may be missing, or null where it was not computed.
         path: the PNG.
-        best: the best reachable NDCG@10, drawn as a line, where it is known.
+        best: the best possible NDCG@10, drawn as a line if it is known.
 
     Raises:
         InputError: no epoch to draw, or the file can't be written.
@@ -45,7 +45,7 @@ def training_curve(epochs: pl.DataFrame, path: str | Path, best: float | None = 
         if best is not None:
             right.axhline(best, color=_GREY, linestyle="--", linewidth=1)
             right.annotate(
-                f"best reachable {best:.3f}",
+                f"best possible {best:.3f}",
                 (1, best),
                 xycoords=("axes fraction", "data"),
                 xytext=(-4, 3),
@@ -64,7 +64,7 @@ def recommendations_picture(rows: list[dict[str, Any]], path: str | Path, title:
     """Draw a table of recommendations as a PNG.
 
     Args:
-        rows: a dictionary a person with the same keys, such as user, history and recommended; values
+        rows: one dictionary per person, all with the same keys, such as user, history and recommended; values
             may have several lines.
         path: the PNG.
         title: above the table.
@@ -130,7 +130,7 @@ def comparison_picture(
 
 
 def growth_picture(curves: Mapping[str, Sequence[tuple[float, float]]], label: str, path: str | Path) -> None:
-    """Draw how a cost grows with several sizes as a PNG, a panel each.
+    """Draw how a cost grows with several sizes as a PNG, one panel per size.
 
     Args:
         curves: points ``(size, cost)`` by what grows.

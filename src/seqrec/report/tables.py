@@ -1,24 +1,26 @@
 """Tables for people."""
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.summary import LogSummary, some_names
-from seqrec.ranking.protocols import Evaluation, Scores
+
+if TYPE_CHECKING:
+    from seqrec.ranking.protocols import Evaluation, Scores
 
 YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # Unix seconds; what datetime can hold
 
 
-def table(evaluation: Evaluation, name: str = "model") -> Table:
+def table(evaluation: "Evaluation", name: str = "model") -> Table:
     """The main metrics of the model beside its baselines, each with its interval (:func:`with_interval`).
 
-    Shown are the middle list length and what is not about lists; ``to_dict`` has everything. Recall is
-    left out: with one target a user it equals the hit rate.
+    It shows the metrics of the middle list length and those without a list length; ``to_dict`` has all of them. Recall
+    is left out, because with one target per user it equals the hit rate.
     """
-    columns = {name: Scores(evaluation.metrics, evaluation.intervals), **evaluation.baselines}
+    columns: dict[str, Evaluation | Scores] = {name: evaluation, **evaluation.baselines}
     if evaluation.negatives is None:
         against = f"full catalogue, seen items {evaluation.seen}"
     else:
@@ -47,9 +49,9 @@ def table(evaluation: Evaluation, name: str = "model") -> Table:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A mean with half the width of its interval, or with both ends where it lies clearly off the middle.
+    """A mean with half the width of its interval, or with both ends if the mean is clearly off the middle.
 
-    It does where hits, or misses, are few: ``0.0100 ±0.0301`` would let it be below 0.
+    That happens when hits, or misses, are few: ``0.0100 ±0.0301`` would allow values below 0.
     """
     half = (high - low) / 2
     if abs((low + high) / 2 - value) <= half / 4:
@@ -107,5 +109,5 @@ def summary_lines(summary: LogSummary) -> list[str]:
     lines = [f"{summary.name}: columns used: {used}"]
     if summary.ignored:
         lines.append(f"columns ignored: {some_names(summary.ignored)}")
-    lines.append(f"times: {summary.time_unit}" if summary.time_unit else "times: none, the order of the lines counts")
+    lines.append(f"times: {summary.time_unit}" if summary.time_unit else "times: none; the order of the lines counts")
     return lines

@@ -5,27 +5,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from seqrec.data.dataset import fingerprint
-from seqrec.data.fields import check_fields
+from seqrec.data.fields import Range, check_fields
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError, one_line
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
+from seqrec.run.layout import CONFIG, RESUMABLE
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "RESUMABLE", "RunConfig", "config_of", "fingerprint", "run_id"]
 
 FORMAT_VERSION = 2
-CONFIG = "config.json"
 MOST_CONFIG = 2**20  # bytes
-#: Options of training that may differ when a run is resumed. They do not change what is computed, except that another
-#: device or number of threads rounds differently, and that the last epoch is always validated.
-RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class RunConfig:
 
     model: str
     model_config: dict[str, Any]
-    num_items: int
-    num_users: int
+    num_items: Annotated[int, Range(1, 2**31 - 1)]
+    num_users: Annotated[int, Range(1, 2**31 - 1)]
     has_timestamps: bool
     fingerprint: str
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
@@ -76,15 +73,10 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
         for name, kind in (("prepare", PrepareConfig), ("split", SplitConfig)):
             if not isinstance(values.get(name), dict):
                 raise InputError(f"{name} is missing or no object")
-            check_fields(kind, values[name], fractions=True)
-            values[name] = kind(**values[name])
-        check_fields(RunConfig, values, complete=True)
-        config = RunConfig(**values)
+            values[name] = kind(**check_fields(kind, values[name]))
+        config = RunConfig(**check_fields(RunConfig, values, complete=True))
         if config.model not in MODELS:
             raise InputError(f"model is {config.model[:80]!r}; there are {', '.join(MODELS)}")
-        for name in ("num_items", "num_users"):
-            if not 1 <= getattr(config, name) < 2**31:
-                raise InputError(f"{name} is {getattr(config, name)}; give 1 to {2**31 - 1}")
         check_fields(MODELS[config.model].Config, config.model_config)
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({one_line(error)}); train again") from error

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 from seqrec.data.saved import FACTS, FILES, FORMER_FILES
-from seqrec.run.config import CONFIG
 
+CONFIG = "config.json"
+#: Options of training that may differ when a run is resumed. They do not change what is computed, except that another
+#: device or number of threads rounds differently, and that the last epoch is always validated.
+RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 WEIGHTS = "weights.safetensors"
 DATA = "data"
 METRICS = "metrics.json"

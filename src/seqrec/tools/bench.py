@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,13 +23,13 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, Split, all_histories, split_last_two
-from seqrec.errors import InputError
 from seqrec.files import make_folder, replacing
 from seqrec.models.base import Loss
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.ranking.protocols import evaluate
 from seqrec.ranking.topk import best
 from seqrec.recommender import Recommender
+from seqrec.tools.config import BenchConfig
 from seqrec.tools.steps import BATCH_SIZE, PHASES, generated, matmul_rate, seconds_of, time_steps
 from seqrec.training.checks import check_trainable
 from seqrec.training.config import TrainConfig
@@ -41,48 +41,6 @@ BCE, SOFTMAX, FULL = (
     Objective("cross-entropy", None, 0.0, 0.0),
 )
 MEASURED: tuple[Loss, ...] = ("bce", "sampled-softmax", "gbce", "cross-entropy")  # losses whose memory is measured
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """What to measure.
-
-    Args:
-        users: Number of users in the generated log.
-        items: Number of items in the generated log.
-        mean_length: Mean length of its histories. Lengths are geometric: most histories are short, a few are long.
-        embedding_dim: Width of the model.
-        max_length: Items of a history that the model sees.
-        catalogues: Catalogue sizes for which the time of a step and the memory are measured.
-        quick: Use small sizes and few steps, to check that everything works; the figures mean little.
-        seed: Random seed of the log and the weights.
-    """
-
-    users: int = 30_000
-    items: int = 20_000
-    mean_length: int = 9
-    embedding_dim: int = 64
-    max_length: int = 50
-    catalogues: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    quick: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("users", "items", "mean_length", "embedding_dim", "max_length"):
-            if getattr(self, name) < 3:
-                raise InputError(f"{name} is {getattr(self, name)}; give 3 or more")
-        if not self.catalogues or min(self.catalogues) < 3:
-            raise InputError(f"catalogues are {self.catalogues}; give at least one, each of 3 items or more")
-
-    @property
-    def sizes_of_catalogues(self) -> tuple[int, ...]:
-        """Items of the generated logs on which growth and memory are measured."""
-        return (1000, 3000) if self.quick else self.catalogues
-
-    @property
-    def steps(self) -> int:
-        """Timed training steps per measurement; a few untimed ones come first."""
-        return 3 if self.quick else 40
 
 
 def peak_memory(users: int, items: int, dim: int, loss: Loss) -> dict[str, float]:

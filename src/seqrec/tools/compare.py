@@ -1,8 +1,8 @@
-"""Several models on one log, under one budget and against the same candidates: which is better, and is that chance?"""
+"""Compare several models on one log, with one budget and the same candidates, and test the differences."""
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,14 @@ from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
 from seqrec.report.tables import with_interval
+from seqrec.tools.config import CompareConfig
 from seqrec.training.checks import settle_seen
 from seqrec.training.config import TrainConfig
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "ndcg@10": lambda greater, ties: metrics.ndcg(greater, ties, 10),
-    "hr@10": lambda greater, ties: metrics.hit_rate(greater, ties, 10),
-    "mrr": metrics.mrr,
-}
+METRICS = (*metrics.MAIN, "mrr")
 TESTED = "ndcg@10"
+NOT_TRAINED = "not trained, because a person stopped the comparison"
 METHOD = (
     "intervals: 95 %, over users (Agresti & Coull 1998, by the number of users that the variance is worth; of the "
     "difference: Newcombe 1998, both parts by the former); p: two-sided paired t-test over users "
@@ -42,44 +40,19 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
-class CompareConfig:
-    """What models are given alike, beside the training.
-
-    Args:
-        minutes: wall time for the training of each, at most, validations in it too; ``epochs`` and ``patience`` may
-            end it earlier, and the ranking of the last validation comes on top. What is found then depends on the
-            machine and can not be repeated to the byte.
-        test_negatives: items that each target is ranked against in the sampled protocol.
-        embedding_dim: width of the embeddings, in models that have them; each model's own without it.
-        max_length: items of a history that a model sees, the last ones, likewise.
-    """
-
-    minutes: float | None = None
-    test_negatives: int = 100
-    embedding_dim: int | None = None
-    max_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"minutes is {self.minutes}; give more than 0")
-        if self.test_negatives < 1:
-            raise InputError(f"test_negatives is {self.test_negatives}; give 1 or more")
-
-
 @dataclass
 class Entry:
     """One model of a comparison.
 
     Args:
         model: its name.
-        failed: why there is nothing else here; None where it went well.
+        failed: why it has no results; None if it has.
         how: how training ended.
-        seconds: that fitting took, validations in it too.
-        epochs: how many were trained; None for a counted model.
-        parameters: learnt numbers.
-        bytes: size of all weights as a run folder holds them, counts too.
-        config: the model's.
+        seconds: time that fitting took, validations included.
+        epochs: number of trained epochs; None for a counted model.
+        parameters: number of trained weights.
+        bytes: size of all weights as a run folder holds them, counts included.
+        config: the model's options.
         results: by protocol: ``metrics`` and their ``intervals``, and beside the reference ``difference`` of
             the NDCG@10, ``difference_interval``, ``p`` and ``p_holm`` (None for the reference itself).
     """
@@ -94,19 +67,24 @@ class Entry:
     config: dict[str, Any] | None = None
     results: dict[str, dict[str, Any]] | None = None
 
+    @property
+    def outcome(self) -> str:
+        """How it went, for people."""
+        return f"failed: {self.failed}" if self.failed else f"{self.how}, {_time(self.seconds or 0)}"
+
 
 @dataclass
 class Comparison:
     """What :func:`compare` found.
 
     Args:
-        entries: one a model, in the order asked.
-        users: how many were tested on.
-        training: the options of training that all were given.
+        entries: one per model, in the given order.
+        users: number of users in the test.
+        training: the training options that all models were given.
         config: the other terms.
-        keep_seen: whether items of the history took places in the full ranking, and in what validated the models.
-        reference: the first model that could be trained, against which all others are tested.
-        interrupted: whether a person stopped it before its end.
+        keep_seen: whether items of the history stayed in the full ranking, in the test and in validation.
+        reference: the first model that could be trained; all others are tested against it.
+        interrupted: whether a person stopped the comparison.
     """
 
     entries: list[Entry]
@@ -124,7 +102,7 @@ class Comparison:
         return found | found.pop("config") | {"tested": TESTED, "method": METHOD, "models": entries}
 
     def frame(self) -> pl.DataFrame:
-        """A row a model and protocol, as ``compare.csv`` has it; one that failed has its reason alone."""
+        """One row per model and protocol, as in ``compare.csv``; a failed model has only its reason."""
         rows = []
         for entry in self.entries:
             for protocol in PROTOCOLS:
@@ -160,7 +138,7 @@ class Comparison:
             trained = "counted" if entry.epochs is None else f"{entry.epochs} epoch{'s' * (entry.epochs != 1)}"
             cells: list[list[str]] = [list(PROTOCOLS), *([] for _ in range(4))]
             for result in entry.results.values():
-                for cell, name in zip(cells[1:3], ("ndcg@10", "hr@10"), strict=True):
+                for cell, name in zip(cells[1:3], metrics.MAIN, strict=True):
                     cell.append(with_interval(result["metrics"][name], *result["intervals"][name]))
                 cells[3].append("" if result["difference"] is None else f"{result['difference']:+.4f}")
                 cells[4].append(_p(result["p_holm"]))
@@ -173,7 +151,7 @@ class Comparison:
         return grid
 
     def write(self, folder: str | Path) -> None:
-        """Write ``compare.json``, ``compare.csv`` and ``compare.png``, each whole or not at all."""
+        """Write ``compare.json``, ``compare.csv`` and ``compare.png``, each completely or not at all."""
         from seqrec.report.pictures import comparison_picture  # brings matplotlib
 
         folder = Path(folder)
@@ -205,67 +183,72 @@ def compare(
 ) -> Comparison:
     """Train models one after another on the same data and rank the same candidates with all.
 
-    A model that fails leaves its reason in its entry, and the others go on. Nothing is kept of a model but what it
-    scored.
+    A model that fails leaves the reason in its entry, and the others continue. Only the scores of each model are
+    kept.
 
     Args:
-        dataset: what all are trained and tested on.
+        dataset: the data that all models are trained and tested on.
         models: names of ``seqrec.MODELS``; the first is what the others are tested against.
-        config: on what terms.
-        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``, written anew after each model, so that
-            a crash loses one model only.
+        config: the terms that are the same for all models.
+        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``, rewritten after each model, so that a
+            crash loses one model only.
         progress: show a bar.
-        console: is told how each model went.
-        options: any options of :class:`Recommender`. Those of models go to the models that have them.
+        console: where the outcome of each model is printed.
+        options: any options of :class:`Recommender`; an option of some models goes to those that have it.
 
     Raises:
         InputError: an unknown model or option, nobody to test on, or no model that could be trained.
     """
     config = config or CompareConfig()
-    sizes = {"embedding_dim": config.embedding_dim, "max_length": config.max_length}
-    chosen = _options(models, {name: value for name, value in sizes.items() if value is not None} | options)
+    sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
+    chosen = _options(models, sizes | options)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
     split = plan.split_config.apply(dataset)
     targets = split.test
     if len(targets) == 0:
         raise InputError("there is nobody to test on: no user has a target; give a longer log or another split")
     made = out is not None and make_folder(Path(out))
-    keep_seen = settle_seen(split, plan.split_config)
-    found = Comparison([], len(targets), asdict(plan.train_config), config, keep_seen)
+    found = Comparison([], len(targets), asdict(plan.train_config), config, settle_seen(split, plan.split_config))
     values: dict[str, dict[str, np.ndarray]] = {}
-    for name in models:
+    console = console or Console(quiet=True)
+    for number, name in enumerate(models, start=1):
         entry = Entry(name)
         found.entries.append(entry)
-        if found.interrupted:
-            entry.failed = "not trained, because a person stopped the comparison"
-            continue
-        if console is not None:
-            console.print(f"{name} …", highlight=False)
-        try:
-            recommender = _fit(entry, dataset, chosen[name] | {"keep_seen": keep_seen}, config.minutes, progress)
-            if recommender.interrupted:
-                found.interrupted = True
-                entry.failed = "a person stopped its training"
-            else:
-                values[name] = _values(recommender, targets, config, keep_seen, found.training["seed"])
-        except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-            # An hour of other models is not lost to one that does not fit this log or this machine.
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            entry.failed = f"{kind}{' '.join(str(error).split())}"
-        if name in values:
+        console.print(f"{name} …", highlight=False)
+        scored = _tried(found, entry, dataset, targets, chosen[name], progress)
+        if scored is not None:
+            values[name] = scored
             _judge(found, values)
-        if console is not None:
-            told = f"failed: {entry.failed}" if entry.failed else f"{entry.how}, {_time(entry.seconds or 0)}"
-            console.print(f"{name}: {told}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name}: {entry.outcome}", highlight=False, markup=False, soft_wrap=True)
+        if found.interrupted:
+            found.entries += [Entry(other, failed=NOT_TRAINED) for other in models[number:]]
         if out is not None and values:
             found.write(out)
-    if out is not None and values and found.interrupted:
-        found.write(out)  # with those that were not trained
+        if found.interrupted:
+            break
     if not values and made:
         Path(out or "").rmdir()
     if not values and not found.interrupted:
         raise InputError("; ".join(f"{entry.model}: {entry.failed}" for entry in found.entries))
     return found
+
+
+def _tried(
+    found: Comparison, entry: Entry, dataset: Dataset, targets: Targets, options: Mapping[str, Any], progress: bool
+) -> dict[str, np.ndarray] | None:
+    """Train and rank with one model; None if it failed or a person stopped it, which its entry says."""
+    config = found.config
+    try:
+        recommender = _fit(entry, dataset, {**options, "keep_seen": found.keep_seen}, config.minutes, progress)
+        if not recommender.interrupted:
+            return _values(recommender, targets, config, found.keep_seen, found.training["seed"])
+        found.interrupted = True
+        entry.failed = "a person stopped its training"
+    except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+        # One model that does not fit this log or this machine must not cost an hour of the others.
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        entry.failed = f"{kind}{' '.join(str(error).split())}"
+    return None
 
 
 def _common() -> set[str]:
@@ -316,7 +299,7 @@ def _values(
     more: dict[str, Any] = {"negatives": config.test_negatives, "keep_seen": keep_seen, "seed": seed}
     for protocol in PROTOCOLS:
         greater, ties = ranks(recommender.model, targets, protocol=protocol, **more)
-        found[protocol] = np.column_stack([metric(greater, ties) for metric in METRICS.values()])
+        found[protocol] = np.column_stack([metrics.named(name, greater, ties) for name in METRICS])
     return found
 
 
@@ -325,7 +308,7 @@ def _judge(found: Comparison, values: Mapping[str, Mapping[str, np.ndarray]]) ->
     names = list(values)
     found.reference = names[0]
     results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
-    tested = list(METRICS).index(TESTED)
+    tested = METRICS.index(TESTED)
     for protocol in PROTOCOLS:
         blocks = [values[name][protocol] for name in names]
         differences = np.column_stack([block[:, tested] - blocks[0][:, tested] for block in blocks])

@@ -1,4 +1,4 @@
-"""The demonstration: SASRec on a log whose best reachable score is known."""
+"""The demonstration: SASRec on a log whose best possible score is known."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from seqrec.data.synthetic import synthetic_log
+from seqrec.ranking.metrics import MAIN
 from seqrec.ranking.protocols import Evaluation
 from seqrec.recommender import Recommender
 from seqrec.report.pictures import recommendations_picture, training_curve
 from seqrec.report.tables import table
 from seqrec.run.folder import check_free
 
-#: Found on the validation targets of other seeds than the demonstration's.
+#: Chosen on the validation items of logs with other seeds.
 OPTIONS: dict[str, Any] = {"epochs": 40, "learning_rate": 0.003, "dropout": 0.2, "evaluate_every": 1}
 
 
@@ -26,21 +27,21 @@ def run_demo(
     progress: bool = True,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train on the embedded data, print what came of it, and leave a run folder with two pictures.
+    """Train on the built-in log, print the results, and write a run folder with two pictures.
 
     Args:
         out: the run folder.
-        console: where tables and words go.
+        console: where tables and text are printed.
         overwrite: replace a run in ``out``.
         progress: show a bar.
-        options: of the recommender, instead of the demonstration's own.
+        options: options of the recommender. By default those of the demonstration.
 
     Returns:
-        ``share_of_best`` (NDCG@10 as a part of the best reachable), ``best``, ``metrics`` and
+        ``share_of_best`` (NDCG@10 as a share of the best possible), ``best``, ``metrics`` and
         ``popularity`` (NDCG@10 and HR@10 each), ``run``.
     """
     check_free(out, overwrite)
-    console.print("A log is made up: users with drifting tastes, items in genres, each with likely successors.")
+    console.print("Generating a log: users whose tastes drift, and items in genres, each with likely successors.")
     log = synthetic_log()
     recommender = Recommender("sasrec", **(OPTIONS if options is None else options))
     recommender.fit(log.frame, out, overwrite=overwrite, progress=progress)
@@ -61,20 +62,19 @@ def run_demo(
     training_curve(pl.DataFrame(recommender.epochs), out / "training.png", log.best_valid["ndcg@10"])
     recommendations_picture(rows, out / "recommendations.png")
     console.print(f"run written to {out}; try: seqrec recommend {out} --users {rows[0]['user']}", soft_wrap=True)
-    names = ("ndcg@10", "hr@10")
     return result | {
-        "best": {name: log.best[name] for name in names},
-        "metrics": {name: evaluation.metrics[name] for name in names},
-        "popularity": {name: evaluation.baselines["popularity"].metrics[name] for name in names},
+        "best": {name: log.best[name] for name in MAIN},
+        "metrics": {name: evaluation.metrics[name] for name in MAIN},
+        "popularity": {name: evaluation.baselines["popularity"].metrics[name] for name in MAIN},
         "share_of_best": evaluation.metrics["ndcg@10"] / log.best["ndcg@10"],
     }
 
 
 def _beside_best(evaluation: Evaluation, best: dict[str, float]) -> Table:
-    grid = Table(title="beside the best that is reachable")
+    grid = Table(title="compared with the best possible")
     for name in ("", "NDCG@10", "HR@10", "share of the best NDCG@10"):
         grid.add_column(name, justify="right" if name else "left")
-    shown = {"best reachable (Bayes-optimal)": best, "sasrec": evaluation.metrics}
+    shown = {"best possible (Bayes-optimal)": best, "sasrec": evaluation.metrics}
     shown |= {name: values.metrics for name, values in evaluation.baselines.items()}
     for name, metrics in shown.items():
         share = metrics["ndcg@10"] / best["ndcg@10"]

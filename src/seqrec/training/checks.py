@@ -23,13 +23,12 @@ COPIES = 3  # copies of the weights during training on the CPU: the weights and 
 
 
 def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig) -> Objective:
-    """The objective of a training, with every default filled in."""
-    found = config.resolved(model.LOSS, num_items)
-    assert found.loss is not None
-    return Objective(
-        found.loss, found.negatives, found.popularity or 0.0, found.bpr_penalty, found.calibration,
-        found.logq_correction,
-    )  # fmt: skip
+    """What training minimises, where each option that was left open has its default."""
+    settled = config.resolved_for(model.LOSS, num_items)
+    assert settled.loss is not None
+    names = ("negatives", "bpr_penalty", "calibration", "logq_correction")
+    options = {name: getattr(settled, name) for name in names}
+    return Objective(loss=settled.loss, popularity=settled.popularity or 0.0, **options)
 
 
 def settle_seen(split: Split, config: SplitConfig) -> bool:

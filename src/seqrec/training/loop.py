@@ -29,7 +29,7 @@ from seqrec.training.checks import (
     objective_of,
     warn_of_users_without_negatives,
 )
-from seqrec.training.config import BETA1, VALIDATION_STEPS, TrainConfig
+from seqrec.training.config import BETA1, TrainConfig
 from seqrec.training.objective import mark_tables
 from seqrec.training.optim import RowAdam
 from seqrec.training.progress import EpochBar, described, epoch_bar
@@ -125,7 +125,7 @@ class _Work:
         self.dropouts = dropouts_of(model)
         self.state = TrainingState(model, self.optimizer, run, config.average_decay)
         self.first: FirstEpoch | None = None
-        self.every = -(-VALIDATION_STEPS // self.steps) if config.evaluate_every is None else config.evaluate_every
+        self.every = config.resolved_for(model.LOSS, model.num_items, self.steps).evaluate_every or 0
 
     def until_the_end(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None = None
@@ -210,10 +210,7 @@ def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
 def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, float]:
     """NDCG@10 and HR@10 in the full ranking."""
     greater, ties = ranks(model, targets, keep_seen=keep_seen)
-    return {
-        "ndcg@10": float(metrics.ndcg(greater, ties, 10).mean()),
-        "hr@10": float(metrics.hit_rate(greater, ties, 10).mean()),
-    }
+    return {name: float(metrics.named(name, greater, ties).mean()) for name in metrics.MAIN}
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from seqrec.data.batches import Batch
 from seqrec.data.negatives import (
+    Loss,
     PopularitySampler,
     Sampler,
     UniformSampler,
@@ -22,7 +22,8 @@ from seqrec.data.negatives import (
 from seqrec.data.split import Histories
 from seqrec.device import copied
 from seqrec.errors import InputError
-from seqrec.models.base import Loss, Model
+from seqrec.models.base import Model
+from seqrec.training.config import LogQ, default_negatives
 from seqrec.training.losses import (
     binary_cross_entropy,
     binary_cross_entropy_of,
@@ -34,8 +35,6 @@ from seqrec.training.losses import (
     sampled_softmax,
     top1_max,
 )
-
-LogQ = Literal["all", "negatives"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Objective:
     logq_correction: LogQ = "all"
 
     def __post_init__(self) -> None:
-        if self.negatives is None:
+        if self.negatives is None and self.loss != "cross-entropy":
             object.__setattr__(self, "negatives", default_negatives(self.loss))
 
     def sampler(self, histories: Histories) -> Sampler:
@@ -70,28 +69,6 @@ class Objective:
         if self.popularity == 0:
             return UniformSampler(histories.dataset.num_items)
         return PopularitySampler(histories.item_counts(), self.popularity)
-
-
-def default_negatives(loss: Loss) -> int | None:
-    """The default number of negatives: per position for bce, per batch for the losses that share them."""
-    return {"bce": 1, "gbce": 256, "cross-entropy": None}.get(loss, 1024)
-
-
-def default_popularity(loss: Loss, negatives: int | None, num_items: int) -> float:
-    """The default of ``popularity``.
-
-    Sampled softmax learns better with negatives that are somewhat more popular: items that training hardly
-    knows are not pushed down all the time (games.txt: benchmarks/RESULTS.md). If all items are negatives
-    there is nothing to choose, and the papers of the other losses draw uniformly.
-    """
-    few = (negatives or default_negatives(loss) or num_items) < num_items
-    return 0.25 if loss == "sampled-softmax" and few else 0.0
-
-
-def check_loss(loss: str | None) -> None:
-    """Raise an InputError for an unknown loss."""
-    if loss is not None and loss not in get_args(Loss):
-        raise InputError(f"unknown loss {loss!r}; give {', '.join(get_args(Loss))}")
 
 
 def mark_tables(model: Model) -> None:

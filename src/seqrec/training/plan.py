@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqrec.data.batches import Epoch
 from seqrec.data.dataset import Dataset
 from seqrec.data.items import ItemTable
 from seqrec.data.prepare import PrepareConfig, filters_of
@@ -29,7 +30,7 @@ def planned(
     filters: PrepareConfig,
     split_config: SplitConfig,
 ) -> tuple[RunConfig, Split, Model]:
-    """The configuration of a run, its split, and its model with fresh weights.
+    """The configuration of a run with every default resolved, its split, and its model with fresh weights.
 
     Args:
         dataset: the dataset to fit.
@@ -50,9 +51,12 @@ def planned(
         sizes, categories = settle_categories(name, sizes, dataset.item_table)
     if not is_counted:
         check_trainable(split, training, MODELS[name])
+        shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
+        steps = len(Epoch(split.train, seed=0, **shown))
+        training = training.resolved_for(MODELS[name].LOSS, dataset.num_items, steps)
     config = RunConfig(
         model=name,
-        model_config=asdict(sizes),
+        model_config=asdict(sizes.resolved()),
         num_items=dataset.num_items,
         num_users=dataset.num_users,
         has_timestamps=dataset.has_timestamps,

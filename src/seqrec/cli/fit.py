@@ -1,0 +1,79 @@
+"""The command ``fit``: one function for each model, under the model's name, because its flags are the model's."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
+from seqrec.cli.console import output, write_json
+from seqrec.cli.flags import INPUT, MODEL, OUTPUT, Items, Json, with_flags
+from seqrec.data.prepare import PrepareConfig
+from seqrec.data.split import SplitConfig
+from seqrec.models import MODELS
+from seqrec.report.tables import table
+from seqrec.run.outputs import check_log, check_outputs
+from seqrec.training.config import TrainConfig
+
+
+def __getattr__(name: str) -> Any:
+    """The command with the flags of a model; an unknown one gets those of sasrec, and is refused when it runs."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return fit_command(name if name in MODELS else "sasrec")
+
+
+def fit_command(model: str) -> Any:
+    """The command with the flags of one model."""
+    config = MODELS[model].Config
+
+    @with_flags
+    def fit(
+        log: Annotated[Path, Parameter(group=INPUT)],
+        *,
+        out: Annotated[Path, Parameter(group=OUTPUT)],
+        items: Items = None,
+        model: Annotated[Literal[tuple(MODELS)], Parameter(group=MODEL)] = "sasrec",  # type: ignore[valid-type]
+        sizes: config | None = None,  # type: ignore[valid-type]
+        training: TrainConfig | None = None,
+        split: SplitConfig | None = None,
+        read: ReadConfig | None = None,
+        filters: PrepareConfig | None = None,
+        resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
+        overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
+        json: Json = None,
+    ) -> int:
+        """Train a model on a log.
+
+        Args:
+            log: Log file, or folder of Parquet parts.
+            out: Run folder to write; it must be new or empty, unless --resume or --overwrite is given.
+            model: Model to train. seqrec fit --model NAME --help shows its options.
+            resume: Continue the run in the folder exactly where its last checkpoint left off.
+            overwrite: Replace the run in the folder.
+        """
+        from seqrec.recommender import Recommender  # the help needs the model, but not this
+        from seqrec.run.folder import check_free
+
+        check_outputs(json, reads=[log, items], run=out)
+        check_log(log, out)
+        if not resume:
+            check_free(out, overwrite)  # before the log is read, which may take a while
+        dataset, summary = prepared(log, read, filters, items)
+        recommender = Recommender(model, **vars(sizes or config()) | merged(training, split, filters))
+        console = output(json)
+        show_log(console, dataset, summary)
+        recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
+        if recommender.interrupted:
+            before = ", the run before it is removed" if overwrite else ""
+            console.print(f"stopped; {out} holds what was learnt so far, --resume goes on{before}", soft_wrap=True)
+        else:
+            console.print(recommender.summary, highlight=False)
+            for evaluation in recommender.evaluations.values():
+                console.print(table(evaluation, model))
+            console.print(f"run written to {out}", soft_wrap=True)
+        facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
+        write_json(json, facts | recommender.metrics)
+        return 130 if recommender.interrupted else 0
+
+    return fit

@@ -1,0 +1,91 @@
+"""From arguments to a command: the list of commands, each imported when it is asked for."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from cyclopts import App, Parameter, Token, convert
+
+import seqrec
+from seqrec.cli.arguments import name_ids
+
+#: Where each command is, and its help. What it needs is imported with it; ``fit`` has the flags of one model.
+COMMANDS = {
+    "inspect": ("commands:inspect", "Show what a log holds, before and after the filters."),
+    "fetch": ("commands:fetch_command", "Download a public data set by name, once."),
+    "fit": ("fit:{model}", "Train a model on a log and write a run folder."),
+    "evaluate": ("runs:evaluate_command", "Rank the held-out item of every user, beside simple baselines."),
+    "recommend": (
+        "runs:recommend_command",
+        "Recommend the best items to users of the log (all by default), or for one history.",
+    ),
+    "similar": ("runs:similar_command", "Find the items most similar to an item."),
+    "compare": (
+        "commands:compare_command",
+        "Train several models on equal terms and test which is better.\n\n"
+        "All models get the same budget and rank the same candidates. The others are tested against the first.",
+    ),
+    "demo": ("trials:demo_command", "Train SASRec on a built-in log and compare it with the best possible score."),
+    "bench": (
+        "trials:bench_command",
+        "Measure how fast this machine trains, ranks and recommends, and how that scales; takes some minutes.",
+    ),
+}
+#: Commands that compute nothing with torch, whose import takes seconds.
+WITHOUT_TORCH = {"inspect", "fetch_command"}
+
+
+def make_app(model: str = "sasrec") -> App:
+    """The command line.
+
+    Args:
+        model: whose flags ``fit`` has.
+    """
+    app = App(
+        name="seqrec",
+        help=seqrec.__doc__ or "",
+        version=seqrec.__version__,
+        help_format="plaintext",
+        default_parameter=Parameter(negative="", consume_multiple=True, converter=_converted),
+    )
+    for name, (place, text) in COMMANDS.items():
+        app.command(f"seqrec.cli.{place.format(model=model)}", name=name, help=text)
+    return app
+
+
+def parsed(arguments: list[str]) -> tuple[Callable[[], Any], bool]:
+    """What the arguments ask for, ready to be called, and whether it computes with torch."""
+    app = make_app(_model_named(arguments))
+    command, bound, _ = app.parse_args(name_ids(app, arguments), exit_on_error=False, print_error=False)
+    is_ours = command.__module__.startswith("seqrec.")  # not the printing of help
+    return lambda: command(*bound.args, **bound.kwargs), is_ours and command.__name__ not in WITHOUT_TORCH
+
+
+def _model_named(arguments: Sequence[str]) -> str:
+    """The model that ``--model`` names; its flags are those of ``fit``."""
+    name = "sasrec"
+    for index, argument in enumerate(arguments):
+        if argument == "--model" and index + 1 < len(arguments):
+            name = arguments[index + 1]
+        elif argument.startswith("--model="):
+            name = argument.partition("=")[2]
+    return name if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) else "sasrec"
+
+
+def _converted(kind: Any, tokens: Sequence[Token]) -> Any:
+    """What cyclopts makes of the values of one flag, but for fractions, which it would round for a whole number."""
+    if _holds_int(kind):
+        for token in tokens:
+            try:
+                fraction = not float(token.value).is_integer()
+            except (ValueError, OverflowError):
+                continue  # cyclopts says what is wrong with it
+            if fraction:
+                raise ValueError(f"{token.value} is not a whole number")
+    return convert(kind, tokens)
+
+
+def _holds_int(kind: Any) -> bool:
+    """Whether a type hint is of whole numbers: int, int | None, tuple[int, ...] and so on, but not with floats."""
+    parts = get_args(kind)
+    return kind is int or (float not in parts and any(_holds_int(part) for part in parts))

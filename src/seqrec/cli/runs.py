@@ -1,0 +1,142 @@
+"""The commands that open a run folder; torch is imported when they run, not for their help."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from seqrec.cli.console import like, output, write_json, write_table
+from seqrec.cli.flags import INPUT, OUTPUT, Format, Json, with_flags
+from seqrec.errors import InputError
+from seqrec.run.outputs import check_outputs
+
+if TYPE_CHECKING:
+    from seqrec.recommender import Recommender
+
+_CHOICE = Group("Recommendation", sort_key=2)
+_K = ["-k", "--k"]
+
+
+@with_flags
+def evaluate_command(
+    run: Path,
+    *,
+    protocol: Literal["full", "sampled"] = "full",
+    split: Literal["test", "valid"] = "test",
+    negatives: int = 100,
+    keep_seen: bool | None = None,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Rank the held-out items.
+
+    Args:
+        run: Run folder.
+        protocol: Items to rank against. full: the whole catalogue; sampled: random items the user has not seen.
+        split: Held-out items to rank.
+        negatives: Number of random items per user, for the sampled protocol.
+        keep_seen: Keep items of the history in a full ranking; --keep-seen=false removes them. By default as in the
+            run's validation.
+        seed: Random seed of the sampled items and of the bootstrap that gives coverage its interval.
+    """
+    check_outputs(json, run=run)
+    recommender = _loaded(run)
+    evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
+    console = output(json)
+    from seqrec.report.tables import table
+
+    console.print(table(evaluation, recommender.model_name))
+    write_json(json, evaluation.to_dict())
+
+
+@with_flags
+def recommend_command(
+    run: Annotated[Path, Parameter(group=INPUT)],
+    *,
+    users: Annotated[list[str] | None, Parameter(group=INPUT)] = None,
+    users_file: Annotated[Path | None, Parameter(group=INPUT)] = None,
+    history: Annotated[list[str] | None, Parameter(group=INPUT)] = None,
+    times: Annotated[list[str] | None, Parameter(group=INPUT)] = None,
+    k: Annotated[int, Parameter(name=_K, group=_CHOICE)] = 10,
+    keep_seen: Annotated[bool | None, Parameter(group=_CHOICE)] = None,
+    allow: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
+    deny: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
+    strict: Annotated[bool, Parameter(group=_CHOICE, show_default=False)] = False,
+    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    format: Format = None,
+    json: Json = None,
+) -> None:
+    """Recommend items.
+
+    Args:
+        run: Run folder.
+        users: User ids. By default all users of the log.
+        users_file: File with one user id per line, or CSV, JSON lines or Parquet with a column user_id.
+        history: Item ids of one person, most recent last; the person need not be in the log.
+        times: Time of each item of --history: seconds or milliseconds since 1970, or ISO dates. The history is sorted
+            by them, and tisasrec and slirec use them.
+        k: Number of items per user.
+        keep_seen: Recommend items of the history again, and those that the filters of fit dropped from it;
+            --keep-seen=false does not. By default as in the run's validation.
+        allow: Recommend only these items: a file with one id per line, or CSV, JSON lines or Parquet with a column
+            item_id.
+        deny: Never recommend these items: a file as for --allow.
+        strict: Make an unknown user or item an error instead of a warning.
+        out: File to write to. By default standard output.
+    """
+    if sum(given is not None for given in (users, users_file, history)) > 1:
+        raise InputError("give one of --users, --users-file and --history")
+    if users == [] or history == []:
+        raise InputError("no id given; write one or more after --users or --history")
+    if times is not None and history is None:
+        raise InputError("--times are of the items of --history; give both")
+    check_outputs(out, json, reads=[users_file, allow, deny], run=run)
+    from seqrec.data.formats.ids import read_ids
+
+    recommender = _loaded(run)
+    asked = read_ids(users_file, "user_id") if users_file else users
+    frames = recommender.recommend_batches(
+        users=None if asked is None else like(asked, recommender.dataset.users.dtype),
+        histories=None if history is None else [history],
+        times=None if times is None else [times],
+        k=k,
+        keep_seen=keep_seen,
+        allow=None if allow is None else read_ids(allow, "item_id"),
+        deny=None if deny is None else read_ids(deny, "item_id"),
+        strict=strict,
+        progress=out is not None,
+    )
+    with closing(frames):
+        write_table(frames, format, out, json, "recommendations")
+
+
+@with_flags
+def similar_command(
+    run: Annotated[Path, Parameter(group=INPUT)],
+    *items: Annotated[str, Parameter(allow_leading_hyphen=True, group=INPUT)],
+    k: Annotated[int, Parameter(name=_K, group=_CHOICE)] = 10,
+    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    format: Format = None,
+    json: Json = None,
+) -> None:
+    """Find similar items.
+
+    Args:
+        run: Run folder.
+        items: Item ids.
+        k: Number of similar items per item.
+        out: File to write to. By default standard output.
+    """
+    if not items:
+        raise InputError("no item given; write its id after the run folder")
+    check_outputs(out, json, run=run)
+    frame = _loaded(run).similar(items, k, strict=True)
+    write_table([frame], format, out, json, "similar items")
+
+
+def _loaded(run: Path) -> "Recommender":
+    """The run, opened; this imports torch."""
+    from seqrec.recommender import Recommender
+
+    return Recommender.load(run)
