@@ -16,6 +16,7 @@ from seqrec.data.people import given_lists, histories_from, known_items, listed_
 from seqrec.data.split import Histories, histories_of_users
 from seqrec.device import check_polars, watch_forks
 from seqrec.errors import InputError
+from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.ranking import scoring
 from seqrec.ranking.scoring import Catalogue
@@ -225,7 +226,7 @@ class Predictor:
         """What :meth:`similar` finds, by index: ``items int64[M, k]`` and ``cosines float32[M, k]``."""
         check_k(k, self.dataset.num_items - 1)
         if self.model.COUNTED or not self.model.FACTORED:
-            name = type(self.model).__name__
+            name = next(name for name, kind in MODELS.items() if type(self.model) is kind)
             raise InputError(f"{name} has no item embeddings to compare; fit another model, such as sasrec")
         return nearest(self._units, items, k)
 

@@ -377,7 +377,7 @@ def test_save_load_recommend(tmp_path: Path):
     recommender = Recommender("bert4rec", embedding_dim=8, max_length=6, epochs=2, loss="cross-entropy")
     recommender.fit(log, tmp_path / "run")
     again = Recommender.load(tmp_path / "run")
-    assert again.model_config == recommender.model_config
+    assert again.model_config == recommender.model_config.resolved()
     expected = recommender.recommend(users=[3, 5], k=2, keep_seen=True)
     assert expected.height == 4
     assert again.recommend(users=[3, 5], k=2, keep_seen=True).equals(expected)

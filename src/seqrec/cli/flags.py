@@ -79,7 +79,8 @@ def flags(kind: Any) -> Any:
         allowed = range_of(hints[one.name])
         text = texts[one.name] + (f" [range: {allowed}]" if allowed else "")
         group = ELSEWHERE.get(one.name) or GROUPS.get(kind.__name__, MODEL)
-        hint = annotated[hints[one.name], Parameter(help=text, group=group, show_default=one.default is not False)]
+        tells = one.default is not False and one.default is not None  # what None stands for is in the text
+        hint = annotated[hints[one.name], Parameter(help=text, group=group, show_default=tells)]
         shown.append((one.name, hint, field(default=None if one.default is MISSING else one.default)))
     body = {"__module__": kind.__module__, "__new__": lambda _, **values: kind(**values)}
     return make_dataclass(kind.__name__, shown, namespace=body, frozen=True)

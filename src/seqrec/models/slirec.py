@@ -35,7 +35,7 @@ class SLiRecConfig(Options):
         attention_hidden_dims: Hidden widths of the candidate's attention and of the fusion.
         hidden_dims: Hidden widths of the network that predicts.
         num_categories: Number of item categories to learn, the most frequent first. By default all that the item table
-            has (``--items``, or a category column of the log); 0 turns them off.
+            has (from --items, or a category column of the log); 0 turns them off.
         category_dim: Part of ``embedding_dim`` that belongs to the category, where items have one.
         dropout: Dropout on the embedded history and the hidden layers of the network that predicts.
     """
