@@ -69,13 +69,12 @@ def adam_dense(
 ) -> None:  # fmt: skip
     """Adam's step on whole tensors without gaps; ``steps``, a ``float32`` each, count on by one."""
     gradients = [gradient.contiguous() for gradient in gradients]
-    count = len(weights)
-    if len(steps) != count:
-        raise ValueError(f"{len(steps)} counts of steps for {count} weights")
+    sizes = [weight.numel() for weight in weights]
+    count = len(sizes)
     _DENSE(
-        weights=addresses(weights, weights), gradients=addresses(gradients, weights),
-        firsts=addresses(firsts, weights), seconds=addresses(seconds, weights), counts=addresses(steps),
-        sizes=(ctypes.c_int64 * count)(*[weight.numel() for weight in weights]), count=count,
+        weights=addresses(weights, sizes), gradients=addresses(gradients, sizes), firsts=addresses(firsts, sizes),
+        seconds=addresses(seconds, sizes), counts=addresses(steps, [1] * count),
+        sizes=(ctypes.c_int64 * count)(*sizes), count=count,
         beta1=betas[0], beta2=betas[1], rate=rate, epsilon=epsilon,
     )  # fmt: skip
     increment_version(weights)

@@ -163,13 +163,12 @@ def integers(x: Tensor) -> Tensor:
     return x.to(torch.int64).contiguous()
 
 
-def addresses(tensors: list[Tensor], like: list[Tensor] | None = None) -> ctypes.Array[ctypes.c_void_p]:
-    """Where the numbers of ``float32`` tensors are, each of as many as the one in its place in ``like`` (or of one).
+def addresses(tensors: list[Tensor], sizes: list[int]) -> ctypes.Array[ctypes.c_void_p]:
+    """Where the numbers of ``float32`` tensors are; ``sizes`` says how many each one has.
 
     Raises:
         ValueError: another type, gaps, or other sizes.
     """
-    sizes = [1] * len(tensors) if like is None else [x.numel() for x in like]
     if len(sizes) != len(tensors):
         raise ValueError(f"{len(tensors)} tensors where there are {len(sizes)}")
     for x, size in zip(tensors, sizes, strict=True):
