@@ -68,7 +68,7 @@ def work(chosen: dict[str, Any], seed: int, out: Path, how: str, room: int | Non
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         done = Recommender(**chosen).fit(log(seed), out, overwrite=how == "overwrite", resume=how == "resume")
         status = 130 if done.interrupted else 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, pl.exceptions.PanicException):  # polars panics if it is interrupted in an import
         status = 130
     except InputError:
         status = 2

@@ -182,10 +182,11 @@ def test_files_keep_ids_as_they_are(escapes: Path) -> None:
         assert set(readers[ending](out)["user_id"]) == {f"u{u}{CLEAR}" for u in range(9)}
 
 
-def test_a_fault_of_the_package_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    class Panic(BaseException):
-        """As polars' panics, which are no Exceptions."""
+class Panic(BaseException):
+    """As polars' panics, which are no Exceptions."""
 
+
+def test_a_fault_of_the_package_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for error in (TypeError("unhashable type\nsecond line"), RuntimeError("frame #0"), Panic("index out of bounds")):
 
         def broken(arguments: list[str], error: BaseException = error) -> int:
@@ -201,15 +202,18 @@ def test_a_fault_of_the_package_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "raised", [TypeError("'<unprintable str object>' is not a Polars data type"), Panic("in import")]
+)
 def test_a_stop_that_a_library_swallows_is_a_stop(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def swallowed(arguments: list[str]) -> int:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()
         except KeyboardInterrupt:
-            raise TypeError("'<unprintable str object>' is not a Polars data type") from None
+            raise raised from None
         return 0
 
     before = signal.getsignal(signal.SIGINT)

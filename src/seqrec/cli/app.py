@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 result = _run(arguments)
                 sys.stdout.flush()
-            except Exception as error:
-                if interrupted() and not isinstance(error, InputError):  # libraries may hide what Ctrl-C raised
+            except BaseException as error:  # a panic of polars is no Exception
+                kept = InputError, KeyboardInterrupt, SystemExit, GeneratorExit
+                if interrupted() and not isinstance(error, kept):  # libraries may hide what Ctrl-C raised
                     raise KeyboardInterrupt from error
                 raise
     except KeyboardInterrupt as error:
