@@ -25,10 +25,9 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -n auto -m slow
 
-# What the compiled loops take part in, without them.
-PLAIN := tests/kernels tests/models tests/ranking tests/training tests/test_contract.py tests/test_recommender.py
+# The same tests as `make test`, without the compiled loops.
 test-plain: install
-	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto $(PLAIN)
+	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto -m "not slow"
 
 # The compiled loops, built with AddressSanitizer and UndefinedBehaviorSanitizer into a temporary folder.
 test-sanitize: install
