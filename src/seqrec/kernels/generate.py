@@ -1,14 +1,14 @@
-"""The Python function that checks what a compiled loop is given and passes it on, made from the loop's declaration.
+"""Generates, from a loop's declaration, the Python function that checks the arguments and calls the compiled loop.
 
-It is made as ``dataclasses`` makes an ``__init__``. Looking up each array in tables of what was declared took four
-times as long, which was a tenth of a training step with few tokens.
+``dataclasses`` generates ``__init__`` in the same way. Interpreting the declaration at each call took four times as
+long, a tenth of a training step with few tokens.
 """
 
 from seqrec.kernels.declarations import Array, Length, Number, Size
 
 
 def source(arguments: list[Array | Number | Size], structure: bool) -> str:
-    """The Python of a loop's function, ``run(given)``."""
+    """The source of the function ``run(given)`` for a loop with these arguments."""
     arrays = [argument for argument in arguments if isinstance(argument, Array)]
     taken = sorted((array for array in arrays if not array.made), key=lambda array: array.optional)
     made = [array for array in arrays if array.made]
@@ -20,7 +20,7 @@ def source(arguments: list[Array | Number | Size], structure: bool) -> str:
     used |= {word for array in arrays for content in array.content for word in content.split() if word.isupper()}
     bound = {number.name for number in numbers}
     lines = [f"{number.name} = given['{number.name}']" for number in numbers]
-    # Sizes that only the caller knows, or an array that may be None.
+    # Sizes that the caller may give, because every array that shows them may be None.
     lines += [f"{name} = given.get('{name}')" for name in sorted(used - alone - bound)]
     for array in taken:
         lines += _if_given(array, _shape_lines(array, alone, bound))
@@ -44,7 +44,7 @@ def _if_given(array: Array, lines: list[str]) -> list[str]:
 
 
 def _shape_lines(array: Array, alone: set[str], bound: set[str]) -> list[str]:
-    """Lines that look at an array's type and shape, and bind the sizes that it is the first to have."""
+    """Lines that check an array's type and shape, and bind the sizes that appear in it first."""
     name, refuse = array.name, f"refuse('{array.name}', given, locals())"
     gaps = "" if "strided" in array.content else f" or not {name}.is_contiguous()"
     other = f"{name}.dtype is not {array.kind} or {name}.layout is not strided or not {name}.is_cpu{gaps}"
@@ -84,7 +84,7 @@ def _shape_lines(array: Array, alone: set[str], bound: set[str]) -> list[str]:
 
 
 def _content_lines(array: Array) -> list[str]:
-    """Lines that look at an array's numbers."""
+    """Lines that check an array's values."""
     lines = []
     for word, *more in (content.split() for content in array.content):
         given = [f"{array.name}.data_ptr()", f"{array.name}.numel()"]
@@ -107,7 +107,7 @@ def _number_lines(number: Number) -> list[str]:
 
 
 def _passed(argument: Array | Number | Size) -> list[str]:
-    """What is passed for an argument."""
+    """The expressions that are passed to the C function for an argument."""
     if isinstance(argument, Size):
         return [argument.value]
     if isinstance(argument, Number):
@@ -122,6 +122,6 @@ def _passed(argument: Array | Number | Size) -> list[str]:
 
 
 def solved(length: int, product: int, plus: int) -> int:
-    """The size that makes ``product * size + plus`` the length; -1 where none does."""
+    """The size for which ``product * size + plus`` is the length; -1 if there is none."""
     size, rest = divmod(length - plus, product) if product else (-1, 0)
     return size if rest == 0 else -1
