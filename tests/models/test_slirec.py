@@ -302,7 +302,7 @@ def test_categories():
     assert not torch.allclose(model.score(model.encode(batch)), before)
     with pytest.raises(ValueError, match=r"shape \(3,\); give \(31,\)"):
         model.set_categories(torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="categories go from 0 to 5"):
+    with pytest.raises(ValueError, match="categories are from 0 to 5"):
         model.set_categories(torch.arange(NUM_ITEMS + 1) % 6)
     with pytest.raises(ValueError, match="num_categories is 0"):
         model_of().set_categories(torch.zeros(NUM_ITEMS + 1, dtype=torch.int64))
