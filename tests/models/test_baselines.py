@@ -83,7 +83,7 @@ def test_recent_popularity_orders_by_recent_and_then_all(dataset, split, days):
 def test_recent_popularity_needs_timestamps():
     dataset = prepare(pl.DataFrame({"user_id": [1, 1, 1], "item_id": [1, 2, 3]}))
     model = RecentPopularity(RecentPopularityConfig(), dataset.num_items)
-    with pytest.raises(InputError, match="no timestamps"):
+    with pytest.raises(InputError, match="needs timestamps"):
         model.count(all_histories(dataset))
 
 

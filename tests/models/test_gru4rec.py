@@ -340,7 +340,7 @@ def test_only_the_last_max_length_items_matter():
         ({"num_layers": 0}, "num_layers is 0; give 1 or more"),
         ({"hidden_dim": 0}, "hidden_dim is 0; give 1 or more, or leave it out"),
         ({"hidden_dim": 0, "separate_output": True}, "hidden_dim is 0"),
-        ({"hidden_dim": 100}, "hidden_dim is 100 and embedding_dim 64.* separate_output"),
+        ({"hidden_dim": 100}, "hidden_dim 100 and embedding_dim 64 differ.* separate_output"),
         ({"embedding_dropout": 1.0}, "embedding_dropout is 1.0; give at least 0 and less than 1"),
         ({"hidden_dropout": -0.1}, "hidden_dropout is -0.1"),
         ({"hidden_dropout": float("nan")}, "hidden_dropout is nan"),
