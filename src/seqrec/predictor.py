@@ -302,13 +302,13 @@ def _lists_of(histories: Any) -> tuple[list[Any], bool]:
     """The histories as a list, and whether a single history was given."""
     if isinstance(histories, Mapping) or not _is_collection(histories) or hasattr(type(histories), "columns"):
         raise InputError(
-            f"histories are {type(histories).__name__}, not a list of item ids or a list of such lists; give [...] or "
-            "[[...], [...]]"
+            f"histories must be a list of item ids or a list of such lists, not {type(histories).__name__}; give [...] "
+            "or [[...], [...]]"
         )
     if isinstance(histories, np.ndarray) and histories.ndim > 1:
         return list(histories), False
     lists = list(histories)
     many = {_is_collection(entry) for entry in lists}
     if len(many) > 1:
-        raise InputError("histories mix item ids and lists; give one list of ids, or a list of such lists")
+        raise InputError("histories mix item ids and lists of item ids; give one history or many")
     return ([lists], True) if many != {True} else (lists, False)
