@@ -117,9 +117,9 @@ class Predictor:
             deny: ids of items not to recommend. Unknown ids give a warning.
 
         Returns:
-            For one history, :class:`Recommendations`, a list of ``(item_id, score)``. For a list of histories, a list
-            of these, in the same order. Ids that are not in the catalogue are ignored and listed in ``unknown``. If no
-            id of a history is known, the result is the most popular items, and ``popular`` is True.
+            For one history, :class:`Recommendations`, a list of ``(item_id, score)``. For a list of histories, one such
+            list per history, in the same order. Ids that are not in the catalogue are ignored and listed in
+            ``unknown``. If no id of a history is known, the result is the most popular items, and ``popular`` is True.
 
         Raises:
             InputError: invalid histories or times, or ``k`` out of range.

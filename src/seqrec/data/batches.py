@@ -301,7 +301,7 @@ def flat_histories_of(
     np.cumsum(lengths, out=offsets[1:])
     if timestamps is None:
         timestamps = np.arange(len(items), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
-    nobody = IdTable(pl.Series("user_id", [], dtype=dataset.users.dtype))
+    no_users = IdTable(pl.Series("user_id", [], dtype=dataset.users.dtype))
     items, timestamps = items.astype(np.int32, copy=False), timestamps.astype(np.int64, copy=False)
-    strangers = replace(dataset, items=items, timestamps=timestamps, offsets=offsets, users=nobody, before=None)
+    strangers = replace(dataset, items=items, timestamps=timestamps, offsets=offsets, users=no_users, before=None)
     return Histories(strangers, np.full(len(lengths), -1, dtype=np.int64), offsets[:-1], offsets[1:])

@@ -13,17 +13,18 @@ def source(arguments: list[Array | Number | Size], structure: bool) -> str:
     taken = sorted((array for array in arrays if not array.made), key=lambda array: array.optional)
     made = [array for array in arrays if array.made]
     numbers = [argument for argument in arguments if isinstance(argument, Number)]
-    alone = {
+    # Sizes that can be solved from a length of an array that is never None.
+    direct = {
         length.names[0] for array in taken if not array.optional for length in array.lengths if len(length.names) == 1
     }
     used = {name for array in arrays for length in array.lengths for name in length.names}
     used |= {word for array in arrays for content in array.content for word in content.split() if word.isupper()}
     bound = {number.name for number in numbers}
     lines = [f"{number.name} = given['{number.name}']" for number in numbers]
-    # Sizes that the caller may give, because every array that shows them may be None.
-    lines += [f"{name} = given.get('{name}')" for name in sorted(used - alone - bound)]
+    # Other sizes may come from the caller, or from an array that may be None.
+    lines += [f"{name} = given.get('{name}')" for name in sorted(used - direct - bound)]
     for array in taken:
-        lines += _if_given(array, _shape_lines(array, alone, bound))
+        lines += _if_given(array, _shape_lines(array, direct, bound))
     for array in taken:
         lines += _if_given(array, _content_lines(array))
     lines += [line for number in numbers for line in _number_lines(number)]
@@ -43,7 +44,7 @@ def _if_given(array: Array, lines: list[str]) -> list[str]:
     return [f"{array.name} = given.get('{array.name}')", f"if {array.name} is not None:", *(f"    {x}" for x in lines)]
 
 
-def _shape_lines(array: Array, alone: set[str], bound: set[str]) -> list[str]:
+def _shape_lines(array: Array, direct: set[str], bound: set[str]) -> list[str]:
     """Lines that check an array's type and shape, and bind the sizes that appear in it first."""
     name, refuse = array.name, f"refuse('{array.name}', given, locals())"
     gaps = "" if "strided" in array.content else f" or not {name}.is_contiguous()"
@@ -64,12 +65,12 @@ def _shape_lines(array: Array, alone: set[str], bound: set[str]) -> list[str]:
     for found, length in zip(lengths, array.lengths, strict=True):
         unknown = [size for size in length.names if size not in bound]
         if unknown:
-            *others, size = sorted(unknown, key=alone.__contains__)
-            lines += [f"if {other} is None: {refuse}" for other in others]
+            *others, size = sorted(unknown, key=direct.__contains__)
+            lines += [f"if {missing} is None: {refuse}" for missing in others]
             value = (
                 found if length == Length((size,)) else f"solved({found}, {length.product(but=size)}, {length.plus})"
             )
-            if size in alone and not array.optional:
+            if size in direct and not array.optional:
                 bound.add(size)
                 lines += [f"{size} = {value}"]
             else:

@@ -90,10 +90,10 @@ class Model(nn.Module):
         Args:
             hidden: hidden states of R tokens.
             items: candidates: ``int64[C]`` for the same ones in every row, or ``int64[R, C]`` for each row's own. None
-                scores the whole catalogue.
+                scores all items.
 
         Returns:
-            ``[R, C]``, or ``[R, I + 1]`` for the whole catalogue, in which column 0 is padding.
+            ``[R, C]``, or ``[R, I + 1]`` for all items, where column 0 is padding.
         """
         if items is None:
             return hidden @ self.item_vectors().T

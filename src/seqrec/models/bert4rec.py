@@ -106,7 +106,7 @@ class BERT4Rec(Model):
 
     - Positions count from the end of the window (in the code, from its start), so the mask of a prediction always has
       the same position, whatever the length of the history.
-    - The paper's loss is the softmax over the whole catalogue (``loss="cross-entropy"``), whose cost grows with the
+    - The paper's loss is the softmax over the full catalogue (``loss="cross-entropy"``), whose cost grows with the
       catalogue. The default here is sampled softmax, which estimates it from negatives that a batch shares (with the
       default ``logq_correction="all"``; a user's own items are never negatives and so are missing from the estimate).
     - The optimizer is Adam as for the other models, without the code's warm-up, learning rate decay and weight decay.

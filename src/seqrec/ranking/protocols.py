@@ -201,8 +201,8 @@ class _Ranking:
 def _fewest(targets: Targets, negatives: int) -> int:
     """Lowest number of negatives of any target, as there may be fewer items that the user has not seen."""
     data = targets.histories.dataset
-    met = np.bincount(np.unique(data.seen_keys) // (data.num_items + 1), minlength=data.num_users)
-    return int(min(negatives, data.num_items - met[targets.histories.users].max()))
+    seen = np.bincount(np.unique(data.seen_keys) // (data.num_items + 1), minlength=data.num_users)
+    return int(min(negatives, data.num_items - seen[targets.histories.users].max()))
 
 
 def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
