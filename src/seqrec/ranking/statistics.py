@@ -7,7 +7,7 @@ import numpy as np
 
 from seqrec.ranking.metrics import coverage
 
-DOUBT = 8.0  # users; about 2 z^2, with which intervals of MRR over a few hundred users keep their level best
+DOUBT = 8.0  # users; about 2 z^2. With less, intervals of MRR over a few hundred users keep their level less well
 
 
 def gain_intervals(values: np.ndarray, *, level: float = 0.95) -> np.ndarray:
