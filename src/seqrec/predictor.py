@@ -1,4 +1,4 @@
-"""Predictor: what answers "what next?" for one history or many, from a run folder."""
+"""Predictor: recommends the next items for one history or many, from a run folder."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from seqrec.run.place import reading
 
 
 class Recommendations(list[tuple[Any, float]]):
-    """Items for one person, best first, as pairs of id and score; and what they rest on.
+    """Recommended items for one person: a list of ``(item_id, score)``, best first, with details on the history.
 
-    Scores of one person compare with each other only. There are fewer than k pairs where the filters leave fewer.
+    Scores can only be compared within one list. The list is shorter than k if the filters leave fewer items.
 
     Attributes:
-        used: items of the history that the model read: those it knows, the last ``max_length`` of them.
-        unknown: ids of the history that the catalogue does not have, which were left out.
-        popular: whether nothing of the history is known, so that these are the most popular items and their scores
+        used: number of items of the history that the model read, at most ``max_length``.
+        unknown: ids of the history that are not in the catalogue, and were ignored.
+        popular: whether these are the most popular items, because no item of the history is known. The scores are then
             numbers of interactions.
     """
 
@@ -46,12 +46,12 @@ class Recommendations(list[tuple[Any, float]]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Predictor:
-    """A trained model and the ids of its items: recommendations for histories, from any number of threads at once.
+    """A trained model with its item ids. It recommends items for histories, from any number of threads at once.
 
-    It never changes after it is made, and no call changes anything that other threads share: not torch's number of
-    threads, not its gradient mode, not the model's training flag. Each call computes with as many threads as torch is
-    set to; a server with many callers sets one when it starts (``torch.set_num_threads(1)``). A predictor also works in
-    a forked process.
+    A predictor is immutable, and its calls do not change global state: not torch's number of threads, not the gradient
+    mode, not the model's training flag. Each call uses torch's current number of threads. A server that handles many
+    requests in parallel should set it to 1 at the start (``torch.set_num_threads(1)``). A predictor also works in a
+    forked process.
 
     Example:
         >>> predictor = Predictor.load("run")  # doctest: +SKIP
@@ -59,9 +59,9 @@ class Predictor:
         [('B00005N7NZ', 7.1), ('B00002SUPF', 6.8), ('B000059TOC', 6.5)]
 
     Args:
-        model: in evaluation mode; it must not be trained while the predictor is in use.
-        dataset: what it was trained on.
-        keep_seen: whether items of the history are recommended again where a call does not say.
+        model: the model, in evaluation mode. It must not be trained while the predictor is in use.
+        dataset: the dataset that it was trained on.
+        keep_seen: default of ``keep_seen`` in calls: whether to recommend items of the history again.
     """
 
     model: Model
@@ -72,14 +72,14 @@ class Predictor:
         if self.model.training:
             raise ValueError("the model is in training mode; call model.eval() first")
         watch_forks()
-        _ = self.catalogue  # made now, not by the first call
+        _ = self.catalogue  # computed now, so that the first call is not slower
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
-        """Open a run folder. Of its data, only the ids of the items and the first few histories are read.
+        """Open a run folder. This reads the weights, the item ids and a few histories, not the complete dataset.
 
         Raises:
-            InputError: the folder is not a run, is damaged, or its weights rank nothing.
+            InputError: the folder is not a run or is damaged, or its weights give no usable ranking.
         """
         watch_forks()
         check_polars("loading a run")
@@ -90,7 +90,7 @@ class Predictor:
         model = run.model()
         run.check_scores(model)
         dataset = run.dataset
-        _ = dataset.item_ids  # in memory from now on, and compared with their checksums
+        _ = dataset.item_ids  # load the ids now, and verify their checksums
         return cls(model, dataset, bool(run.config.split.keep_seen))
 
     def recommend(
@@ -102,28 +102,27 @@ class Predictor:
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
     ) -> Any:
-        """The best ``k`` items after each history.
+        """Recommend the best ``k`` items after each history.
 
         Args:
-            histories: one history, a flat list of item ids in time order; or many, a list of such lists. The entries
-                decide: ids (numbers, texts) are one history, lists are many, and a mixture of both is an error. ``[]``
-                is one history without items, ``[[]]`` a list of one such history. Arrays, series and iterators do
-                as well as lists. 128, "128" and 128.0 are the same id.
-            k: items per history; fewer where the filters leave fewer.
-            times: of the items, in the shape of ``histories``: numbers since 1970, dates, or ISO texts. They order
-                each history (equal ones keep their order), and tisasrec and slirec learn from them.
-            keep_seen: recommend items of the history again. By default as the run was validated and tested, which is
-                without, unless most users take again what they had.
-            allow: recommend these items only; unknown ones are a warning.
-            deny: never recommend these items; unknown ones are a warning.
+            histories: one history, a flat list of item ids in time order, or a list of histories. ``[]`` is one empty
+                history, ``[[]]`` a list with one empty history. Ids and lists cannot be mixed. Arrays, series and
+                iterators work like lists. 128, "128" and 128.0 are the same id.
+            k: number of items per history.
+            times: times of the items, in the shape of ``histories``: numbers since 1970, dates, or ISO texts. Each
+                history is sorted by them (equal times keep their order), and tisasrec and slirec score with them.
+            keep_seen: whether to recommend items of the history again. By default as in the run's validation and test:
+                False, unless most users in the log interact with items repeatedly.
+            allow: ids of the only items to recommend. Unknown ids give a warning.
+            deny: ids of items not to recommend. Unknown ids give a warning.
 
         Returns:
-            For one history its :class:`Recommendations`, a list of ``(item_id, score)``; for many a list of them, in
-            the same order. Ids that the catalogue does not have are left out of a history and listed in ``unknown``;
-            if none are left, the result is the most popular items and ``popular`` is True.
+            For one history, :class:`Recommendations`, a list of ``(item_id, score)``. For a list of histories, one such
+            list per history, in the same order. Ids that are not in the catalogue are ignored and listed in
+            ``unknown``. If no id of a history is known, the result is the most popular items, and ``popular`` is True.
 
         Raises:
-            InputError: what is no history, ``k`` out of range, or times that don't fit.
+            InputError: invalid histories or times, or ``k`` out of range.
         """
         lists, one = _lists_of(histories)
         given = given_lists(lists, times if times is None or not one else [times])
@@ -133,8 +132,8 @@ class Predictor:
         if (indices == 0).any():
             ends = np.cumsum(given.lengths)
             for row in np.unique(np.searchsorted(ends, np.flatnonzero(indices == 0), side="right")).tolist():
-                mine = slice(int(ends[row] - given.lengths[row]), int(ends[row]))
-                unknown[row] = tuple(given.ids[mine].filter(pl.Series(indices[mine] == 0)).to_list())
+                own = slice(int(ends[row] - given.lengths[row]), int(ends[row]))
+                unknown[row] = tuple(given.ids[own].filter(pl.Series(indices[own] == 0)).to_list())
         found = self._named(people, unknown, k, keep_seen, allow, deny)
         return found[0] if one else found
 
@@ -146,35 +145,35 @@ class Predictor:
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
     ) -> Any:
-        """The best ``k`` items for users of the log, after all that is known of them.
+        """Recommend the best ``k`` items to users of the log, after their complete histories.
 
         Args:
             users: one id, or a collection of ids. An unknown user has an empty history.
-            k: as for :meth:`recommend`, and so are the others. Without ``keep_seen``, items of interactions that the
-                filters of ``fit`` dropped are not recommended either.
-            keep_seen: as for :meth:`recommend`.
+            k: number of items per user.
+            keep_seen: as for :meth:`recommend`. Without it, items of interactions that the filters of ``fit`` dropped
+                are not recommended either.
             allow: as for :meth:`recommend`.
             deny: as for :meth:`recommend`.
 
         Returns:
-            As :meth:`recommend`: :class:`Recommendations` of one user, or a list of them.
+            :class:`Recommendations` for one user, or a list of them for a collection.
         """
         people = histories_of_users(self.dataset, self.dataset.user_indices(ids_of(users, "users")))
         found = self._named(people, {}, k, keep_seen, allow, deny)
         return found if _is_collection(users) else found[0]
 
     def similar(self, items: Any, k: int = 10) -> Any:
-        """The ``k`` items nearest to each given one, by the cosine of their embeddings.
+        """Find the ``k`` most similar items, by the cosine of their embeddings.
 
         Args:
-            items: one id, or a collection of ids; unknown ones are a warning, and are left out.
-            k: neighbours per item.
+            items: one id, or a collection of ids. Unknown ids give a warning and are ignored.
+            k: number of neighbours per item.
 
         Returns:
-            A list of ``(item_id, cosine)`` for one item; for many, a dictionary of such lists by id.
+            For one item, a list of ``(item_id, cosine)``. For a collection, a dictionary of such lists by id.
 
         Raises:
-            InputError: ``k`` out of range, no known item, or a model without embeddings.
+            InputError: ``k`` is out of range, no item is known, or the model has no embeddings.
         """
         indices = listed_items(self.dataset, items, strict=False)
         found = [list(zip(*pair, strict=True)) for pair in self._ids_and_scores(*self.neighbours(indices, k))]
@@ -192,22 +191,22 @@ class Predictor:
         deny: np.ndarray | None = None,
         size: int | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The best items of many people by index, in blocks that are made when they are asked for.
+        """Find the best items for many people by index, in blocks that are computed on demand.
 
-        The same people are encoded and scored together whatever the size of the blocks, because a product of matrices
-        of another shape may differ in its last bits.
+        Encoding and scoring use the same groups of people for any block size, because the last bits of a matrix product
+        may depend on its shape.
 
         Args:
-            people: histories of the dataset, or of :func:`histories_of`.
-            k: items per person.
+            people: histories of the dataset, or from :func:`seqrec.data.batches.histories_of`.
+            k: number of items per person.
             keep_seen: as for :meth:`recommend`.
             allow: indices of the only items to recommend.
             deny: indices of items not to recommend.
-            size: people per block; by default one block holds all.
+            size: number of people per block. By default one block holds all.
 
         Yields:
-            ``items int64[R, k]`` and ``scores float32[R, k]`` of the next R people; 0 and -inf where nothing is left,
-            and the most popular items for empty histories. There is at least one block.
+            ``items int64[R, k]`` and ``scores float32[R, k]`` of the next R people; 0 and -inf if fewer items are left.
+            Empty histories get the most popular items. There is at least one block.
         """
         size = size or max(len(people), 1)
         items, scores = np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
@@ -223,7 +222,7 @@ class Predictor:
             items, scores = items[size:], scores[size:]
 
     def neighbours(self, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """What :meth:`similar` finds, by index: ``items int64[M, k]`` and ``cosines float32[M, k]``."""
+        """As :meth:`similar`, by index: ``items int64[M, k]`` and ``cosines float32[M, k]`` for ``items int64[M]``."""
         check_k(k, self.dataset.num_items - 1)
         if self.model.COUNTED or not self.model.FACTORED:
             name = next(name for name, kind in MODELS.items() if type(self.model) is kind)
@@ -268,7 +267,7 @@ class Predictor:
         allow: Iterable[Any] | None,
         deny: Iterable[Any] | None,
     ) -> list[Recommendations]:
-        """Recommendations by id; ``unknown`` has the ids left out of some of the histories, by row."""
+        """Recommendations by id; ``unknown`` holds the ignored ids of histories, by row."""
         check_k(k, self.dataset.num_items)
         allowed = None if allow is None else known_items(self.dataset, allow, "allow", strict=False)
         denied = None if deny is None else known_items(self.dataset, deny, "deny", strict=False)
@@ -280,7 +279,7 @@ class Predictor:
         ]
 
     def _ids_and_scores(self, items: np.ndarray, scores: np.ndarray) -> Iterator[tuple[list[Any], list[float]]]:
-        """The ids and scores of each row, without the places that nothing is left for."""
+        """The ids and scores of each row, without empty places."""
         there = items > 0
         ids = self.dataset.catalogue.values(items[there] - 1)
         values = scores[there].tolist()
@@ -291,8 +290,8 @@ class Predictor:
 
 
 def _is_collection(value: Any) -> bool:
-    """Whether it holds several values, and is no id itself."""
-    if type(value) in (int, str):  # as most are
+    """Whether a value is a collection of ids, not a single id."""
+    if type(value) in (int, str):  # the usual types of ids; this test is fast
         return False
     if isinstance(value, np.ndarray):
         return value.ndim > 0
@@ -300,16 +299,16 @@ def _is_collection(value: Any) -> bool:
 
 
 def _lists_of(histories: Any) -> tuple[list[Any], bool]:
-    """Histories one by one, and whether a single one was given."""
+    """The histories as a list, and whether a single history was given."""
     if isinstance(histories, Mapping) or not _is_collection(histories) or hasattr(type(histories), "columns"):
         raise InputError(
-            f"histories are item ids in a list, or lists of them, not {type(histories).__name__}; give [...] or "
-            "[[...], [...]]"
+            f"histories must be a list of item ids or a list of such lists, not {type(histories).__name__}; give [...] "
+            "or [[...], [...]]"
         )
     if isinstance(histories, np.ndarray) and histories.ndim > 1:
         return list(histories), False
     lists = list(histories)
     many = {_is_collection(entry) for entry in lists}
     if len(many) > 1:
-        raise InputError("some entries are item ids and others are lists of them; give one history or many")
+        raise InputError("histories mix item ids and lists of item ids; give one history or many")
     return ([lists], True) if many != {True} else (lists, False)

@@ -375,7 +375,7 @@ def test_nothing_left_is_said_once(place: Path, capsys: pytest.CaptureFixture[st
     assert main(["recommend", "run", "--allow", "some.txt", "--out", "out.parquet", "-k", "2"]) == 0
     out, errors = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(r"warning: nothing is left to recommend to \d+ of 30; .*--keep-seen.*\n", errors)
+    assert re.fullmatch(r"warning: no items are left to recommend to \d+ of 30; .*--keep-seen.*\n", errors)
     assert pl.read_parquet(place / "out.parquet")["item_id"].unique().to_list() == ["i1"]
 
 
@@ -541,7 +541,7 @@ BAD_ARGUMENTS = {
     "evaluate log.csv": "log.csv: no such run folder",
     "evaluate run --protocol half": '"half"',
     "evaluate run --protocol sampled --negatives 0": "negatives is 0",
-    "recommend run -k 13": "k is 13, more than there are items to choose from .12.",
+    "recommend run -k 13": "k is 13, but there are only 12 items to choose from",
     "recommend run -k 0": "k is 0; give 1 or more",
     "recommend run -k x": '"x"',
     "recommend run --users": "no id given",

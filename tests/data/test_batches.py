@@ -177,7 +177,7 @@ def test_columns_by_name():
     assert not pack(all_histories(dataset), 5, columns=columns.only([])).of_tokens
     with pytest.raises(ValueError, match="the extra column price is missing"):
         columns.only({"age", "price"})
-    with pytest.raises(ValueError, match="not all of different names"):
+    with pytest.raises(ValueError, match="names of extra columns are not unique"):
         Columns(items=columns.items, users={"category": columns.users["age"]})
 
 
@@ -333,7 +333,7 @@ def test_epochs_that_are_none(shard):
     histories = all_histories(dataset_of([5, 5]))
     with pytest.raises(ValueError, match="shard is"):
         Epoch(histories, batch_size=4, max_length=6, seed=0, shard=shard)
-    with pytest.raises(ValueError, match="windows='all' shows every one"):
+    with pytest.raises(ValueError, match="windows='all', which shows every window"):
         Epoch(histories, batch_size=4, max_length=6, seed=0, random_start=0.1, windows="all")
     one = Epoch(histories, batch_size=4, max_length=6, seed=0)
     for step in (-1, 1):

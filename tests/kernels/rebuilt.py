@@ -1,4 +1,4 @@
-"""Build the compiled loops in another way than pip does, and run their tests on that build.
+"""Build the compiled loops differently from pip, and run their tests on that build.
 
 ``sanitize`` builds them with AddressSanitizer and UndefinedBehaviorSanitizer. ``clang`` builds the library for any
 processor with clang++ and without OpenMP, as on a machine that has no GCC.
@@ -19,7 +19,7 @@ SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recove
 
 
 def build_hook() -> ModuleType:
-    """hatch_build.py, which stands outside the package."""
+    """Import hatch_build.py, which is outside the package."""
     specification = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     assert specification is not None
     assert specification.loader is not None
@@ -29,13 +29,13 @@ def build_hook() -> ModuleType:
 
 
 def library_of(compiler: str, name: str) -> str:
-    """The path of one of the compiler's own libraries."""
+    """The path of one of the compiler's libraries."""
     done = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 def prepared(way: str, hook: ModuleType) -> dict[str, str]:
-    """Set the hook up for this way of building; what the tests need in the environment."""
+    """Set up the hook for this kind of build, and return the environment variables that the tests need."""
     if way == "clang":
         os.environ["CXX"] = "clang++"
         hook.PROCESSORS = {"plain": []}
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("way", choices=["sanitize", "clang"])
     way = parser.parse_args().way
     if way == "clang" and shutil.which("clang++") is None:
-        sys.exit("there is no clang++; on Debian, apt-get install clang brings it")
+        sys.exit("clang++ is not installed; on Debian, run apt-get install clang")
     hook = build_hook()
     needed = prepared(way, hook)
     with tempfile.TemporaryDirectory() as name:
@@ -69,7 +69,7 @@ def main() -> int:
         tests = [str(path) for path in sorted(Path(__file__).parent.glob("test_*.py")) if path.stem != "test_loader"]
         found = "from seqrec.kernels import library; print('tested:', library())"
         subprocess.run([sys.executable, "-c", found], env=environment, cwd=name, check=True)
-        # With the capture of sys alone, the report of a sanitizer, which ends the process, is not swallowed.
+        # A sanitizer's report ends the process; with --capture=sys pytest does not swallow it.
         command = [sys.executable, "-m", "pytest", "--capture=sys", *tests]
         return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
 

@@ -1,4 +1,4 @@
-"""The optimizer's compiled loops against the same in torch."""
+"""The optimizer's compiled loops against their equivalents in torch."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def trained(steps: int, threads: int = 1, schedule: Schedule | None = None) -> l
         optimizer = RowAdam(model, 0.1, betas=(0.9, 0.98), schedule=schedule)
         random = np.random.default_rng(0)
         for step in range(steps):
-            # Few rows a step with repetitions, so that rows wait for long.
+            # Few rows per step, with repetitions, so that rows miss many steps.
             rows = torch.from_numpy(random.integers(0, 40, size=1 + step % 7).repeat(2))
             target = torch.from_numpy(random.normal(size=(len(rows), 5)).astype(np.float32))
             optimizer.zero_grad()
@@ -73,7 +73,7 @@ def test_torch_knows_of_their_changes():
         model.table(torch.tensor([1, 2])).sum().backward()
         work()
         versions.append(model.table.weight._version)
-    assert versions[0] < versions[1] <= versions[2]  # nothing was behind for the second
+    assert versions[0] < versions[1] <= versions[2]  # for the second, all rows may be up to date
 
 
 @pytest.mark.parametrize("schedule", [None, Schedule("cosine", 20, 150), Schedule("linear", 0, 200)])

@@ -1,4 +1,4 @@
-"""The door to the compiled loops: what does not fit is refused before it is read or written."""
+"""Calls of the compiled loops: arguments that do not fit are refused before anything is read or written."""
 
 from collections.abc import Callable
 from typing import Any
@@ -189,7 +189,7 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
 def test_what_does_not_fit_is_refused(function, right, wrong):
     with torch.no_grad():
         function(**right())
-        with pytest.raises(ValueError, match=r"\w+"):  # for many reasons
+        with pytest.raises(ValueError, match=r"\w+"):  # the reasons differ
             function(**right() | wrong)
 
 
@@ -211,7 +211,7 @@ def test_rows_of_no_table_and_slots_that_hold_anything_do_no_harm():
 
 
 def test_what_changes_between_the_ways_is_refused():
-    """Hooks of autograd may give back other tensors than were saved."""
+    """Autograd hooks may return other tensors than those that were saved."""
     x = torch.randn(5, 6, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved[:1]):
         out = kernels.attention(x, torch.randn(5, 12), offsets_of([2, 3]), 2, True)
@@ -234,7 +234,7 @@ def test_what_numbers_are_is_told_as_numpy_does(seed):
     x = torch.from_numpy(values)
 
     def refused(*arguments: str, **given: Any) -> bool:
-        declared = Loop("lanes", *arguments)  # which takes nothing, so nothing is called with what is wrong
+        declared = Loop("lanes", *arguments)  # a function without parameters, so the call is always safe
         try:
             declared(**given)
         except ValueError:

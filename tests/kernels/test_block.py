@@ -1,4 +1,4 @@
-"""A whole block in one pass against torch, in float64."""
+"""A complete block in one compiled pass, against torch in float64."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def block_of(norm: str, heads: int, dropout: float, hidden: int, dim: int = 12) 
     torch.manual_seed(0)
     config = SASRecConfig(embedding_dim=dim, num_heads=heads, dropout=dropout, feedforward_dims=(hidden,), norm=norm)
     block = SASRecBlock(config)
-    for parameter in block.parameters():  # norms and biases too, which begin at 1 and 0
+    for parameter in block.parameters():  # including norms and biases, whose initial values are 1 and 0
         nn.init.normal_(parameter, mean=0.1, std=0.4)
     return block
 
@@ -27,7 +27,7 @@ def block_of(norm: str, heads: int, dropout: float, hidden: int, dim: int = 12) 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_whole_block_is_that_of_torch_in_float64(norm, heads, hidden, dim, dropout, threads):
-    lengths = [1, 7, 150, 3, 0, 12, *[5] * 40]  # one that is longer than what is taken at once, and several that fit
+    lengths = [1, 7, 150, 3, 0, 12, *[5] * 40]  # one longer than a chunk, and several that share one
     block = block_of(norm, heads, dropout, hidden, dim)
     x = torch.randn(sum(lengths), dim)
     upstream = torch.randn(sum(lengths), dim)
@@ -43,7 +43,7 @@ def test_a_whole_block_is_that_of_torch_in_float64(norm, heads, hidden, dim, dro
         assert (out.grad_fn.name() == "_FunctionBackward") == (kind == torch.float32)
         out.backward(upstream.to(kind))
         found.append([out, states.grad, *(parameter.grad.clone() for parameter in block.parameters())])
-        # Both have drawn as many random numbers.
+        # Both have drawn the same number of random numbers.
         found[-1].append(torch.from_numpy(block.feedforward.dropout.random.random(3)))
     torch.set_num_threads(before)
     for compiled, plain in zip(*found, strict=True):
@@ -60,7 +60,7 @@ def test_a_block_of_the_last_tokens_alone_is_that_of_all(norm, heads):
     with torch.no_grad():
         everything = block(x, group(batch))
         torch.testing.assert_close(block(x, group(batch), batch.last), everything[batch.last], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(block(x, group(batch)), everything)  # saving for the way back changes nothing
+    torch.testing.assert_close(block(x, group(batch)), everything)  # saving states for backward changes nothing
     with_gradients = block(x, group(batch), batch.last)
     assert with_gradients.requires_grad
     torch.testing.assert_close(with_gradients, everything[batch.last], rtol=1e-4, atol=1e-4)

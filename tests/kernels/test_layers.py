@@ -1,4 +1,4 @@
-"""Compiled layers against the naive loop and against the same in torch."""
+"""Compiled layers against naive loops and against their equivalents in torch."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.loops
 
 def naive(query: Tensor, key_value: Tensor, lengths: list[int], heads: int, causal: bool,
           words: Tensor | None, dropout: float) -> Tensor:  # fmt: skip
-    """Pair by pair, as the docstring says it."""
+    """Attention pair by pair, as described in the docstring."""
     width = query.shape[1]
     dim = width // heads
     out, place, start = torch.zeros_like(query), 0, 0
@@ -71,7 +71,7 @@ def test_attention_is_the_naive_one(lengths, heads, dim, causal, dropout, seed):
         expected.backward(by_out.double())
         for mine, its in zip((query, key_value), exact, strict=True):
             torch.testing.assert_close(mine.grad.double(), its.grad, rtol=1e-4, atol=1e-4)
-    with torch.inference_mode():  # where nothing is kept for the way back
+    with torch.inference_mode():  # in which nothing is saved for backward
         again = kernels.attention(query, key_value, offsets_of(lengths), heads, causal, words, dropout)
     assert torch.equal(again, out)
 
@@ -102,7 +102,7 @@ def test_the_layer_does_the_same_without_them(causal, heads, dropout, monkeypatc
         out = layer(states, states, group(batch_of(lengths), causal=causal))
         out.square().sum().backward()
         found.append([out, states.grad, *(parameter.grad for parameter in layer.parameters())])
-        # Both have drawn as many random numbers.
+        # Both have drawn the same number of random numbers.
         found[-1].append(torch.from_numpy(layer.dropout.random.random(3)))
     for compiled, plain in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
@@ -161,7 +161,7 @@ def test_positions_do_the_same_without_them(lengths, scale, dropout, monkeypatch
         results.append((out, *torch.autograd.grad(out, (x, table.weight), upstream)))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
-    # The last token of each user, whatever its history's length, stands at the last position.
+    # The last token of each user has the last position, whatever the length of the history.
     last = batch.offsets[1:][batch.lengths > 0] - 1
     kept = results[0][0][last] != 0
     expected = (scale * x[last] + table.weight[-1]) / (1 - round(dropout * 65536) / 65536)
@@ -247,5 +247,5 @@ def test_the_number_of_threads_changes_no_byte_of_attention():
 
 @pytest.mark.parametrize("heads", [0, 4])
 def test_heads_that_do_not_divide_the_width_are_refused_by_the_layer(heads):
-    with pytest.raises(ValueError, match="do not divide"):
+    with pytest.raises(ValueError, match="not a multiple"):
         Attention(6, 6, heads, 0.0)

@@ -1,4 +1,4 @@
-"""Which compiled library there is, and when it runs."""
+"""Which compiled library is found, and when it is used."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.loops
 def test_they_are_built_here():
-    # So that the other tests, and users with a compiler, meet them.
+    # Otherwise the other tests would not test them.
     assert kernels.library() is not None
 
 
@@ -72,7 +72,7 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.loops
 @pytest.mark.parametrize("processor", ["default", "avx2"])
 def test_older_processors_have_loops_of_their_own(processor):
-    """The same tests, with what torch says of the processor held down."""
+    """The same tests, with a lower processor capability reported by torch."""
     if os.environ.get("ATEN_CPU_CAPABILITY"):
         return
     folder = Path(__file__).parent

@@ -23,7 +23,7 @@ def test_product_is_that_of_torch(sizes, turned, seed):
     a = torch.randn(depth, rows).T if turned[0] else torch.randn(rows, depth)
     b = torch.randn(columns, depth).T if turned[1] else torch.randn(depth, columns)
     torch.testing.assert_close(kernels.product(a, b).double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
-    # The bits of a part are those of the whole.
+    # A part of a product has the same bits as the complete product.
     part = kernels.product(a[rows // 3 :], b[:, : columns // 2 + 1])
     assert torch.equal(part, kernels.product(a, b)[rows // 3 :, : columns // 2 + 1])
 
@@ -46,7 +46,7 @@ def test_score_is_the_product_with_each_rows_own(shape):
 @pytest.mark.parametrize("shape", [(7, 1, 5), (30, 101, 64), (5, 2, 1)])
 def test_binary_loss_is_that_of_torch_in_float64(shape):
     torch.manual_seed(0)
-    hidden, vectors = 3 * torch.randn(shape[0], shape[2]), 3 * torch.randn(shape)  # some far out
+    hidden, vectors = 3 * torch.randn(shape[0], shape[2]), 3 * torch.randn(shape)  # some values are large
     losses, *found = kernels.binary_loss(hidden, vectors)
     exact = [x.double().requires_grad_() for x in (hidden, vectors)]
     logits = torch.einsum("rd,rcd->rc", *exact)
@@ -67,7 +67,7 @@ def test_binary_loss_is_that_of_torch_in_float64(shape):
 def test_exponentials_are_exact_to_the_last_places():
     logits = torch.linspace(-80, 0, 4001)[:, None].clone()
     nothing = torch.zeros(0, dtype=torch.int64)
-    # With such a target the gradients are the softmax.
+    # With such a target, the gradients are softmax probabilities.
     found = kernels.softmax_loss(torch.ones(1, 1), logits, torch.tensor([-1e30]), (nothing, nothing))
     error = (found[2].double() / logits.double().softmax(dim=0) - 1).abs()
     assert error.max() < 6 * torch.finfo(torch.float32).eps
@@ -77,7 +77,7 @@ def test_exponentials_are_exact_to_the_last_places():
 @pytest.mark.parametrize("corrected", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_softmax_loss_is_that_of_torch_in_float64(shape, corrected, threads):
-    """Ragged blocks and tiles, and so many items that exponentials are computed twice."""
+    """Incomplete blocks and tiles, and so many items that exponentials are computed twice."""
     tokens, items, dim = shape
     torch.manual_seed(0)
     hidden, vectors, targets = 2 * torch.randn(tokens, dim), torch.randn(items, dim), 3 * torch.randn(tokens)
@@ -93,7 +93,7 @@ def test_softmax_loss_is_that_of_torch_in_float64(shape, corrected, threads):
     logits = logits.index_put(left_out, torch.tensor(-torch.inf, dtype=torch.float64))
     losses = nn.functional.softplus(logits.logsumexp(dim=1) - exact[2])
     torch.testing.assert_close(found[0], losses.detach(), rtol=1e-5, atol=1e-5)
-    some = torch.isfinite(logits).any(dim=1)  # the way back through an empty sum is no number in torch
+    some = torch.isfinite(logits).any(dim=1)  # torch's gradient of an empty sum is NaN
     gradients = torch.autograd.grad((losses * some).sum() / tokens, exact) if some.all() else None
     for mine, its in zip(found[1:], gradients or (), strict=gradients is not None):
         torch.testing.assert_close(mine.double(), its, rtol=1e-4, atol=1e-6)
@@ -112,7 +112,7 @@ def test_softmax_loss_of_no_numbers_is_none():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (129, 500, 17), (3, 5000, 9)])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rank_is_a_full_sort(shape, threads):
-    """Whole numbers, so that many scores tie and none is rounded."""
+    """Scores are whole numbers, so that many tie and none is rounded."""
     count, items, dim = shape
     torch.manual_seed(0)
     states, vectors = torch.randint(-2, 3, (count, dim)).float(), torch.randint(-2, 3, (items, dim)).float()
@@ -141,7 +141,7 @@ def test_rank_is_a_full_sort(shape, threads):
 
 
 def test_a_target_ties_with_itself_alone():
-    """Its score has the bits of the tile's, whatever the width and the place in the tile."""
+    """Its score has the same bits as in the tile, whatever the width and its place in the tile."""
     torch.manual_seed(0)
     for dim in (1, 7, 31, 64, 100):
         states, vectors = torch.randn(200, dim), torch.randn(700, dim)

@@ -83,7 +83,7 @@ def test_recent_popularity_orders_by_recent_and_then_all(dataset, split, days):
 def test_recent_popularity_needs_timestamps():
     dataset = prepare(pl.DataFrame({"user_id": [1, 1, 1], "item_id": [1, 2, 3]}))
     model = RecentPopularity(RecentPopularityConfig(), dataset.num_items)
-    with pytest.raises(InputError, match="no timestamps"):
+    with pytest.raises(InputError, match="needs timestamps"):
         model.count(all_histories(dataset))
 
 
@@ -127,7 +127,7 @@ def test_a_fresh_model_loads_the_state(dataset, split, kind):
     fresh.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
     for ours, theirs in zip(best(model, split.test.histories, 5), best(fresh, split.test.histories, 5), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    # And once more over a model that has counted something else.
+    # Also for a model that has already counted another log.
     other = kind(kind.Config(), dataset.num_items, dataset.num_users)
     other.count(all_histories(dataset))
     other.load_state_dict(model.state_dict())

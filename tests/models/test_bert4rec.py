@@ -35,7 +35,7 @@ def random_lists(seed: int = 0, users: int = 12, longest: int = 14, shortest: in
 def model_of(seed: int = 0, **values) -> BERT4Rec:
     torch.manual_seed(seed)
     model = BERT4Rec(BERT4RecConfig(**{"max_length": 10, "embedding_dim": 8, "dropout": 0.0} | values), NUM_ITEMS)
-    with torch.no_grad():  # away from the narrow or neutral start
+    with torch.no_grad():  # away from the small or neutral initial values
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
@@ -59,7 +59,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def states_one_by_one(model: BERT4Rec, items: list[int]) -> Tensor:
-    """Output states [n, d + 1] of one history, 0 for the mask, in float64 and straight from the equations."""
+    """Output states [n, d + 1] of one history (0 is the mask), in float64 and directly from the equations."""
     config = model.config
     d, heads = config.embedding_dim, config.num_heads
     weights = {name: value.detach().double() for name, value in model.state_dict().items()}
@@ -105,7 +105,7 @@ def test_packed_is_one_by_one(values):
     for row, items in enumerate(lists):
         items = items[-model.config.max_length :]
         part = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
-        # In training the tokens as they are; else a mask comes after them, whose state stands at the last.
+        # In training the tokens as they are. Otherwise a mask follows, and its state replaces the last one's.
         torch.testing.assert_close(shown[part].double(), states_one_by_one(model, items), rtol=1e-4, atol=1e-4)
         after = states_one_by_one(model, [*items, 0])
         torch.testing.assert_close(predicting[part][:-1].double(), after[:-2], rtol=1e-4, atol=1e-4)
@@ -124,8 +124,8 @@ def test_masked_tokens_see_both_sides():
     for row, items in enumerate(histories):
         expected = states_one_by_one(model, items)
         torch.testing.assert_close(hidden[row].double(), expected, rtol=1e-4, atol=1e-4)
-    assert (hidden[0, 2] - hidden[1, 2]).abs().max() > 1e-3  # what comes later
-    assert (hidden[0, 2] - hidden[2, 2]).abs().max() > 1e-3  # what came before
+    assert (hidden[0, 2] - hidden[1, 2]).abs().max() > 1e-3  # depends on later items
+    assert (hidden[0, 2] - hidden[2, 2]).abs().max() > 1e-3  # depends on earlier items
 
 
 def test_gradients_of_packed_and_one_by_one():
@@ -238,7 +238,7 @@ def test_the_mask_has_a_vector_of_its_own():
     model.encode(shown).square().sum().backward()
     assert (model.mask_embedding.grad != 0).any()
     assert (model.item_embedding.weight.grad[0] == 0).all()
-    assert (model.item_embedding.weight.grad[:, -1] == 0).all()  # the bias is the output's alone
+    assert (model.item_embedding.weight.grad[:, -1] == 0).all()  # only the output uses the bias
     with torch.no_grad():
         before = model.encode(shown)
         model.item_embedding.weight[0] = 5
@@ -250,7 +250,7 @@ def test_vectors_are_the_table_itself():
     assert model.item_vectors().data_ptr() == model.item_embedding.weight.data_ptr()
 
 
-# ---------------------------------------------------------------- the rest
+# ---------------------------------------------------------------- initial weights and configuration
 
 
 def test_the_start():
@@ -267,7 +267,7 @@ def test_the_start():
                 (64, 64) if "key_value" in name else parameter.shape[-2:] if parameter.dim() == 2 else (0, 0)
             )
             table = "embedding" in name
-            expected = 0.88 * 0.02 if table else (2 / (rows + columns)) ** 0.5  # cut at two standard deviations
+            expected = 0.88 * 0.02 if table else (2 / (rows + columns)) ** 0.5  # truncated at two standard deviations
             assert parameter.std().item() == pytest.approx(expected, rel=0.3 if table else 0.05), name
             assert not table or parameter.abs().max() <= 0.04, name
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -281,7 +281,7 @@ def test_the_start():
     fresh = BERT4Rec(BERT4RecConfig(), 50)
     torch.manual_seed(2)
     for name, value in BERT4Rec(BERT4RecConfig(), 50).state_dict().items():
-        assert torch.equal(value, fresh.state_dict()[name]), name  # a seed fixes the start
+        assert torch.equal(value, fresh.state_dict()[name]), name  # a seed fixes the initial weights
 
 
 @pytest.mark.parametrize("values", [{"dropout": 0.5}, {"dropout": 0.5, "attention_dropout": 0.0}])
@@ -325,11 +325,11 @@ def test_bad_configs(values, message):
     assert "\n" not in str(raised.value)
 
 
-# ---------------------------------------------------------------- what it is for
+# ---------------------------------------------------------------- learning
 
 
 def planted_log(users: int = 500, items: int = 20, length: int = 12, seed: int = 0) -> pl.DataFrame:
-    """Three walks in turn: an item follows from the one three before it, and one in ten is noise."""
+    """Three interleaved walks: an item follows from the one three places before it; one in ten is noise."""
     random = np.random.default_rng(seed)
     walk = random.integers(items, size=(users, length))
     for step in range(3, length):
@@ -339,7 +339,7 @@ def planted_log(users: int = 500, items: int = 20, length: int = 12, seed: int =
 
 
 def hit_rate(model: Model, dataset: Dataset, **options) -> float:
-    """Of the first place, after training."""
+    """HR@1 after training."""
     split = split_last_two(dataset)
     if model.COUNTED:
         model.count(split.train)

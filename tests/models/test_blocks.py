@@ -56,7 +56,7 @@ def test_dropout_keeps_rate_expectation_and_variance(probability):
     assert abs(dropped.double().mean() - 3) < 5 * spread * scale
     variance = probability * (1 - probability) * scale**2
     assert dropped.double().var() == pytest.approx(variance, rel=0.1)
-    # Neighbours, which share a word of random bits, are independent, in each of a word's four places.
+    # Neighbours that come from the same random word are independent, at each of its four places.
     flat = kept.double().flatten()
     for shift in (1, 2, 3, 4):
         pairs = (flat[shift:] - flat.mean()) * (flat[:-shift] - flat.mean())
@@ -66,7 +66,7 @@ def test_dropout_keeps_rate_expectation_and_variance(probability):
 
 
 class EveryWord:
-    """A bit generator that gives each 16-bit word once."""
+    """A bit generator that returns each 16-bit word once."""
 
     def random_raw(self, count: int) -> np.ndarray:
         return np.arange(65536, dtype=np.uint16).view(np.uint64)[:count]
@@ -146,14 +146,14 @@ def test_grouping(lengths, width, causal):
     assert grouping.mask.shape == (grouping.rows, grouping.width, grouping.width)
     assert len(set(grouping.tokens.tolist())) == total
     assert torch.equal(grouping.places[grouping.tokens], torch.arange(total))
-    # Next-fit: no two rows in a row could have been one, so at most about half is empty.
+    # Next-fit: no two consecutive rows would fit into one, so at most about half of the places are empty.
     assert places <= 2 * total + 2 * grouping.width
     x = torch.arange(1.0, total + 1)[:, None] * torch.tensor([1.0, -1.0])
     spread = grouping.spread(x)
     assert spread.shape == (grouping.rows, grouping.width, 2)
     assert torch.equal(grouping.collect(spread), x)
 
-    # Who may see whom, by loops.
+    # Which places see which, computed by loops.
     users = batch.rows.tolist()
     token_at = dict(zip(grouping.tokens.tolist(), range(total), strict=True))
     for query_token in range(0, total, 7):
@@ -167,7 +167,7 @@ def test_grouping(lengths, width, causal):
                 seen.add(token_at[row * grouping.width + key])  # KeyError: an empty place was seen
         same = [t for t in range(total) if users[t] == users[query_token]]
         assert seen == {t for t in same if not causal or t <= query_token}
-    assert (grouping.mask == 0).any(dim=2).all()  # no row of only -inf, whose softmax is no number
+    assert (grouping.mask == 0).any(dim=2).all()  # no row of only -inf, whose softmax would be NaN
 
 
 @settings(max_examples=40, deadline=None)
@@ -193,7 +193,7 @@ def test_gradcheck_of_spread_and_collect():
 
 
 def naive_attention(layer: Attention, queries: Tensor, keys: Tensor, batch: Batch, causal: bool) -> Tensor:
-    """Per user, per head, per query, in float64."""
+    """Attention per user, per head and per query, in float64."""
     weight_k, weight_v = layer.key_value.weight.double().chunk(2)
     bias_k, bias_v = layer.key_value.bias.double().chunk(2)
     rows = []
@@ -265,7 +265,7 @@ def test_attention_of_nothing(num_heads):
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
 def test_empty_places_and_other_users_never_leak(size):
-    # Token 0 stands at every empty place; whatever it is, only its own user may change.
+    # Token 0 is at every empty place; a change of it may only affect its own user.
     layer = attention_of()
     lengths = [2, 5, 1, 0, 63, 9]
     batch = batch_of(lengths)

@@ -36,7 +36,7 @@ def model_of(seed: int = 0, **values) -> Caser:
     torch.manual_seed(seed)
     config = CaserConfig(**{"max_length": 10, "embedding_dim": 8, "dropout": 0.0} | values)
     model = Caser(config, NUM_ITEMS, NUM_USERS)
-    with torch.no_grad():  # biases off 0, tables wide enough that every ReLU has two sides
+    with torch.no_grad():  # biases other than 0, and tables with values large enough for both sides of every ReLU
         for name, parameter in model.named_parameters():
             if "bias" in name or parameter.shape[0] in (NUM_ITEMS + 1, NUM_USERS + 1):
                 parameter.add_(0.5 * torch.randn_like(parameter))
@@ -48,7 +48,7 @@ def model_of(seed: int = 0, **values) -> Caser:
 
 
 def filters_of(model: Caser) -> list[tuple[Tensor, Tensor]]:
-    """Every horizontal filter as a matrix [height, d] with its bias, the low ones first."""
+    """Every horizontal filter as a matrix [height, d] with its bias, in ascending order of height."""
     config = model.config
     found = []
     for height in range(1, config.window + 1):
@@ -114,7 +114,7 @@ def test_packed_is_window_by_window(values):
             ours = scores[batch.offsets[row] : batch.offsets[row + 1]].double()
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     used = hidden[:, : model.config.embedding_dim]
-    assert (used == 0).any()  # the ReLUs cut
+    assert (used == 0).any()  # some ReLUs give 0
     assert (used > 0).any()
     assert (hidden[:, -1] == 1).all()
 
@@ -158,10 +158,10 @@ def test_unknown_people_have_the_mean_user():
     mean = model.user_embedding.weight[:NUM_USERS].mean(dim=0)
     for token, expected in enumerate([mean, mean, model.user_embedding.weight[3], model.user_embedding.weight[3]]):
         torch.testing.assert_close(hidden[token, users], expected)
-    torch.testing.assert_close(hidden[5, users], mean)  # a user beyond the table is unknown too
+    torch.testing.assert_close(hidden[5, users], mean)  # a user outside the table is unknown too
     torch.testing.assert_close(hidden[1, :8], hidden[3, :8])
     assert (hidden[1, users] - hidden[3, users]).abs().max() > 1e-3
-    # In training there is no mean to be taken through the table: somebody unknown has the last row.
+    # In training the mean is not computed; an unknown user gets the last row.
     model.train()
     hidden = model.encode(batch_of([[1, 2]], 10, users=[-1]))
     torch.testing.assert_close(hidden[0, users], model.user_embedding.weight[NUM_USERS])
@@ -169,7 +169,7 @@ def test_unknown_people_have_the_mean_user():
 
 @pytest.mark.parametrize("decay", [0.0, 0.6])
 def test_users_of_the_log_who_never_trained_have_the_mean_of_those_who_did(decay, tmp_path):
-    """Some have one item in training, others none: they rank as a stranger does, also after saving."""
+    """Users with one or no item in training get the rankings of an unknown user, also after saving."""
     rows = [(user, (user + step) % 9, step) for user in range(12) for step in range(7)]
     rows += [(user, user % 9, step) for user in range(12, 20) for step in range(3 if user % 2 else 1)]
     dataset = prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
@@ -270,7 +270,7 @@ def test_the_start():
     fresh = Caser(CaserConfig(), 50)
     torch.manual_seed(2)
     for name, value in Caser(CaserConfig(), 50).state_dict().items():
-        assert torch.equal(value, fresh.state_dict()[name]), name  # a seed fixes the start
+        assert torch.equal(value, fresh.state_dict()[name]), name  # a seed fixes the initial weights
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,13 @@ def test_bad_configs(values, message):
     assert "\n" not in str(raised.value)
 
 
-# ---------------------------------------------------------------- what it is for
+# ---------------------------------------------------------------- learning
 
 
 def planted_log(users: int = 900, items: int = 12, length: int = 11, seed: int = 0) -> pl.DataFrame:
-    """What comes next is decided by two items together, whichever came first, and one more lies between.
+    """The next item depends on a pair of items in any order, with one more item after them.
 
-    The item follows from the pair (3 back, 2 back), so the last item, and each of the two alone, says
-    next to nothing.
+    It follows from the items 3 and 2 places back, so the last item, or only one of the two, says almost nothing.
     """
     random = np.random.default_rng(seed)
     follows = random.permutation(items * items).reshape(items, items) % items
@@ -318,7 +317,7 @@ def planted_log(users: int = 900, items: int = 12, length: int = 11, seed: int =
 
 
 def hit_rate(model, dataset: Dataset) -> float:
-    """Of the first place, after training."""
+    """HR@1 after training."""
     split = split_last_two(dataset)
     if model.COUNTED:
         model.count(split.train)
@@ -338,7 +337,7 @@ def test_it_learns_what_two_items_say_together():
         rates[window] = hit_rate(Caser(CaserConfig(**sizes, window=window), 12), dataset)
     popularity = hit_rate(Popularity(PopularityConfig(), 12), dataset)
     assert rates[5] > 0.7
-    assert max(rates[2], popularity) < 0.45  # half of the pair tells a little
+    assert max(rates[2], popularity) < 0.45  # one item of the pair gives a little information
 
 
 def test_save_load_recommend(tmp_path: Path):

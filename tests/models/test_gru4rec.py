@@ -39,7 +39,7 @@ def model_of(seed: int = 0, **values: Any) -> GRU4Rec:
     torch.manual_seed(seed)
     values = {"max_length": 10, "embedding_dim": 8, "embedding_dropout": 0.0, "hidden_dropout": 0.0} | values
     model = GRU4Rec(GRU4RecConfig(**values), NUM_ITEMS)
-    with torch.no_grad():  # away from the narrow start, so that gates differ
+    with torch.no_grad():  # away from the small initial values, so that gates differ
         for parameter in model.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     return model
@@ -49,7 +49,7 @@ def model_of(seed: int = 0, **values: Any) -> GRU4Rec:
 
 
 def naive_states(model: GRU4Rec, items: list[int]) -> np.ndarray:
-    """Hidden states of one user, step by step in float64, from equations 2 to 5 of the paper of 2016."""
+    """Hidden states of one user, step by step in float64, from equations 2 to 5 of the 2016 paper."""
     weights = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
     table = weights["item_embedding.weight"]
     inputs = [table[item] * math.sqrt(table.shape[1]) for item in items[-model.config.max_length :]]
@@ -108,7 +108,7 @@ def test_packed_is_step_by_step(values, with_targets):
 
 @pytest.mark.parametrize("lengths", [[3], [1, 1, 1], [4, 1, 3, 3], [0, 2, 0, 5, 1]], ids=str)
 def test_the_gradient_by_hand(lengths):
-    """Against finite differences, in float64."""
+    """The gradient against finite differences, in float64."""
     torch.manual_seed(1)
     layer = GRU(3, 4).double()
     layer.reset()
@@ -156,7 +156,7 @@ def test_steps():
     assert steps.bounds == [(0, 3), (3, 5), (5, 6)]
     assert batch.items[steps.tokens].tolist() == [3, 1, 6, 4, 2, 5]
     assert torch.equal(batch.items[steps.tokens][steps.places], batch.items)
-    assert steps.before.tolist() == [0, 1, 3]  # of items 4, 2 and 5: the places of 3, 1 and 4
+    assert steps.before.tolist() == [0, 1, 3]  # for the items 4, 2 and 5, the places of 3, 1 and 4
 
 
 # ---------------------------------------------------------------- the points of arXiv 2307.14956
@@ -198,7 +198,7 @@ def test_each_item_has_a_bias():
 
 
 def test_dropout_on_the_embedding_alone():
-    """Inputs are dropped, the output vectors never, though both are one table."""
+    """Dropout applies to inputs but never to output vectors, although they share a table."""
     model = model_of(embedding_dropout=0.5)
     batch = batch_of(random_lists())
     dropped: list[Tensor] = []
@@ -235,12 +235,12 @@ def test_dropout_on_the_states_of_every_layer():
         assert 0.3 < kept.float().mean() < 0.7
         torch.testing.assert_close(seen[kept], 2 * whole[kept])
     assert (hidden[:, -1] == 1).all()  # the bias is never dropped
-    # A layer's own recurrence sees its whole states: the first layer's are those without dropout.
+    # A layer passes complete states on to itself, so those of the first layer are the same without dropout.
     torch.testing.assert_close(first, model.eval().layers[0](inputs[0], Steps(batch)))
 
 
 def test_the_reset_gate_acts_before_the_matrix():
-    """With the gate wide open it makes no difference, and the layer is torch's, which has it after."""
+    """With the gate fully open, the layer is the same as torch's, which applies the gate after the matrix."""
     torch.manual_seed(0)
     ours, theirs = GRU(4, 4), torch.nn.GRU(4, 4)
     ours.reset()
@@ -253,7 +253,7 @@ def test_the_reset_gate_acts_before_the_matrix():
             theirs.weight_ih_l0.copy_(ours.input.weight)
             theirs.bias_ih_l0.copy_(ours.input.bias)
             theirs.bias_hh_l0.zero_()
-            # Its update gate keeps where ours renews, so its sign is turned.
+            # Torch's update gate is the complement of ours, so the sign is inverted.
             theirs.weight_ih_l0[4:8] *= -1
             theirs.bias_ih_l0[4:8] *= -1
             theirs.weight_hh_l0.copy_(torch.cat([ours.gates[:4], -ours.gates[4:], ours.candidate]))
@@ -277,7 +277,7 @@ def test_elu_scores():
     torch.testing.assert_close(scores, torch.where(raw > 0, raw, 0.5 * (raw.exp() - 1)))
 
 
-# ---------------------------------------------------------------- start, tables, configuration
+# ---------------------------------------------------------------- initial weights, tables, configuration
 
 
 def test_the_start():
@@ -289,7 +289,7 @@ def test_the_start():
     for layer in model.layers:
         assert (layer.input.bias == 0).all()
         for matrix, parts in ((layer.input.weight, 3), (layer.gates, 2), (layer.candidate, 1)):
-            for part in matrix.chunk(parts):  # Glorot: each gate's own
+            for part in matrix.chunk(parts):  # Glorot's rule for each gate
                 assert part.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.05)
     torch.manual_seed(2)
     fresh = GRU4Rec(GRU4RecConfig(), 100).state_dict()
@@ -307,7 +307,7 @@ def test_padding_gets_no_gradient_from_reading():
 
 
 def test_rows_that_are_read_in_training_are_the_tables_own():
-    """Training reads tables through their embeddings alone, which bring rows up to date."""
+    """Training reads tables only through their embedding layers, which bring rows up to date."""
     for values in ({}, {"separate_output": True}):
         model = model_of(**values)
         mark_tables(model)
@@ -340,7 +340,7 @@ def test_only_the_last_max_length_items_matter():
         ({"num_layers": 0}, "num_layers is 0; give 1 or more"),
         ({"hidden_dim": 0}, "hidden_dim is 0; give 1 or more, or leave it out"),
         ({"hidden_dim": 0, "separate_output": True}, "hidden_dim is 0"),
-        ({"hidden_dim": 100}, "hidden_dim is 100 and embedding_dim 64.* separate_output"),
+        ({"hidden_dim": 100}, "hidden_dim 100 and embedding_dim 64 differ.* separate_output"),
         ({"embedding_dropout": 1.0}, "embedding_dropout is 1.0; give at least 0 and less than 1"),
         ({"hidden_dropout": -0.1}, "hidden_dropout is -0.1"),
         ({"hidden_dropout": float("nan")}, "hidden_dropout is nan"),
@@ -362,13 +362,15 @@ KEYS, NOISE = 12, 40
 
 
 def remembered(users: int = 300, seed: int = 0) -> Split:
-    """A key, three items of noise, the answer to the key; and so three times, with other keys.
+    """A key, three items of noise and the answer to the key, three times with different keys.
 
-    Keys are items 1 to 12, answers 13 to 24 and the rest noise, which says nothing of the answer. Popularity
-    and the last item leave ten answers open.
+    Keys are items 1 to 12, answers 13 to 24, and the others are noise, which says nothing about the answer. With only
+    popularity and the last item, ten answers are possible.
     """
     random = np.random.default_rng(seed)
-    rows = [(-1, item, item) for item in range(1, 2 * KEYS + NOISE + 1)]  # for the ids, so that they are in order
+    rows = [
+        (-1, item, item) for item in range(1, 2 * KEYS + NOISE + 1)
+    ]  # one user with all items, to set the order of ids
     for user in range(users):
         keys = random.permutation(KEYS)[:3] + 1
         noise = random.permutation(NOISE)[:9].reshape(3, 3) + 2 * KEYS + 1
@@ -380,7 +382,7 @@ def remembered(users: int = 300, seed: int = 0) -> Split:
 
 
 def answers_right(model: Model, split: Split) -> float:
-    """How often the last item of all, an answer, is ranked first."""
+    """How often the last item of a history, an answer, is ranked first."""
     return float(hit_rate(*ranks(model, split.test), 1)[1:].mean())
 
 

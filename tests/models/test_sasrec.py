@@ -30,7 +30,7 @@ def random_lists(seed: int = 0, users: int = 12, longest: int = 14) -> list[list
 def model_of(seed: int = 0, **values) -> SASRec:
     torch.manual_seed(seed)
     model = SASRec(SASRecConfig(**{"max_length": 10, "embedding_dim": 8, "dropout": 0.0} | values), NUM_ITEMS)
-    with torch.no_grad():  # move norms and biases off their neutral start
+    with torch.no_grad():  # so that norms and biases differ from their neutral initial values
         for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -61,7 +61,7 @@ def padded_sasrec(model: SASRec, items: list[int]) -> Tensor:
     x = weights["item_embedding.weight"][padded] * math.sqrt(d) + weights["position_embedding.weight"]
     x = x * real[:, None]
     visible = torch.ones(n, n).tril().bool() & real[None, :]
-    visible |= torch.eye(n).bool()  # padding sees itself, and nobody reads it
+    visible |= torch.eye(n).bool()  # padding sees itself, but nothing reads it
     for b in range(config.num_blocks):
         name = f"blocks.{b}"
 
@@ -121,7 +121,7 @@ def test_packed_is_padded(values, with_targets):
     hidden = model.encode(batch)
     assert hidden.shape == (int(batch.offsets[-1]), model.config.embedding_dim)
     for row, items in enumerate(lists):
-        # The padded window of a training history stands at the same places: its last input is last.
+        # The padded window of a training history has the same positions: its last input comes last.
         inputs = items[:-1] if with_targets else items
         if not inputs:
             continue
@@ -196,7 +196,7 @@ def test_the_start():
     torch.manual_seed(2)
     again = SASRec(SASRecConfig(embedding_dim=64), 5000)
     for name, value in again.state_dict().items():
-        assert torch.equal(value, fresh.state_dict()[name]), name  # a seed fixes the start
+        assert torch.equal(value, fresh.state_dict()[name]), name  # a seed fixes the initial weights
 
 
 @pytest.mark.parametrize("loss", ["bce", "sampled-softmax", "cross-entropy"])

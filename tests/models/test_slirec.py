@@ -33,7 +33,7 @@ def batch_of(histories: list[History], max_length: int, with_targets: bool = Fal
 
 
 def random_histories(seed: int = 0, users: int = 12, longest: int = 14) -> list[History]:
-    """Intervals from none to weeks."""
+    """Histories with intervals from 0 to weeks."""
     random = np.random.default_rng(seed)
     lengths = [1, 2, longest, *random.integers(1, longest + 1, users - 3)]
     result = []
@@ -58,7 +58,7 @@ SMALL = {
 def model_of(seed: int = 0, **values) -> SLiRec:
     torch.manual_seed(seed)
     model = SLiRec(SLiRecConfig(**SMALL | values), NUM_ITEMS)
-    with torch.no_grad():  # away from the neutral or narrow start
+    with torch.no_grad():  # away from the neutral or small initial values
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     if model.config.num_categories:
@@ -70,7 +70,7 @@ def model_of(seed: int = 0, **values) -> SLiRec:
 
 
 class OneByOne:
-    """The model in float64, a user, a token and a candidate at a time, straight from the equations."""
+    """The model in float64, one user, token and candidate at a time, directly from the equations."""
 
     def __init__(self, model: SLiRec) -> None:
         self.config = model.config
@@ -119,7 +119,7 @@ class OneByOne:
         return result
 
     def scores(self, items: list[int], times: list[int]) -> Tensor:
-        """``[tokens, I + 1]``."""
+        """Logits ``[tokens, I + 1]``."""
         items, times = items[-self.config.max_length :], times[-self.config.max_length :]
         x = [self.vector(item) for item in items]
         states = self.states(x, times)
@@ -156,7 +156,7 @@ def interval(seconds: int) -> Tensor:
 CONFIGS = [
     {},
     {"attention_length": 1},
-    {"attention_length": 50},  # more than there are
+    {"attention_length": 50},  # more than the history has
     {"max_length": 1},
     {"max_length": 3},
     {"attention_hidden_dims": (4,), "hidden_dims": (3,)},
@@ -184,7 +184,7 @@ def test_packed_is_one_by_one(values, with_targets):
 
 
 def test_the_output_of_a_network_has_a_bias_where_it_makes_a_difference():
-    """The fusion's moves the weight of both preferences, the prediction's all logits; a softmax does not see it."""
+    """Biases matter in fusion and prediction, but not in front of a softmax, which ignores a constant."""
     model = model_of().eval()
     batch = batch_of(random_histories(), 10)
     before = model.score(model.encode(batch))
@@ -242,9 +242,9 @@ def test_log_interval():
 @pytest.mark.parametrize(
     ("times", "same"),
     [
-        ([100, 900, 1000, 90_000], False),  # the interval before the last one, and with it an age
-        ([0, 500, 1000, 90_000], False),  # the first action alone
-        ([1100, 1500, 2000, 91_000], True),  # all of them by as much
+        ([100, 900, 1000, 90_000], False),  # the interval before the last one, and one of the ages
+        ([0, 500, 1000, 90_000], False),  # only the first action
+        ([1100, 1500, 2000, 91_000], True),  # all of them by the same amount
     ],
 )
 def test_only_intervals_matter(times, same):
@@ -273,7 +273,7 @@ def test_alpha_weighs_long_and_short():
     with torch.no_grad():
         for parameter in model.fusion.parameters():
             parameter.zero_()
-        model.fusion.first.bias.fill_(100)  # all activations 1 from here
+        model.fusion.first.bias.fill_(100)  # all activations are 1
         for layer in model.fusion.middle:
             layer.bias.fill_(100)
         model.fusion.last.weight.fill_(100)
@@ -287,7 +287,7 @@ def test_alpha_weighs_long_and_short():
     torch.testing.assert_close(model.score(moved), model.score(hidden))  # alpha is 0
 
 
-# ---------------------------------------------------------------- the rest
+# ---------------------------------------------------------------- categories, initial weights, configuration
 
 
 def test_categories():
@@ -302,7 +302,7 @@ def test_categories():
     assert not torch.allclose(model.score(model.encode(batch)), before)
     with pytest.raises(ValueError, match=r"shape \(3,\); give \(31,\)"):
         model.set_categories(torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="categories go from 0 to 5"):
+    with pytest.raises(ValueError, match="categories are from 0 to 5"):
         model.set_categories(torch.arange(NUM_ITEMS + 1) % 6)
     with pytest.raises(ValueError, match="num_categories is 0"):
         model_of().set_categories(torch.zeros(NUM_ITEMS + 1, dtype=torch.int64))
@@ -332,7 +332,7 @@ def test_the_start():
     assert model.item_embedding.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert (model.query_activation.weight == 0.1).all()
     biases = model.short_term.input.bias.view(6, 64)
-    assert biases.sum(dim=1).tolist() == [0, 64, 0, 0, 0, 0]  # the forget gate's
+    assert biases.sum(dim=1).tolist() == [0, 64, 0, 0, 0, 0]  # the forget gate
     start = {name: value.std().item() for name, value in model.state_dict().items() if value.numel() > 1}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -379,7 +379,7 @@ def test_bad_configs(values, message):
     assert "\n" not in str(raised.value)
 
 
-# ---------------------------------------------------------------- what it is for
+# ---------------------------------------------------------------- learning
 
 
 def planted_log(users: int = 600, items: int = 20, length: int = 10, seed: int = 0) -> pl.DataFrame:
@@ -401,7 +401,7 @@ def planted_log(users: int = 600, items: int = 20, length: int = 10, seed: int =
 
 
 def log_of_categories(users: int = 200, items: int = 300, length: int = 6) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The category of the next item follows from that of the last one; which of its 50 items it is, nobody can know."""
+    """The category of the next item follows from that of the last item; which of its 50 items comes is random."""
     random = np.random.default_rng(0)
     walk = (random.integers(6, size=(users, 1)) + np.arange(length)) % 6
     walk += 6 * random.integers(items // 6, size=walk.shape)
@@ -411,7 +411,7 @@ def log_of_categories(users: int = 200, items: int = 300, length: int = 6) -> tu
     return log, pl.DataFrame({"item_id": range(items), "categories": names})
 
 
-@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")  # nobody met some items
+@pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")  # some items have no interactions
 def test_categories_of_the_items_are_learnt(tmp_path: Path):
     log, items = log_of_categories()
     options = {"embedding_dim": 16, "category_dim": 8, "max_length": 5, "dropout": 0.0, "batch_size": 32, "epochs": 20,
@@ -419,7 +419,7 @@ def test_categories_of_the_items_are_learnt(tmp_path: Path):
                "evaluate_every": 0}  # fmt: skip
 
     def share(recommender: Recommender) -> float:
-        """How many of the recommended items are of the category that comes next."""
+        """The share of recommended items that belong to the next category."""
         data = recommender.dataset
         last = data.item_ids.gather(data.items[data.offsets[1:] - 1] - 1).to_numpy()
         following = pl.DataFrame({"user_id": data.user_ids, "next": (last + 1) % 6})
@@ -450,7 +450,7 @@ def test_categories_can_be_turned_off():
 
 
 def with_shuffled_times(dataset: Dataset, seed: int = 1) -> Dataset:
-    """The same histories; the intervals of each are in another order."""
+    """The same histories, with the intervals of each shuffled."""
     random = np.random.default_rng(seed)
     times = dataset.timestamps.copy()
     for start, end in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True):
@@ -459,7 +459,7 @@ def with_shuffled_times(dataset: Dataset, seed: int = 1) -> Dataset:
 
 
 def hit_rate(model: Model, dataset: Dataset) -> float:
-    """Of the first place, after training."""
+    """HR@1 after training."""
     split = split_last_two(dataset)
     config = TrainConfig(epochs=20, learning_rate=0.02, batch_size=64, evaluate_every=0, loss="bce", negatives=4)
     train(model, split, config)
@@ -478,7 +478,7 @@ def test_it_learns_from_time_gaps():
     torch.manual_seed(0)
     without = hit_rate(SASRec(SASRecConfig(**sizes), 20), dataset)
     assert real > 0.9
-    assert max(shuffled, without) < 0.65  # one of two, and the most popular is one of twenty
+    assert max(shuffled, without) < 0.65  # guessing one of two gives 0.5
 
 
 def test_save_load_recommend(tmp_path: Path):

@@ -24,7 +24,7 @@ NUM_ITEMS = 30
 
 
 def dataset_of(item_lists: list[list[int]]) -> Dataset:
-    """Users 0, 1, … with these items, whose indices are their ids."""
+    """A dataset of users 0, 1, … with these items, where indices are equal to ids."""
     users = np.repeat(np.arange(len(item_lists)), [len(items) for items in item_lists])
     frame = pl.DataFrame({"user_id": users, "item_id": [item for items in item_lists for item in items]})
     return prepare(frame)
@@ -40,7 +40,7 @@ def model_of(dataset: Dataset, seed: int = 0, **values) -> SSEPT:
     torch.manual_seed(seed)
     small = {"max_length": 10, "embedding_dim": 6, "user_dim": 4, "dropout": 0.0}
     model = SSEPT(SSEPTConfig(**small | values), dataset.num_items, dataset.num_users)
-    with torch.no_grad():  # move everything off its neutral start
+    with torch.no_grad():  # so that nothing has its neutral initial value
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
@@ -54,9 +54,9 @@ def known_as(batch: Batch, users: list[int] | int) -> Batch:
 
 
 def naive_logits(model: SSEPT, items: list[int], user: np.ndarray) -> np.ndarray:
-    """Scores of all items after each item of one history, ``[L, I + 1]``, place by place and in float64.
+    """Scores of all items after each item of one history, ``[L, I + 1]``, position by position and in float64.
 
-    From the equations: 2 (embedding), those of the Transformer as SASRec has them, 4 (score).
+    Computed from equation 2 (embedding), the equations of SASRec (blocks) and equation 4 (score).
     """
     config = model.config
     w = {name: value.numpy().astype(np.float64) for name, value in model.state_dict().items()}
@@ -128,7 +128,7 @@ CONFIGS = [
         "sse_item": 1.0,
         "sse_target": 1.0,
         "random_start": 1.0,
-    },  # none of it outside training
+    },  # no effect outside training
 ]
 
 
@@ -159,12 +159,12 @@ def test_the_user_counts():
         one, other = (model.score(model.encode(known_as(batch, user)))[:, 1:] for user in (0, 1))
         level = model.encode(known_as(batch, 1))[:, -1:]
     assert not torch.allclose(one, other)
-    assert (one.argsort() != other.argsort()).any()  # by more than the level of the scores
+    assert (one.argsort() != other.argsort()).any()  # not only by a constant shift of the scores
     within = other - level
-    torch.testing.assert_close(within.softmax(1), other.softmax(1))  # which the softmax does not see
+    torch.testing.assert_close(within.softmax(1), other.softmax(1))  # a softmax ignores a constant shift
 
 
-# ---------------------------------------------------------------- users who were not there in training
+# ---------------------------------------------------------------- users without training data
 
 
 def test_strangers_follow_the_table():
@@ -181,10 +181,10 @@ def test_strangers_follow_the_table():
 
     with torch.inference_mode():
         first = model.encode(batch).clone()
-    assert model.encode(batch).requires_grad  # what was kept in inference is of use outside
+    assert model.encode(batch).requires_grad  # a mean cached in inference mode also works outside
     assert as_expected()
     with torch.no_grad():
-        model.user_embedding.weight[-1] += 5  # the padding's row is nobody's
+        model.user_embedding.weight[-1] += 5  # the last row belongs to no user
     assert torch.equal(model.encode(batch), first)
     with torch.no_grad():
         model.user_embedding.weight[:3] += 1
@@ -197,7 +197,7 @@ def test_strangers_follow_the_table():
 
 @pytest.mark.parametrize("exchanged", [0.0, 0.9])
 def test_users_of_the_log_who_never_trained(exchanged):
-    """They have the mean of those who did, unless training showed the histories of others as theirs."""
+    """They get the mean of the trained users, unless training showed other users' histories as theirs."""
     rows = [(user, (user + step) % 9, step) for user in range(12) for step in range(7)]
     rows += [(user, user % 9, 0) for user in range(12, 16)]
     dataset = prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
@@ -295,7 +295,7 @@ def test_all_others_are_as_likely():
     assert shown.users.min() >= 0
     assert shown.users.max() < dataset.num_users
     assert (shown.users.bincount(minlength=dataset.num_users) > 0).double().mean() == pytest.approx(0.632, abs=0.03)
-    # Inputs and targets are drawn apart: an input that changed is not the target of the token before.
+    # Inputs and targets are drawn independently: a replaced input is not the target of the token before it.
     inside = (batch.positions[1:] > 0).nonzero()[:, 0]
     assert float((shown.items[1:] == shown.targets[:-1])[inside].double().mean()) == pytest.approx(1 / 9, abs=0.02)
 
@@ -310,7 +310,7 @@ def test_padding_and_strangers_are_not_exchanged():
     assert share(batch.items, shown.items) == 1
     lonely = SSEPT(SSEPTConfig(sse_user=1.0, sse_item=1.0, sse_target=1.0), 1, 1)
     ones = replace(batch, items=torch.ones_like(batch.items), users=torch.zeros_like(batch.users))
-    assert torch.equal(lonely.corrupt(ones, np.random.default_rng(0)).items, ones.items)  # there is no other
+    assert torch.equal(lonely.corrupt(ones, np.random.default_rng(0)).items, ones.items)  # there is no other item
     off = SSEPT(SSEPTConfig(sse_user=0.0, sse_item=0.0), dataset.num_items, dataset.num_users)
     assert vars(off.corrupt(batch, np.random.default_rng(0))) == vars(batch)
 
@@ -331,13 +331,13 @@ def test_random_starts():
         for row, user in enumerate(batch.users.tolist()):
             items = batch.items[batch.offsets[row] : batch.offsets[row + 1]]
             targets = batch.targets[batch.offsets[row] : batch.offsets[row + 1]]
-            assert torch.equal(targets, items + 1)  # one piece of the history
+            assert torch.equal(targets, items + 1)  # consecutive items of the history
             assert len(items) == (2 if user == 1 else 4)
             if user == 0:
                 starts.append(int(items[0]))
     counts = np.bincount(starts, minlength=17)
     assert counts[0] == 0
-    assert counts[16] == pytest.approx(800 * (0.25 + 0.75 / 16), rel=0.15)  # the last window, or a chance hit
+    assert counts[16] == pytest.approx(800 * (0.25 + 0.75 / 16), rel=0.15)  # the last window, chosen or drawn by chance
     assert counts[1:16] == pytest.approx(np.full(15, 800 * 0.75 / 16), abs=25)
 
 
@@ -348,10 +348,10 @@ KINDS, BRANDS, ROUNDS = 8, 5, 6
 
 @pytest.fixture(scope="module")
 def trait() -> Split:
-    """Each user has a brand of their own and asks for kinds of things: anything, one of a kind, that kind and brand.
+    """Each user has a favourite brand. Items come in threes: any item, one of a kind, one of that kind and the brand.
 
-    Two items that are shown say which kind is next, and never the brand: whoever does not know the user guesses
-    among five.
+    The items before show the kind of the next one but not its brand: without knowing the user, one can only guess one
+    of five.
     """
     random = np.random.default_rng(0)
     users = 300
@@ -411,7 +411,7 @@ def test_it_learns_what_the_user_likes(trait, personal):
     popularity = Popularity(PopularityConfig(), data.num_items)
     popularity.count(trait.train)
     assert accuracy(personal, trait) > 0.9
-    assert 0.1 < accuracy(sasrec, trait) < 0.35  # one of five
+    assert 0.1 < accuracy(sasrec, trait) < 0.35  # guessing one of five gives 0.2
     assert accuracy(sasrec, trait, k=BRANDS) > 0.95
     assert accuracy(popularity, trait) < 0.1
 
@@ -425,13 +425,13 @@ def test_strangers_get_what_the_history_says(trait, personal):
 
 
 def test_sharing_embeddings_keeps_users_from_being_learnt_by_heart(trait, personal):
-    # Nothing is removed from the ranking here: a user learnt by heart is offered what they already had.
+    # Nothing is removed from the ranking here: for memorised users, it puts items of the history first.
     alone = trained(ssept(trait, sse_user=0.0), trait)
     assert accuracy(personal, trait, keep_seen=True) > 0.9
     assert accuracy(alone, trait, keep_seen=True) < 0.7
 
 
-# ---------------------------------------------------------------- the rest
+# ---------------------------------------------------------------- initial weights, penalty, configuration
 
 
 def test_fit_recommend_save_and_load(tmp_path):

@@ -31,7 +31,7 @@ def batch_of(histories: list[History], max_length: int, with_targets: bool = Fal
 
 
 def random_histories(seed: int = 0, users: int = 12, longest: int = 14) -> list[History]:
-    """Intervals of all sizes, 0 among them."""
+    """Histories with intervals of all sizes, including 0."""
     random = np.random.default_rng(seed)
     lengths = [1, 2, longest, *random.integers(1, longest + 1, users - 3)]
     result = []
@@ -45,7 +45,7 @@ def model_of(seed: int = 0, **values) -> TiSASRec:
     torch.manual_seed(seed)
     config = TiSASRecConfig(**{"max_length": 10, "embedding_dim": 8, "time_span": 20, "dropout": 0.0} | values)
     model = TiSASRec(config, NUM_ITEMS)
-    with torch.no_grad():  # away from the neutral or narrow start
+    with torch.no_grad():  # away from the neutral or small initial values
         for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name or "position" in name or "interval" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -66,7 +66,7 @@ def linear(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 
 
 def interval_matrix(times: list[int], time_span: int) -> list[list[int]]:
-    """r_ij for j <= i, number by number."""
+    """r_ij for j <= i, one by one."""
     matrix = []
     for i in range(len(times)):
         apart = [abs(a - b) for a in times[: i + 1] for b in times[: i + 1] if a != b]
@@ -76,7 +76,7 @@ def interval_matrix(times: list[int], time_span: int) -> list[list[int]]:
 
 
 def one_by_one(model: TiSASRec, items: list[int], times: list[int]) -> Tensor:
-    """Hidden states of one user in float64, with a vector for each pair, straight from the equations."""
+    """Hidden states of one user in float64, with a vector for each pair, directly from the equations."""
     config = model.config
     n, d = config.max_length, config.embedding_dim
     weights = {name: value.detach().double() for name, value in model.state_dict().items()}
@@ -166,8 +166,8 @@ def test_intervals():
     r = scaled_intervals(batch, queries, keys, 256).view(6, 6)
     assert r.tril().tolist() == [
         [0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],  # nothing apart yet
-        [1, 1, 0, 0, 0, 0],  # 60 apart at the shortest
+        [0, 0, 0, 0, 0, 0],  # no interval yet
+        [1, 1, 0, 0, 0, 0],  # the shortest interval is 60
         [7, 7, 1, 0, 0, 0],  # 10
         [71, 71, 11, 1, 0, 0],  # 1
         [256, 256, 256, 256, 256, 0],  # clipped
@@ -188,7 +188,7 @@ def test_intervals_of_many_users(seed):
 
 
 def test_huge_and_backward_times():
-    times = [2**62, 2**62 + 2**50, 2**62 + 2**50 + 3, 0]  # nothing overflows, and nobody is asked to sort
+    times = [2**62, 2**62 + 2**50, 2**62 + 2**50 + 3, 0]  # nothing overflows, and times need not be sorted
     batch = batch_of([([1, 2, 3, 4], times)], 10)
     queries, keys = torch.tensor([1, 2, 2, 3]), torch.tensor([0, 0, 1, 2])
     assert scaled_intervals(batch, queries, keys, 9).tolist() == [9, 9, 1, 9]
@@ -210,7 +210,7 @@ def test_later_times_do_not_change_earlier_states():
     times = [0, 1000, 2000, 5000, 5500, 6000, 9000, 9900]
     before = model.encode(batch_of([(items, times)], 10))
     for cut in range(1, 8):
-        # From here on all is much closer together: the shortest interval of the whole window becomes 1.
+        # The later times are much closer together: the shortest interval of the window becomes 1.
         later = times[:cut] + [times[cut - 1] + 1 + step for step in range(8 - cut)]
         after = model.encode(batch_of([(items, later)], 10))
         torch.testing.assert_close(after[:cut], before[:cut])
@@ -227,7 +227,7 @@ def test_a_log_without_times():
     torch.testing.assert_close(model.encode(batch).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------- the rest
+# ---------------------------------------------------------------- initial weights, penalty, configuration
 
 
 def test_an_empty_batch_and_users_without_items():
@@ -299,7 +299,7 @@ def test_bad_configs(values, message):
 
 
 def test_a_table_as_long_as_the_catalogue():
-    # Tables of so many rows as there are items get gradients by row; that of the intervals must not.
+    # The table of intervals must not get gradients by row, even if it has as many rows as the item table.
     log = planted_log(users=20)
     recommender = Recommender("tisasrec", time_span=20, embedding_dim=8, max_length=20, epochs=1, evaluate_every=0)
     recommender.fit(log)
@@ -307,7 +307,7 @@ def test_a_table_as_long_as_the_catalogue():
     assert len(recommender.epochs) == 1
 
 
-# ---------------------------------------------------------------- what it is for
+# ---------------------------------------------------------------- learning
 
 
 def planted_log(users: int = 600, items: int = 20, length: int = 10, seed: int = 0) -> pl.DataFrame:
@@ -329,7 +329,7 @@ def planted_log(users: int = 600, items: int = 20, length: int = 10, seed: int =
 
 
 def with_shuffled_times(dataset: Dataset, seed: int = 1) -> Dataset:
-    """The same histories; the intervals of each are in another order."""
+    """The same histories, with the intervals of each shuffled."""
     random = np.random.default_rng(seed)
     times = dataset.timestamps.copy()
     for start, end in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True):
@@ -338,7 +338,7 @@ def with_shuffled_times(dataset: Dataset, seed: int = 1) -> Dataset:
 
 
 def hit_rate(model: Model, dataset: Dataset) -> float:
-    """Of the first place, after training."""
+    """HR@1 after training."""
     split = split_last_two(dataset)
     train(model, split, TrainConfig(epochs=40, learning_rate=0.01, batch_size=64, evaluate_every=0))
     found = evaluate(model, split.test, train_counts=split.train.item_counts(), k=(1,), keep_seen=True)
@@ -355,7 +355,7 @@ def test_it_learns_from_time_gaps():
     torch.manual_seed(0)
     without = hit_rate(SASRec(SASRecConfig(**sizes), 20), dataset)
     assert real > 0.9
-    assert max(shuffled, without) < 0.65  # one of two, and the most popular is one of twenty
+    assert max(shuffled, without) < 0.65  # guessing one of two gives 0.5
 
 
 def test_save_load_recommend(tmp_path: Path):

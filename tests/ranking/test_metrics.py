@@ -28,7 +28,7 @@ def test_metrics_agree_with_ir_measures():
         theirs[value.measure][int(value.query_id)] = value.value
     for measure, values in ours.items():
         np.testing.assert_allclose(values, theirs[measure], atol=1e-12, err_msg=str(measure))
-    # RR with a cutoff: what lies below it counts nothing.
+    # RR with a cutoff: ranks below it count as 0.
     np.testing.assert_allclose(metrics.mrr(greater, ties, 5), np.where(greater < 5, theirs[RR], 0), atol=1e-12)
 
 
@@ -95,7 +95,7 @@ def test_coverage_interval_lies_about_the_coverage():
     low, high = statistics.coverage_interval(lists, 400)
     covered = metrics.coverage(lists, 400)
     assert low < covered < high
-    # As wide as the spread over fresh samples of as many users, whose coverage differs by chance alone.
+    # As wide as the spread over new samples of the same number of users, which differ only by chance.
     fresh = [metrics.coverage(random.integers(1, 401, size=(200, 3)), 400) for _ in range(400)]
     spread = np.quantile(fresh, 0.975) - np.quantile(fresh, 0.025)
     assert 0.6 * spread < high - low < 1.8 * spread

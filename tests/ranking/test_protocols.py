@@ -1,4 +1,3 @@
-import importlib
 import json
 from dataclasses import dataclass
 
@@ -18,12 +17,9 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.ranking import metrics, scoring, topk
+from seqrec.ranking import metrics, protocols, scoring, topk
 from seqrec.ranking.protocols import Evaluation, evaluate, ranks
 from seqrec.report.tables import table, with_interval
-
-# The package may offer the function by the name of its module.
-module = importlib.import_module("seqrec.ranking.protocols")
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class FixedConfig:
 
 
 class Fixed(Model):
-    """Scores that are a function of the user: rows of a given table."""
+    """Scores depend only on the user: rows of a given table."""
 
     Config = FixedConfig
     FACTORED = False
@@ -122,11 +118,11 @@ def test_full_ranks_of_a_factored_model_agree_with_a_plain_loop(dataset, split, 
         assert (greater[row], ties[row]) == expected
 
 
-@pytest.mark.parametrize("negatives", [3, 20, 100])  # more than anybody left unseen, too
+@pytest.mark.parametrize("negatives", [3, 20, 100])  # also more than any user has unseen items
 def test_sampled_ranks_agree_with_a_plain_loop(dataset, split, negatives):
     model = tied(dataset)
     greater, ties = ranks(model, split.test, protocol="sampled", negatives=negatives, seed=5)
-    drawn = module._draw(split.test, negatives, 5, 0)
+    drawn = protocols._draw(split.test, negatives, 5, 0)
     for row, target in enumerate(split.test.items.tolist()):
         user = split.test.histories.users[row]
         mine = set(dataset.items[dataset.offsets[user] : dataset.offsets[user + 1]].tolist())
@@ -163,7 +159,7 @@ def test_a_constant_model_gets_exactly_chance(protocol):
     if protocol == "sampled":
         candidates = np.full(len(targets), 10)
     else:
-        candidates = dataset.num_items - targets.histories.lengths  # no item twice
+        candidates = dataset.num_items - targets.histories.lengths  # no user repeats an item
     assert found.metrics["hr@5"] == pytest.approx((5 / candidates).mean(), abs=1e-12)
     gain = (1 / np.log2(np.arange(2, 7))).sum()
     assert found.metrics["ndcg@5"] == pytest.approx((gain / candidates).mean(), abs=1e-12)
@@ -235,14 +231,14 @@ def test_batch_and_block_sizes_change_nothing(dataset, split, sasrec, monkeypatc
 def test_negatives_follow_the_seed_and_the_place_alone(monkeypatch):
     dataset = make("drop", users=2500, items=300)
     targets = split_last_two(dataset).test
-    drawn = module._draw(targets, 10, 0, 0)
-    np.testing.assert_array_equal(drawn, module._draw(targets, 10, 0, 0))
-    assert (drawn != module._draw(targets, 10, 1, 0)).any()
-    # Blocks draw alone what they draw in the whole, which is what bounds the memory.
-    np.testing.assert_array_equal(drawn[1024:2048], module._draw(targets.take(slice(1024, 2048)), 10, 0, 1))
+    drawn = protocols._draw(targets, 10, 0, 0)
+    np.testing.assert_array_equal(drawn, protocols._draw(targets, 10, 0, 0))
+    assert (drawn != protocols._draw(targets, 10, 1, 0)).any()
+    # Each block can draw its negatives separately, which bounds the memory.
+    np.testing.assert_array_equal(drawn[1024:2048], protocols._draw(targets.take(slice(1024, 2048)), 10, 0, 1))
     keys = targets.histories.users[:, None] * (dataset.num_items + 1) + drawn
     assert not contains(dataset.seen_keys, keys).any()
-    # And the walk over the users in parts of several blocks meets the same ones.
+    # A pass over the users in parts of several blocks uses the same negatives.
     model = tied(dataset)
     whole = ranks(model, targets, protocol="sampled", negatives=10)
     monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 1024)
@@ -297,12 +293,12 @@ def test_intervals_of_few_hits_have_both_ends():
 
 
 def test_intervals_hold_the_true_mean_where_hits_are_few():
-    """None, one or two of a hundred targets are known, where one in a hundred is to be: no interval is a point."""
+    """With 0, 1 or 2 hits among 100 targets, no interval has the width 0."""
     users, items = np.repeat(np.arange(100), 3), np.arange(300) % 90
     dataset = prepare(pl.DataFrame({"user_id": users, "item_id": items, "timestamp": np.arange(300)}))
     targets = split_last_two(dataset).test
     scores = np.random.default_rng(0).random((dataset.num_users, dataset.num_items + 1)) + 1
-    scores[np.arange(100), targets.items] = 0  # the last of all
+    scores[np.arange(100), targets.items] = 0  # all targets rank last
     for found in (0, 1, 2):
         scores[:found, :] = 0
         scores[np.arange(found), targets.items[:found]] = 3

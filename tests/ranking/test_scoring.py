@@ -1,4 +1,4 @@
-"""The one ranking: compiled and torch alike, whatever the blocks, filters and ties."""
+"""rank(): compiled loops and torch give the same, for any blocks, filters and ties."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ ITEMS = 60
 def model() -> SASRec:
     torch.manual_seed(0)
     made = SASRec(SASRecConfig(max_length=6, embedding_dim=8, num_blocks=1), ITEMS)
-    with torch.no_grad():  # whole numbers, so that there are ties and no rounding
+    with torch.no_grad():  # whole numbers, for ties without rounding
         made.item_embedding.weight.copy_(torch.randint(-1, 2, made.item_embedding.weight.shape))
     return made.eval()
 
@@ -25,7 +25,7 @@ def model() -> SASRec:
 def brute(
     scores: np.ndarray, columns: list[int], k: int, left_out: set[tuple[int, int]], target: int, row: int
 ) -> tuple[list[int], int, int]:
-    """Of one row of scores: the best columns, and how many score above the target and as it does."""
+    """The best columns of one row of scores, and how many score above the target and equal to it."""
     usable = [column for column in columns if (row, column) not in left_out]
     usable.sort(key=lambda column: (-scores[column], column))
     above = sum(scores[column] > scores[target] for column in usable)
@@ -44,7 +44,7 @@ def test_rank_is_a_full_sort(
         monkeypatch.setattr("seqrec.ranking.scoring.FEW", 1000)
         monkeypatch.setattr("seqrec.ranking.scoring.CELLS", 200)
     random = np.random.default_rng(rows)
-    kind = torch.float64 if way == "double" else torch.float32  # which the compiled loops don't take
+    kind = torch.float64 if way == "double" else torch.float32  # float64 uses torch, not the compiled loops
     states = torch.from_numpy(random.integers(-1, 2, (rows, 8))).to(kind)
     with evaluation_mode(model):
         catalogue = Catalogue(model, None if items is None else np.array(items))

@@ -1,4 +1,4 @@
-"""Intervals: against formulas by hand, other libraries, and how often they hold what they are to hold."""
+"""Confidence intervals: against formulas, other libraries, and how often they contain the true mean."""
 
 import math
 
@@ -13,17 +13,17 @@ SAMPLES = 3000
 
 
 def holds(ends: np.ndarray, truth: float) -> float:
-    """The share of intervals ``[n, 2]`` that hold the true mean."""
+    """The share of intervals ``[n, 2]`` that contain the true mean."""
     return float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
 
 
 def hits(random: np.random.Generator, users: int, rate: float) -> np.ndarray:
-    """Of 3,000 samples, a column each."""
+    """Hits of 3,000 samples, a column each."""
     return (random.random((users, SAMPLES)) < rate).astype(float)
 
 
 def gains(random: np.random.Generator, users: int, rate: float) -> tuple[np.ndarray, float]:
-    """NDCG@10 of samples where a hit is at each rank alike, and its true mean."""
+    """NDCG@10 of samples in which all ranks of hits are equally likely, and its true mean."""
     of_rank = 1 / np.log2(np.arange(2, 12))
     return hits(random, users, rate) * random.choice(of_rank, (users, SAMPLES)), rate * of_rank.mean()
 
@@ -43,9 +43,9 @@ def test_hits_have_the_interval_of_agresti_and_coull(found, users):
     assert high == pytest.approx(min(successes / count + half, 1), abs=1e-12)
     assert high > low
     wilson = scipy.stats.binomtest(found, users).proportion_ci(method="wilson")
-    assert low <= wilson.low + 1e-12  # which it always holds
+    assert low <= wilson.low + 1e-12  # Wilson's interval is always inside
     assert high >= wilson.high - 1e-12
-    if found == 37:  # far from the ends both are the same
+    if found == 37:  # far from 0 and 1 both are the same
         assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=1e-3)
 
 
@@ -60,7 +60,7 @@ def test_intervals_hold_the_true_mean_where_hits_are_few(users, rate):
 
 @pytest.mark.parametrize("users", [100, 200, 1000])
 def test_intervals_of_mrr_hold_the_true_mean(users):
-    """Ranks to 1,000, each half as likely as one at half of it: most of the mean comes from a few."""
+    """Ranks up to 1,000 with probabilities in proportion to 1 / rank: most of the mean comes from a few users."""
     random = np.random.default_rng(users)
     ranks = np.arange(1, 1001)
     share = 1 / ranks / (1 / ranks).sum()
@@ -79,7 +79,7 @@ def test_where_hits_are_many_intervals_are_those_of_the_normal_distribution():
 
 
 def test_ties_narrow_the_interval_of_a_rate():
-    """Every second user has a tie that is a hit in one order of two: half a hit varies less than hits and misses."""
+    """Half of the users have a tie that is a hit in one of two orders: half hits vary less than hits and misses."""
     half = np.tile([0.5, 0.0], 50)[:, None]
     whole = np.tile([1.0, 0.0, 0.0, 0.0], 25)[:, None]
     widths = [float(np.diff(gain_intervals(values))[0, 0]) for values in (half, whole)]
@@ -90,7 +90,7 @@ def test_ties_narrow_the_interval_of_a_rate():
 @pytest.mark.parametrize("users", [1, 2, 50, 1000])
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_an_interval_always_has_a_width(users, value):
-    """What all of a few users have alike, others need not have."""
+    """If a few users all have the same value, others may still differ."""
     ((low, high),) = gain_intervals(np.full((users, 1), value))
     assert 0 <= low <= value <= high <= 1
     assert 0.4 * math.sqrt(value * (1 - value) * DOUBT) / users < high - low < min(9 / users, 1)
@@ -129,11 +129,11 @@ def test_two_models_with_the_same_ranks_may_still_differ():
 def test_paired_differences_of_many_have_the_normal_interval():
     random = np.random.default_rng(5)
     first = random.random((20_000, 4)) ** 2
-    second = (first + 0.1 * random.random((20_000, 4))).clip(0, 1)  # which goes up and down with it
+    second = (first + 0.1 * random.random((20_000, 4))).clip(0, 1)  # correlated with the first
     for values in (second - first, first - second, first - random.random((20_000, 4))):
         error = Z * values.std(axis=0) / math.sqrt(len(values))
         expected = values.mean(axis=0)[:, None] + error[:, None] * [-1, 1]
-        # Nobody lost where the second is always the better one, but others may.
+        # No user has a loss if the second is always better, but other users may.
         np.testing.assert_allclose(difference_intervals(values), expected, atol=0.2 * error.max())
         np.testing.assert_allclose(difference_intervals(-values), -difference_intervals(values)[:, ::-1])
 
@@ -154,4 +154,4 @@ def test_users_without_a_value_are_left_out():
     values = np.array([[1.0, np.nan], [2.0, np.nan], [np.nan, np.nan], [4.0, 2.5]])
     ends = mean_intervals(values, 20.0)
     np.testing.assert_allclose(ends[0], mean_intervals(values[[0, 1, 3], :1], 20.0)[0])
-    np.testing.assert_array_equal(ends[1], [0.0, 20.0])  # of one user: all that is possible
+    np.testing.assert_array_equal(ends[1], [0.0, 20.0])  # for one user, the complete range

@@ -39,7 +39,7 @@ class FixedConfig:
 
 
 class Fixed(Model):
-    """Scores that are a function of the last item: rows of a given table."""
+    """Scores depend only on the last item: rows of a given table."""
 
     Config = FixedConfig
     FACTORED = False
@@ -61,7 +61,7 @@ class Fixed(Model):
 
 
 def table(num_items: int, levels: int, seed: int = 0) -> np.ndarray:
-    """Scores with many ties."""
+    """A model whose scores have many ties."""
     return np.random.default_rng(seed).integers(levels, size=(num_items + 1, num_items + 1))
 
 

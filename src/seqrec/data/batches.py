@@ -1,4 +1,4 @@
-"""From histories to packed batches: tokens of many users one after another, no padding."""
+"""Packs histories into batches: the tokens of many users, one after another, without padding."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ from seqrec.device import copied
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Extra columns of a dataset by name, of which batches carry the rows that they need.
+    """Extra columns of a dataset, by name. Batches carry the rows that belong to their tokens and users.
 
-    ``interactions [N, ...]``, ``items [I + 1, ...]`` (row 0 is padding) and ``users [U + 1, ...]`` (the last row is
-    for whoever is not a user of the dataset).
+    Columns of ``interactions`` are ``[N, ...]``, of ``items`` ``[I + 1, ...]`` (row 0 is padding), and of ``users``
+    ``[U + 1, ...]`` (the last row is for people who are not in the dataset).
     """
 
     interactions: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -32,13 +32,13 @@ class Columns:
     def __post_init__(self) -> None:
         names = [*self.interactions, *self.items, *self.users]
         if len(names) > len({*names}):
-            raise ValueError(f"extra columns {', '.join(sorted(names))} are not all of different names")
+            raise ValueError(f"the names of extra columns are not unique: {', '.join(sorted(names))}")
 
     def only(self, names: Iterable[str]) -> "Columns":
-        """Those of these names, which a model reads.
+        """Only the columns with these names.
 
         Raises:
-            ValueError: one is missing.
+            ValueError: a column is missing.
         """
         names = {*names}
         parts = {kind.name: {name: values for name, values in getattr(self, kind.name).items() if name in names}
@@ -49,23 +49,23 @@ class Columns:
         return Columns(**parts)
 
     def of_tokens(self, source: np.ndarray, items: np.ndarray) -> dict[str, Tensor]:
-        """Rows for tokens, given their places in the dataset and their items."""
+        """Rows for tokens, given their rows in the dataset and their items."""
         found = {name: torch.from_numpy(values[source]) for name, values in self.interactions.items()}
         return found | {name: torch.from_numpy(values[items]) for name, values in self.items.items()}
 
     def of_users(self, users: np.ndarray) -> dict[str, Tensor]:
-        """Rows for users, of whom -1 is a stranger."""
+        """Rows for users; -1 is someone who is not in the dataset."""
         return {name: torch.from_numpy(values[users]) for name, values in self.users.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A packed stream of T tokens of B histories, or windows of them.
+    """A packed stream of T tokens from B histories (or windows of histories), one row each.
 
-    ``items int64[T]``, ``targets int64[T]`` (the next item; 0 where there is none), ``positions
-    int64[T]`` (0 at the first token of each row), ``offsets int64[B + 1]`` (row b's tokens are
-    ``offsets[b]:offsets[b + 1]``), ``users int64[B]`` (-1: not a user of the dataset), ``timestamps
-    int64[T]``; and by name the extra columns that the model reads, ``of_tokens [T, ...]`` and ``of_users [B, ...]``.
+    ``items int64[T]``, ``targets int64[T]`` (the next item, or 0 for none), ``positions int64[T]`` (0 at the first
+    token of each row), ``offsets int64[B + 1]`` (row b has the tokens ``offsets[b]:offsets[b + 1]``), ``users
+    int64[B]`` (-1: not in the dataset), ``timestamps int64[T]`` (seconds); and the extra columns that the model reads,
+    by name: ``of_tokens [T, ...]`` and ``of_users [B, ...]``.
     """
 
     items: Tensor
@@ -82,7 +82,7 @@ class Batch:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each user, ``int64[B]``."""
+        """Number of tokens of each row, ``int64[B]``."""
         return self.offsets[1:] - self.offsets[:-1]
 
     @property
@@ -90,23 +90,23 @@ class Batch:
         """Index of each user's last token, ``int64[B]``.
 
         Raises:
-            ValueError: a history is empty: the token before its end is another user's.
+            ValueError: a history is empty, so it has no last token.
         """
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not traced and bool((self.host_offsets.diff() < 1).any()):
-            raise ValueError("an empty history has no last token; leave it out")
+            raise ValueError("an empty history has no last token; leave it out of the batch")
         return self.offsets[1:] - 1
 
     @cached_property
     def host_offsets(self) -> Tensor:
-        """``offsets`` on the host: what depends on them there need not wait for a GPU."""
+        """``offsets`` on the host, so that layouts computed there need not wait for a GPU."""
         return self.offsets.cpu()
 
     @cached_property
     def rows(self) -> Tensor:
-        """The row in the batch of each token's user, ``int64[T]``."""
-        with torch.inference_mode(False):  # so that a batch that was scored may be trained on
-            if self.users.device.type == "cpu":  # numpy does it in a third of the time
+        """The row of each token in the batch, ``int64[T]``."""
+        with torch.inference_mode(False):  # so that a batch can be used for training after it was scored
+            if self.users.device.type == "cpu":  # numpy takes a third of torch's time
                 return torch.from_numpy(np.repeat(np.arange(len(self)), self.lengths.numpy()))
             rows = torch.arange(len(self), device=self.users.device)
             return torch.repeat_interleave(rows, self.lengths, output_size=len(self.items))
@@ -128,11 +128,14 @@ class Batch:
 
 
 def pack(histories: Histories, max_length: int, with_targets: bool = False, columns: Columns | None = None) -> Batch:
-    """Pack the last ``max_length`` items of each history.
+    """Pack the last tokens of each history, at most ``max_length`` of them.
 
-    With targets, each token's target is the item after it in the history, so a history of n items
-    gives n - 1 tokens; without, the n-th item is a token too and every target is 0. ``columns`` are of the dataset of
-    these histories.
+    Args:
+        histories: histories to pack.
+        max_length: highest number of tokens per history.
+        with_targets: whether each token gets the next item as its target, so that a history of n items has n - 1
+            tokens. Otherwise it has n tokens, and all targets are 0.
+        columns: extra columns of the dataset of these histories.
     """
     ends = np.maximum(histories.ends - 1, histories.starts) if with_targets else histories.ends
     starts = np.maximum(histories.starts, ends - max_length)
@@ -158,32 +161,34 @@ def pack(histories: Histories, max_length: int, with_targets: bool = False, colu
 
 
 def trainable(histories: Histories) -> Histories:
-    """The histories of two items or more: those that hold a token with a target."""
+    """The histories with at least two items, which have a token with a target."""
     return histories.take(histories.lengths >= 2)
 
 
 class Epoch:
-    """One pass over the training windows: ``len(epoch)`` steps, and ``epoch[step]`` is the batch of any of them.
+    """One pass over the training windows: ``len(epoch)`` steps, where ``epoch[step]`` is the batch of a step.
 
-    A window is up to ``max_length`` + 1 items of a history, so it has a token for each item that has a next one.
-    Batches are a function of the arguments alone: training resumes at any step without replaying what came before,
-    and any number of processes can share an epoch. Each then takes its part of every batch, and the parts together
-    hold the rows that one process would get. Parts are balanced by tokens: those of two processes differ by no more
-    than the longest window. All processes have the same number of steps; where the last batch has fewer windows than
-    there are processes, some of them get a batch without rows, and take part in the step all the same.
+    A window is a stretch of at most ``max_length`` + 1 items of a history. Each of its items but the last is a token,
+    with the next item as its target.
+
+    Batches depend only on the arguments. So training can resume at any step without replaying earlier ones, and several
+    processes can share an epoch: each takes its part of every batch, and together the parts hold the rows that one
+    process would get. The token counts of two parts differ by at most the longest window. All processes have the same
+    number of steps. If the last batch has fewer windows than there are processes, some processes get a batch without
+    rows, and must still take part in the step.
 
     Args:
-        histories: of users, each at its index of the dataset; those of fewer than two items have no window.
-        batch_size: windows per batch, of all processes together.
-        max_length: tokens per window, at most.
-        seed: of the order.
-        epoch: number of the pass, from 0; each has its own order.
-        shard: (rank, world): which of how many processes this is.
-        random_start: probability that a history longer than a window shows one that starts anywhere in the place of
-            its last one, drawn anew every epoch (SSE-PT++: Wu et al. 2020, section 3.3).
-        windows: ``last`` for one window per history, its end; ``all`` to cut a long history into as many as it takes,
-            from its end, so that every item but the first is a target exactly once.
-        columns: the extra columns that batches carry.
+        histories: training histories. Those with fewer than two items have no window.
+        batch_size: number of windows per batch, over all processes.
+        max_length: highest number of tokens per window.
+        seed: seed of the order and of random windows.
+        epoch: number of the pass, from 0; each pass has its own order.
+        shard: rank of this process and number of processes.
+        random_start: probability that a history longer than a window shows a random window instead of its last one,
+            drawn again for every epoch (SSE-PT++: Wu et al. 2020, section 3.3).
+        windows: ``last`` for one window per history, at its end; ``all`` to cut each history into windows from its end,
+            so that every item but the first is a target exactly once.
+        columns: extra columns that batches carry.
     """
 
     def __init__(
@@ -200,9 +205,9 @@ class Epoch:
         columns: Columns | None = None,
     ) -> None:
         if not 0 <= shard[0] < shard[1]:
-            raise ValueError(f"shard is {shard}; give (rank, world) with a rank from 0 to below world")
+            raise ValueError(f"shard is {shard}; give (rank, world) with 0 <= rank < world")
         if random_start and windows == "all":
-            raise ValueError("random_start chooses among windows of which windows='all' shows every one")
+            raise ValueError("random_start has no effect with windows='all', which shows every window; give only one")
         usable = trainable(histories)
         self._windows = every_window(usable, max_length) if windows == "all" else usable
         self.batch_size, self.max_length, self.random_start = batch_size, max_length, random_start
@@ -213,7 +218,7 @@ class Epoch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the pass, of all processes together."""
+        """Number of tokens in the pass, over all processes."""
         return int(np.minimum(self._windows.lengths - 1, self.max_length).sum())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -222,7 +227,7 @@ class Epoch:
     def __getitem__(self, step: int) -> Batch:
         """This process's part of the batch of a step."""
         if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of an epoch of {len(self)}")
+            raise IndexError(f"step {step} is out of range; the epoch has {len(self)} steps")
         windows, order = self._drawn
         first = step * self.batch_size
         chosen = windows.take(order[first : first + self.batch_size])
@@ -231,13 +236,13 @@ class Epoch:
         return pack(chosen, self.max_length, with_targets=True, columns=self.columns)
 
     def seed_of(self, step: int, purpose: int) -> list[int]:
-        """The seed of the random numbers that a step draws for a purpose; each process has its own."""
+        """The seed of the random numbers of a step for one purpose. Each process has its own."""
         rank, world = self.shard
         return [self.seed, self.epoch, step, purpose, *([1 + rank] if world > 1 else [])]
 
     @cached_property
     def _drawn(self) -> tuple[Histories, np.ndarray]:
-        """The windows, and the order in which they come."""
+        """The windows and their order."""
         windows = self._windows
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(len(windows))
@@ -252,10 +257,10 @@ class Epoch:
 
 
 def every_window(histories: Histories, max_length: int) -> Histories:
-    """Long histories cut from their end into windows of ``max_length`` tokens, the first of which may have fewer.
+    """Cut histories from their end into windows of ``max_length`` tokens; the first window may have fewer.
 
-    Each window begins with the item that ends the one before it, so every item but a history's first is the target of
-    one token.
+    Each window starts with the last item of the window before it, so every item of a history except the first is the
+    target of exactly one token.
     """
     counts = -(-(histories.lengths - 1) // max_length)
     owner = np.repeat(np.arange(len(histories)), counts)
@@ -266,7 +271,10 @@ def every_window(histories: Histories, max_length: int) -> Histories:
 
 
 def _part(lengths: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The rows of one of ``world`` processes, in rising order: longest first, dealt out to and fro."""
+    """The rows of one of ``world`` processes, in ascending order.
+
+    Rows are dealt out longest first, to the processes 0 to world - 1, then back from world - 1 to 0, and so on.
+    """
     place = np.arange(len(lengths)) % (2 * world)
     owner = np.minimum(place, 2 * world - 1 - place)
     return np.sort(np.argsort(-lengths, kind="stable")[owner == rank])
@@ -275,7 +283,10 @@ def _part(lengths: np.ndarray, rank: int, world: int) -> np.ndarray:
 def histories_of(
     dataset: Dataset, item_lists: Sequence[np.ndarray], timestamps: Sequence[np.ndarray] | None = None
 ) -> Histories:
-    """Histories of people who are not in the dataset, from item indices in time order."""
+    """Histories of people who are not in the dataset, from item indices in time order.
+
+    By default, timestamps are 0, 1, 2, … within each history.
+    """
     lengths = np.array([len(items) for items in item_lists], dtype=np.int64)
     items = np.concatenate([np.empty(0, np.int32), *item_lists])
     times = None if timestamps is None else np.concatenate([np.empty(0, np.int64), *timestamps])
@@ -285,12 +296,12 @@ def histories_of(
 def flat_histories_of(
     dataset: Dataset, items: np.ndarray, lengths: np.ndarray, timestamps: np.ndarray | None = None
 ) -> Histories:
-    """What :func:`histories_of` gives, from all items one person after another and the length of each history."""
+    """The same as :func:`histories_of`, from the concatenated items and the length of each history."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     if timestamps is None:
         timestamps = np.arange(len(items), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
-    nobody = IdTable(pl.Series("user_id", [], dtype=dataset.users.dtype))
+    no_users = IdTable(pl.Series("user_id", [], dtype=dataset.users.dtype))
     items, timestamps = items.astype(np.int32, copy=False), timestamps.astype(np.int64, copy=False)
-    strangers = replace(dataset, items=items, timestamps=timestamps, offsets=offsets, users=nobody, before=None)
+    strangers = replace(dataset, items=items, timestamps=timestamps, offsets=offsets, users=no_users, before=None)
     return Histories(strangers, np.full(len(lengths), -1, dtype=np.int64), offsets[:-1], offsets[1:])

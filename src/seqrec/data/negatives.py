@@ -1,4 +1,4 @@
-"""Draw items that are not a user's own, vectorised. Items are 1 to ``num_items``."""
+"""Negative sampling: draws items that a user has not interacted with. Items are 1 to ``num_items``."""
 
 from typing import Literal
 
@@ -18,20 +18,20 @@ class UniformSampler:
         return random.integers(1, self.num_items + 1, size=count)
 
     def draw_distinct(self, random: np.random.Generator, count: int) -> np.ndarray:
-        """``int64[min(count, num_items)]`` different items; the cost is that of the count alone."""
+        """``int64[min(count, num_items)]`` different items. The cost does not depend on the size of the catalogue."""
         count = min(count, self.num_items)
         return random.choice(self.num_items, size=count, replace=False, shuffle=False) + 1
 
     def log_probability(self, items: np.ndarray) -> np.ndarray:
-        """Log of the probability that one draw gives each item."""
+        """Log of the probability of each item in one draw."""
         return np.full(items.shape, -np.log(self.num_items))
 
 
 class PopularitySampler:
-    """Each item in proportion to its count to the ``power`` (1: popularity, 0: uniform)."""
+    """Each item with a probability in proportion to its count to the power ``power`` (1: popularity, 0: uniform)."""
 
     def __init__(self, counts: np.ndarray, power: float = 1.0) -> None:
-        """``counts[I + 1]``; entry 0, the padding, is never drawn, nor is an item of count 0."""
+        """``counts`` are ``[I + 1]``. Item 0 (padding) and items with count 0 are never drawn."""
         weights = np.asarray(counts, dtype=np.float64).copy()
         weights[0] = 0.0
         weights[weights > 0] **= power
@@ -41,7 +41,7 @@ class PopularitySampler:
         self.probabilities = weights / weights.sum()
         self._cumulative = np.cumsum(self.probabilities)
         self._cumulative[-1] = 1.0
-        # Rounding must never let a draw of nearly 1 fall on trailing items of probability 0.
+        # Through rounding, a draw just below 1 could otherwise hit trailing items with probability 0.
         self._cumulative[np.flatnonzero(weights)[-1] :] = 1.0
 
     def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
@@ -49,7 +49,7 @@ class PopularitySampler:
         return np.searchsorted(self._cumulative, random.random(count), side="right")
 
     def log_probability(self, items: np.ndarray) -> np.ndarray:
-        """Log of the probability that one draw gives each item (-inf for one that is never drawn)."""
+        """Log of the probability of each item in one draw; -inf for items that are never drawn."""
         with np.errstate(divide="ignore"):
             return np.log(self.probabilities[items])
 
@@ -58,23 +58,23 @@ Sampler = UniformSampler | PopularitySampler
 
 
 def own_keys(rows: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
-    """Sorted keys of (row, item) pairs, which ``negatives_for`` keeps away from."""
+    """Sorted keys of (row, item) pairs, to be excluded by :func:`negatives_for`."""
     return np.sort(rows.astype(np.int64) * (num_items + 1) + items)
 
 
 def negatives_for(
     random: np.random.Generator, sampler: Sampler, rows: np.ndarray, count: int, own: np.ndarray
 ) -> np.ndarray:
-    """``int64[len(rows), count]`` negatives, none of them an item of its row's user.
+    """Negatives ``int64[R, count]``, none of them an item of the row's user.
 
-    A draw that hits one of the user's own is drawn again, so the others keep their proportions.
+    If a draw hits an item of the user, it is repeated, so the other items keep their proportions.
 
     Args:
-        random: where the randomness comes from.
-        sampler: what is drawn from.
-        rows: ``int64[R]``, the user of each line of the result, as in ``own``.
-        count: negatives a line.
-        own: sorted keys from ``own_keys``.
+        random: random generator.
+        sampler: distribution of the draws.
+        rows: user of each row of the result, ``int64[R]``, numbered as in ``own``.
+        count: number of negatives per row.
+        own: sorted keys from :func:`own_keys`.
 
     Raises:
         ValueError: a user owns all items that can be drawn.
@@ -87,11 +87,11 @@ def negatives_for(
             return drawn.reshape(len(rows), count)
         drawn[pending] = sampler.draw(random, len(pending))
         pending = pending[contains(own, base[pending] + drawn[pending])]
-    # So many misses in a row mean users who own nearly everything: choose among what is left.
+    # After so many failed draws, the remaining users own nearly all items: list what is left and choose from that.
     for index in pending:
         row = int(base[index]) // (sampler.num_items + 1)
-        mine = own[(own >= base[index]) & (own <= base[index] + sampler.num_items)] - base[index]
-        left = np.setdiff1d(np.arange(1, sampler.num_items + 1), mine)
+        owned = own[(own >= base[index]) & (own <= base[index] + sampler.num_items)] - base[index]
+        left = np.setdiff1d(np.arange(1, sampler.num_items + 1), owned)
         weights = np.exp(sampler.log_probability(left))
         if len(left) == 0 or weights.sum() == 0:
             raise ValueError(f"user {row} of the batch owns every item, so there is no negative")
@@ -102,9 +102,9 @@ def negatives_for(
 def distinct_negatives_for(
     random: np.random.Generator, num_items: int, rows: np.ndarray, count: int, own: np.ndarray
 ) -> np.ndarray:
-    """``int64[len(rows), count]`` different uniform negatives a line, none an item of its row's user.
+    """Uniform negatives ``int64[R, count]``, all different within a row and none of them an item of the row's user.
 
-    A line of a user who leaves fewer than ``count`` items has all of them, then zeros.
+    If fewer than ``count`` items are left for a user, the row holds all of them, then zeros.
     """
     sampler = UniformSampler(num_items)
     width = num_items + 1
@@ -113,23 +113,23 @@ def distinct_negatives_for(
     result = np.zeros((len(rows), count), dtype=np.int64)
     plenty = np.flatnonzero(~scarce)
     if len(plenty):
-        lines = negatives_for(random, sampler, rows[plenty], count, own)
-        # A repeated item is drawn again until a line has none: the first of it stays, which makes the
-        # line a uniform draw without replacement.
+        drawn = negatives_for(random, sampler, rows[plenty], count, own)
+        # Draw repeated items of a row again, keeping the first of them, until all differ. The result is a uniform draw
+        # without replacement.
         pending: np.ndarray = np.arange(len(plenty))
         while len(pending):
-            some = lines[pending]
+            some = drawn[pending]
             order = np.argsort(some, axis=1, kind="stable")
             in_order = np.take_along_axis(some, order, axis=1)
             repeated = np.zeros_like(some, dtype=bool)
             np.put_along_axis(repeated, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
-            line, place = np.nonzero(repeated)
-            if len(line) == 0:
+            row, place = np.nonzero(repeated)
+            if len(row) == 0:
                 break
-            again = pending[line]
-            lines[again, place] = negatives_for(random, sampler, rows[plenty][again], 1, own)[:, 0]
+            again = pending[row]
+            drawn[again, place] = negatives_for(random, sampler, rows[plenty][again], 1, own)[:, 0]
             pending = np.unique(again)
-        result[plenty] = lines
+        result[plenty] = drawn
     for short in np.flatnonzero(scarce):
         low = np.searchsorted(own, rows[short] * width)
         high = np.searchsorted(own, (rows[short] + 1) * width)
@@ -140,7 +140,7 @@ def distinct_negatives_for(
 
 
 def contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Which of ``keys`` occur in ``sorted_keys``."""
+    """Whether each of ``keys`` occurs in ``sorted_keys``, ``bool`` in the shape of ``keys``."""
     if len(sorted_keys) == 0:
         return np.zeros(keys.shape, dtype=bool)
     place = np.searchsorted(sorted_keys, keys)
@@ -160,5 +160,5 @@ def collisions(negatives: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _owned(own: np.ndarray, rows: np.ndarray, width: int) -> np.ndarray:
-    """How many keys (repetitions counted) each row has."""
+    """Number of keys of each row, counting repetitions."""
     return np.searchsorted(own, (rows + 1) * width) - np.searchsorted(own, rows * width)

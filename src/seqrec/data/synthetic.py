@@ -1,24 +1,24 @@
-"""A log of known difficulty: readable items, drifting tastes, and the best score that anybody can reach.
+"""A synthetic log for which the best possible score is known, with readable items and drifting tastes.
 
-The true distribution of the next item is a plain function of the items that came before
-(`_next_item_probabilities`), with no hidden state, so ranking by it is the Bayes-optimal ranking and its
-expected score is an upper bound for every model that sees the log. An item has a genre and a theme, and its
-name shows both: "Quiet Harbour (mystery)" is a quiet mystery. Users never repeat an item:
+The true distribution of the next item is a function of the items before it (`_next_item_probabilities`), without any
+hidden state. So ranking by it is Bayes-optimal, and its expected score is an upper bound for every model that sees the
+log. An item has a genre and a theme, and its name shows both: "Quiet Harbour (mystery)" is a quiet mystery. Users never
+repeat an item:
 
     p(j | history)  ∝  [j unseen] · taste(genre of j) · follows(theme of j | theme of the last item)
                        · popularity(j | genre)
     taste(g)        ∝  prior(g) + Σ_t decay^age(t) · affinity(genre of item t, g)
 
-- `taste` drifts: every interaction strengthens its genre and, a little, the neighbouring one; old ones fade.
-  It needs the whole history.
-- `follows` is a Markov chain: each theme has three likely successors. It needs the last item alone.
-- `popularity` is Zipf inside a genre, and genres differ in popularity too.
+- `taste` drifts: every interaction strengthens its genre and, a little, the neighbouring one; old interactions fade.
+  It depends on all of the history.
+- `follows` is a Markov chain: each theme has three likely successors. It depends only on the last item.
+- `popularity` follows Zipf's law within a genre, and genres differ in popularity too.
 
-The factors multiply, so two embeddings added (one of genre, one of theme) explain an item, and a small model
-learns from some ten thousand interactions what a table of item-to-item counts is too sparse to hold.
+The factors multiply, so the sum of two embeddings (genre and theme) can describe an item. A small model can learn that
+from about ten thousand interactions, while a table of item-to-item counts would be too sparse.
 
-How long a history is and when its interactions happen is drawn independently of the items, so neither
-lengths nor time stamps say anything about the next item.
+The lengths of histories and the times of interactions are drawn independently of the items, so they say nothing about
+the next item.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ MIN_LENGTH = 5  # leave-last-two-out still leaves a history of three
 MAX_LENGTH = 100
 SUCCESSOR_SHARES = np.array([0.85, 0.10, 0.05])  # of a theme's three successors, likeliest first
 TASTE_PRIOR = 0.2  # weight of the general taste, in interactions
-TASTE_DECAY = 0.9  # what an interaction still counts after one more
+TASTE_DECAY = 0.9  # factor of an interaction's weight for each later interaction
 TASTE_DRIFT = 0.15  # share of an interaction's affinity that goes to the neighbouring genre
 GENRE_SKEW = 0.5  # Zipf exponent over genres
 ITEM_SKEW = 0.5  # Zipf exponent inside a genre
 
-# Users who are computed together: bounds the memory (about 8 bytes · items · this, a few times over) and
-# seeds the draws, so changing it changes the log.
+# Number of users computed together. It bounds the memory (a few times 8 bytes · items · users) and determines the order
+# of random draws, so changing it changes the log.
 _CHUNK = 1024
 
-# Split where they are used: blocks of words stay readable, lists of quoted words would not.
+# Texts, split when they are used, because they are easier to read than lists of quoted words.
 _GENRES = (
     "mystery crime thriller horror gothic fantasy fairytale adventure western war history biography travel "
     "nature science cyberpunk comedy satire romance poetry"
@@ -65,13 +65,13 @@ class SyntheticLog:
     """A synthetic log, with the best score that any model can reach on it.
 
     `frame` has the columns user_id (String, "u00042"), item_id (String, the item's readable name), timestamp
-    (Int64, unix seconds, strictly increasing within a user) and genre (String), in the order of time over
-    all users. `items` has item_id and genre, one row an item, also those that nobody met.
+    (Int64, unix seconds, strictly increasing within a user) and genre (String), ordered by time over all users.
+    `items` has item_id and genre, one row per item, including items without interactions.
 
-    `best` is the expected score of the Bayes-optimal ranking of the test target, each user's last item:
-    'hr@10' and 'ndcg@10' over the whole catalogue with seen items removed, mean over the users. `best_valid`
-    is the same for the second-last item. They are expectations: on the items that were really drawn, the
-    optimal ranking scores higher or lower by chance (about 0.4 / sqrt(users) for NDCG@10).
+    `best` is the expected score of the Bayes-optimal ranking of the test target, each user's last item: 'hr@10' and
+    'ndcg@10' over the complete catalogue with seen items removed, averaged over the users. `best_valid` is the same for
+    the second-last item. Both are expectations: on the items that were actually drawn, the optimal ranking scores
+    higher or lower by chance (about 0.4 / sqrt(users) for NDCG@10).
     """
 
     frame: pl.DataFrame
@@ -79,15 +79,22 @@ class SyntheticLog:
     best: dict[str, float]
     best_valid: dict[str, float]
     _world: _World = field(repr=False, compare=False)
-    _histories: np.ndarray = field(repr=False, compare=False)  # [users, longest] item rows, -1 behind the end
+    _histories: np.ndarray = field(repr=False, compare=False)  # [users, longest] item rows, -1 after the end
     _lengths: np.ndarray = field(repr=False, compare=False)  # [users]
 
     def probabilities(self, users: np.ndarray | None = None, *, back: int = 1) -> np.ndarray:
-        """True distribution of an item of each user, given all the items before it.
+        """True distribution of one item per user, given all the items before it.
 
-        `users` are user numbers (42 for "u00042"; all where None). `back` counts from the end of the
-        history: 1 for the last item (test target), 2 for the second-last (validation target). Returns
-        float64[users, items] in the order of `items`; rows sum to one, seen items have zero.
+        Args:
+            users: user numbers (42 for "u00042"). By default all users.
+            back: which item, counted from the end of the history: 1 for the last one (test target), 2 for the
+                second-last (validation target).
+
+        Returns:
+            float64[users, items] in the order of `items`. Rows sum to one; seen items have probability 0.
+
+        Raises:
+            InputError: `back` is out of range.
         """
         if not 1 <= back < MIN_LENGTH:
             raise InputError(f"back must be between 1 and {MIN_LENGTH - 1}, not {back}")
@@ -97,12 +104,12 @@ class SyntheticLog:
 
 @dataclass(frozen=True)
 class _World:
-    """What is fixed for all users. Items are numbered genre by genre."""
+    """The parameters that all users share. Items are numbered genre by genre."""
 
     prior: np.ndarray  # [genres] general taste, sums to one
     neighbour: np.ndarray  # [genres] the genre that tastes drift to
     popularity: np.ndarray  # [genres, items per genre] rows sum to one
-    themes: np.ndarray  # [items] the theme of each
+    themes: np.ndarray  # [items] theme of each item
     follows: np.ndarray  # [themes, themes] rows sum to one
 
 
@@ -117,11 +124,18 @@ def synthetic_log(
 ) -> SyntheticLog:
     """Draw a log of `users` histories over `genres` · `items_per_genre` items; same seed, same bytes.
 
-    Lengths are skewed (5 at least, median about 12, a few beyond 50 by default) with about `mean_length`
-    on average, and capped at 100 or half the catalogue. `markov_share` is the probability, before tastes and
-    seen items are considered, that the next theme is one of the three successors of the last; all themes
-    share the rest equally.
-    Raises InputError for parameters that no log can have.
+    Args:
+        users: number of users.
+        seed: random seed.
+        genres: number of genres.
+        items_per_genre: number of items per genre.
+        mean_length: approximate mean length of histories. Lengths are skewed: at least 5, by default with a median of
+            about 12 and a few above 50, and at most 100 or half the catalogue.
+        markov_share: probability, before tastes and seen items are considered, that the next theme is one of the last
+            theme's three successors. All themes share the rest equally.
+
+    Raises:
+        InputError: a parameter is out of range.
     """
     _check(users, genres, items_per_genre, mean_length, markov_share)
     rng = np.random.default_rng(seed)
@@ -149,11 +163,10 @@ def synthetic_log(
 
 
 def best_reachable(probabilities: np.ndarray, k: int = 10) -> dict[str, float]:
-    """Expected HR@k and NDCG@k of the Bayes-optimal ranking, mean over the rows.
+    """Expected HR@k and NDCG@k of the Bayes-optimal ranking, averaged over users.
 
-    `probabilities` [users, items] is the true distribution of each user's target. No ranking does better
-    than sorting by it. With p_(r) the r-th largest, HR@k = Σ_{r≤k} p_(r) and
-    NDCG@k = Σ_{r≤k} p_(r) / log2(r + 1).
+    `probabilities` [users, items] is the true distribution of each user's target. No ranking is better than sorting by
+    it. With p_(r) the r-th largest probability, HR@k = Σ_{r≤k} p_(r) and NDCG@k = Σ_{r≤k} p_(r) / log2(r + 1).
     """
     if k < 1:
         raise InputError(f"k must be at least 1, not {k}")
@@ -176,7 +189,7 @@ def _check(users: int, genres: int, items_per_genre: int, mean_length: float, ma
         limits = f"above {MIN_LENGTH} and at most {MAX_LENGTH // 2}"
         raise InputError(f"mean_length must be {limits}, not {mean_length}")
     if not 0 <= markov_share < 1:
-        # At 1 a user who has seen every item of the three themes would have no next item at all.
+        # At 1, a user who has seen all items of the three successors would have no next item.
         raise InputError(f"markov_share must be at least 0 and below 1, not {markov_share}")
 
 
@@ -188,8 +201,8 @@ def _draw_world(rng: np.random.Generator, genres: int, items_per_genre: int, mar
 
     count = min(len(_THEMES.split()), items_per_genre)
     themes = np.tile(np.arange(items_per_genre) % count, genres)
-    # The themes stand on a random circle and are followed by the next three: every theme has as many
-    # predecessors as successors, so none drains the others.
+    # Themes are on a random circle, each followed by the next three. Every theme has as many predecessors as
+    # successors, so none drains the others.
     circle = rng.permutation(count)
     follows = np.full((count, count), (1 - markov_share) / count)
     for step, share in enumerate(SUCCESSOR_SHARES, start=1):
@@ -203,7 +216,7 @@ def _zipf(count: int, exponent: float) -> np.ndarray:
 
 
 def _draw_names(rng: np.random.Generator, genres: int, themes: np.ndarray) -> pl.DataFrame:
-    """Names such as "Quiet Harbour (mystery)": theme, a noun drawn without repeats in the theme, genre."""
+    """Names such as "Quiet Harbour (mystery)": theme, noun (drawn without repetition within the theme), genre."""
     genre_words, theme_words, noun_words = _GENRES.split(), _THEMES.split(), _NOUNS.split()
     nouns = [rng.permutation(len(noun_words)) for _ in theme_words]
     used = [0] * len(theme_words)
@@ -211,7 +224,7 @@ def _draw_names(rng: np.random.Generator, genres: int, themes: np.ndarray) -> pl
     for item, theme in enumerate(themes.tolist()):
         volume, which = divmod(item * genres // len(themes), len(genre_words))
         label = genre_words[which] + (f" {volume + 1}" if volume else "")
-        # A catalogue larger than the stock of nouns goes on with sequels.
+        # If a theme has more items than there are nouns, sequels follow.
         sequel, place = divmod(used[theme], len(noun_words))
         used[theme] += 1
         noun = noun_words[nouns[theme][place]] + (f" {sequel + 1}" if sequel else "")
@@ -227,7 +240,7 @@ def _draw_lengths(rng: np.random.Generator, users: int, mean: float, longest: in
 
 
 def _draw_timestamps(rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
-    """Bursts: minutes inside a session, days between sessions. int64[users, longest], strictly increasing."""
+    """Bursts: minutes within a session, days between sessions. int64[users, longest], strictly increasing."""
     shape = (len(lengths), int(lengths.max()))
     minutes = rng.exponential(600.0, shape)
     days = rng.lognormal(np.log(3 * 86400.0), 1.2, shape)
@@ -238,7 +251,7 @@ def _draw_timestamps(rng: np.random.Generator, lengths: np.ndarray) -> np.ndarra
 
 
 def _draw_histories(rng: np.random.Generator, world: _World, lengths: np.ndarray) -> np.ndarray:
-    """All users of a chunk advance together, one item a step. int64[users, longest], -1 behind the end."""
+    """All users of a chunk advance together, one item per step. int64[users, longest], -1 after the end."""
     histories = np.full((len(lengths), int(lengths.max())), -1, dtype=np.int64)
     for start in range(0, len(lengths), _CHUNK):
         chunk = histories[start : start + _CHUNK]
@@ -248,8 +261,8 @@ def _draw_histories(rng: np.random.Generator, world: _World, lengths: np.ndarray
             steps = np.full(len(active), step)
             probabilities = _next_item_probabilities(world, chunk[active, : max(step, 1)], steps)
             cumulated = np.cumsum(probabilities, axis=1)
-            # Never on a seen item: its cumulated value equals the one before, and the draw is held strictly
-            # below the total, so the first value above the draw belongs to an item of positive probability.
+            # This never picks a seen item: its cumulated value equals the one before it, and the draw is strictly below
+            # the total, so the first value above the draw belongs to an item with positive probability.
             totals = cumulated[:, -1]
             draws = np.minimum(rng.random(len(active)) * totals, np.nextafter(totals, 0.0))
             chunk[active, step] = (cumulated > draws[:, None]).argmax(axis=1)
@@ -257,9 +270,9 @@ def _draw_histories(rng: np.random.Generator, world: _World, lengths: np.ndarray
 
 
 def _next_item_probabilities(world: _World, histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The equation at the head of this file: float64[users, items] after the first `lengths` items of each.
+    """The equation at the top of this file: float64[users, items] after the first `lengths` items of each history.
 
-    It reads nothing but the world and the items, so what it returns is known to whoever knows the history.
+    It depends only on the world and the history.
     """
     users, width = histories.shape
     genres, items_per_genre = world.popularity.shape
@@ -267,7 +280,7 @@ def _next_item_probabilities(world: _World, histories: np.ndarray, lengths: np.n
     items = histories[rows, steps]
     ages = lengths[rows] - 1 - steps
 
-    # No matrix products: their rounding may depend on the number of threads, and then the log would, too.
+    # No matrix products: their rounding may depend on the number of threads, and then so would the log.
     fading = TASTE_DECAY**ages
     own = items // items_per_genre
     taste = TASTE_PRIOR * world.prior + (
@@ -276,7 +289,7 @@ def _next_item_probabilities(world: _World, histories: np.ndarray, lengths: np.n
     )
     taste /= taste.sum(axis=1, keepdims=True)
     weighted = (taste[:, :, None] * world.popularity).reshape(users, -1)
-    # The first item of all has no last item before it: every theme is as likely.
+    # The first item of a history has no item before it, so all themes are equally likely.
     started = lengths > 0
     last = world.themes[histories[np.flatnonzero(started), lengths[started] - 1]]
     follows = np.full((users, len(world.follows)), 1 / len(world.follows))
@@ -288,7 +301,7 @@ def _next_item_probabilities(world: _World, histories: np.ndarray, lengths: np.n
 
 
 def _scatter(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Zeros of `shape` with the weights added at (rows, columns); equal places add up."""
+    """Zeros of `shape` with the weights added at (rows, columns). Weights at the same place add up."""
     flat = np.bincount(rows * shape[1] + columns, weights=weights, minlength=shape[0] * shape[1])
     return flat.reshape(shape)
 

@@ -1,9 +1,9 @@
-"""Compiled inner loops on the CPU, each with a form in torch that computes the same.
+"""Compiled inner loops for the CPU, each with an equivalent in torch.
 
-The C++ sources beside this file are built when the package is installed, where there is a C++ compiler; without one, on
-another device and for other types than float32, torch does the same work in more and longer steps.
-``arrays.py`` is the only door to them, and checks all that passes it.
-``SEQREC_KERNELS=0`` in the environment turns them off. What they save is in benchmarks/RESULTS.md.
+The C++ sources in this folder are compiled when the package is installed, if there is a C++ compiler. Without one, on
+other devices and for types other than float32, torch computes the same more slowly. All calls go through ``arrays.py``,
+which checks their arguments. ``SEQREC_KERNELS=0`` in the environment turns the loops off. benchmarks/RESULTS.md shows
+how much time they save.
 """
 
 from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step

@@ -1,16 +1,16 @@
-// Adam's inner loops: see adam.py and optim.py, which say what each function computes.
+// Inner loops of Adam. adam.py and training/optim.py describe what each function computes.
 
 #include "common.h"
 
 namespace {
 
 struct Adam {
-    float rest1, beta2, rest2;  // what is left of 1 beside each beta, which float32 would lose near 1
-    float rate, epsilon;        // of a step, the rate with its correction of the first moment
-    float root;                 // of the correction of the second moment
+    float rest1, beta2, rest2;  // rest = 1 - beta, computed in double because float32 loses digits near 1
+    float rate, epsilon;        // the rate includes the bias correction of the first moment
+    float root;                 // square root of the bias correction of the second moment
 };
 
-// Moments and weights of one row with the gradient g.
+// Updates the moments and weights of one row with the gradient g.
 void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* first, float* second) {
     const float over = 1 / a.root;
     for (int64_t k = 0; k < dim; ++k) {
@@ -22,7 +22,7 @@ void adam_row(const Adam& a, int64_t dim, const float* g, float* weight, float* 
     }
 }
 
-// What a row has missed: weight -= size * m / (sqrt(v) + epsilon), and the moments decay.
+// The updates that a row missed: weight -= size * m / (sqrt(v) + epsilon), and the moments decay.
 void drift_row(
     int64_t dim, float size, float epsilon, float decay1, float decay2, float* weight, float* first, float* second
 ) {
@@ -37,19 +37,19 @@ void add_row(int64_t dim, const float* x, float* out) {
     for (int64_t k = 0; k < dim; ++k) out[k] += x[k];
 }
 
-// How rows that a few steps passed over are brought up to date.
+// Parameters and tables for the updates that rows missed; see Drifts in adam.py.
 struct Drift {
     double beta1, beta2, rate, epsilon;
-    const double* steps;   // of each step: the drift from there on, and beta2 to its power
-    const double* missed;  // of each number of missed steps: four powers
-    int64_t known;         // how many of these are in the table
+    const double* steps;   // by step: the drift from this step on, and beta2 to the power of the step
+    const double* missed;  // by number of missed steps: four powers
+    int64_t known;         // number of rows in `missed`
 };
 
 struct Powers {
     double share, decay1, decay2, rest;
 };
 
-// Powers cost more than all else here, so those of small numbers are looked up.
+// Powers are the most expensive part of an update, so those for small numbers of missed steps are looked up.
 inline Powers powers_of(const Drift& d, int64_t missed) {
     if (missed < d.known) {
         const double* at = d.missed + 4 * missed;
@@ -75,7 +75,7 @@ inline bool bring_up_to_date(
     return true;
 }
 
-// Rows lie anywhere in tables that no cache holds: those needed soon are asked for while others are computed.
+// Rows are scattered over tables that are larger than any cache, so they are prefetched this many rows ahead.
 constexpr int64_t AHEAD = 4;
 
 inline void ask_for(const float* weight, const float* first, const float* second, int64_t row, int64_t dim) {
@@ -97,7 +97,8 @@ Adam of_step(double beta1, double beta2, double rate, double epsilon, double ste
 
 extern "C" {
 
-// How many rows were moved. Rows that the table of `size` rows does not have are left to torch to complain of.
+// Returns the number of rows that changed. Row numbers outside the table of `size` rows are skipped: the look-up that
+// follows in torch raises the error.
 int64_t seqrec_adam_catch_up(
     const int64_t* rows, int64_t count, int64_t size, int64_t step, int64_t dim, double beta1, double beta2,
     double rate, double epsilon, const double* steps, const double* missed, int64_t known, float* weight, float* first, float* second, int32_t* last,
@@ -119,8 +120,8 @@ int64_t seqrec_adam_catch_up(
     return moved;
 }
 
-// `slots[rows of the table]` may hold anything: a row has a slot where `touched` says the same. `summed` has room for
-// count * dim, `touched` for count.
+// `slots`, one per row of the table, may hold any values: the slot of a row is valid only if `touched` at that slot is
+// the row. `summed` has the size count * dim, `touched` the size count.
 void seqrec_adam_step(
     const int64_t* rows, const float* gradients, int64_t count, int64_t step, int64_t dim, double beta1, double beta2,
     double rate, double epsilon, const double* steps, const double* missed, int64_t known, float* weight, float* first, float* second, int32_t* last,
@@ -142,7 +143,7 @@ void seqrec_adam_step(
         const int64_t low = unique * mine / all, high = unique * (mine + 1) / all;
         for (int64_t n = 0, next = 0; n < count; ++n) {
             const int64_t slot = slots[rows[n]];
-            const bool begins = slot == next;  // slots are in the order in which rows come first
+            const bool begins = slot == next;  // slots are numbered in the order of the rows' first appearance
             next += begins;
             if (slot < low || slot >= high) continue;
             if (begins)
@@ -160,7 +161,7 @@ void seqrec_adam_step(
     }
 }
 
-// Whole tensors, each of its own size and with its own count of steps.
+// Dense tensors, each with its own size and step counter.
 void seqrec_adam_dense(
     float* const* weights, const float* const* gradients, float* const* firsts, float* const* seconds,
     float* const* steps, const int64_t* sizes, int64_t count, double beta1, double beta2, double rate, double epsilon,

@@ -12,7 +12,7 @@ from seqrec.kernels.arrays import Loop, addresses, integers
 _RATES = "beta1: float64", "beta2: float64", "rate: float64", "epsilon: float64"
 _DRIFTS = "steps: float64[S, 2]", "missed: float64[M, 4]", "M"
 _TABLE = "weight: float32[R, D]", "first: float32[R, D]", "second: float32[R, D]", "last: int32[R]"
-# A row that the table does not have is passed over: the look-up that follows refuses it.
+# Row numbers outside the table are skipped here: the look-up that follows raises the error.
 _CATCH_UP = Loop("adam_catch_up", "rows: int64[N]", "N", "R", "step: int64 below S", "D", *_RATES, *_DRIFTS, *_TABLE)
 _STEP = Loop(
     "adam_step", "rows: int64[N] below R", "gradients: float32[N, D]", "N", "step: int64 below S", "D", *_RATES,
@@ -25,17 +25,22 @@ _DENSE = Loop(
 
 
 class Drifts(NamedTuple):
-    """What rows that steps passed over have missed, in tables of ``float64``; see ``RowAdam``."""
+    """Tables for the updates that a row missed in steps without a gradient; see ``RowAdam``."""
 
-    steps: Tensor  # [S, 2], of each step: the drift from there on, and beta2 to its power
-    missed: Tensor  # [M, 4], of so many missed steps: the powers of beta1 / sqrt(beta2), beta1, beta2, the middle's
+    steps: Tensor  # float64[S, 2], by step: the drift from this step on, and beta2 to the power of the step
+    # float64[M, 4], by number of missed steps: that power of beta1 / sqrt(beta2), of beta1 and of beta2, and beta2 to
+    # the power of the drift's mean step
+    missed: Tensor
 
 
 def adam_catch_up(
     rows: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float, drifts: Drifts,
     weight: Tensor, first: Tensor, second: Tensor, last: Tensor,
 ) -> None:  # fmt: skip
-    """Bring rows of a table to ``step``; see :class:`seqrec.training.optim.RowAdam`."""
+    """Apply to rows of a table the updates that they missed up to ``step``.
+
+    See :class:`seqrec.training.optim.RowAdam`.
+    """
     moved = _CATCH_UP(
         rows=integers(rows), step=step, beta1=betas[0], beta2=betas[1], rate=rate, epsilon=epsilon,
         steps=drifts.steps, missed=drifts.missed, weight=weight, first=first, second=second, last=last,
@@ -48,12 +53,13 @@ def adam_step(
     rows: Tensor, gradients: Tensor, step: int, betas: tuple[float, float], rate: float, epsilon: float,
     drifts: Drifts, weight: Tensor, first: Tensor, second: Tensor, last: Tensor, slots: Tensor,
 ) -> None:  # fmt: skip
-    """Bring rows to the step before and take ``step``, from 1, with the sum of each row's gradients.
+    """Bring rows up to the step before, then take ``step`` (from 1) with the sum of each row's gradients.
 
-    ``rows`` are of the table; ``slots int32[rows of the table]`` is memory that a table uses again, -1 at first.
+    ``rows int64[N]`` may repeat; ``gradients`` are ``float32[N, D]``. ``slots int32[R]`` is working memory, one per
+    table of R rows, reused at every step and initially -1.
     """
     if step < 1:
-        raise ValueError(f"step is {step}; the first one is 1")
+        raise ValueError(f"step is {step}; give 1 or more")
     rows, gradients = integers(rows), gradients.contiguous()
     _STEP(
         rows=rows, gradients=gradients, step=step, beta1=betas[0], beta2=betas[1], rate=rate, epsilon=epsilon,
@@ -67,7 +73,7 @@ def adam_dense(
     weights: list[Tensor], gradients: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], steps: list[Tensor],
     betas: tuple[float, float], rate: float, epsilon: float,
 ) -> None:  # fmt: skip
-    """Adam's step on whole tensors without gaps; ``steps``, a ``float32`` each, count on by one."""
+    """Take one step of Adam on dense, contiguous tensors. Each counter in ``steps``, ``float32``, goes up by one."""
     gradients = [gradient.contiguous() for gradient in gradients]
     sizes = [weight.numel() for weight in weights]
     count = len(sizes)

@@ -1,8 +1,8 @@
-"""The only door to the compiled loops, which checks all that passes it.
+"""The only way to call the compiled loops. It checks every argument first.
 
-Each loop declares what it takes as a :class:`Loop`, in the words of our docstrings: a compiled function trusts
-its arguments, and one wrong shape would have it read or write beyond them. A step of training passes some 200 arrays,
-so each declaration becomes a Python function of its own (see ``generate.py``).
+A compiled function trusts its arguments: with a wrong shape it would read or write outside the arrays. So each loop
+declares its arguments as a :class:`Loop`, in the notation of our docstrings. A training step passes about 200 arrays;
+to keep the checks cheap, a Python function is generated from each declaration (see ``generate.py``).
 """
 
 import ctypes
@@ -21,22 +21,31 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Loop:
-    """A compiled function and what it takes, in the order of its arguments but the last, the number of threads.
+    """A compiled function, declared by its arguments.
+
+    Arguments are declared in the order of the C function's parameters. Its last parameter, the number of threads, is
+    added by the call.
 
     Args:
-        name: of the function, without ``seqrec_``.
-        arguments: each one of
+        name: name of the function, without the prefix ``seqrec_``.
+        arguments: one declaration per parameter:
 
-            - ``name: int64``, a number (or ``int32``, ``float32``, ``float64``); perhaps ``dividing D`` or ``below D``.
-            - ``name: float32[T, 2 * D]``, an array without gaps. Sizes are bound where they are met first and must be
-              the same elsewhere; ``[>= N]`` is at least as long, ``[*N]`` of any shape with N numbers. ``?`` after it
-              lets None pass. After a space stands what it holds: ``rising to T`` (offsets: from 0, never falling, to
-              T; with ``by 1`` no history is empty, with ``up to L`` none is longer), ``below N`` (from 0 to N - 1),
-              ``sorted``, or how it is passed: ``strided`` (``[M, N]`` with both of its strides), ``halves`` (a
-              pointer to each half of a row), ``made`` (by the door, for the function to write).
-            - ``name: addresses``, what :func:`addresses` gives.
-            - ``D``, ``2 * D`` or ``D / H``: a size, as ``int64``, which no caller gives.
-        structure: whether all are passed as one C structure.
+            - ``name: int64`` (or ``int32``, ``float32``, ``float64``): a number. ``dividing D`` or ``below D`` after
+              the type limits its value.
+            - ``name: float32[T, 2 * D]``: a contiguous array. The first array that has a size sets it, and the others
+              must match. ``[>= N]`` is an array of at least N numbers, ``[*N]`` one of any shape with N numbers. ``?``
+              after the shape allows None. Conditions and ways of passing follow after a space:
+
+              - ``rising to T``: offsets that start at 0, never decrease and end at T. With ``by 1`` no history is
+                empty, with ``up to L`` none is longer than L.
+              - ``below N``: all values are from 0 to N - 1.
+              - ``sorted``: the values never decrease.
+              - ``strided``: a matrix with gaps is allowed, and its two strides are passed too.
+              - ``halves``: two pointers are passed, to the left and to the right half of the rows.
+              - ``made``: the call allocates the array, and the function writes it.
+            - ``name: addresses``: the result of :func:`addresses`.
+            - ``D``, ``2 * D`` or ``D / H``: a size, passed as ``int64`` and taken from the arrays.
+        structure: whether the arguments are passed as one C structure.
     """
 
     def __init__(self, name: str, *arguments: str, structure: bool = False) -> None:
@@ -46,14 +55,17 @@ class Loop:
         self._run: Callable[[dict[str, Any]], Any] | None = None
 
     def __call__(self, **given: Any) -> Any:
-        """Check all arguments by name and call the function. Sizes that no array has are given too.
+        """Check the arguments, given by name, and call the function.
+
+        A size that no array shows must be given by name as well.
 
         Returns:
-            What the function returns; where the door made arrays, a tuple of that and of these, in their order.
+            The function's return value. If arrays are ``made``, a tuple of that value and these arrays, in the order
+            of their declaration.
 
         Raises:
-            ValueError: an argument that does not fit what is declared.
-            RuntimeError: there are no compiled loops.
+            ValueError: an argument does not match its declaration.
+            RuntimeError: the compiled loops are not available.
         """
         compiled = library()
         if compiled is None:
@@ -63,8 +75,8 @@ class Loop:
         return self._run(given)
 
     def _generated(self, compiled: ctypes.CDLL) -> Callable[[dict[str, Any]], Any]:
-        """The function that checks what is given and calls the compiled one."""
-        function = compiled[f"seqrec_{self.name}"]  # an object of its own, as two loops may declare one function
+        """The generated function, which checks the arguments and calls the compiled function."""
+        function = compiled[f"seqrec_{self.name}"]  # a new object, since two loops may declare one function
         function.restype = getattr(compiled, f"seqrec_{self.name}").restype
         types = list(self._types())
         structure: Any = None
@@ -97,7 +109,7 @@ class Loop:
                     yield ctypes.c_void_p
 
     def _refuse(self, name: str, given: dict[str, Any], found: dict[str, Any]) -> None:
-        """Say what is wrong with an array, given the sizes that were found before."""
+        """Raise a ValueError about the array ``name``; ``found`` holds the sizes known so far."""
         array = next(x for x in self.arguments if isinstance(x, Array) and x.name == name)
         x = given.get(name)
         if x is None:
@@ -117,7 +129,7 @@ class Loop:
 
 
 def _content_checks(compiled: ctypes.CDLL) -> dict[str, Any]:
-    """The compiled functions that look at an array's numbers, by the names that generated code has for them."""
+    """The compiled functions that check an array's values, by their names in generated code."""
     checks = {}
     for name, more in (("rising", 3), ("below", 1), ("sorted", 0)):
         checks[name] = getattr(compiled, f"seqrec_{name}")
@@ -126,51 +138,55 @@ def _content_checks(compiled: ctypes.CDLL) -> dict[str, Any]:
 
 
 def _wrong_content(array: Array, x: Tensor, sizes: dict[str, int]) -> str:
-    """What is wrong with an array's numbers, in words; nothing where its shape is."""
+    """What is wrong with an array's values, in words; empty if only its shape is wrong."""
     values = x.numpy()
     for word, *more in (content.split() for content in array.content):
         if len(values) == 0:
             break
         if word == "rising":
             steps = np.diff(values)
-            least = f"{steps.min(initial=0)} to {steps.max(initial=0)}"
-            return f"not from {values[0]} to {values[-1]} in steps of {least}"
+            sizes_of_steps = f"{steps.min(initial=0)} to {steps.max(initial=0)}"
+            return f"but it runs from {values[0]} to {values[-1]} in steps of {sizes_of_steps}"
         if word == "below" and (values.min() < 0 or values.max() >= sizes[more[0]]):
-            return f"not from {values.min()} to {values.max()}"
+            return f"but its values are from {values.min()} to {values.max()}"
         if word == "sorted" and (values[1:] < values[:-1]).any():
-            return "not in another order"
+            return "but it is not sorted"
     return ""
 
 
 def lengths_of(offsets: Tensor) -> np.ndarray:
-    """Lengths of the histories of a packed batch.
+    """Lengths ``int64[B]`` of the histories of a packed batch.
 
     Raises:
-        ValueError: ``offsets`` that are not ``int64[B + 1]``, or fall.
+        ValueError: ``offsets`` are not ``int64[B + 1]``, or decrease.
     """
     plain = offsets.dtype is torch.int64 and offsets.dim() == 1 and offsets.is_cpu and len(offsets)
     values = offsets.numpy() if plain else np.array([0, -1])
     lengths: np.ndarray = values[1:] - values[:-1]
     if len(lengths) and np.minimum.reduce(lengths) < 0:
-        raise ValueError("offsets must be int64[B + 1] in rising order")
+        raise ValueError("offsets must be int64[B + 1] in ascending order")
     return lengths
 
 
 def integers(x: Tensor) -> Tensor:
-    """Whole numbers of any type as ``int64`` without gaps."""
+    """Integers of any type as contiguous ``int64``.
+
+    Raises:
+        ValueError: another type.
+    """
     if x.dtype not in _INTEGERS:
-        raise ValueError(f"{x.dtype} are not whole numbers")
+        raise ValueError(f"{x.dtype} is not an integer type")
     return x.to(torch.int64).contiguous()
 
 
 def addresses(tensors: list[Tensor], sizes: list[int]) -> ctypes.Array[ctypes.c_void_p]:
-    """Where the numbers of ``float32`` tensors are; ``sizes`` says how many each one has.
+    """Pointers to the data of contiguous ``float32`` tensors that have ``sizes`` numbers each.
 
     Raises:
-        ValueError: another type, gaps, or other sizes.
+        ValueError: another type or size, or a tensor that is not contiguous.
     """
     if len(sizes) != len(tensors):
-        raise ValueError(f"{len(tensors)} tensors where there are {len(sizes)}")
+        raise ValueError(f"{len(tensors)} tensors, but {len(sizes)} sizes")
     for x, size in zip(tensors, sizes, strict=True):
         if (
             x.dtype is not torch.float32
@@ -179,11 +195,11 @@ def addresses(tensors: list[Tensor], sizes: list[int]) -> ctypes.Array[ctypes.c_
             or not x.is_contiguous()
             or x.numel() != size
         ):
-            raise ValueError(f"a tensor is {x.dtype}{list(x.shape)}, not float32 of {size} without gaps")
+            raise ValueError(f"a tensor is {x.dtype}{list(x.shape)}, not contiguous float32 with {size} numbers")
     return (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
 
 
 def require_probability(probability: float) -> None:
-    """Raise a ValueError unless it is from 0 to 1."""
+    """Raise a ValueError unless ``probability`` is from 0 to 1."""
     if not 0 <= probability <= 1:
-        raise ValueError(f"the probability of dropout is {probability}; give 0 to 1")
+        raise ValueError(f"the dropout probability is {probability}; give 0 to 1")

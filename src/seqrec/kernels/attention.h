@@ -5,7 +5,7 @@
 
 namespace seqrec {
 
-// out[0 .. count) = x . rows[n], n from 0, rows `stride` apart.
+// out[n] = x . rows[n] for n < count, where rows are `stride` apart.
 inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
     int64_t n = 0;
     for (; n + 4 <= count; n += 4) {
@@ -29,10 +29,10 @@ inline void dots(const float* x, const float* rows, int64_t stride, int64_t coun
     }
 }
 
-// A row is as long as whole vectors, so that the loops over it have no remainder.
+// The length of a row padded to complete vectors, so that loops over it have no remainder.
 inline int64_t padded(int64_t length) { return (length + LANES - 1) / LANES * LANES; }
 
-// What stands before `count` becomes its softmax, with the scale in the exponent, and what is after it in the row 0.
+// Replaces the first `count` numbers of the row by the softmax of scale * row, and the others by 0.
 inline void softmax(float* row, int64_t count, int64_t width, float scale) {
     const int64_t whole = count / LANES * LANES;
     const Vector nothing = Vector{} - INFINITY;
@@ -51,19 +51,19 @@ inline void softmax(float* row, int64_t count, int64_t width, float scale) {
 }
 
 struct Dropping {
-    int32_t threshold;  // something stays where its word is at least this
-    float kept;         // and is multiplied by this
+    int32_t threshold;  // a number is kept if its random word is at least this
+    float kept;         // factor of kept numbers
 
     float of(int16_t word) const { return word >= threshold ? kept : 0.0f; }
 };
 
 struct Attention {
-    const float *query, *key, *value;  // of a user's first token
-    int64_t query_row, key_row;        // from one token to the next
+    const float *query, *key, *value;  // rows of the user's first token
+    int64_t query_row, key_row;        // distance from one token to the next
     int64_t length, dim;
     float scale;
     bool causal;
-    const int16_t* words;  // of all pairs, or none where nothing is dropped
+    const int16_t* words;  // random words of all pairs, or null without dropout
     Dropping dropping;
 
     int64_t width() const { return padded(length); }
@@ -72,7 +72,7 @@ struct Attention {
     int64_t memory() const { return panel_size(dim, length) + 2 * length * width(); }
 };
 
-// Weights that dropout leaves.
+// The weights after dropout.
 inline const float* dropped(const Attention& a, const float* weights, float* memory) {
     if (!a.words) return weights;
     const int64_t width = a.width();
@@ -89,8 +89,8 @@ inline const float* dropped(const Attention& a, const float* weights, float* mem
     return memory;
 }
 
-// A few queries at a time, so that a causal one multiplies little of what it may not see. `weights` and, by turns, memory
-// are length * width().
+// Processes a few queries at a time, so that with a causal mask few of the products are for keys that a query must not
+// see. `weights` has the size length * width().
 inline void attention_forward(const Attention& a, float* weights, float* out, int64_t out_row, float* memory) {
     const int64_t n = a.length, width = a.width();
     const Panels keys = panels(transposed(a.key, a.key_row), a.dim, n, memory);
@@ -108,7 +108,7 @@ inline void attention_forward(const Attention& a, float* weights, float* out, in
     }
 }
 
-// The gradients have the rows of what they are of.
+// The rows of each gradient are laid out like the rows of its argument.
 inline void attention_backward(
     const Attention& a, const float* weights, const float* by_out, int64_t out_row, float* by_query, float* by_key,
     float* by_value, float* memory
@@ -149,7 +149,7 @@ inline void attention_backward(
     }
 }
 
-// The user's last token alone looks at all; `memory` has room for the width.
+// Attention of only the user's last token, which sees all tokens; `memory` has the size width().
 inline void attention_last(const Attention& a, const float* query, float* out, float* memory) {
     dots(query, a.key, a.key_row, a.length, a.dim, memory);
     softmax(memory, a.length, a.width(), a.scale);

@@ -1,8 +1,8 @@
-// A whole self-attention block of SASRec's kind, forward and backward: see block.py, which says what it computes.
+// A complete self-attention block, as in SASRec, forward and backward. block.py describes what it computes.
 //
-// Each thread takes its users through all of the block, some tokens at a time, so that what one part leaves the next finds
-// in the cache. The gradients of the weights are sums of the threads' own, so their last bits depend on the number of
-// threads, as those of matrix products in torch do; all else does not.
+// Each thread takes its users through the complete block, a chunk of tokens at a time, so that intermediate results
+// stay in the cache. The gradients of the weights are sums over threads, so their last bits depend on the number of
+// threads, as in torch's matrix products. Nothing else does.
 
 #include "attention.h"
 
@@ -10,13 +10,13 @@ using namespace seqrec;
 
 namespace {
 
-constexpr int64_t TOKENS = 128;  // taken through the block at once: their states at every point of it fit the cache
+constexpr int64_t TOKENS = 128;  // tokens per chunk: all their intermediate states fit into the cache
 constexpr int PARAMETERS = 12;
 
 enum Norm { PAPER, PRE, POST };
 enum Name { GAIN1, BIAS1, QUERY, QUERY_BIAS, KEYS, KEYS_BIAS, GAIN2, BIAS2, FIRST, FIRST_BIAS, SECOND, SECOND_BIAS };
 
-// As block.py fills it in.
+// Filled in by block.py, with fields in the same order.
 struct Block {
     int64_t users, dim, hidden, heads;
     int32_t norm, last_only, threshold;
@@ -24,9 +24,9 @@ struct Block {
     const int64_t* offsets;
     const float* x;
     const float* parameters[PARAMETERS];
-    const int16_t* words[3];  // of the attention, the hidden layer and the last; none where nothing is dropped
+    const int16_t* words[3];  // for the attention weights, the hidden layer and the output; null without dropout
     float* out;
-    float* saved;  // for the way back, or none
+    float* saved;  // states for backward, or null
     const float* by_out;
     float* by_x;
     float* by_parameters[PARAMETERS];
@@ -45,12 +45,12 @@ struct Block {
     }
 };
 
-// What forward leaves to backward, of all tokens; where it leaves nothing, of those at hand.
+// The states that forward computes: of all tokens if backward needs them, otherwise only of the current chunk.
 struct States {
     float *mean1, *mean2, *query, *keys, *sum, *hidden, *ended;
 
     States(float* memory, int64_t tokens, const Block& b) {
-        mean1 = memory, mean2 = mean1 + 2 * tokens;  // mean and 1 / deviation of each token
+        mean1 = memory, mean2 = mean1 + 2 * tokens;  // mean and 1 / standard deviation of each token
         query = mean2 + 2 * tokens, keys = query + tokens * b.dim, sum = keys + 2 * tokens * b.dim;
         hidden = sum + tokens * b.dim, ended = hidden + tokens * b.hidden;
     }
@@ -63,12 +63,12 @@ struct States {
     }
 };
 
-// Users in a row, some tokens of all.
+// Consecutive users, with about TOKENS tokens.
 struct Chunk {
-    int64_t user, users, token, tokens, word, weight;  // the first user, token, random word and softmax weight; how many
+    int64_t user, users, token, tokens, word, weight;  // the first of each, and the numbers of users and tokens
 };
 
-// The chunks of each thread, so that all have as much to compute.
+// The chunks of each thread, balanced by the cost of the computation.
 struct Plan {
     std::vector<std::vector<Chunk>> chunks;
     int64_t pairs = 0, weights = 0, longest = 0, most = TOKENS;
@@ -104,7 +104,7 @@ void normalize(int64_t rows, int64_t dim, const float* x, const float* gain, con
     }
 }
 
-// What `normalize` gave, once more.
+// Recomputes the result of `normalize` from the saved means.
 void normalized(int64_t rows, int64_t dim, const float* x, const float* gain, const float* bias, const float* means, float* out) {
     for (int64_t r = 0; r < rows; ++r, x += dim, out += dim) {
         const float mean = means[2 * r], over = means[2 * r + 1];
@@ -113,7 +113,7 @@ void normalized(int64_t rows, int64_t dim, const float* x, const float* gain, co
     }
 }
 
-// The gradient by x, added to what `by_x` holds; `by` may not be `by_x`.
+// Adds the gradient with respect to x to `by_x`, which must not be the same memory as `by`.
 void normalize_backward(
     int64_t rows, int64_t dim, const float* x, const float* gain, const float* means, const float* by, float* by_x,
     float* by_gain, float* by_bias
@@ -144,7 +144,7 @@ void add_rows(int64_t rows, int64_t dim, const float* x, float* to) {
     for (int64_t r = 0; r < rows; ++r) add(dim, x + r * dim, to);
 }
 
-// x becomes dropout(relu(x)).
+// x = dropout(relu(x)), in place.
 void relu_and_drop(int64_t count, const int16_t* words, Dropping d, float* x) {
     if (words)
 #pragma omp simd
@@ -154,7 +154,7 @@ void relu_and_drop(int64_t count, const int16_t* words, Dropping d, float* x) {
         for (int64_t k = 0; k < count; ++k) x[k] = x[k] <= 0 ? 0.0f : x[k];
 }
 
-// out = base + dropout(x), where there is a base.
+// out = base + dropout(x); base may be null.
 void drop_onto(int64_t count, const float* x, const float* base, const int16_t* words, Dropping d, float* out) {
     if (words && base)
 #pragma omp simd
@@ -169,12 +169,12 @@ void drop_onto(int64_t count, const float* x, const float* base, const int16_t* 
         std::memcpy(out, x, count * sizeof(float));
 }
 
-// The matrices of the linear layers as right sides of products, filled by all threads together.
+// The matrices of the linear layers as right sides of products, shared by all threads.
 struct Weights {
     Room memory;
     Panels query, keys, first, second;
 
-    // Forward multiplies by their transposes, backward by themselves.
+    // Forward multiplies by the transposed matrices, backward by the matrices themselves.
     Weights(const Block& b, bool forward) {
         const int64_t dim = b.dim, hidden = b.hidden;
         const int64_t sizes[] = {panel_size(dim, dim), forward ? panel_size(dim, 2 * dim) : panel_size(2 * dim, dim),
@@ -200,7 +200,7 @@ Attention attention_of(const Block& b, const Plan& plan, const States& s, int64_
             b.words[0] ? b.words[0] + head * plan.pairs + word : nullptr, b.dropping()};
 }
 
-// Calls back for each user of a chunk and each head, with the attention and where its softmax weights are.
+// Calls `each` for each user of a chunk and each head, with the attention and the index of its softmax weights.
 template <typename Each>
 void for_each_head(const Block& b, const Plan& plan, const Chunk& c, const States& s, Each each) {
     int64_t word = c.word, weight = c.weight;
@@ -225,7 +225,7 @@ int64_t attention_memory(const Block& b, const Plan& plan) {
 void forward(const Block& b, const Plan& plan, const Chunk& c, const Weights& w, const States& s, float* weights, float* memory) {
     const int64_t dim = b.dim, rows = b.last_only ? c.users : c.tokens, first = b.last_only ? c.user : c.token;
     const float* const* p = b.parameters;
-    const float *x = b.x + c.token * dim, *own = x;  // of the tokens that ask
+    const float *x = b.x + c.token * dim, *own = x;  // own: the tokens that are queries
     float *chosen = memory, *normal = chosen + plan.most * dim, *second = normal + plan.most * dim;
     float *third = second + plan.most * dim, *rest = third + plan.most * dim;
     if (b.last_only) choose_last(b, c, x, chosen), own = chosen;
@@ -277,7 +277,7 @@ void backward(
     }
     const bool post = b.norm == POST;
     const float *gain = p[post ? GAIN1 : GAIN2], *bias = p[post ? BIAS1 : BIAS2], *means = post ? s.mean1 : s.mean2;
-    // The network, whose input is made once more.
+    // The network. Its input is computed again instead of saved.
     drop_onto(count, by, nullptr, b.words[2] ? b.words[2] + c.token * dim : nullptr, b.dropping(), one);
     add_rows(rows, dim, one, by_parameter[SECOND_BIAS]);
     product<ADD>(dim, hidden, rows, transposed(one, dim), rows_of(s.hidden, hidden), by_parameter[SECOND], hidden);
@@ -297,7 +297,7 @@ void backward(
         std::fill(two, two + count, 0.0f);
     }
     normalize_backward(rows, dim, s.sum, gain, means, one, two, by_parameter[post ? GAIN1 : GAIN2], by_parameter[post ? BIAS1 : BIAS2]);
-    // `two` is now the gradient by the sum of attention and what goes past it.
+    // `two` is now the gradient with respect to the sum of the attention's output and the residual.
     for_each_head(b, plan, c, s, [&](int64_t, int64_t token, int64_t head, const Attention& a, int64_t weight) {
         const int64_t column = head * a.dim, key = token * 2 * dim + column;
         attention_backward(a, weights + weight, two + token * dim + column, dim, by_query + token * dim + column,
@@ -329,7 +329,7 @@ void backward(
 
 extern "C" {
 
-// Numbers that forward saves.
+// Number of floats that forward saves for backward.
 int64_t seqrec_block_saves(const Block* b, int32_t threads) {
     return States::size(b->tokens(), *b) + b->heads * Plan(*b, threads).weights;
 }

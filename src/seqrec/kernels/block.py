@@ -1,4 +1,4 @@
-"""A whole self-attention block of SASRec's kind over packed tokens; see ``block.cpp``."""
+"""A complete self-attention block, as in SASRec, over packed tokens; see ``block.cpp``."""
 
 from typing import Any
 
@@ -18,7 +18,10 @@ _WORDS = {"words1": "H * P", "words2": "T * F", "words3": "T * D"}
 
 
 def _loop(name: str, *, parts: str = "", offsets: str = "", out: str = "[T, D]?", way_back: str = "?") -> Loop:
-    """As the structure that ``block.cpp`` reads has it; the keywords say what is left out, and what the door makes."""
+    """Declare a function that takes the structure of ``block.cpp``.
+
+    The keywords add to the declarations: ``?`` for what the function is called without, ``made`` for its results.
+    """
     return Loop(
         name, "B", "D", "F", "H: int64 dividing D", "norm: int32", "last_only: int32", "threshold: int32",
         "kept: float32", "epsilon: float32", f"offsets: int64[B + 1] rising to T{offsets}", "x: float32[T, D]",
@@ -46,34 +49,37 @@ def block(
     dropout: float = 0.0,
     last_only: bool = False,
 ) -> Tensor:
-    """Causal self-attention and a network with one hidden layer, as :class:`seqrec.models.sasrec.SASRecBlock` has them.
+    """Causal self-attention and a network with one hidden layer, as in :class:`seqrec.models.sasrec.SASRecBlock`.
 
     Args:
-        x: ``float32[T, D]``.
-        offsets: ``int64[B + 1]``, first token of each user.
-        parameters: gain and bias ``[D]`` of the attention's norm; weights and biases of queries ``[D, D]`` and of keys
-            beside values ``[2 * D, D]``; gain and bias of the network's norm; weights and biases of its layers
+        x: tokens, ``float32[T, D]``.
+        offsets: first token of each user, ``int64[B + 1]``.
+        parameters: gain and bias ``[D]`` of the attention's norm; weights and biases of the queries ``[D, D]`` and of
+            the keys and values ``[2 * D, D]``; gain and bias of the network's norm; weights and biases of its layers
             ``[F, D]`` and ``[D, F]``.
-        num_heads: heads, which divide D.
-        norm: where layer norm sits: ``paper``, ``pre`` or ``post``.
-        epsilon: of the norms.
-        words: random words ``int16``: of all pairs of each head as in :func:`seqrec.kernels.attention`, ``[T * F]`` and
-            ``[T * D]``; no dropout without them.
-        dropout: probability.
-        last_only: whether only the users' last tokens are wanted, ``[B, D]``; without gradients.
+        num_heads: number of heads; divides D.
+        norm: place of the layer norm: ``paper``, ``pre`` or ``post``.
+        epsilon: epsilon of the layer norms.
+        words: random words ``int16`` for the attention weights as in :func:`seqrec.kernels.attention`, for the hidden
+            layer ``[T * F]`` and for the output ``[T * D]``. None turns dropout off.
+        dropout: dropout probability.
+        last_only: whether to compute only the users' last tokens. This mode has no gradients.
+
+    Returns:
+        ``float32[T, D]``, or ``float32[B, D]`` with ``last_only``.
     """
     offsets = integers(offsets)
     require_probability(dropout)
     if len(parameters) != len(_SHAPES) or norm not in NORMS or (words is not None and len(words) != len(_WORDS)):
-        raise ValueError(f"{len(parameters)} parameters, norm {norm!r}, random words of {len(words or ())}")
+        raise ValueError(f"{len(parameters)} parameters, norm {norm!r}, {len(words or ())} tensors of random words")
     x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
-    about = num_heads, norm, epsilon, dropout
+    settings = num_heads, norm, epsilon, dropout
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
         if last_only:
-            raise ValueError("the last tokens alone have no gradients")
-        result: Tensor = _Function.apply(x, offsets, words, about, *parameters)
+            raise ValueError("last_only has no gradients; call it under torch.no_grad()")
+        result: Tensor = _Function.apply(x, offsets, words, settings, *parameters)
         return result
-    given = _given(x, offsets, parameters, words, *about)
+    given = _arguments(x, offsets, parameters, words, *settings)
     out: Tensor
     _, out = (_LAST if last_only else _FORWARD)(**given, last_only=last_only)
     return out
@@ -82,15 +88,15 @@ def block(
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, offsets: Tensor, words: list[Tensor] | None, about: tuple[Any, ...], *parameters: Tensor
+        ctx: Any, x: Tensor, offsets: Tensor, words: list[Tensor] | None, settings: tuple[Any, ...], *parameters: Tensor
     ) -> Tensor:
-        given = _given(x, offsets, parameters, words, *about)
-        about_saves = {name: value for name, value in given.items() if name not in _SHAPES and name not in _WORDS}
-        saved = x.new_empty(_SAVES(**about_saves, F=parameters[-2].shape[-1], last_only=False))
+        given = _arguments(x, offsets, parameters, words, *settings)
+        sizes = {name: value for name, value in given.items() if name not in _SHAPES and name not in _WORDS}
+        saved = x.new_empty(_SAVES(**sizes, F=parameters[-2].shape[-1], last_only=False))
         out: Tensor
         _, out = _FORWARD(**given, last_only=False, saved=saved)
         ctx.save_for_backward(x, offsets, saved, *(words or ()), *parameters)
-        ctx.about, ctx.dropped, ctx.saves = about, words is not None, len(saved)
+        ctx.settings, ctx.dropped, ctx.saves = settings, words is not None, len(saved)
         return out
 
     @staticmethod
@@ -98,13 +104,13 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, offsets, saved, *rest = ctx.saved_tensors
         words, parameters = (rest[:3], rest[3:]) if ctx.dropped else (None, rest)
-        given = _given(x, offsets, parameters, words, *ctx.about)
+        given = _arguments(x, offsets, parameters, words, *ctx.settings)
         by_out = gradients[0].contiguous()
         _, by_x, *by_parameters = _BACKWARD(**given, S=ctx.saves, last_only=False, saved=saved, by_out=by_out)
         return by_x, None, None, None, *by_parameters
 
 
-def _given(
+def _arguments(
     x: Tensor,
     offsets: Tensor,
     parameters: tuple[Tensor, ...] | list[Tensor],
@@ -114,7 +120,7 @@ def _given(
     epsilon: float,
     dropout: float,
 ) -> dict[str, Any]:
-    """What forward and backward take alike."""
+    """The arguments that forward and backward share."""
     threshold, kept = dropping(None if words is None else words[0], dropout)
     lengths = lengths_of(offsets)
     given = {

@@ -1,7 +1,7 @@
-// What the compiled sources share: vectors, matrix products, exponentials.
+// Vectors, matrix products and exponentials for all compiled sources.
 //
-// The sources are compiled once for each generation of processors (see hatch_build.py), so what is said here of the
-// processor is known when they are compiled.
+// The sources are compiled once for each generation of processors (see hatch_build.py), so the vector width is known at
+// compile time.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,7 @@ static inline int omp_get_num_threads() { return 1; }
 
 namespace seqrec {
 
-// Numbers in a vector, and the rows of a result that a product keeps in registers, two vectors wide.
+// LANES: numbers in a vector. ROWS: rows of a result, two vectors wide, that a product keeps in registers.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, ROWS = 12;
 #elif defined(__AVX2__)
@@ -46,7 +46,7 @@ typedef int32_t Whole __attribute__((vector_size(4 * LANES), aligned(4), may_ali
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector values) { *reinterpret_cast<Vector*>(to) = values; }
 
-// The first `count` numbers of a vector, so that nothing beyond a row is read or written.
+// Access to only the first `count` numbers of a vector, so that nothing outside a row is read or written.
 struct Part {
 #if defined(__AVX512F__)
     __mmask16 mask;
@@ -80,7 +80,7 @@ struct Part {
 #endif
 };
 
-// A bit for each number of a vector that is above the other's.
+// A bit for each lane, set where a > b.
 #if defined(__AVX512F__)
 inline uint32_t above(Vector a, Vector b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GT_OQ); }
 #elif defined(__AVX2__)
@@ -97,7 +97,7 @@ inline float sum_of(Vector x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(__m512(x));
 #else
-    for (int width = LANES / 2; width; width /= 2)  // in pairs, which don't wait for each other
+    for (int width = LANES / 2; width; width /= 2)  // in pairs, so that additions don't wait for each other
         for (int l = 0; l < width; ++l) x[l] += x[l + width];
     return x[0];
 #endif
@@ -113,7 +113,7 @@ inline float highest_of(Vector x) {
 #endif
 }
 
-// What a product begins with: nothing, what the result holds already, or a row that is the same for all.
+// What a product is added to: zeros, the present contents of the result, or a bias row.
 enum Start { ZERO, ADD, BIAS };
 
 // A matrix whose element (i, p) is at[i * row + p * column].
@@ -122,7 +122,8 @@ struct Matrix {
     int64_t row, column;
 };
 
-// The right side of a product: row p of the columns from j on, a multiple of two vectors, is at[j * panel + p * row].
+// The right side of a product, in panels that are two vectors wide: row p of the panel that starts with column j is at
+// at[j * panel + p * row].
 struct Panels {
     const float* at;
     int64_t row, panel;
@@ -132,7 +133,7 @@ inline Matrix plain(const float* at, int64_t row) { return {at, row, 1}; }
 inline Matrix transposed(const float* at, int64_t row) { return {at, 1, row}; }
 inline Panels rows_of(const float* at, int64_t row) { return {at, row, 1}; }
 
-// R rows and C vectors of a result, of which the last may be a part.
+// A tile of a result, of R rows and C vectors. Unless `whole`, the last vector is only a part.
 template <int R, int C, Start start, bool whole>
 inline void product_tile(
     int64_t depth, Matrix a, const float* b, int64_t b_row, float* out, int64_t out_row, const float* bias, Part part
@@ -150,7 +151,7 @@ inline void product_tile(
             }
         }
 #if defined(__GNUC__)
-    // Or compilers that see that rows lie side by side load them together and take them apart: half as fast.
+    // Hide the strides: compilers that see adjacent rows load them together and take them apart, which is half as fast.
     asm volatile("" : "+r"(a.row), "+r"(a.column));
 #endif
     for (int64_t p = 0; p < depth; ++p) {
@@ -204,11 +205,11 @@ void product_panel(
     }
 }
 
-// out[rows, columns] = start + a[rows, depth] b[depth, columns]. The terms of each number are added in the order of the
-// depth, whatever the sizes, so that a part of a product has the same bits as the whole.
+// out[rows, columns] = start + a[rows, depth] b[depth, columns]. The terms of each number are always added in the order
+// of the depth, whatever the sizes, so that a part of a product has the same bits as the complete product.
 //
-// The loops of BLAS libraries take longer than the arithmetic for matrices as small as those here, or don't use all that
-// the processor has: benchmarks/RESULTS.md.
+// BLAS libraries are slower for matrices as small as those here: their overhead exceeds the arithmetic, or they don't
+// use the processor's full vector width (benchmarks/RESULTS.md).
 template <Start start>
 void product(
     int64_t rows, int64_t columns, int64_t depth, Matrix a, Panels b, float* out, int64_t out_row,
@@ -227,17 +228,17 @@ void product(
     }
 }
 
-// Memory for a right side of `columns` by `depth` in panels.
+// Size of the memory for a right side of depth by columns, in panels.
 inline int64_t panel_size(int64_t depth, int64_t columns) {
     return (columns + 2 * LANES - 1) / (2 * LANES) * (2 * LANES) * depth;
 }
 
-// x[depth, columns], as a matrix says where its elements are, in panels of two vectors.
+// Copies the matrix x[depth, columns] into panels.
 inline Panels panels(Matrix x, int64_t depth, int64_t columns, float* memory) {
     for (int64_t j = 0; j < columns; j += 2 * LANES) {
         float* to = memory + j * depth;
         const int64_t width = std::min<int64_t>(2 * LANES, columns - j);
-        if (x.row == 1)  // a row of the panel is a column of what is there
+        if (x.row == 1)  // x is transposed: read it in the order of its memory
             for (int64_t c = 0; c < width; ++c)
                 for (int64_t p = 0; p < depth; ++p) to[p * 2 * LANES + c] = x.at[p + (j + c) * x.column];
         else
@@ -247,11 +248,11 @@ inline Panels panels(Matrix x, int64_t depth, int64_t columns, float* memory) {
     return {memory, 2 * LANES, depth};
 }
 
-// e to the power of each x <= 0, within 2 units of float32's last place, and 0 where that is below all normal numbers.
+// exp(x) for x <= 0, within 2 units in the last place of float32; 0 where the result would not be a normal number.
 inline Vector exponential(Vector given) {
     const Vector least = Vector{} - 87.0f;
     const Vector x = given < least ? least : given;
-    const Whole power = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole);  // nearest: conversion cuts towards 0
+    const Whole power = __builtin_convertvector(x * 1.44269504f - 0.5f, Whole);  // rounds to nearest, as conversion truncates
     const Vector rounded = __builtin_convertvector(power, Vector);
     const Vector r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
     Vector y = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -271,12 +272,12 @@ struct Free {
 };
 typedef std::unique_ptr<float[], Free> Room;
 
-// Room for so many numbers, which are not set to anything, from the beginning of a line of the cache on.
+// Uninitialised memory for this many numbers, aligned to a cache line.
 inline Room room(int64_t numbers) {
     return Room(static_cast<float*>(::operator new[](std::max<int64_t>(numbers, 1) * sizeof(float), std::align_val_t(64))));
 }
 
-// Which of `count` pieces of work, in a row, a thread does.
+// The contiguous range of `count` pieces of work that belongs to this thread.
 struct Share {
     int64_t low, high;
     explicit Share(int64_t count) {

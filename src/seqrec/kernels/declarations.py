@@ -1,4 +1,4 @@
-"""The words in which a compiled loop says what it takes; see :class:`seqrec.kernels.arrays.Loop`."""
+"""The notation in which a compiled loop declares its arguments; see :class:`seqrec.kernels.arrays.Loop`."""
 
 import ctypes
 import re
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"(\w+): (\w+)(?: (dividing|below) (\w+))?")
 
 
 class Length(NamedTuple):
-    """One length of a shape: ``times * product of names + plus``."""
+    """One length of a shape: ``times * (product of names) + plus``."""
 
     names: tuple[str, ...]
     times: int = 1
@@ -26,7 +26,7 @@ class Length(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Length":
-        """``2 * D``, ``B + 1``, ``>= H * P``."""
+        """Parse a text such as ``2 * D``, ``B + 1`` or ``>= H * P``."""
         at_least = text.startswith(">= ")
         product, _, plus = text.removeprefix(">= ").partition(" + ")
         factors = product.split(" * ")
@@ -35,7 +35,7 @@ class Length(NamedTuple):
         return cls(names, times, int(plus or 0), at_least)
 
     def product(self, but: str | None = None) -> str:
-        """The product as Python, perhaps without one of its names."""
+        """The product as a Python expression, without the name ``but``."""
         names = [name for name in self.names if name != but]
         return " * ".join([*([str(self.times)] if self.times != 1 or not names else []), *names])
 
@@ -44,24 +44,24 @@ class Length(NamedTuple):
 
 
 class Array(NamedTuple):
-    """An array among the arguments."""
+    """An argument that is an array."""
 
     name: str
     kind: str
     lengths: tuple[Length, ...]
     declared: str
     optional: bool
-    flat: bool  # of any shape: its numbers are counted
+    flat: bool  # any shape; only the number of elements counts
     content: tuple[str, ...]
 
     @property
     def made(self) -> bool:
-        """Whether the door makes it."""
+        """Whether the call allocates it."""
         return "made" in self.content
 
 
 class Number(NamedTuple):
-    """A number among the arguments, and the size that it divides or is below."""
+    """An argument that is a number; with a ``rule``, it must divide or be below ``size``."""
 
     name: str
     kind: str
@@ -70,13 +70,13 @@ class Number(NamedTuple):
 
 
 class Size(NamedTuple):
-    """A size that is passed as a number, as Python."""
+    """A size that is passed as a number: a Python expression."""
 
     value: str
 
 
 def parsed(argument: str) -> Array | Number | Size:
-    """What one argument is declared to be."""
+    """Parse the declaration of one argument."""
     if found := _ARRAY.fullmatch(argument):
         name, kind, shape, optional, content = found.groups()
         lengths = tuple(map(Length.parse, shape.removeprefix("*").split(", ")))

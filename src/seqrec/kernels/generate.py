@@ -1,29 +1,30 @@
-"""The Python function that checks what a compiled loop is given and passes it on, made from the loop's declaration.
+"""Generates, from a loop's declaration, the Python function that checks the arguments and calls the compiled loop.
 
-It is made as ``dataclasses`` makes an ``__init__``. Looking up each array in tables of what was declared took four
-times as long, which was a tenth of a training step with few tokens.
+``dataclasses`` generates ``__init__`` in the same way. Interpreting the declaration at each call took four times as
+long, a tenth of a training step with few tokens.
 """
 
 from seqrec.kernels.declarations import Array, Length, Number, Size
 
 
 def source(arguments: list[Array | Number | Size], structure: bool) -> str:
-    """The Python of a loop's function, ``run(given)``."""
+    """The source of the function ``run(given)`` for a loop with these arguments."""
     arrays = [argument for argument in arguments if isinstance(argument, Array)]
     taken = sorted((array for array in arrays if not array.made), key=lambda array: array.optional)
     made = [array for array in arrays if array.made]
     numbers = [argument for argument in arguments if isinstance(argument, Number)]
-    alone = {
+    # Sizes that can be solved from a length of an array that is never None.
+    direct = {
         length.names[0] for array in taken if not array.optional for length in array.lengths if len(length.names) == 1
     }
     used = {name for array in arrays for length in array.lengths for name in length.names}
     used |= {word for array in arrays for content in array.content for word in content.split() if word.isupper()}
     bound = {number.name for number in numbers}
     lines = [f"{number.name} = given['{number.name}']" for number in numbers]
-    # Sizes that only the caller knows, or an array that may be None.
-    lines += [f"{name} = given.get('{name}')" for name in sorted(used - alone - bound)]
+    # Other sizes may come from the caller, or from an array that may be None.
+    lines += [f"{name} = given.get('{name}')" for name in sorted(used - direct - bound)]
     for array in taken:
-        lines += _if_given(array, _shape_lines(array, alone, bound))
+        lines += _if_given(array, _shape_lines(array, direct, bound))
     for array in taken:
         lines += _if_given(array, _content_lines(array))
     lines += [line for number in numbers for line in _number_lines(number)]
@@ -43,8 +44,8 @@ def _if_given(array: Array, lines: list[str]) -> list[str]:
     return [f"{array.name} = given.get('{array.name}')", f"if {array.name} is not None:", *(f"    {x}" for x in lines)]
 
 
-def _shape_lines(array: Array, alone: set[str], bound: set[str]) -> list[str]:
-    """Lines that look at an array's type and shape, and bind the sizes that it is the first to have."""
+def _shape_lines(array: Array, direct: set[str], bound: set[str]) -> list[str]:
+    """Lines that check an array's type and shape, and bind the sizes that appear in it first."""
     name, refuse = array.name, f"refuse('{array.name}', given, locals())"
     gaps = "" if "strided" in array.content else f" or not {name}.is_contiguous()"
     other = f"{name}.dtype is not {array.kind} or {name}.layout is not strided or not {name}.is_cpu{gaps}"
@@ -64,12 +65,12 @@ def _shape_lines(array: Array, alone: set[str], bound: set[str]) -> list[str]:
     for found, length in zip(lengths, array.lengths, strict=True):
         unknown = [size for size in length.names if size not in bound]
         if unknown:
-            *others, size = sorted(unknown, key=alone.__contains__)
-            lines += [f"if {other} is None: {refuse}" for other in others]
+            *others, size = sorted(unknown, key=direct.__contains__)
+            lines += [f"if {missing} is None: {refuse}" for missing in others]
             value = (
                 found if length == Length((size,)) else f"solved({found}, {length.product(but=size)}, {length.plus})"
             )
-            if size in alone and not array.optional:
+            if size in direct and not array.optional:
                 bound.add(size)
                 lines += [f"{size} = {value}"]
             else:
@@ -84,7 +85,7 @@ def _shape_lines(array: Array, alone: set[str], bound: set[str]) -> list[str]:
 
 
 def _content_lines(array: Array) -> list[str]:
-    """Lines that look at an array's numbers."""
+    """Lines that check an array's values."""
     lines = []
     for word, *more in (content.split() for content in array.content):
         given = [f"{array.name}.data_ptr()", f"{array.name}.numel()"]
@@ -107,7 +108,7 @@ def _number_lines(number: Number) -> list[str]:
 
 
 def _passed(argument: Array | Number | Size) -> list[str]:
-    """What is passed for an argument."""
+    """The expressions that are passed to the C function for an argument."""
     if isinstance(argument, Size):
         return [argument.value]
     if isinstance(argument, Number):
@@ -122,6 +123,6 @@ def _passed(argument: Array | Number | Size) -> list[str]:
 
 
 def solved(length: int, product: int, plus: int) -> int:
-    """The size that makes ``product * size + plus`` the length; -1 where none does."""
+    """The size for which ``product * size + plus`` is the length; -1 if there is none."""
     size, rest = divmod(length - plus, product) if product else (-1, 0)
     return size if rest == 0 else -1

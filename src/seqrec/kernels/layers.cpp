@@ -1,7 +1,7 @@
-// Inner loops over packed histories that no kept library has: see layers.py, which says what each function computes.
-// Plain C interface, so that it is built without torch and works with every release of it.
+// Inner loops over packed histories. layers.py describes what each function computes.
 //
-// Results don't depend on the number of threads: a thread owns whole users or whole columns.
+// The interface is plain C, so that it compiles without torch and works with every release of torch. Results don't
+// depend on the number of threads, because each thread processes complete users or complete columns.
 
 #include "attention.h"
 
@@ -25,7 +25,7 @@ struct Places {
     }
 };
 
-// out = residual + dropout(relu(x)), with what is asked for of it; x may be out.
+// out = residual + dropout(relu(x)), where each of the three parts is optional. out may be the same memory as x.
 void drop_some(
     const float* x, const float* residual, const int16_t* words, int64_t count, Dropping dropping, bool relu, float* out
 ) {
@@ -48,10 +48,10 @@ void drop_some(
 
 extern "C" {
 
-// Changes with every change of a signature.
+// Raise this with every change of a signature.
 int32_t seqrec_kernels_version() { return 18; }
 
-// Rows of softmax weights are as long as whole vectors of so many.
+// Numbers in a vector. Rows of softmax weights are padded to a multiple of this.
 int32_t seqrec_lanes(int32_t) { return LANES; }
 
 void seqrec_attention_forward(
@@ -78,7 +78,7 @@ void seqrec_attention_forward(
     }
 }
 
-// One query a user, in the order of users.
+// One query per user, in the order of the users.
 void seqrec_attention_last(
     const float* query, const float* key, const float* value, int64_t query_row, int64_t key_row,
     const int64_t* offsets, int64_t users, int64_t heads, int64_t dim, float scale, float* out, int32_t threads
@@ -130,18 +130,18 @@ void seqrec_dropout(
     int32_t relu, float* out, int32_t threads
 ) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t low = 0; low < count; low += 2048)  // so that a part stays in the cache between its passes
+    for (int64_t low = 0; low < count; low += 2048)  // in pieces, so that data stays in the cache between passes
         drop_some(x + low, residual ? residual + low : nullptr, words ? words + low : nullptr,
                   std::min<int64_t>(2048, count - low), {threshold, kept}, relu != 0, out + low);
 }
 
-// The gradient where dropout(relu(x)) is above 0, times `kept`.
+// Backward of y = dropout(relu(x)): multiplies the gradient by `kept` where y > 0, and sets it to 0 elsewhere.
 void seqrec_where_positive(const float* y, int64_t count, float kept, float* gradient, int32_t threads) {
 #pragma omp parallel for simd schedule(static) num_threads(threads)
     for (int64_t k = 0; k < count; ++k) gradient[k] = y[k] > 0 ? gradient[k] * kept : 0.0f;
 }
 
-// The table has a row for each place of a window of `size`, whose last one is that of a user's last token.
+// The table has a row for each position in a window of `size`. Each user's last token has the last position.
 void seqrec_positions(
     const float* x, const float* table, int64_t size, const int64_t* offsets, int64_t users, int64_t dim, float scale,
     const int16_t* words, int32_t threshold, float kept, float* out, int32_t threads
@@ -161,7 +161,7 @@ void seqrec_positions(
         }
 }
 
-// A thread owns columns, as all tokens share the table.
+// Work is divided by columns, because all tokens add to the same rows of the table.
 void seqrec_positions_backward(
     const float* by_out, int64_t size, const int64_t* offsets, int64_t users, int64_t dim, float scale,
     const int16_t* words, int32_t threshold, float kept, float* by_x, float* by_table, int32_t threads

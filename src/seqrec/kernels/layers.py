@@ -1,4 +1,4 @@
-"""Attention, dropout, positions and networks over packed tokens; see ``layers.cpp``."""
+"""Attention, dropout, positions and feed-forward networks over packed tokens; see ``layers.cpp``."""
 
 from typing import Any
 
@@ -49,18 +49,22 @@ def attention(
     dropout: float = 0.0,
     last_only: bool = False,
 ) -> Tensor:
-    """Softmax attention within each user of a packed batch, ``softmax(q k / sqrt(d)) v``; ``[T, A]``.
+    """Softmax attention within each user of a packed batch, ``softmax(q k / sqrt(d)) v``.
 
     Args:
-        query: ``float32[T, A]``; each head has its own ``d = A / num_heads`` columns.
-        key_value: ``float32[T, 2 * A]``, keys beside values.
-        offsets: ``int64[B + 1]``, first token of each user.
-        num_heads: heads.
-        causal: whether a token sees the tokens up to it alone.
-        words: ``int16[num_heads * P]`` random words, for each head those of all P pairs in the order of queries, of
-            which each keeps its weight if it is at least ``65536 * dropout - 32768``; no dropout without them.
-        dropout: probability.
-        last_only: whether there is one query a user, ``[B, A]``, that sees all keys of the user; without gradients.
+        query: queries, ``float32[T, A]``; each head has its own ``d = A / num_heads`` columns.
+        key_value: keys and values side by side, ``float32[T, 2 * A]``.
+        offsets: first token of each user, ``int64[B + 1]``.
+        num_heads: number of heads.
+        causal: whether a token sees only the tokens up to its own.
+        words: random words ``int16[num_heads * P]``, head by head for all P pairs in the order of the queries. A pair
+            keeps its weight if its word is at least ``65536 * dropout - 32768``. None turns dropout off.
+        dropout: dropout probability.
+        last_only: whether there is one query per user, ``[B, A]``, which sees all keys of the user. This mode has no
+            dropout and no gradients.
+
+    Returns:
+        ``float32[T, A]``, or ``float32[B, A]`` with ``last_only``.
     """
     offsets = integers(offsets)
     require_probability(dropout)
@@ -84,7 +88,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         query, key_value = query.contiguous(), key_value.contiguous()
         keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        given = _given(query, key_value, offsets, num_heads, causal, words, dropout)
+        given = _arguments(query, key_value, offsets, num_heads, causal, words, dropout)
         weights = query.new_empty(max(num_heads, 0) * given["W"]) if keep else None
         out: Tensor
         _, out = _ATTENTION(**given, weights=weights)
@@ -98,20 +102,21 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key_value, offsets, words, weights = ctx.saved_tensors
         by_out = gradients[0].contiguous()
-        given = _given(query, key_value, offsets, ctx.rest[0], ctx.rest[1], words, ctx.rest[2])
+        given = _arguments(query, key_value, offsets, ctx.rest[0], ctx.rest[1], words, ctx.rest[2])
         _, by_query, by_key_value = _ATTENTION_BACKWARD(**given, weights=weights, by_out=by_out)
         return by_query, by_key_value, None, None, None, None, None
 
 
 def _last_attention(query: Tensor, key_value: Tensor, offsets: Tensor, num_heads: int) -> Tensor:
     query, key_value = query.contiguous(), key_value.contiguous()
-    scale, out = _scale(query, num_heads), query
+    scale = _scale(query, num_heads)
+    out: Tensor
     _, out = _ATTENTION_LAST(query=query, key_value=key_value, offsets=offsets, H=num_heads, scale=scale)
     return out
 
 
 def weights_of(lengths: np.ndarray) -> int:
-    """How many numbers the softmax weights of users take, each row of them in whole vectors."""
+    """Size of the memory for the softmax weights, in numbers: each row is padded to a multiple of the vector width."""
     lanes = _LANES()
     return int((lengths * (-(-lengths // lanes) * lanes)).sum())
 
@@ -121,7 +126,7 @@ def _scale(query: Tensor, num_heads: int) -> float:
     return float(max(width // max(num_heads, 1), 1) ** -0.5)
 
 
-def _given(
+def _arguments(
     query: Tensor,
     key_value: Tensor,
     offsets: Tensor,
@@ -130,7 +135,7 @@ def _given(
     words: Tensor | None,
     dropout: float,
 ) -> dict[str, Any]:
-    """What forward and backward take alike."""
+    """The arguments that forward and backward share."""
     lengths = lengths_of(offsets)
     threshold, kept = dropping(words, dropout)
     return {
@@ -141,18 +146,18 @@ def _given(
 
 
 def dropping(words: Tensor | None, dropout: float) -> tuple[int, float]:
-    """From which word on something is kept, and what it is then multiplied by."""
+    """The smallest random word that keeps its value, and the factor that kept values are multiplied by."""
     dropped = dropped_words(dropout) if words is not None else 0
     return dropped - 32768, 65536 / (65536 - dropped)
 
 
 def dropped_words(probability: float) -> int:
-    """Of the 65,536 values of a random word, how many drop what they stand for."""
+    """How many of the 65,536 values of a random word drop the number that the word is drawn for."""
     return min(round(probability * 65536), 65535)
 
 
 def dropout(x: Tensor, words: Tensor, probability: float) -> Tensor:
-    """``x float32[...]`` where ``words``, ``int16`` of as many, keep it, scaled; 0 elsewhere."""
+    """Dropout of ``x float32[...]``: numbers that their random words ``int16`` keep are scaled, the others are 0."""
     require_probability(probability)
     result: Tensor = _Dropout.apply(x, words, probability)
     return result
@@ -179,7 +184,7 @@ def _drop(
     relu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """``residual + dropout(relu(x))``, of which each part may be left out."""
+    """``residual + dropout(relu(x))``; each of the three parts is optional."""
     out = torch.empty_like(x) if out is None else out
     threshold, kept = dropping(words, probability)
     _DROPOUT(x=x, residual=residual, words=words, threshold=threshold, kept=kept, relu=relu, out=out)
@@ -189,15 +194,15 @@ def _drop(
 def positions(
     x: Tensor, table: Tensor, offsets: Tensor, scale: float, words: Tensor | None = None, probability: float = 0.0
 ) -> Tensor:
-    """``dropout(scale * x + position)`` of a packed batch, ``[T, D]``; positions count from the window's end.
+    """``dropout(scale * x + position)`` of a packed batch, ``[T, D]``; positions count from the end of the window.
 
     Args:
-        x: ``float32[T, D]``.
-        table: ``float32[L, D]``, the last row for the last token of each user.
-        offsets: ``int64[B + 1]``, first token of each user, of whom none has more than L.
-        scale: of ``x``.
-        words: ``int16[T * D]`` random words, as in :func:`dropout`, or no dropout.
-        probability: of dropout.
+        x: tokens, ``float32[T, D]``.
+        table: position embeddings, ``float32[L, D]``; the last row belongs to the last token of each user.
+        offsets: first token of each user, ``int64[B + 1]``; no user has more than L tokens.
+        scale: factor of ``x``.
+        words: random words ``int16[T * D]``, as in :func:`dropout`. None turns dropout off.
+        probability: dropout probability.
     """
     offsets = integers(offsets)
     require_probability(probability)
@@ -230,25 +235,25 @@ class _Positions(torch.autograd.Function):
 def feedforward(
     x: Tensor, residual: Tensor, layers: list[tuple[Tensor, Tensor]], words: list[Tensor] | None, dropout: float
 ) -> Tensor:
-    """``residual + network(x)``: linear layers with dropout after each, and ReLU before it but in the last one.
+    """``residual + network(x)``: linear layers with ReLU between them and dropout after each.
 
     Args:
-        x: ``float32[T, D]``.
-        residual: ``float32[T, E]``.
-        layers: weights ``[out, in]`` and biases ``[out]``.
-        words: ``int16[T * out]`` random words of each layer, or no dropout.
-        dropout: its probability.
+        x: input, ``float32[T, D]``.
+        residual: ``float32[T, E]``, where E is the width of the last layer.
+        layers: weights ``[out, in]`` and biases ``[out]`` of each layer.
+        words: random words ``int16[T * out]`` for each layer. None turns dropout off.
+        dropout: dropout probability.
     """
     require_probability(dropout)
     if not layers or (words is not None and len(words) != len(layers)):
-        raise ValueError(f"{len(layers)} layers and random words of {len(words or ())}")
+        raise ValueError(f"{len(layers)} layers, but {len(words or ())} tensors of random words")
     parameters = [parameter for layer in layers for parameter in layer]
     result: Tensor = _FeedForward.apply(x, residual, words, dropout, *parameters)
     return result
 
 
 class _FeedForward(torch.autograd.Function):
-    """By hand: a third of the steps that autograd takes, and no masks."""
+    """A hand-written gradient: a third of autograd's operations, and no stored masks."""
 
     @staticmethod
     def forward(

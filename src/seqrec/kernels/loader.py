@@ -1,4 +1,4 @@
-"""The compiled library: finding it, and what it is used for."""
+"""Finds the compiled library, and decides which tensors it can be used for."""
 
 import ctypes
 import os
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 VERSION = 18
-#: The processors that it is compiled for, and which of these each of torch's names for a processor can run.
+#: The builds that a processor can run, best first, by torch's name for its capability. Others run only ``plain``.
 RUNS = {"AVX512": ("avx512", "avx2", "plain"), "AVX2": ("avx2", "plain")}
 
 
 def name_of(processor: str) -> str:
-    """The file's name; not .so alone, which Python would take for a module."""
+    """The name of the library's file. It does not end in .so, or Python would take it for a module."""
     return f"kernels-{processor}.so.1"
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where they were not built, are another version's or are turned off.
+    """The compiled library, or None if it was not built, has another version or is turned off.
 
-    torch is loaded first, so both share one pool of OpenMP threads.
+    torch is imported first, so that both share one pool of OpenMP threads.
     """
     if os.environ.get("SEQREC_KERNELS") == "0":
         return None
@@ -39,7 +39,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether the compiled functions take these: plain float32 on the CPU, outside of a trace and of autocast."""
+    """Whether the compiled loops can be used: float32 tensors on the CPU, outside tracing and autocast."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or library() is None:
         return False
     if torch.is_autocast_enabled("cpu"):

@@ -1,7 +1,7 @@
-// Scores of candidates and softmax losses: see scores.py, which says what each function computes.
+// Scores of candidates, losses over them, and ranking. scores.py describes what each function computes.
 //
-// Products with a catalogue are computed a tile of items and tokens at a time, items down and tokens across: what follows
-// on a product finds it in the cache, and adds up columns, which needs no sums across a vector.
+// Products with a catalogue are computed in tiles, with a row per item and a column per token. A tile is still in the
+// cache for the next operation, and sums over items add rows, without sums across a vector.
 
 #include "attention.h"
 
@@ -9,23 +9,23 @@ using namespace seqrec;
 
 namespace {
 
-constexpr int64_t TOKENS = 128;     // of a tile: whole panels; with the items' vectors half of a core's cache
-constexpr int64_t ITEMS = 240;      // of a tile, at most: whole rows of registers on every processor
-constexpr int64_t KEPT = 1 << 22;  // exponentials that are kept for the way back: 16 MiB
+constexpr int64_t TOKENS = 128;     // tokens per tile: complete panels; a tile and its vectors fill half the cache
+constexpr int64_t ITEMS = 240;      // highest number of items per tile: a multiple of ROWS on every processor
+constexpr int64_t KEPT = 1 << 22;  // highest number of exponentials kept for backward: 16 MiB
 
-// A token and an item that doesn't count for it, both from the first of a block on.
+// An item to ignore for a token. Tokens count from the first one of the block.
 struct Pair {
     int64_t item, token;
 };
 
-// Some tokens: their states as they are and in panels, filled up with zeros, and what doesn't count for them.
+// A block of tokens: their states, as given and in panels padded with zeros, and the items to ignore for them.
 struct Block {
-    int64_t first, count, width;  // whole panels
-    int64_t row;                  // of a tile; not a power of two, whose rows would meet in few places of the cache
+    int64_t first, count, width;  // width: count padded to complete panels
+    int64_t row;                  // row length of a tile; not a power of two, so that rows fall into different cache sets
     const float* states;
     Room memory;
     Panels across;
-    std::vector<Pair> left_out;  // in the order of items
+    std::vector<Pair> left_out;  // sorted by item
 
     Block(const float* all, int64_t first, int64_t count, int64_t dim) : first(first), count(count) {
         width = panel_size(1, count);
@@ -36,7 +36,7 @@ struct Block {
         across = panels(transposed(states, dim), dim, count, memory.get());
     }
 
-    // From pairs of all tokens, which are in rising order.
+    // Picks the pairs of this block from those of all tokens, which are sorted by token.
     void leave_out(const int64_t* tokens, const int64_t* items, int64_t pairs) {
         const int64_t* low = std::lower_bound(tokens, tokens + pairs, first);
         const int64_t* high = std::lower_bound(low, tokens + pairs, first + count);
@@ -45,7 +45,7 @@ struct Block {
     }
 };
 
-// Vectors in tiles of about the same height, as many as threads can share evenly.
+// The items' vectors, in tiles of about the same height, whose number is a multiple of the number of threads.
 struct Catalogue {
     const float* vectors;
     int64_t count, dim, height, tiles;
@@ -59,13 +59,13 @@ struct Catalogue {
     int64_t items(int64_t tile) const { return std::min(height, count - first(tile)); }
     const float* of(int64_t tile) const { return vectors + first(tile) * dim; }
 
-    // The scores of a tile, items by tokens, with -inf where they don't count.
+    // The scores of a tile, items by tokens; -inf for pairs to ignore.
     void score(int64_t tile, const Block& block, float* out) const {
         product<ZERO>(items(tile), block.width, dim, plain(of(tile), dim), block.across, out, block.row);
         for_pairs(tile, block, [&](int64_t item, int64_t token) { out[item * block.row + token] = -INFINITY; });
     }
 
-    // The pairs of a block that are in a tile, with their places there.
+    // Calls `each` for the pairs of a block that are in a tile, with their row and column in the tile.
     template <typename Each>
     void for_pairs(int64_t tile, const Block& block, Each each) const {
         const int64_t from = first(tile);
@@ -75,17 +75,17 @@ struct Catalogue {
     }
 };
 
-// With the very additions of a tile.
+// One score, with the same additions in the same order as in a tile, so that the bits are the same.
 float score_of(const float* state, const float* vector, int64_t dim) {
     float score;
     product<ZERO>(1, 1, dim, plain(vector, 0), rows_of(state, 1), &score, 1);
     return score;
 }
 
-// 0 in the place of the highest of nothing, below which all exponentials are 0.
+// Replaces -inf, the maximum over no items, by 0, so that exponentials below it are 0 instead of NaN.
 inline Vector finite(Vector highest) { return highest > Vector{} - INFINITY ? highest : Vector{}; }
 
-// The logits of a tile less `less` of each item, and the highest of each token.
+// Subtracts `less` of each item from the logits of a tile, and updates the maximum of each token.
 void highest_of(float* tile, int64_t items, const Block& block, const float* less, float* highest) {
     for (int64_t i = 0; i < items; ++i) {
         float* row = tile + i * block.row;
@@ -109,8 +109,8 @@ void exponentials(float* tile, int64_t items, const Block& block, const float* b
     }
 }
 
-// Of each token of a block, from the tiles so far: the highest logit, and below it the sum of the exponentials and that of
-// the items' vectors weighted by them.
+// The running softmax of each token of a block over the tiles so far: the highest logit, the sum of exponentials
+// relative to it, and the sum of the items' vectors weighted by these exponentials.
 struct Softmax {
     float highest[TOKENS];
     double sum[TOKENS];
@@ -123,7 +123,7 @@ struct Softmax {
         std::fill(states, states + count * dim, 0.0f);
     }
 
-    // The tile's logits become exponentials below what `below` is then.
+    // Adds a tile. Its logits are replaced by exponentials relative to `below`, which is set to the new maxima.
     void take(const Catalogue& c, int64_t tile, const Block& block, const float* less, float* logits, float* below) {
         float before[TOKENS], share[TOKENS], sums[TOKENS] = {};
         std::copy(highest, highest + TOKENS, before);
@@ -144,7 +144,7 @@ struct Softmax {
     }
 };
 
-// Rows times a factor each, or as they are without, with zeros after each up to a whole vector.
+// Copies rows, multiplied by a factor each if `factors` is given, and pads them with zeros to complete vectors.
 Panels filled_up(const float* rows, int64_t count, int64_t dim, const float* factors, float* memory) {
     const int64_t wide = (dim + LANES - 1) / LANES * LANES;
     for (int64_t n = 0; n < count; ++n) {
@@ -166,15 +166,16 @@ inline bool better(const Candidate& a, const Candidate& b) {
     return a.score > b.score || (a.score == b.score && a.item < b.item);
 }
 
-// The best of each token of a block so far, and more that came since the last look: only what is above the worst of the
-// best is taken up, which soon is little. Items come in rising order, so one that equals the worst is never better.
+// The best candidates of each token of a block so far. A list collects candidates that score above the worst of the
+// best k, and is cut to k when it is full; soon few candidates qualify. Items come in ascending order, so a candidate
+// that ties with the worst is never better.
 struct Best {
     int64_t k, room;
     std::vector<std::vector<Candidate>> found;
     float least[TOKENS];
 
     Best(int64_t k, int64_t count) : k(k), room(2 * k + 16), found(count) {
-        std::fill(least, least + TOKENS, INFINITY);  // nobody asks for what is beyond the count
+        std::fill(least, least + TOKENS, INFINITY);  // padding tokens collect no candidates
         std::fill(least, least + count, -INFINITY);
         for (auto& list : found) list.reserve(room);
     }
@@ -201,7 +202,7 @@ struct Best {
     }
 };
 
-// How many candidates are above each token's target, and how many equal it; whether all are numbers.
+// For each token, the numbers of candidates that score above the target and equal to it, and the number of NaN scores.
 struct Ranks {
     float targets[TOKENS] = {};
     int32_t greater[TOKENS] = {}, ties[TOKENS] = {}, odd[TOKENS] = {};
@@ -226,7 +227,7 @@ void add_times(int64_t count, float factor, const float* x, float* to) {
     for (int64_t k = 0; k < count; ++k) to[k] += factor * x[k];
 }
 
-// Of the products of one state with its own candidates.
+// Gradients of the dot products of one state with its own candidates.
 void score_gradients(
     const float* state, const float* candidates, const float* by, int64_t count, int64_t dim, float* by_state,
     float* by_candidates
@@ -237,7 +238,7 @@ void score_gradients(
         for (int64_t k = 0; k < dim; ++k) by_candidates[c * dim + k] = by[c] * state[k];
 }
 
-// The loss of a token against its target, and the gradients but for what differs between items.
+// The loss of a token, and the factors of its gradients that are the same for all items.
 struct Ending {
     float by_target, factor;
     double loss;
@@ -248,7 +249,7 @@ struct Ending {
         loss = excess > 0 ? excess + std::log1p(std::exp(-excess)) : std::log1p(std::exp(excess));
         const double share = scale / (1 + std::exp(-excess));
         by_target = float(-share);
-        factor = float(sum > 0 ? share / sum : sum);  // what is no number stays so
+        factor = float(sum > 0 ? share / sum : sum);  // NaN stays NaN
     }
 };
 
@@ -256,7 +257,7 @@ struct Ending {
 
 extern "C" {
 
-// What all of this is made of, for tests and to measure how fast the machine can be.
+// The matrix product that everything here uses, for tests and for measurements of the machine's speed.
 void seqrec_product(
     const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, int64_t b_column, int64_t rows,
     int64_t columns, int64_t depth, float* out, int32_t threads
@@ -271,7 +272,7 @@ void seqrec_product(
     }
 }
 
-// The product of each row with its own candidates, and the gradients.
+// Dot products of each row with its own candidates, and their gradients.
 void seqrec_score(
     const float* hidden, const float* vectors, int64_t rows, int64_t count, int64_t dim, float* out, int32_t threads
 ) {
@@ -313,9 +314,10 @@ void seqrec_binary_loss(
     }
 }
 
-// The best k of the candidates for each state, by score and then by place, -1 and -inf where there are fewer; where a
-// target's place is given, how many candidates score above it and how many, itself among them, the same (-1 and 1 where it
-// scores -inf). Says whether a score is no number. Threads share the states, and the candidates too where there are few states.
+// The best k candidates for each state, by score and then by index; -1 and -inf if there are fewer. If targets are
+// given, also the number of candidates that score above the target (-1 if the target scores -inf), and the number that
+// score the same, including the target (1 if it scores -inf). Returns whether a score is NaN. Threads divide the states
+// among them, and if there are few states, the candidates too.
 int32_t seqrec_rank(
     const float* states, const float* vectors, const int64_t* rows, const int64_t* left_out, int64_t pairs,
     const uint8_t* skipped, int64_t count, int64_t items, int64_t dim, int64_t k, int64_t* best_items, float* best_scores,
@@ -373,12 +375,13 @@ int32_t seqrec_rank(
     return odd;
 }
 
-// Exponentials are kept between forward and backward where there is room, for as many blocks of tokens as that allows;
-// where a single block's are too many they are computed again, for all tokens at once, so that each tile of a large
-// catalogue is brought into the cache twice a call and not twice a block. Threads share the catalogue.
+// If the exponentials of a block of tokens fit into KEPT, they are kept between forward and backward, for as many
+// blocks at a time as fit. Otherwise they are computed again, and all tokens are processed together, so that each tile
+// of a large catalogue is loaded into the cache twice per call and not twice per block. Threads divide the catalogue
+// among them.
 //
-// Where the targets' items are given, among the vectors, they are what is left out, and their own gradients are added to
-// those of the states and vectors; else their logits are, `targets`.
+// Targets are given in one of two ways. `target_items` are rows of `vectors`: the pairs to ignore must then be exactly
+// the targets, and the targets' gradients are added to those of the states and vectors. `targets` are logits.
 void seqrec_softmax_loss(
     const float* hidden, const float* vectors, const float* targets, const int64_t* target_items,
     const float* log_probability, const int64_t* tokens, const int64_t* left_out, int64_t pairs, int64_t count,
@@ -395,7 +398,7 @@ void seqrec_softmax_loss(
     const bool keep = fit > 0;
     const int64_t together = std::max<int64_t>(keep ? std::min(fit, all) : all, 1);
     const auto kept = room(keep ? together * tiles * tile_size : 0);
-    const auto references = room(keep ? together * tiles * TOKENS : 0);  // what a kept tile's exponentials are below
+    const auto references = room(keep ? together * tiles * TOKENS : 0);  // maxima that a kept tile's exponentials are relative to
     std::vector<Softmax> softmaxes(threads * together);
     const auto memory = room(threads * together * TOKENS * dim);
     const auto factors = room(2 * together * TOKENS);
@@ -427,7 +430,7 @@ void seqrec_softmax_loss(
             const int64_t b = at / TOKENS, t = at % TOKENS, token = blocks[begin + b].first + t;
             float highest = -INFINITY;
             for (int64_t c = 0; c < crew; ++c) highest = std::max(highest, softmaxes[c * together + b].highest[t]);
-            tops[at] = highest > -INFINITY ? highest : 0.0f, factors[at] = 0;  // beyond the count too
+            tops[at] = highest > -INFINITY ? highest : 0.0f, factors[at] = 0;  // also for padding tokens
             if (t >= blocks[begin + b].count) continue;
             double sum = 0;
             for (int64_t c = 0; c < crew; ++c) {

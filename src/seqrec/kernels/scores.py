@@ -1,4 +1,4 @@
-"""Scores of candidates and softmax losses; see ``scores.cpp``."""
+"""Scores of candidates, losses over them, and ranking; see ``scores.cpp``."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ _RANK = Loop(
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The product of ``float32[M, K]`` and ``float32[K, N]``, of any strides."""
+    """The product of the matrices ``float32[M, K]`` and ``float32[K, N]``, which may have any strides."""
     if a.dim() != 2 or b.dim() != 2:
         raise ValueError(f"{tuple(a.shape)} and {tuple(b.shape)} are not matrices")
     out: Tensor
@@ -39,7 +39,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def score(hidden: Tensor, vectors: Tensor) -> Tensor:
-    """The product of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``: ``[R, C]``."""
+    """Dot products ``[R, C]`` of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``."""
     result: Tensor = _Score.apply(hidden, vectors)
     return result
 
@@ -63,17 +63,17 @@ class _Score(torch.autograd.Function):
 
 
 def binary_loss(hidden: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of each row's binary cross-entropy of its first candidate against its others, and gradients.
+    """Binary cross-entropy of each row's target against its negatives, and the gradients of the mean over rows.
 
     Args:
-        hidden: ``float32[R, D]``.
-        vectors: ``float32[R, C, D]``, each row's target and then its negatives.
+        hidden: hidden states, ``float32[R, D]``.
+        vectors: vectors of each row's target, then of its negatives, ``float32[R, C, D]``.
 
     Returns:
-        The losses ``float64[R]``, and the gradients of their mean by ``hidden`` and ``vectors``.
+        The losses ``float64[R]``, and the gradients of their mean with respect to ``hidden`` and ``vectors``.
     """
     if vectors.dim() == 3 and vectors.shape[1] == 0:
-        raise ValueError("no candidates; the first one is the target")
+        raise ValueError("there are no candidates; give the target first, then negatives")
     _, losses, by_hidden, by_vectors = _BINARY_LOSS(hidden=hidden.contiguous(), vectors=vectors.contiguous())
     return losses, by_hidden, by_vectors
 
@@ -85,17 +85,20 @@ def softmax_loss(
     left_out: tuple[Tensor, Tensor],
     log_probability: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean of each token's softmax loss against negatives, ``softplus(logsumexp(logits) - target)``, and gradients.
+    """Softmax loss of each token against shared negatives, and the gradients of the mean over tokens.
+
+    The loss of a token is ``softplus(logsumexp(logits of the negatives) - logit of the target)``.
 
     Args:
-        hidden: ``float32[T, D]``.
-        vectors: ``float32[N, D]``, of the negatives.
-        targets: ``float32[T]``, the targets' logits.
-        left_out: pairs (token, negative), two ``int64``, tokens in rising order, that don't count.
-        log_probability: ``float32[N]``, taken off the logits.
+        hidden: hidden states, ``float32[T, D]``.
+        vectors: vectors of the negatives, ``float32[N, D]``.
+        targets: logits of the targets, ``float32[T]``.
+        left_out: pairs (token, negative) to ignore, two ``int64`` tensors, sorted by token.
+        log_probability: ``float32[N]``, subtracted from the logits of the negatives.
 
     Returns:
-        The losses ``float64[T]``, and the gradients of their mean by ``hidden``, ``vectors`` and ``targets``.
+        The losses ``float64[T]``, and the gradients of their mean with respect to ``hidden``, ``vectors`` and
+        ``targets``.
     """
     tokens, negatives = map(integers, left_out)
     log_probability = None if log_probability is None else log_probability.contiguous()
@@ -103,18 +106,18 @@ def softmax_loss(
 
 
 def cross_entropy(hidden: Tensor, vectors: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of each token's softmax cross-entropy over a catalogue, and gradients.
+    """Softmax cross-entropy of each token over the catalogue, and the gradients of the mean over tokens.
 
     Args:
-        hidden: ``float32[T, D]``.
-        vectors: ``float32[I + 1, D]``; row 0, the padding, is left out.
-        items: ``int64[T]``, the row of each token's target in ``vectors``, from 1.
+        hidden: hidden states, ``float32[T, D]``.
+        vectors: vectors of the items, ``float32[I + 1, D]``; row 0 is padding and has no part in it.
+        items: target of each token, ``int64[T]`` from 1.
 
     Returns:
-        The losses ``float64[T]``, and the gradients of their mean by ``hidden`` and ``vectors``.
+        The losses ``float64[T]``, and the gradients of their mean with respect to ``hidden`` and ``vectors``.
     """
     if vectors.dim() != 2 or len(vectors) == 0:
-        raise ValueError(f"{tuple(vectors.shape)} vectors, not [I + 1, D]")
+        raise ValueError(f"vectors have the shape {tuple(vectors.shape)}, not [I + 1, D]")
     items = integers(items) - 1
     by_vectors = torch.empty_like(vectors)
     by_vectors[0] = 0
@@ -143,13 +146,13 @@ def _softmax(
 
 
 class Ranked(NamedTuple):
-    """What :func:`rank` finds."""
+    """The result of :func:`rank`."""
 
-    columns: Tensor  # int64[R, k] of the best candidates, by score and then by column; -1 where there are fewer
-    scores: Tensor  # float32[R, k]; -inf where there are fewer
-    greater: Tensor | None  # int64[R], candidates that score above the target; -1 where it scores -inf
-    ties: Tensor | None  # int64[R], those that score the same, itself among them
-    numbers: bool  # whether all scores are
+    columns: Tensor  # int64[R, k], best first, ties by column; -1 if there are fewer candidates
+    scores: Tensor  # float32[R, k]; -inf if there are fewer candidates
+    greater: Tensor | None  # int64[R], number of candidates that score above the target; -1 if the target scores -inf
+    ties: Tensor | None  # int64[R], number of candidates that score the same, including the target
+    numbers: bool  # whether no score is NaN
 
 
 def rank(
@@ -160,18 +163,18 @@ def rank(
     skipped: Tensor | None = None,
     targets: Tensor | None = None,
 ) -> Ranked:
-    """Score candidates by dot products and keep of these what a ranking needs, a tile at a time.
+    """Rank candidates by dot products, a tile of scores at a time, without storing all scores.
 
     Args:
-        states: ``float32[R, D]``.
-        vectors: ``float32[C, D]``, of the candidates.
-        k: how many of the best are wanted.
-        left_out: pairs (row, column), two ``int64``, rows in rising order, that don't count.
-        skipped: ``bool[C]``, candidates that don't count for anybody.
-        targets: ``int64[R]``, the column of each row's target, where ranks are wanted.
+        states: hidden states, ``float32[R, D]``.
+        vectors: vectors of the candidates, ``float32[C, D]``.
+        k: number of best candidates to find.
+        left_out: pairs (row, column) to ignore, two ``int64`` tensors, sorted by row.
+        skipped: candidates to ignore for all rows, ``bool[C]``.
+        targets: column of each row's target, ``int64[R]``. None if its rank is not needed.
     """
     if states.dim() != 2 or vectors.dim() != 2 or not 0 <= k <= len(vectors):
-        raise ValueError(f"the best {k} of vectors {tuple(vectors.shape)} by states {tuple(states.shape)}")
+        raise ValueError(f"k {k}, states {tuple(states.shape)} and vectors {tuple(vectors.shape)} don't fit together")
     states, vectors = states.contiguous(), vectors.contiguous()
     nothing = torch.zeros(0, dtype=torch.int64)
     rows, columns = map(integers, left_out or (nothing, nothing))

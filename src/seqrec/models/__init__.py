@@ -32,7 +32,11 @@ MODELS: dict[str, type[Model]] = {
 
 
 def build_model(name: str, config: Mapping[str, Any], num_items: int, num_users: int) -> Model:
-    """A model by name, with the fields of its ``Config`` from a mapping; unknown ones are an error."""
+    """Build a model by name, with the fields of its ``Config`` taken from a mapping.
+
+    Raises:
+        InputError: unknown model or field.
+    """
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     kind = MODELS[name]

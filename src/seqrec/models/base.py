@@ -1,4 +1,4 @@
-"""The contract that every model keeps."""
+"""The interface that every model implements."""
 
 from typing import Any, ClassVar
 
@@ -12,42 +12,42 @@ from seqrec.data.split import Histories
 
 
 class Model(nn.Module):
-    """A next-item model: it encodes a packed batch (``encode``) and scores items against the result (``score``).
+    """A next-item model: ``encode`` turns a packed batch into hidden states, and ``score`` scores items against them.
 
-    A subclass takes ``(config, num_items, num_users)``, where ``config`` is an instance of its
-    ``Config`` dataclass; item 0 is padding.
+    A subclass is built from ``(config, num_items, num_users)``, where ``config`` is an instance of its ``Config``
+    dataclass. Item 0 is padding.
 
     A factored model scores by a dot product of the hidden states with ``item_vectors``, so that top-k and the full
-    softmax can go through the catalogue in blocks. Any other model sets ``FACTORED = False`` and overrides ``score``.
+    softmax can process the catalogue in blocks. Any other model sets ``FACTORED = False`` and overrides ``score``.
     """
 
     Config: ClassVar[type]
     FACTORED: bool = True
-    #: Whether the last column of ``item_vectors`` is a bias or a constant, which says nothing about similarity.
+    #: Whether the last column of ``item_vectors`` is a bias or a constant, to be ignored when items are compared.
     BIAS_COLUMN: ClassVar[bool] = False
     #: The default loss.
     LOSS: ClassVar[Loss] = "sampled-softmax"
-    #: Probability that training shows a window of a long history that starts anywhere, instead of its last one.
+    #: Probability that training shows a random window of a long history instead of its last one.
     random_start: float = 0.0
-    #: Counted models learn in one pass (``count``) and need no optimizer.
+    #: Whether the model learns by counting, in one pass (``count``) without an optimizer.
     COUNTED: ClassVar[bool] = False
-    #: Whether the hidden state of every token predicts the item after it. If not, only that of each user's last token
-    #: does (in evaluation), and the others depend on later tokens too.
+    #: Whether the hidden state of every token predicts the item after it. If False, states also depend on later
+    #: tokens, and in evaluation only the state of each user's last token predicts.
     CAUSAL: ClassVar[bool] = True
 
     #: Names of the weights whose length depends on the log. All other shapes follow from the configuration and the
     #: numbers of items and users.
     LENGTHS_OF_THE_LOG: ClassVar[frozenset[str]] = frozenset()
-    #: Whether it reads the timestamps of a history, and not only its order.
+    #: Whether the model reads the timestamps of a history, not only the order of its items.
     USES_TIMES: ClassVar[bool] = False
-    #: Names of the embedding tables with a row per item or user, attributes that may be None. Their lookups get
-    #: gradients by row in training, so that a step costs the rows that it touches.
+    #: Names of the embedding tables with a row per item or user; the attribute may be None. In training, their
+    #: lookups get gradients by row, so that the cost of a step depends only on the rows that it looks up.
     SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset()
-    #: Names of extra columns that it reads: of a batch (``batch.of_tokens``, ``batch.of_users``), or, for what scoring
-    #: needs of every item, of the items at ``prepare_training``.
+    #: Names of the extra columns that the model reads, from ``batch.of_tokens``, from ``batch.of_users`` or, if
+    #: scoring needs them for every item, from the item table.
     READS: ClassVar[frozenset[str]] = frozenset()
 
-    #: Whether it learns the categories of items, which :meth:`set_categories` gives it before training.
+    #: Whether the model learns from the categories of items. :meth:`set_categories` sets them before training.
     USES_CATEGORIES: ClassVar[bool] = False
 
     config: Any
@@ -56,24 +56,24 @@ class Model(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """How long a history it sees: the last items, so many at most."""
+        """Number of most recent items of a history that the model sees."""
         length: int = self.config.max_length
         return length
 
     def sparse_tables(self) -> dict[str, nn.Embedding]:
-        """The tables of ``SPARSE_TABLES`` that this model has, by name."""
+        """The embedding tables that ``SPARSE_TABLES`` names and this model has, by name."""
         return {name: table for name in sorted(self.SPARSE_TABLES) if (table := getattr(self, name)) is not None}
 
     def encode(self, batch: Batch) -> Tensor:
-        """Hidden states ``[T, D]``; each depends on its own token and the earlier ones of the same user only."""
+        """Hidden states ``[T, D]``. In a causal model, each depends only on its token and the user's earlier ones."""
         raise NotImplementedError
 
     def encode_last(self, batch: Batch) -> Tensor:
-        """Hidden states ``[B, D]`` of each user's last token; a model may override this to compute less."""
+        """Hidden states ``[B, D]`` of the users' last tokens. A model may override this to compute less."""
         return self.encode(batch)[batch.last]
 
     def count(self, histories: Histories) -> None:
-        """Learn from the training histories in one pass (counted models only)."""
+        """Learn from the training histories in one pass, for models with ``COUNTED``."""
         raise NotImplementedError
 
     def item_vectors(self) -> Tensor:
@@ -81,7 +81,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """Output vectors ``[..., D]`` of the given items, ``int64[...]``; the others are not read."""
+        """Output vectors ``[..., D]`` of some items, ``int64[...]``, without reading the others."""
         return self.item_vectors()[items]
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
@@ -89,9 +89,11 @@ class Model(nn.Module):
 
         Args:
             hidden: hidden states of R tokens.
-            items: None scores the whole catalogue and gives ``[R, I + 1]`` (column 0 is padding); ``int64[C]`` scores
-                the same candidates in every row and gives ``[R, C]``; ``int64[R, C]`` scores each row's own candidates
-                and gives ``[R, C]``.
+            items: candidates: ``int64[C]`` for the same ones in every row, or ``int64[R, C]`` for each row's own. None
+                scores all items.
+
+        Returns:
+            ``[R, C]``, or ``[R, I + 1]`` for all items, where column 0 is padding.
         """
         if items is None:
             return hidden @ self.item_vectors().T
@@ -100,33 +102,33 @@ class Model(nn.Module):
         vectors = self.vectors_of(items)
         if kernels.usable(hidden, vectors) and len(hidden) == len(vectors):
             return kernels.score(hidden, vectors)
-        # A matrix product could round the same candidate differently depending on its place.
+        # A matrix product could round a candidate's score differently depending on its column.
         return (hidden[:, None] * vectors).sum(dim=2)
 
     def set_categories(self, categories: Tensor) -> None:
-        """Take the category of each item, ``int64[I + 1]`` from 1, 0 for none; for models with ``USES_CATEGORIES``."""
+        """Set each item's category, ``int64[I + 1]`` from 1, or 0 for none, for models with ``USES_CATEGORIES``."""
         raise NotImplementedError
 
     def prepare_training(self, histories: Histories) -> None:
-        """Prepare for training on these histories (each user at its index); called before the first step."""
+        """Prepare for training on ``histories``, one per user of the dataset. Called before the first step."""
         del histories
 
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
-        """The batch that training shows in place of this one (both on the CPU), for example with masked items."""
+        """The batch that training uses instead of ``batch``, for example with masked items. Both are on the CPU."""
         del random
         return batch
 
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """The P predictions that training asks for, given a batch from ``corrupt``.
+        """The P predictions that the loss is computed on, for a batch from ``corrupt``.
 
         Returns:
-            ``int64[P]``, the tokens whose hidden states predict, in rising order, or None for every token once; and
+            ``int64[P]``, the tokens whose hidden states predict, in ascending order (None: every token, once), and
             ``int64[P]``, the items to predict, none of them padding.
         """
         return None, batch.targets
 
     def check_weights(self) -> None:
-        """Check weights that came from a file. Their shapes are right, but they may contradict each other.
+        """Check weights that were read from a file. Their shapes are right, but their values may be unusable.
 
         Raises:
             ValueError: the weights cannot be used; the message says why.
@@ -134,10 +136,10 @@ class Model(nn.Module):
         for name, module in self.named_modules():
             if not isinstance(module, nn.Embedding) or module.weight.numel() == 0:
                 continue
-            if not (module.weight[:100].any() or module.weight.any()):  # a few rows tell, as a rule
+            if not (module.weight[:100].any() or module.weight.any()):  # a few rows usually settle it
                 raise ValueError(f"{name} is zero everywhere")
 
     def penalty(self, batch: Batch) -> Tensor | None:
-        """A regularisation term that is added to the loss of a training batch, or None."""
+        """A regularisation term to add to the loss of a training batch, or None."""
         del batch
         return None

@@ -22,14 +22,14 @@ class BERT4RecConfig(Options):
     """Sizes, masking and regularisation of BERT4Rec.
 
     Args:
-        max_length: Number of most recent items of a history that the model sees. The mask comes after them, so this is
-            N - 1 of the paper.
+        max_length: Number of most recent items of a history that the model sees (N - 1 in the paper, which counts the
+            mask after them too).
         embedding_dim: Width of the item embeddings and hidden states (d in the paper).
         num_blocks: Number of transformer layers (L in the paper).
-        num_heads: Number of attention heads (h in the paper); they divide ``embedding_dim`` among them.
+        num_heads: Number of attention heads (h in the paper). They split ``embedding_dim`` evenly.
         dropout: Dropout on the embedded input, after each attention and after each point-wise network.
         mask_probability: Share of a history that training masks (rho in the paper), at least one item.
-        last_probability: Probability that training masks the last item alone instead.
+        last_probability: Probability that training masks only the last item instead.
         feedforward_dim: Hidden width of the point-wise network. By default four times ``embedding_dim``.
         attention_dropout: Dropout on the attention weights. By default the same as ``dropout``.
         random_start: Probability that training shows a random window of a history longer than ``max_length`` instead
@@ -48,21 +48,21 @@ class BERT4RecConfig(Options):
     random_start: Share = 0.0
 
     def check(self) -> None:
-        """Refuse heads that do not divide the width."""
+        """Raise an InputError if ``num_heads`` does not divide ``embedding_dim``."""
         if self.embedding_dim % self.num_heads:
             raise InputError(
                 f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
             )
 
     def resolved(self) -> "BERT4RecConfig":
-        """With the width and the dropout that follow from others."""
+        """A copy in which the width and the dropout that follow from other fields are filled in."""
         dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
         width = self.feedforward_dim or 4 * self.embedding_dim
         return replace(self, feedforward_dim=width, attention_dropout=dropout)
 
 
 class BERT4RecBlock(nn.Module):
-    """Multi-head attention over the whole history and a point-wise network, each with residual, then norm."""
+    """Multi-head attention over all of a history and a point-wise network, each with a residual, then a layer norm."""
 
     def __init__(self, config: BERT4RecConfig) -> None:
         super().__init__()
@@ -89,27 +89,29 @@ class BERT4RecBlock(nn.Module):
 class BERT4Rec(Model):
     """The model of the paper.
 
-    - Embedding (section 3.4): item and learned position, ``h_0 = v + p``; layer norm and dropout after it as in the
-      authors' code, which has them from BERT (the code's segment embedding, one vector for all, is left out).
+    - Embedding (section 3.4): item and learned position, ``h_0 = v + p``; then layer norm and dropout, as in BERT and
+      the authors' code. The code's segment embedding, which is the same vector for all tokens, is left out.
     - Transformer layers (section 3.3): multi-head attention without a causal mask, ``A = LN(H + Dropout(MH(H)))``;
       then ``LN(A + Dropout(FFN(A)))`` with ``FFN(x) = GELU(x W1 + b1) W2 + b2`` of width 4 d.
     - Output (section 3.5): ``softmax(GELU(h W_P + b_P) E' + b_O)`` with the item embeddings shared; layer norm after
-      the GELU as in the code. The bias is the last column of the one table.
-    - Training (section 3.6): a share rho of the items of each history is masked, and the model predicts those. As
-      in the code, the number is exact, ``max(1, round(n rho))``, and every chosen item becomes the mask. The
-      paper and the code add samples in which the last item alone is masked (1 of 11 in the code): here each
-      history is shown so with ``last_probability`` instead, drawn anew every epoch. The code's sliding windows over
-      long histories are ``random_start``.
+      the GELU as in the code. The bias is the last column of the item table.
+    - Training (section 3.6): a share rho of the items of each history is masked, and the model predicts them. As in
+      the code, exactly ``max(1, round(n rho))`` items are masked, and each is replaced by the mask. The paper and the
+      code add samples in which only the last item is masked (1 of 11 in the code). Here each history is shown that way
+      with ``last_probability``, drawn again in every epoch. ``random_start`` takes the place of the code's sliding
+      windows over long histories.
     - Prediction (section 3.6): a mask after the history.
 
-    Departures: positions count from the end of the window (from its start in the code), so the mask of a
-    prediction always has the same one, whatever the length of the history. The loss of the paper is the softmax over
-    the whole catalogue (``loss="cross-entropy"``), whose cost grows with it; the default here is sampled softmax, which
-    estimates it from negatives that a batch shares (with ``logq_correction="all"``, the default; a user's own items
-    are no negatives and so have no part in it). Adam is as for the other models, without the code's warm-up,
-    decay of the learning rate and weight decay.
+    Differences:
 
-    The mask has a vector of its own, and item 0 in a batch stands for it.
+    - Positions count from the end of the window (in the code, from its start), so the mask of a prediction always has
+      the same position, whatever the length of the history.
+    - The paper's loss is the softmax over the full catalogue (``loss="cross-entropy"``), whose cost grows with the
+      catalogue. The default here is sampled softmax, which estimates it from negatives that a batch shares (with the
+      default ``logq_correction="all"``; a user's own items are never negatives and so are missing from the estimate).
+    - The optimizer is Adam as for the other models, without the code's warm-up, learning rate decay and weight decay.
+
+    The mask has its own vector. In a batch, item 0 stands for the mask.
     """
 
     Config = BERT4RecConfig
@@ -120,13 +122,13 @@ class BERT4Rec(Model):
     config: BERT4RecConfig
 
     def __init__(self, config: BERT4RecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users by their history alone
+        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config
         self.num_items = num_items
         self.random_start = config.random_start
         dim = config.embedding_dim
-        # The last column is the output's bias.
+        # The last column is the bias of the output.
         self.item_embedding = nn.Embedding(num_items + 1, dim + 1, padding_idx=0)
         self.mask_embedding = nn.Parameter(torch.empty(dim))
         self.position_embedding = nn.Embedding(config.max_length + 1, dim)
@@ -138,10 +140,11 @@ class BERT4Rec(Model):
         self.reset()
 
     def reset(self) -> None:
-        """Draw the weights anew: Glorot's rule for matrices, a narrow normal distribution for the tables.
+        """Initialise the weights: Glorot's rule for matrices, a narrow normal distribution for the tables.
 
-        The authors' code has a normal distribution of 0.02, cut at two of it, for the matrices too, which for a
-        width of 768 is within a factor of two of Glorot's; at one of 32 or 64 it learns more slowly.
+        The authors' code draws the matrices, too, from a normal distribution with standard deviation 0.02, truncated at
+        0.04. At BERT's width of 768 that is within a factor of two of Glorot's rule, but at widths of 32 or 64 training
+        is slower with it.
         """
         reset_layers(self)
         for weight in (self.item_embedding.weight, self.position_embedding.weight, self.mask_embedding):
@@ -151,21 +154,21 @@ class BERT4Rec(Model):
             self.item_embedding.weight[:, -1] = 0
 
     def encode(self, batch: Batch) -> Tensor:
-        """``[state, 1]``, ``[T, embedding_dim + 1]``.
+        """Hidden states ``[T, embedding_dim + 1]``; the last column is 1.
 
-        In training the state of each token, of which those of masked ones (item 0) predict. Otherwise a
-        mask is set after each history, and the last row of each user holds the state of that mask, which
-        predicts what follows; the other rows hold the states of their tokens, which predict nothing.
+        In training, these are the states of the tokens, and those of masked tokens (item 0) predict the hidden item.
+        In evaluation, a mask is added after each history, and the user's last row is the state of that mask, which
+        predicts the next item. The other rows are the states of their tokens, which predict nothing.
         """
         if self.training:
             return self._output(self._states(batch))
         rows = batch.rows
         is_last = batch.positions + 1 == batch.lengths[rows]
-        states = self._states(_with_one_more(batch, torch.zeros_like(batch.users)))
+        states = self._states(_extended(batch, torch.zeros_like(batch.users)))
         return self._output(states[torch.arange(len(rows), device=rows.device) + rows + is_last])
 
     def _states(self, batch: Batch) -> Tensor:
-        """Of the last layer, ``[T, D]``."""
+        """Hidden states of the last layer, ``[T, D]``."""
         x = self.item_embedding(batch.items)[:, :-1]
         x = torch.where((batch.items == 0)[:, None], self.mask_embedding.to(x.dtype), x)
         left = batch.lengths[batch.rows] - batch.positions
@@ -181,7 +184,7 @@ class BERT4Rec(Model):
         return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1)
 
     def item_vectors(self) -> Tensor:
-        """The item embeddings, shared by input and output, with the bias as last column, ``[I + 1, D + 1]``."""
+        """The item embeddings ``[I + 1, D + 1]``, shared by input and output; the last column is the bias."""
         return self.item_embedding.weight
 
     def vectors_of(self, items: Tensor) -> Tensor:
@@ -189,22 +192,23 @@ class BERT4Rec(Model):
         return self.item_embedding(items)
 
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
-        """The histories with their last target, masked: item 0, whose target is the item that was there.
+        """Add the last target to each history, then mask some items.
 
-        Other tokens have the target 0.
+        A masked token has item 0, and its target is the item that it hides. Other tokens have the target 0.
         """
-        whole = _with_one_more(batch, batch.targets[batch.last])  # no history in training is empty
-        lengths = whole.lengths.numpy()
-        rows = whole.rows.numpy()
+        extended = _extended(batch, batch.targets[batch.last])  # no history in training is empty
+        lengths = extended.lengths.numpy()
+        rows = extended.rows.numpy()
         count = np.maximum(1, np.rint(lengths * self.config.mask_probability)).astype(np.int64)
-        # The first tokens of each history in a random order of its own are masked.
+        # Put the tokens of each history in random order and mask the first ones.
         order = np.lexsort((random.random(len(rows)), rows))
         masked = np.empty(len(rows), dtype=bool)
-        masked[order] = whole.positions.numpy() < count[rows]
+        masked[order] = extended.positions.numpy() < count[rows]
         only_last = random.random(len(lengths)) < self.config.last_probability
-        masked = np.where(only_last[rows], whole.positions.numpy() + 1 == lengths[rows], masked)
+        masked = np.where(only_last[rows], extended.positions.numpy() + 1 == lengths[rows], masked)
         hidden = torch.from_numpy(masked)
-        return replace(whole, items=torch.where(hidden, 0, whole.items), targets=torch.where(hidden, whole.items, 0))
+        items, targets = torch.where(hidden, 0, extended.items), torch.where(hidden, extended.items, 0)
+        return replace(extended, items=items, targets=targets)
 
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """The masked tokens and the items that they hide."""
@@ -212,8 +216,8 @@ class BERT4Rec(Model):
         return tokens, batch.targets[tokens]
 
 
-def _with_one_more(batch: Batch, items: Tensor) -> Batch:
-    """A batch with one more token after each history, ``items int64[B]``, whose target and time are 0."""
+def _extended(batch: Batch, items: Tensor) -> Batch:
+    """The batch with one more token after each history: ``items int64[B]``, with target and timestamp 0."""
     lengths = batch.lengths
     device = lengths.device
     one = torch.arange(len(batch) + 1, device=device)

@@ -16,8 +16,8 @@ from seqrec.models.grouping import Grouping
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) with cheap random numbers on the CPU.
 
-    ``torch.dropout`` draws its numbers serially there and costs several times the matrix product beside
-    it; a mask of raw 16-bit numbers costs a small part of that. The probability is rounded to 1/65536.
+    On the CPU, ``torch.dropout`` draws its numbers serially and takes several times as long as the matrix product
+    before it. A mask of raw 16-bit numbers is much cheaper. The probability is rounded to a multiple of 1/65536.
     """
 
     def __init__(self, probability: float) -> None:
@@ -27,7 +27,7 @@ class Dropout(nn.Module):
 
     @torch.compiler.disable  # numpy's random numbers can't be traced
     def forward(self, x: Tensor) -> Tensor:
-        """Zero a share of ``x`` and scale the rest, in training; the identity otherwise."""
+        """In training, zero a share of ``x`` and scale the rest. Otherwise, return ``x``."""
         if not self.active:
             return x
         if self.random is None or x.device.type != "cpu":
@@ -38,30 +38,30 @@ class Dropout(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether it drops anything, which is only in training."""
+        """Whether it drops anything: in training, with a probability above 0."""
         return self.training and self.probability > 0.0
 
     @torch.compiler.disable
     def words(self, count: int) -> Tensor:
-        """``int16[count]`` random words."""
+        """Random 16-bit words, ``int16[count]``."""
         assert self.random is not None
         return torch.from_numpy(self.random.bit_generator.random_raw((count + 3) // 4).view(np.int16)[:count])
 
     def mask(self, count: int) -> Tensor:
-        """``float32[count]`` of 0 and 1 / (1 - p)."""
+        """Random factors ``float32[count]``: 0 or 1 / (1 - p)."""
         return self.kept(self.words(count))
 
     def kept(self, words: Tensor) -> Tensor:
-        """The factor that each random word stands for, ``float32``: 0 or 1 / (1 - p)."""
+        """The factor for each random word, ``float32``: 0 or 1 / (1 - p)."""
         dropped = kernels.dropped_words(self.probability)
         return (words >= dropped - 32768).to(torch.float32).mul_(65536 / (65536 - dropped))
 
 
 def add_positions(x: Tensor, batch: Batch, table: nn.Embedding, dropout: Dropout, scale: float = 1.0) -> Tensor:
-    """``dropout(scale * x + p)`` of packed tokens ``[T, D]``, with the vector p of each one's position.
+    """``dropout(scale * x + p)`` of packed tokens ``[T, D]``, where p is the embedding of each token's position.
 
-    Positions count from the end of the window, so the most recent item always stands at the last one, as the
-    left-padded sequences of the SASRec authors' code have it.
+    Positions count from the end of the window, so the most recent item always has the last one, as in the left-padded
+    sequences of the SASRec authors' code.
     """
     active = dropout.active
     plain = type(table) is nn.Embedding and not table.sparse
@@ -73,12 +73,12 @@ def add_positions(x: Tensor, batch: Batch, table: nn.Embedding, dropout: Dropout
 
 
 def dropouts_of(model: nn.Module) -> list[Dropout]:
-    """Every dropout of a model."""
+    """All dropout layers of a model."""
     return [module for module in model.modules() if isinstance(module, Dropout)]
 
 
 def seed_dropout(dropouts: Iterable[Dropout], seed: list[int]) -> None:
-    """Seed the random numbers that all dropouts share."""
+    """Give all dropout layers one shared random generator with this seed."""
     random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
     for dropout in dropouts:
         dropout.random = random
@@ -98,21 +98,21 @@ def attend(
     scale: float = 1.0,
     activation: Callable[[Tensor], Tensor] = softmax,
 ) -> tuple[Tensor, Tensor]:
-    """The core of every attention: ``w = dropout(activation(scale * q k' + bias))`` and ``w v``.
+    """The core of every attention layer: ``w = dropout(activation(scale * q k' + bias))`` and ``w v``.
 
     Args:
-        query: ``[N, C, d]``, of N rows and heads.
+        query: ``[N, C, d]``, where N counts pairs of a row and a head.
         key: ``[N, C, d]``.
         value: ``[N, C, d]``.
-        bias: ``[N, C, C]``, added to the scores; -inf where a query does not see a key.
-        dropout: of the weights.
-        scale: of the products.
-        activation: from scores to weights.
+        bias: ``[N, C, C]``, added to the scores; -inf where a query must not see a key.
+        dropout: dropout on the weights.
+        scale: factor of the products of queries and keys.
+        activation: function that turns scores into weights.
 
     Returns:
         ``w v [N, C, d]`` and ``w [N, C, C]``.
     """
-    # The scale goes to the smaller tensor; the bias is added inside the matrix product.
+    # One fused call: the matrix product applies the scale and adds the bias.
     weights = dropout(activation(torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)))
     return torch.bmm(weights.to(value.dtype), value), weights
 
@@ -133,14 +133,14 @@ def join_heads(x: Tensor, num_heads: int, grouping: Grouping) -> Tensor:
 class Attention(nn.Module):
     """Scaled dot-product attention with one or more heads (Vaswani et al. 2017; SASRec eq. 2 and 5).
 
-    Queries, keys and values are projected to ``attention_dim``; the output is projected back only where
-    the dimensions differ, as the paper has no output projection.
+    Queries, keys and values are projected to ``attention_dim``. The output is projected back only if that differs from
+    ``embedding_dim``, because the paper has no output projection.
     """
 
     def __init__(self, embedding_dim: int, attention_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         if num_heads < 1 or attention_dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide an attention of {attention_dim} columns")
+            raise ValueError(f"attention_dim {attention_dim} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.query = nn.Linear(embedding_dim, attention_dim)
         self.key_value = nn.Linear(embedding_dim, 2 * attention_dim)
@@ -148,16 +148,16 @@ class Attention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, queries: Tensor, keys: Tensor, grouping: Grouping, last: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Mix the values of the tokens that each query sees.
 
         Args:
-            queries: packed ``[T, D]``; with ``last``, ``[B, D]`` of these tokens alone.
+            queries: packed ``[T, D]``; with ``last``, ``[B, D]`` for the last tokens only.
             keys: packed ``[T, D]``.
-            grouping: who sees whom.
-            last: ``int64[B]``, the users' last tokens, for evaluation.
+            grouping: layout of the tokens, with the mask of what each one sees.
+            last: ``int64[B]``, the users' last tokens, to compute only these in evaluation.
 
         Returns:
-            As many rows as queries.
+            One row per query.
         """
         query, key_value = self.query(queries), self.key_value(keys)
         words = None
@@ -184,7 +184,7 @@ class Attention(nn.Module):
         return mixed if self.output is None else self.output(mixed)
 
     def _grouped(self, query: Tensor, key_value: Tensor, grouping: Grouping, words: Tensor | None) -> Tensor:
-        """What ``kernels.attention`` does, in torch."""
+        """The same as ``kernels.attention``, in torch."""
         query = split_heads(grouping.spread(query), self.num_heads)
         key, value = split_heads(grouping.spread(key_value), 2 * self.num_heads).chunk(2, dim=0)
         mask = grouping.mask.to(query.dtype)
@@ -203,10 +203,11 @@ class Attention(nn.Module):
 
 
 class UserEmbedding(nn.Embedding):
-    """Vectors of users, ``[U + 1, D]``; the last row is nobody's.
+    """Embeddings of users, ``[U + 1, D]``; the last row belongs to no user.
 
-    Outside training, whoever did not train gets the mean of those who did: strangers (-1), and users of the log
-    without a row of their own. That is what a row of zeros says (:meth:`clear_untrained`): training never keeps one.
+    Outside training, users without an embedding of their own get the mean of the trained ones: those who are not in
+    the dataset (-1), and those whose row is zero because they have nothing to train on (:meth:`clear_untrained`).
+    Training itself never leaves a row of zeros.
     """
 
     def __init__(self, num_users: int, dim: int) -> None:
@@ -216,15 +217,15 @@ class UserEmbedding(nn.Embedding):
 
     @torch.no_grad()
     def clear_untrained(self, lengths: np.ndarray) -> None:
-        """Set the rows of users whose histories have no step to train on to zeros.
+        """Zero the rows of users whose histories are too short to train on.
 
         Args:
-            lengths: ``int64[U]``, of the training histories.
+            lengths: ``int64[U]``, lengths of the training histories.
         """
         self.weight[: self.num_users][torch.from_numpy(lengths < 2).to(self.weight.device)] = 0
 
     def forward(self, users: Tensor) -> Tensor:
-        """Vectors ``[B, D]`` of users ``int64[B]``; in training, where nobody is unknown, the last row for -1."""
+        """Embeddings ``[B, D]`` of users ``int64[B]``. In training, -1 gets the last row instead of the mean."""
         known = (users >= 0) & (users < self.num_users)
         vectors = super().forward(torch.where(known, users, self.num_users))
         if self.training:
@@ -234,15 +235,15 @@ class UserEmbedding(nn.Embedding):
 
     @torch.no_grad()
     def mean(self) -> Tensor:
-        """The mean of the users who trained, ``[D]``; zeros where there are none.
+        """The mean embedding of the trained users, ``[D]``; zeros if there are none.
 
-        Kept until the table changes: with millions of users it costs more than the rest of a small batch.
+        It is cached until the table changes: with millions of users it costs more than the rest of a small batch.
         """
-        if self.weight.is_inference():  # which has no version
+        if self.weight.is_inference():  # inference tensors have no version
             return self._mean_of_rows()
-        state = self.weight.data_ptr(), self.weight._version  # an address alone may be used again
+        state = self.weight.data_ptr(), self.weight._version  # the version too, as an address may be reused
         if self._mean is None or self._mean[0] != state:
-            with torch.inference_mode(False):  # so that it may be kept for use outside
+            with torch.inference_mode(False):  # so that the cached mean can also be used outside inference mode
                 self._mean = state, self._mean_of_rows()
         return self._mean[1]
 
@@ -253,7 +254,7 @@ class UserEmbedding(nn.Embedding):
 
 
 def reset_layers(model: nn.Module) -> None:
-    """Draw the weights of all linear layers anew, by Glorot's rule with biases of 0, and reset the layer norms."""
+    """Initialise all linear layers by Glorot's rule, with biases of 0, and reset the layer norms."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -263,13 +264,13 @@ def reset_layers(model: nn.Module) -> None:
     for module in model.modules():
         key_value = getattr(module, "key_value", None)
         if isinstance(key_value, nn.Linear):
-            # Keys and values are two matrices that are multiplied at once; each has its own spread.
+            # Keys and values are two matrices in one layer. Glorot's rule applies to each of them.
             for part in key_value.weight.detach().chunk(2):
                 nn.init.xavier_uniform_(part)
 
 
 class FeedForward(nn.Module):
-    """Point-wise feed-forward network with ReLU (SASRec eq. 6), through the given hidden widths, and its residual."""
+    """Point-wise feed-forward network with ReLU (SASRec eq. 6) and a residual connection."""
 
     def __init__(self, embedding_dim: int, hidden_dims: tuple[int, ...], dropout: float) -> None:
         super().__init__()
@@ -280,7 +281,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """``residual + network(x)``, ``[T, D]``."""
         active = self.dropout.active
-        plain = all(type(layer) is nn.Linear for layer in self.layers)  # not one that somebody put in its place
+        plain = all(type(layer) is nn.Linear for layer in self.layers)  # not a replacement, such as a quantised layer
         if plain and (not active or self.dropout.random is not None) and kernels.usable(x, residual):
             layers: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in self.layers]  # type: ignore[misc]
             words = [self.dropout.words(len(x) * len(bias)) for _, bias in layers] if active else None

@@ -21,13 +21,13 @@ class CaserConfig(Options):
     """Sizes and regularisation of Caser.
 
     Args:
-        max_length: Number of most recent items of a history that training and prediction go through.
+        max_length: Number of most recent items of a history that training and prediction read.
         window: Number of items before a position that the convolutions see (L in the paper); at most ``max_length``.
         num_targets: Number of items after a position that the model learns to predict (T in the paper).
         embedding_dim: Width of the item embeddings and of the sequence's vector (d in the paper).
-        user_dim: Width of the user embeddings; 0 for none. By default ``embedding_dim``.
-        horizontal_filters: Number of filters of each height from 1 to ``window`` (n in the paper).
-        vertical_filters: Number of filters over the window of each dimension (n with a tilde in the paper).
+        user_dim: Width of the user embeddings. By default ``embedding_dim``; 0 turns them off.
+        horizontal_filters: Number of horizontal filters for each height from 1 to ``window`` (n in the paper).
+        vertical_filters: Number of vertical filters, each as high as the window (n with a tilde in the paper).
         dropout: Dropout on the output of the convolutions.
         l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens, and of the squared
             weights of the filters and the fully connected layer.
@@ -44,41 +44,43 @@ class CaserConfig(Options):
     l2: Weight = 0.0
 
     def check(self) -> None:
-        """Refuse convolutions of nothing, or of more than there is."""
+        """Raise an InputError if there are no filters, or the window is longer than ``max_length``."""
         if self.horizontal_filters + self.vertical_filters == 0:
-            raise InputError("there are no filters; give horizontal_filters or vertical_filters")
+            raise InputError("there are no filters; give horizontal_filters or vertical_filters above 0")
         if self.window > self.max_length:
             raise InputError(f"window is {self.window}, more than max_length {self.max_length}; give at most that")
 
     def resolved(self) -> "CaserConfig":
-        """With the width of the user embeddings."""
+        """A copy in which the width of the user embeddings is filled in."""
         return replace(self, user_dim=self.embedding_dim if self.user_dim is None else self.user_dim)
 
 
 class Caser(Model):
-    """The model of the paper, for every position of a history at once.
+    """The model of the paper, computed for all positions of a history at once.
 
-    - Embedding (section 3.1): the last ``window`` items of a position, zeros before the start of the history.
-    - Horizontal convolutions (section 3.2): ReLU of each filter at each place of the window, then the maximum
-      over the places. A filter's value does not depend on the window that it lies in, so it is computed once
-      for every position of the history.
+    - Embedding (section 3.1): the last ``window`` items up to each position; zeros before the start of the history.
+    - Horizontal convolutions (section 3.2): ReLU of each filter at each place in the window, then the maximum over the
+      places. The value of a filter at a place is the same in all windows that contain it, so it is computed once.
     - Vertical convolutions (section 3.2): weighted sums of the window's embeddings, without activation.
     - Fully connected layer (section 3.3): ``z = ReLU(W [o, o~] + b)``, the sequence's vector, with dropout before it.
-    - Output (section 3.3): ``y = W' [z, P_user] + b'``. Output vectors and biases are the columns of one table.
-    - Training (section 3.4): binary cross-entropy of each of the ``num_targets`` next items and its negatives
-      (3 of each target in the paper: ``negatives=3``), summed.
+    - Output (section 3.3): ``y = W' [z, P_user] + b'``. W' and b' are the columns of one table.
+    - Training (section 3.4): the sum of the binary cross-entropies of the next ``num_targets`` items and of their
+      negatives. The paper draws 3 per target (``negatives=3``).
 
-    Where paper and authors' code differ: the paper leaves the activations open, the code takes ReLU, and so do
-    we; the code adds a bias to the filters, which we follow for the horizontal ones (a filter needs a threshold
-    to see that two items came together) but not for the vertical ones (it would add a second bias to z's);
-    the code's loss is the mean over targets plus the mean over negatives, we sum the negatives of a target as
-    the paper. Both train on positions that have ``window`` items before and ``num_targets`` after them, the
-    code also on one padded position of a shorter history; here every position counts, with as many targets as
-    there are, since logs of short histories would leave next to nothing otherwise. The code's weight decay
-    moves all parameters at every step; ``l2`` is on those that a batch reads.
+    The paper and the authors' code differ:
 
-    Somebody without a step to train on, whether a stranger or a user of the log, has the mean of the embeddings of
-    those who trained.
+    - The paper does not say which activations it uses. The code uses ReLU, and so do we.
+    - The code adds a bias to all filters. We add it to the horizontal ones, where a filter needs a threshold to detect
+      that two items came together, but not to the vertical ones, where the bias of z already has the same effect.
+    - The code's loss is the mean over targets plus the mean over negatives. We sum over a target's negatives, as in
+      the paper.
+    - Both train only on positions with ``window`` items before them and ``num_targets`` after them; the code adds one
+      padded position for a shorter history. We train on every position, with the targets that it has, since logs of
+      short histories would otherwise leave almost nothing to train on.
+    - The code's weight decay changes all parameters at every step. ``l2`` applies to those that a batch reads.
+
+    Users without anything to train on get the mean of the trained user embeddings, and so do users who are not in the
+    dataset.
     """
 
     Config = CaserConfig
@@ -96,22 +98,22 @@ class Caser(Model):
         self.user_dim = dim if config.user_dim is None else config.user_dim
         self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.user_embedding = UserEmbedding(num_users, self.user_dim) if self.user_dim else None
-        # W' and, in the last column, b'.
+        # W', with b' in the last column.
         self.output = nn.Embedding(num_items + 1, dim + self.user_dim + 1, padding_idx=0)
-        # Rows of filters that the item j before a filter's end meets: n of each height from j + 1 to the window's.
+        # By j: the filter rows for the item j places before a filter's end, n for each height from j + 1 to window.
         filters = config.horizontal_filters
         self.horizontal = nn.ParameterList(
             torch.empty((window - j) * filters, dim) for j in range(window if filters else 0)
         )
         self.horizontal_bias = nn.Parameter(torch.empty(window * filters)) if filters else None
-        # Columns from the oldest item of the window to the last.
+        # A column per item of the window, the oldest first.
         self.vertical = nn.Parameter(torch.empty(config.vertical_filters, window)) if config.vertical_filters else None
         self.dropout = Dropout(config.dropout)
         self.fully_connected = nn.Linear(config.vertical_filters * dim + window * filters, dim)
         self.reset()
 
     def reset(self) -> None:
-        """Draw the weights anew: Glorot's rule for matrices and filters, narrow for the tables."""
+        """Initialise the weights: Glorot's rule for matrices and filters, small values for the tables."""
         window, filters, dim = self.config.window, self.config.horizontal_filters, self.config.embedding_dim
         nn.init.xavier_uniform_(self.fully_connected.weight)
         nn.init.zeros_(self.fully_connected.bias)
@@ -133,7 +135,7 @@ class Caser(Model):
             self.output.weight[0] = 0
 
     def encode(self, batch: Batch) -> Tensor:
-        """``[z, user, 1]``, ``[T, embedding_dim + user_dim + 1]``."""
+        """Hidden states ``[T, embedding_dim + user_dim + 1]``: z, the user's embedding and 1."""
         x = self.item_embedding(batch.items)
         parts = []
         if self.vertical is not None:
@@ -147,22 +149,22 @@ class Caser(Model):
         return torch.cat(outputs, dim=1)
 
     def _vertical(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Weighted sums of the window, ``[T, D]`` to ``[T, filters * D]``."""
+        """Weighted sums over the window, ``[T, D]`` to ``[T, filters * D]``."""
         assert self.vertical is not None
         window = torch.stack([_earlier(x, j, positions) for j in reversed(range(self.config.window))])
         mixed = self.vertical @ window.flatten(1)
         return mixed.view(len(mixed), *x.shape).transpose(0, 1).flatten(1)
 
     def _horizontal(self, x: Tensor, positions: Tensor) -> Tensor:
-        """The highest value of each filter in the window, ``[T, D]`` to ``[T, window * filters]``, by height."""
+        """Highest value of each filter in the window, ``[T, D]`` to ``[T, window * filters]``, ordered by height."""
         assert self.horizontal_bias is not None
         window, filters = self.config.window, self.config.horizontal_filters
-        # What each filter gives where its end lies on a token; its items before the start are zeros.
+        # The value of each filter with its end at each token. Items before the start of the history are zeros.
         ends = F.linear(x, self.horizontal[0])
         for j in range(1, window):
             ends = ends + F.pad(_earlier(F.linear(x, self.horizontal[j]), j, positions), (j * filters, 0))
-        # The window has room for a filter of height h to end up to window - h tokens before its last. Before
-        # the start of the history a filter gives 0, like its items. ReLU and the bias keep the order.
+        # A filter of height h fits into the window if it ends at most window - h tokens before the last one. Before
+        # the start of the history its value is 0. The bias and ReLU are monotonic, so they can follow the maximum.
         places = []
         for j in range(window):
             room = (window - j) * filters
@@ -171,7 +173,7 @@ class Caser(Model):
         return F.relu(torch.stack(places).amax(dim=0) + self.horizontal_bias)
 
     def item_vectors(self) -> Tensor:
-        """The output vectors with the bias as last column, ``[I + 1, embedding_dim + user_dim + 1]``."""
+        """Output vectors ``[I + 1, embedding_dim + user_dim + 1]``; the last column is the bias."""
         return self.output.weight
 
     def vectors_of(self, items: Tensor) -> Tensor:
@@ -179,12 +181,12 @@ class Caser(Model):
         return self.output(items)
 
     def prepare_training(self, histories: Histories) -> None:
-        """Clear the embeddings of users who have nothing to train on."""
+        """Zero the embeddings of users who have nothing to train on."""
         if self.user_embedding is not None:
             self.user_embedding.clear_untrained(histories.lengths)
 
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """Each token with each of the ``num_targets`` items after it that its history has."""
+        """Pairs of a token and one of the next ``num_targets`` items of its history."""
         count = self.config.num_targets
         if count == 1:
             return None, batch.targets
@@ -194,7 +196,7 @@ class Caser(Model):
         return token, batch.targets[token + step]
 
     def penalty(self, batch: Batch) -> Tensor | None:
-        """``l2`` times the mean squared norm of the embeddings of items, targets and users, and that of the filters."""
+        """``l2`` times the mean squared norms of the batch's embeddings plus the squared weights of the filters."""
         if self.config.l2 == 0.0:
             return None
         squares = self.item_embedding(batch.items).square().sum(dim=1).mean()
@@ -208,7 +210,7 @@ class Caser(Model):
 
 
 def _earlier(x: Tensor, steps: int, positions: Tensor) -> Tensor:
-    """What stood ``steps`` tokens before each in the same history, ``[T, D]``; 0 before its start."""
+    """The row ``steps`` tokens earlier in the same history, for each token, ``[T, D]``; 0 before its start."""
     if steps == 0:
         return x
     shifted = F.pad(x, (0, 0, steps, 0))[: len(x)]

@@ -1,4 +1,4 @@
-"""Packed tokens regrouped into rows, for layers that compute with all tokens of a user at once."""
+"""Packed tokens rearranged into rows, for layers that process all tokens of a user at once."""
 
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,18 +20,18 @@ class _Layout(NamedTuple):
 
 
 class Grouping:
-    """Packed tokens regrouped into G rows of C places, with several short users per row; computed when it is needed.
+    """A layout of packed tokens in G rows of C places, with several short histories per row; computed on first use.
 
-    ``places int64[G * C]`` names the token at each place (token 0 where the place is empty), ``tokens
-    int64[T]`` the place of each token, ``mask float32[G, C, C]`` is 0 where the query (second axis) may
-    see the key (third): the same user and not later where ``causal``; and -inf elsewhere.
+    ``places int64[G * C]`` is the token at each place (token 0 if the place is empty), and ``tokens int64[T]`` is the
+    place of each token. ``mask float32[G, C, C]`` is 0 where the query (second axis) may see the key (third axis), and
+    -inf elsewhere. A query sees the tokens of its own user; if ``causal``, only those up to its own position.
 
-    Users go into rows longest first, each into the last open row. Attention costs the square of the row's width, so
-    the width is the longest history where that is more than ``width``: with histories of a few items a row
-    holds many of them, and little is empty.
+    Each row takes the longest remaining histories while they fit, then the shortest. Attention costs the square of the
+    row's width C, which is the length of the longest history but at least ``width`` (or T, if that is less). A row
+    then holds many short histories and has few empty places.
 
-    Rows are laid out on the host. ``host_offsets`` are the offsets there, which saves a copy from a GPU and the wait
-    for all that it still has to do.
+    Rows are laid out on the host. ``host_offsets`` is a copy of the offsets there, which saves copying them from a GPU
+    and waiting for its pending work.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Grouping:
         self._ends = (offsets.cpu() if host_offsets is None else host_offsets).numpy()
         self._lengths = np.diff(self._ends)
         self.width = max(min(width, int(self._ends[-1])), int(self._lengths.max(initial=1)))
-        # All pairs of a query and a key.
+        # Number of pairs of a query and a key that it sees.
         per_user = self._lengths * (self._lengths + 1) // 2 if causal else self._lengths**2
         self.pairs = int(per_user.sum())
 
@@ -77,21 +77,21 @@ class Grouping:
 
     @property
     def mask(self) -> Tensor:
-        """Who sees whom, ``float32[G, C, C]``."""
+        """0 where a query sees a key, -inf elsewhere, ``float32[G, C, C]``."""
         return self._made().mask
 
     @property
     def rows(self) -> int:
-        """How many rows there are, G."""
+        """Number of rows, G."""
         return self._made().rows
 
-    @torch.compiler.disable  # plain numpy, different for every batch
+    @torch.compiler.disable  # numpy code with sizes that change with every batch
     def _made(self) -> _Layout:
         return self._layout
 
     @cached_property
     def cells(self) -> Tensor:
-        """Where each pair stands in ``[G, C, C]``, ``int64[P]``: by user, then query, then key."""
+        """The flat index in ``[G, C, C]`` of each pair, ``int64[P]``, ordered by user, query and key."""
         starts = self._ends[:-1].repeat(self._lengths)
         token = np.arange(len(starts))
         counts = token - starts + 1 if self.causal else self._lengths.repeat(self._lengths)
@@ -101,7 +101,7 @@ class Grouping:
         return copied(torch.from_numpy(place[query] * self.width + place[key] % self.width), self.offsets.device)
 
     def spread(self, x: Tensor) -> Tensor:
-        """``[T, D]`` to ``[G, C, D]``; what stands at empty places has no meaning."""
+        """``[T, D]`` to ``[G, C, D]``. Empty places hold arbitrary values."""
         spread: Tensor = _Move.apply(x, self.places, self.tokens)
         return spread.view(self.rows, self.width, x.shape[-1])
 
@@ -111,27 +111,27 @@ class Grouping:
 
 
 class _Move(torch.autograd.Function):
-    """Gather whose backward is a gather too: each token has one place, and empty ones get no gradient."""
+    """A gather whose backward is also a gather, since each token has one place. Empty places get no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return x.index_select(0, there)
+    def forward(ctx: Any, x: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        return x.index_select(0, places)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return gradients[0].index_select(0, back), None, None
+        (tokens,) = ctx.saved_tensors
+        return gradients[0].index_select(0, tokens), None, None
 
 
 @torch.compiler.disable
 def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
-    """The grouping of a batch's tokens, for all layers."""
+    """The :class:`Grouping` of a batch, which all layers share."""
     return Grouping(batch.offsets, width, causal, batch.host_offsets)
 
 
 def _fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
-    """The first place of each user, and how many rows are needed: next-fit, long and short in turn."""
+    """The first place of each user and the number of rows. Next-fit: the longest remaining, else the shortest."""
     order = np.argsort(lengths, kind="stable").tolist()
     sizes = lengths.tolist()
     starts = np.zeros(len(sizes), dtype=np.int64)

@@ -24,12 +24,12 @@ class GRU4RecConfig(Options):
         max_length: Number of most recent items of a history that the model sees.
         embedding_dim: Width of the item embeddings.
         hidden_dim: Width of the recurrent layers. By default ``embedding_dim``.
-        num_layers: Number of recurrent layers, each on the states of the one below.
+        num_layers: Number of stacked recurrent layers.
         embedding_dropout: Dropout on the embedded input.
         hidden_dropout: Dropout on the states of every layer.
-        separate_output: Learn separate output vectors. By default the item embeddings serve as input and output.
+        separate_output: Learn separate output vectors. By default the item embeddings are used as input and output.
         elu: Alpha of an ELU on the scores, which helps with bpr-max (0.5 or 1 in the authors' parameter files). 0 turns
-            it off.
+            the ELU off.
     """
 
     max_length: Length = 50
@@ -42,55 +42,57 @@ class GRU4RecConfig(Options):
     elu: Weight = 0.0
 
     def check(self) -> None:
-        """Refuse two widths for one table."""
+        """Raise an InputError if a shared embedding table would need two widths."""
         if self.hidden_dim not in (None, self.embedding_dim) and not self.separate_output:
             raise InputError(
-                f"hidden_dim is {self.hidden_dim} and embedding_dim {self.embedding_dim}, which the shared table can't "
-                "serve; give the same, or separate_output"
+                f"hidden_dim {self.hidden_dim} and embedding_dim {self.embedding_dim} differ, but input and output "
+                "share one table; make them equal, or give separate_output"
             )
 
     def resolved(self) -> "GRU4RecConfig":
-        """With the width of the recurrent layers."""
+        """A copy in which the width of the recurrent layers is filled in."""
         return replace(self, hidden_dim=self.hidden_dim or self.embedding_dim)
 
 
 class GRU4Rec(Model):
     """The model of both papers: embedding, stacked GRU (2016, eq. 2 to 5), dot product with output vectors, bias.
 
-    What a study by the authors (Hidasi & Czapp, RecSys 2023, arXiv 2307.14956) calls the model's own features
-    and finds missing or wrong in third-party ports, and how it is here:
+    The authors found features of the model missing or wrong in third-party versions (Hidasi & Czapp, RecSys 2023,
+    arXiv 2307.14956). This is how they are implemented here:
 
-    - Item embeddings: a table of their own (``separate_output``) or shared with the output, the "constrained
-      embedding". The third form of their code, the first GRU's input weights as embedding, is a separate
-      table folded into the GRU's matrix; it is left out.
-    - Output bias of each item: there, in the score and so in all losses; a constant 1 beside the hidden state
-      meets it, so the score stays a dot product.
-    - Dropout in two places, each its own probability: on the embedded input, never on the output vectors; on
-      the states of every layer, the last too. Their code also carries the dropped states to the next step;
-      here a layer's own recurrence sees its whole states, since each step would forget a share of them.
-    - The reset gate acts before the matrix product (2016, eq. 4), as in their Theano code. ``torch.nn.GRU``,
-      cuDNN and so their PyTorch code have it after.
-    - Hidden states start at zero with each user and never pass from one to another; in stacked layers too.
-    - Losses: BPR-max with softmax weights over the negatives alone and with score regularisation, TOP1-max, and
-      cross-entropy in the stable form (2018, section 3), in ``training/losses.py``. Their cross-entropy with sampled
+    - Item embeddings: separate from the output vectors (``separate_output``) or shared with them, the "constrained
+      embedding". A third form in their code, in which the first GRU's input weights are the embedding, is equivalent
+      to a separate table and is left out.
+    - Output bias: one per item, part of the score and so of all losses. The hidden state has a constant column of 1 for
+      it, so that the score remains a dot product.
+    - Dropout: on the embedded input, but never on the output vectors, and with its own probability on the states of
+      every layer, including the last. Their code also passes the dropped states to the next step. Here a layer passes
+      on its complete states, since otherwise each step would forget a share of them.
+    - Reset gate: applied before the matrix product (2016, eq. 4), as in their Theano code. ``torch.nn.GRU`` and cuDNN,
+      and so their PyTorch code, apply it after.
+    - Hidden states: zero at the start of each user's history, in all layers.
+    - Losses: BPR-max with softmax weights over the negatives only and with score regularisation, TOP1-max, and
+      cross-entropy in its stable form (2018, section 3), in ``training/losses.py``. Their cross-entropy with sampled
       negatives is ``sampled-softmax`` here. Their ``logq = 1`` subtracts from each logit, the target's too, the log of
-      its item's probability of being drawn; so does ``logq_correction="all"`` from the negatives', and from the
-      target's what suits negatives that are never the target: -log of their number (see
-      :func:`seqrec.training.losses.sampled_softmax`).
-    - Activation of the scores (their ``final_act``): ``elu``, in their files 0.5 or 1 with bpr-max and none with
-      cross-entropy; the tanh of 2016 is left out. With it the score is no dot product and top-k takes longer.
-    - Negatives shared by a batch and drawn by popularity to the power alpha (2018, section 2): ``--negatives``
-      and ``--popularity`` of training. Theirs come besides the targets of the other sequences of the batch;
-      here the drawn ones stand for those too, and no negative is an item of the same user.
-    - Every user is trained on in each epoch, by the last ``max_length`` + 1 interactions; those of the last batch too.
+      the probability that the item is drawn. ``logq_correction="all"`` does the same for the negatives; from the
+      target's logit it subtracts -log of the number of negatives, which is right for negatives that are never the
+      target (see :func:`seqrec.training.losses.sampled_softmax`).
+    - Activation of the scores (their ``final_act``): ``elu``. In their parameter files it is 0.5 or 1 with bpr-max, and
+      absent with cross-entropy. The tanh of 2016 is left out. With an ELU the score is no longer a dot product, and
+      top-k takes longer.
+    - Negatives: shared by a batch and drawn by popularity to the power alpha (2018, section 2); the training options
+      ``--negatives`` and ``--popularity``. Theirs are added to the targets of the other sequences of the batch. Here
+      only drawn items are used, and none of them is an item of the same user.
+    - Data: each epoch trains on the last ``max_length`` + 1 interactions of every user, including the last batch.
 
-    Both embeddings count sqrt(width) times, as SASRec's at the input. Adam moves a weight by about its learning
-    rate a step, where the authors' Adagrad begins with steps of 0.05 to 0.2; so plain narrow tables would stand
-    nearly still: on a synthetic log of 1,200 items the ranking is at 0.09 NDCG@10 after 24 epochs, with this at 0.41.
+    Both embeddings are multiplied by sqrt(width), as SASRec does at the input. Adam moves a weight by about the
+    learning rate per step, while the authors' Adagrad starts with steps of 0.05 to 0.2, so without the factor small
+    tables would hardly change: on a synthetic log of 1,200 items, NDCG@10 after 24 epochs is 0.41 with the factor and
+    0.09 without.
 
-    Training differs: a batch holds whole users and gradients go back through all their steps, where the
-    authors run sequences in parallel and cut the gradient after each step; users are shuffled, theirs
-    come in the order of time; the optimizer is Adam, theirs is Adagrad with momentum.
+    Training differs from the authors': a batch holds complete histories, and gradients flow back through all steps,
+    while theirs stop after each step; users are shuffled, while theirs come in the order of time; the optimizer is Adam
+    instead of Adagrad with momentum.
     """
 
     Config = GRU4RecConfig
@@ -99,7 +101,7 @@ class GRU4Rec(Model):
     config: GRU4RecConfig
 
     def __init__(self, config: GRU4RecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users by their history alone
+        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config
         self.num_items = num_items
@@ -117,9 +119,9 @@ class GRU4Rec(Model):
         self.reset()
 
     def reset(self) -> None:
-        """Draw the weights anew: narrow tables, biases of 0, Glorot for each gate's matrices as in the authors' code.
+        """Initialise the weights: small tables, biases of 0, and Glorot's rule for each gate, as in the authors' code.
 
-        Their tables are uniform by Glorot's rule, which gives the same width for some twenty thousand items.
+        Their tables follow Glorot's rule too, which gives the same scale for about twenty thousand items.
         """
         for table in (self.item_embedding, self.output_embedding):
             if table is not None:
@@ -149,20 +151,20 @@ class GRU4Rec(Model):
         return torch.cat([(self.output_embedding or self.item_embedding)(items), self.item_bias(items)], dim=-1)
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Logits in the shapes of the contract, after the ELU where there is one."""
+        """Logits in the shapes of :meth:`Model.score`, after the ELU if there is one."""
         logits = super().score(hidden, items)
         return F.elu(logits, self.config.elu) if self.config.elu else logits
 
 
 class Steps:
-    """Packed tokens in the order of time steps: first those of the first step of all users, then the second.
+    """Packed tokens reordered by time step: the first tokens of all users, then the second tokens, and so on.
 
-    Within a step the users with more tokens come first, so those who are still there at a step are the first
-    ones of the step before. ``tokens int64[T]`` names the token at each place, ``places int64[T]`` the place
-    of each token, ``sizes`` how many users each step has.
+    Within a step, users with longer histories come first, so the users of a step are the first ones of the step before.
+    ``tokens int64[T]`` is the token at each place, ``places int64[T]`` the place of each token, and ``sizes`` the
+    number of users in each step.
     """
 
-    @torch.compiler.disable  # plain numpy, different for every batch
+    @torch.compiler.disable  # numpy code with sizes that change with every batch
     def __init__(self, batch: Batch) -> None:
         lengths = batch.lengths.cpu().numpy()
         rank = np.empty_like(lengths)
@@ -173,7 +175,7 @@ class Steps:
         places = starts[step] + np.repeat(rank, lengths)
         tokens = np.empty_like(places)
         tokens[places] = np.arange(len(places))
-        # Where the state before each place is, for the places from the second step on.
+        # The place of the user's previous state, for each place from the second step on.
         before = np.arange(len(places))[starts[min(1, len(sizes))] :] - np.repeat(sizes[:-1], sizes[1:])
         self.sizes: list[int] = sizes.tolist()
         self.bounds: list[tuple[int, int]] = list(pairwise(starts.tolist()))
@@ -182,12 +184,12 @@ class Steps:
 
 
 class GRU(nn.Module):
-    """One layer of gated recurrent units (2016, eq. 2 to 5), over tokens in the order of steps.
+    """One layer of gated recurrent units (2016, eq. 2 to 5), over tokens ordered by step.
 
         r_t = sigma(W_r x_t + U_r h_(t-1) + b_r)            z_t = sigma(W_z x_t + U_z h_(t-1) + b_z)
         c_t = tanh(W x_t + U (r_t * h_(t-1)) + b)           h_t = (1 - z_t) h_(t-1) + z_t c_t
 
-    The biases are of the authors' code. ``input`` holds W_r, W_z and W, ``gates`` U_r and U_z, ``candidate`` U.
+    The biases come from the authors' code. ``input`` holds W_r, W_z and W, ``gates`` U_r and U_z, ``candidate`` U.
     """
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
@@ -197,35 +199,35 @@ class GRU(nn.Module):
         self.candidate = nn.Parameter(torch.empty(hidden_dim, hidden_dim))
 
     def reset(self) -> None:
-        """Draw the weights anew."""
+        """Initialise the weights."""
         for matrix, parts in ((self.input.weight, 3), (self.gates, 2), (self.candidate, 1)):
             for part in matrix.detach().chunk(parts):
                 nn.init.xavier_uniform_(part)
         nn.init.zeros_(self.input.bias)
 
     def forward(self, x: Tensor, steps: Steps) -> Tensor:
-        """``[T, E]`` to the states ``[T, D]``, both in the order of steps."""
+        """Inputs ``[T, E]`` to states ``[T, D]``, both ordered by step."""
         return _recurrence(self.input(x), self.gates, self.candidate, steps)
 
 
-@torch.compiler.disable  # as many steps as the batch's longest history has
+@torch.compiler.disable  # the number of steps changes with every batch
 def _recurrence(inputs: Tensor, gates: Tensor, candidate: Tensor, steps: Steps) -> Tensor:
     states: Tensor = _Recurrence.apply(inputs, gates, candidate, steps)
     return states
 
 
 class _Recurrence(torch.autograd.Function):
-    """The loop over steps, with its gradient by hand.
+    """The loop over steps, with a hand-written gradient.
 
-    Autograd would keep a dozen small nodes a step; here a step is seven small operations forward and nine
-    back, and the gradients of the matrices are one product each over all tokens.
+    Autograd would keep a dozen small nodes per step. Here a step takes seven small operations forward and nine
+    backward, and the gradient of each matrix is a single product over all tokens.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
     def forward(ctx: Any, inputs: Tensor, gates: Tensor, candidate: Tensor, steps: Steps) -> Tensor:
         dim = candidate.shape[0]
-        # Copies, even of a single row: they are changed in place.
+        # Copies, even if the slice is contiguous, because they are changed in place.
         rz_T2D = inputs[:, : 2 * dim].clone(memory_format=torch.contiguous_format)
         c_TD = inputs[:, 2 * dim :].clone(memory_format=torch.contiguous_format)
         h_TD = torch.empty_like(c_TD)
@@ -254,7 +256,7 @@ class _Recurrence(torch.autograd.Function):
         r_TD, z_TD = rz_T2D[:, :dim], rz_T2D[:, dim:]
         before_TD = torch.zeros_like(h_TD)
         before_TD[first:] = h_TD.index_select(0, steps.before)
-        # What the gradient of a state is multiplied by on its way to each part, for all tokens at once.
+        # Local derivatives of a state by the input of each part, for all tokens at once.
         to_candidate = z_TD * (1 - c_TD * c_TD)
         to_update = (c_TD - before_TD) * z_TD * (1 - z_TD)
         to_reset = before_TD * r_TD * (1 - r_TD)
@@ -271,7 +273,7 @@ class _Recurrence(torch.autograd.Function):
             d_before.addcmul_(d_h, kept[start:stop]).addcmul_(d_reset, r_TD[start:stop]).addmm_(d_rz, gates)
         torch.mul(d_h_TD[:first], to_candidate[:first], out=d_c_TD[:first])
         torch.mul(d_h_TD[:first], to_update[:first], out=d_rz_T2D[:first, dim:])
-        d_rz_T2D[:first, :dim] = 0  # there was nothing to reset
+        d_rz_T2D[:first, :dim] = 0  # the first step has no previous state to reset
         d_gates = d_rz_T2D[first:].T @ before_TD[first:]
         d_candidate = d_c_TD[first:].T @ (r_TD[first:] * before_TD[first:])
         return torch.cat([d_rz_T2D, d_c_TD], dim=1), d_gates, d_candidate, None

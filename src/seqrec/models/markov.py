@@ -1,4 +1,4 @@
-"""Markov: what most often came right after the last item, with popularity behind it."""
+"""Markov: the items that most often came right after the last one, smoothed by popularity."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ _HISTORIES_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class MarkovConfig(Options):
-    """How much popularity mixes in.
+    """How much popularity counts.
 
     Args:
         alpha: Weight of popularity, as a number of transitions.
@@ -36,8 +36,8 @@ class Markov(Model):
     training, c_i sums that over j, and ``p_j = (count_j + 1) / (N + I)`` is popularity with one interaction
     added to every item. The score is log P.
 
-    The transitions are two buffers of the length E that the log gives: ``keys int64[E]``, sorted ``i * (I
-    + 1) + j``, and ``times int64[E]``. Loading a state makes them as long as the saved ones.
+    The E different transitions in the log are two buffers: ``keys int64[E]``, the sorted values of ``i * (I + 1) + j``,
+    and ``times int64[E]``, their counts. Loading a state resizes the buffers.
     """
 
     Config = MarkovConfig
@@ -59,7 +59,7 @@ class Markov(Model):
         self.register_buffer("counts", torch.zeros(num_items + 1, dtype=torch.int64))
         self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("times", torch.zeros(0, dtype=torch.int64))
-        # The transitions from item i are those of starts[i]:starts[i + 1]; outgoing[i] is c_i.
+        # keys[starts[i]:starts[i + 1]] are the transitions from item i; outgoing[i] is c_i.
         self.register_buffer("starts", torch.zeros(num_items + 2, dtype=torch.int64))
         self.register_buffer("outgoing", torch.zeros(num_items + 1, dtype=torch.int64))
 
@@ -83,14 +83,18 @@ class Markov(Model):
         self.outgoing.copy_(torch.from_numpy(total[starts[1:]] - total[starts[:-1]]))
 
     def check_weights(self) -> None:
-        """Refuse transitions that can't be: every index of ``score`` comes from them."""
+        """Check that the transitions are possible, since ``score`` takes its indices from them.
+
+        Raises:
+            ValueError: they are not.
+        """
         check_counts(self.counts, "counts")
         check_counts(self.times, "times")
         if not self.counts.any():
             raise ValueError("counts are all zero")
         width, keys = self.num_items + 1, self.keys
         if len(keys) != len(self.times):
-            raise ValueError(f"keys are {len(keys)} and times {len(self.times)}")
+            raise ValueError(f"there are {len(keys)} keys but {len(self.times)} times")
         if len(keys) and (
             int(keys[0]) < width or int(keys[-1]) >= width * width or (keys[1:] <= keys[:-1]).any()
             or (keys % width == 0).any() or int(self.times.min()) < 1
@@ -103,17 +107,17 @@ class Markov(Model):
             raise ValueError("starts or outgoing do not follow from keys and times")
 
     def encode(self, batch: Batch) -> Tensor:
-        """The item of each token itself, ``int64[T, 1]``."""
+        """The items themselves, ``int64[T, 1]``."""
         return batch.items[:, None]
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """``log P(item | last)`` in the shapes of the contract; -inf for the padding."""
+        """``log P(item | last)`` in the shapes of :meth:`Model.score`; -inf for the padding."""
         last = hidden[:, 0]
         prior = self._prior()
         norm = torch.log(self.outgoing[last].to(prior.dtype) + self.config.alpha)[:, None]
         if items is not None and items.dim() == 2:
             return torch.log(self._times_of(last[:, None] * (self.num_items + 1) + items) + prior[items]) - norm
-        # A row of the prior for everybody, and the few items that ever followed the last one over it.
+        # Start from the prior in every row, then overwrite the few items that ever followed the last one.
         if items is None:
             unique, again = None, None
             logits = torch.log(prior) - norm
@@ -137,7 +141,7 @@ class Markov(Model):
         return logits[:, again]
 
     def _times_of(self, keys: Tensor) -> Tensor:
-        """How often each transition occurred, in the shape of ``keys``."""
+        """Count of each transition, in the shape of ``keys``."""
         if len(self.keys) == 0:
             return torch.zeros_like(keys)
         place = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)

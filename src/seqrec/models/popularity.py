@@ -1,4 +1,4 @@
-"""Popularity: the same items for everybody, those with the most interactions first."""
+"""Popularity: the items with the most interactions, the same for everybody."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from seqrec.models.base import Model
 
 @dataclass(frozen=True)
 class PopularityConfig(Options):
-    """Nothing to set.
+    """Popularity has nothing to configure.
 
     Args:
         max_length: Number of most recent items of a history that the model is given; it uses none of them.
@@ -23,10 +23,10 @@ class PopularityConfig(Options):
 
 
 class Popularity(Model):
-    """Scores an item by its number of interactions in training (exact up to 2^24)."""
+    """Scores an item by its number of interactions in training, exactly up to 2^24."""
 
     Config = PopularityConfig
-    # A dot product would be rounded on hardware that multiplies in less than float32.
+    # A dot product would be rounded on hardware that multiplies with less precision than float32.
     FACTORED = False
     COUNTED = True
     config: PopularityConfig
@@ -44,22 +44,22 @@ class Popularity(Model):
         self.counts.copy_(torch.from_numpy(histories.item_counts()))
 
     def check_weights(self) -> None:
-        """Refuse counts that can't be."""
+        """Raise a ValueError if the counts are impossible."""
         check_counts(self.counts, "counts")
         if not self.counts.any():
             raise ValueError("counts are all zero")
 
     def encode(self, batch: Batch) -> Tensor:
-        """Ones, ``[T, 1]``: nothing of the history matters."""
+        """Ones, ``[T, 1]``, since scores do not depend on the history."""
         return torch.ones(len(batch.items), 1, device=batch.items.device)
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Counts as float32, in the shapes of the contract."""
+        """Counts as float32, in the shapes of :meth:`Model.score`."""
         return same_for_all(self.counts.float(), hidden, items)
 
 
 def same_for_all(values: Tensor, hidden: Tensor, items: Tensor | None) -> Tensor:
-    """Scores by ``values[I + 1]`` alone, whatever the hidden states ``[R, D]``."""
+    """The scores ``values[I + 1]`` in the shapes of :meth:`Model.score`, the same for all hidden states ``[R, D]``."""
     if items is None:
         return values.expand(len(hidden), -1)
     if items.dim() == 1:
@@ -68,6 +68,6 @@ def same_for_all(values: Tensor, hidden: Tensor, items: Tensor | None) -> Tensor
 
 
 def check_counts(counts: Tensor, name: str) -> None:
-    """Refuse ``int64`` counts below 0, or so many that their sum may overflow."""
+    """Raise a ValueError if ``int64`` counts are negative, or so large that their sum could overflow."""
     if len(counts) and (int(counts.min()) < 0 or int(counts.max()) > 2**62 // len(counts)):
         raise ValueError(f"{name} are out of range")

@@ -1,4 +1,4 @@
-"""Recent popularity: the same items for everybody, those with the most interactions of late first."""
+"""Recent popularity: the items with the most interactions in the last days of the log, the same for everybody."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,16 +14,16 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.popularity import check_counts, same_for_all
 
-_SECONDS_A_DAY = 86_400
+_SECONDS_PER_DAY = 86_400
 _HISTORIES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class RecentPopularityConfig(Options):
-    """How recent is recent.
+    """Which interactions count as recent.
 
     Args:
-        days: Number of days before the last interaction in training whose interactions count.
+        days: Number of days, up to the last interaction in training, whose interactions count.
         max_length: Number of most recent items of a history that the model is given; it uses none of them.
     """
 
@@ -32,10 +32,10 @@ class RecentPopularityConfig(Options):
 
 
 class RecentPopularity(Model):
-    """Scores an item by its interactions in the last days of training, and ties by those of all time.
+    """Scores an item by its interactions in the last days of the training log, and breaks ties by all interactions.
 
-    The score is the recent count plus a fraction below 1 that grows with the count of all time, so an
-    old favourite comes before an item that hardly anybody ever met when neither was met lately.
+    The score is the recent count plus a fraction below 1 that grows with the total count. Among items without recent
+    interactions, those that were popular before come first.
     """
 
     Config = RecentPopularityConfig
@@ -61,11 +61,11 @@ class RecentPopularity(Model):
         """
         dataset = histories.dataset
         if not dataset.has_timestamps:
-            raise InputError("the log has no timestamps, which recent popularity needs; use popularity")
+            raise InputError("recent-popularity needs timestamps, which the log does not have; use popularity")
         histories = histories.take(histories.lengths > 0)
         recent = np.zeros(self.num_items + 1, dtype=np.int64)
         if len(histories):
-            from_time = int(dataset.timestamps[histories.ends - 1].max()) - self.config.days * _SECONDS_A_DAY
+            from_time = int(dataset.timestamps[histories.ends - 1].max()) - self.config.days * _SECONDS_PER_DAY
             longest = int(histories.lengths.max())
             for start in range(0, len(histories), _HISTORIES_AT_ONCE):
                 batch = pack(histories.take(slice(start, start + _HISTORIES_AT_ONCE)), longest)
@@ -75,19 +75,19 @@ class RecentPopularity(Model):
         self.counts.copy_(torch.from_numpy(histories.item_counts()))
 
     def check_weights(self) -> None:
-        """Refuse counts that can't be."""
+        """Raise a ValueError if the counts are impossible."""
         check_counts(self.counts, "counts")
         check_counts(self.recent, "recent counts")
         if not self.counts.any() or (self.recent > self.counts).any():
-            raise ValueError("the recent counts do not fit those of all time")
+            raise ValueError("recent counts are higher than total counts, or all counts are zero")
 
     def encode(self, batch: Batch) -> Tensor:
-        """Ones, ``[T, 1]``: nothing of the history matters."""
+        """Ones, ``[T, 1]``, since scores do not depend on the history."""
         return torch.ones(len(batch.items), 1, device=batch.items.device)
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Recent count plus fraction as float32, in the shapes of the contract."""
-        # The fraction comes from the place of the count among the different counts, not from the count: those are few,
-        # so float32 tells them apart while the recent count times their number is below 2^24.
+        """Recent count plus fraction as float32, in the shapes of :meth:`Model.score`."""
+        # The fraction comes from the rank of the count among the distinct counts, not from the count itself. There are
+        # few distinct counts, so float32 can represent the sum while the recent count times their number is below 2^24.
         different, place = torch.unique(self.counts, return_inverse=True)
         return same_for_all(self.recent.float() + place.float() / len(different), hidden, items)

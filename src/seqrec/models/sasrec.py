@@ -23,13 +23,14 @@ class SASRecConfig(Options):
         max_length: Number of most recent items of a history that the model sees (n in the paper).
         embedding_dim: Width of the item embeddings and hidden states (d in the paper).
         num_blocks: Number of self-attention blocks (b in the paper).
-        num_heads: Number of attention heads; they divide the attention's width among them.
+        num_heads: Number of attention heads. They split ``attention_dim`` evenly.
         dropout: Dropout on the embedded input, the attention weights and the point-wise network. 0.5, as in the paper,
-            suits short histories; try 0.2 where users have a hundred items or more.
+            suits short histories; try 0.2 if most users have a hundred items or more.
         attention_dim: Width of queries, keys and values. By default ``embedding_dim``.
         feedforward_dims: Hidden widths of the point-wise network. By default one layer of ``embedding_dim``.
         norm: Place of the layer norm. paper: on the queries and on the input of the point-wise network, as in the
-            authors' code; pre: before each part, with the residual around both; post: after each residual.
+            authors' code; pre: before attention and before the network, inside the residual connection; post: after
+            each residual connection.
         random_start: Probability that training shows a random window of a history longer than ``max_length`` instead
             of its end, so that the model also learns from older items (as SSE-PT++ does, Wu et al. 2020).
         l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens.
@@ -47,13 +48,13 @@ class SASRecConfig(Options):
     l2: Weight = 0.0
 
     def check(self) -> None:
-        """Refuse heads that do not divide the attention's width."""
+        """Raise an InputError if ``num_heads`` does not divide ``attention_dim``."""
         width = self.attention_dim or self.embedding_dim
         if width % self.num_heads:
             raise InputError(f"attention_dim {width} is not a multiple of num_heads {self.num_heads}; give one that is")
 
     def resolved(self) -> "SASRecConfig":
-        """With the widths that follow from ``embedding_dim``."""
+        """A copy in which the widths that follow from ``embedding_dim`` are filled in."""
         dim = self.embedding_dim
         widths = {
             "attention_dim": self.attention_dim or dim,
@@ -75,24 +76,27 @@ class SASRecBlock(nn.Module):
         self.feedforward = FeedForward(dim, config.feedforward_dims or (dim,), config.dropout)
 
     def forward(self, x: Tensor, grouping: Grouping, last: Tensor | None = None) -> Tensor:
-        """Packed ``[T, D]`` to ``[T, D]``, or to ``[B, D]`` of the users' last tokens ``last int64[B]`` alone."""
-        parameters = self._compiled(x, last)
+        """Packed ``[T, D]`` to ``[T, D]``; with ``last int64[B]``, to ``[B, D]`` for the users' last tokens only."""
+        parameters = self._kernel_parameters(x, last)
         if parameters is not None:
-            return self._at_once(x, grouping, parameters, last is not None)
+            return self._run_kernel(x, grouping, parameters, last is not None)
         if self.norm == "paper":
-            queries = self.attention_norm(_chosen(x, last))
+            queries = self.attention_norm(_select(x, last))
             x = self.feedforward_norm(queries + self.attention(queries, x, grouping, last))
             return self.feedforward(x, x)
         if self.norm == "pre":
             normed = self.attention_norm(x)
-            x = _chosen(x, last) + self.attention(_chosen(normed, last), normed, grouping, last)
+            x = _select(x, last) + self.attention(_select(normed, last), normed, grouping, last)
             return self.feedforward(self.feedforward_norm(x), x)
-        queries = _chosen(x, last)
+        queries = _select(x, last)
         x = self.attention_norm(queries + self.attention(queries, x, grouping, last))
         return self.feedforward_norm(self.feedforward(x, x))
 
-    def _compiled(self, x: Tensor, last: Tensor | None) -> list[Tensor] | None:
-        """What the compiled loops take of a block that is as it was made, of the common shape; None of another."""
+    def _kernel_parameters(self, x: Tensor, last: Tensor | None) -> list[Tensor] | None:
+        """The parameters that ``kernels.block`` takes, or None if it cannot compute this block.
+
+        It computes blocks of the default shape, in which no layer has been replaced.
+        """
         attention, network = self.attention, self.feedforward
         layers = (attention.query, attention.key_value, *network.layers)
         norms = (self.attention_norm, self.feedforward_norm)
@@ -111,12 +115,12 @@ class SASRecBlock(nn.Module):
         parameters = [parameter for part in parts for parameter in part.parameters(recurse=False)]
         return parameters if kernels.usable(x, *parameters) else None
 
-    def _at_once(self, x: Tensor, grouping: Grouping, parameters: list[Tensor], last_only: bool) -> Tensor:
-        """What ``forward`` does, in one compiled pass, from the same random numbers."""
+    def _run_kernel(self, x: Tensor, grouping: Grouping, parameters: list[Tensor], last_only: bool) -> Tensor:
+        """The same as ``forward``, with the same random numbers, in one compiled pass."""
         attention, dropout = self.attention, self.feedforward.dropout
         words = None
         if dropout.active:
-            tokens, counts = len(x), (parameters[9].numel(), parameters[11].numel())  # the biases of the network
+            tokens, counts = len(x), (parameters[9].numel(), parameters[11].numel())  # sizes of the network's biases
             words = [attention.dropout.words(attention.num_heads * grouping.pairs)]
             words += [dropout.words(tokens * count) for count in counts]
         return kernels.block(
@@ -132,27 +136,27 @@ class SASRecBlock(nn.Module):
         )
 
 
-def _chosen(x: Tensor, tokens: Tensor | None) -> Tensor:
+def _select(x: Tensor, tokens: Tensor | None) -> Tensor:
     return x if tokens is None else x.index_select(0, tokens)
 
 
 def through_blocks(blocks: nn.ModuleList, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
-    """Packed ``[T, D]`` through all blocks; to ``[B, D]`` where only the users' last tokens are wanted.
+    """Packed ``[T, D]`` through all blocks; with ``last_only``, to ``[B, D]`` for the users' last tokens.
 
-    The last block then has no other queries to compute.
+    Only the last block can skip the other tokens: the blocks before it need them as keys.
     """
     grouping = group(batch)
     last = batch.last if last_only else None
     for number, block in enumerate(blocks, start=1):
         x = block(x, grouping, last if number == len(blocks) else None)
-    return x if len(blocks) else _chosen(x, last)
+    return x if len(blocks) else _select(x, last)
 
 
 class SASRec(Model):
     """The model of the paper: eq. 1 (embedding), 2 to 6 (blocks), 7 (dot product with the items).
 
-    Positions count from the end of the window, so the most recent item always stands at the last one,
-    as the left-padded sequences of the authors' code have it.
+    Positions count from the end of the window, so the most recent item always has the last one, as in the left-padded
+    sequences of the authors' code.
     """
 
     Config = SASRecConfig
@@ -160,13 +164,13 @@ class SASRec(Model):
     config: SASRecConfig
 
     def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users by their history alone
+        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config
         self.num_items = num_items
         self.random_start = config.random_start
         dim = config.embedding_dim
-        # No padding_idx: packed batches have no padding, for which torch would look through every gradient.
+        # No padding_idx: packed batches have no padding, and torch would search every gradient for it.
         self.item_embedding = nn.Embedding(num_items + 1, dim)
         self.position_embedding = nn.Embedding(config.max_length, dim)
         self.dropout = Dropout(config.dropout)
@@ -175,11 +179,11 @@ class SASRec(Model):
         self.reset()
 
     def reset(self) -> None:
-        """Draw the weights anew: Glorot for matrices as in the authors' code, narrow for the tables.
+        """Initialise the weights: Glorot's rule for matrices, as in the authors' code, and small values for the tables.
 
-        Adam moves a weight by about its learning rate a step, so wide tables stand still for many epochs:
-        with a standard deviation of 0.01, as Glorot's rule gives for some twenty thousand items, the
-        ranking of games.txt after 5 epochs is at 0.38 NDCG@10 (sampled), with 1 / sqrt(d) at 0.28.
+        Adam moves a weight by about the learning rate per step, so tables with large values hardly change for many
+        epochs. On games.txt, 5 epochs reach a sampled NDCG@10 of 0.38 with a standard deviation of 0.01, which is what
+        Glorot's rule gives for about twenty thousand items, and 0.28 with 1 / sqrt(d).
         """
         reset_layers(self)
         for table in (self.item_embedding, self.position_embedding):
@@ -192,7 +196,7 @@ class SASRec(Model):
         return self.final_norm(through_blocks(self.blocks, self._embedded(batch), batch, last_only=False))
 
     def encode_last(self, batch: Batch) -> Tensor:
-        """Hidden states ``[B, D]`` of each user's last token."""
+        """Hidden states ``[B, D]`` of the users' last tokens."""
         return self.final_norm(through_blocks(self.blocks, self._embedded(batch), batch, last_only=True))
 
     def _embedded(self, batch: Batch) -> Tensor:
@@ -204,7 +208,7 @@ class SASRec(Model):
         return self.item_embedding.weight
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """Embeddings ``[..., D]`` of some items."""
+        """Embeddings ``[..., D]`` of some items, ``int64[...]``."""
         return self.item_embedding(items)
 
     def penalty(self, batch: Batch) -> Tensor | None:

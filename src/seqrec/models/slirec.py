@@ -17,7 +17,7 @@ from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
 from seqrec.models.grouping import Grouping, group
 
-_CELLS = 2**20  # numbers in the widest layer of a block of scores: what stays in the cache
+_CELLS = 2**20  # numbers in the widest layer of a block of scores, so that it fits into the cache
 _DAY = 86_400
 
 
@@ -27,17 +27,17 @@ class SLiRecConfig(Options):
 
     Args:
         max_length: Number of most recent items of a history that the model sees.
-        embedding_dim: Width of the item embeddings (with the category's), of the short-term states and of both
+        embedding_dim: Width of the item embeddings (including the category's), of the short-term states and of both
             preferences.
         attention_dim: Width of the long-term attention.
         attention_length: Number of most recent short-term states that a candidate attends to, at most ``max_length``.
             The cost of scoring grows with it.
-        attention_hidden_dims: Hidden widths of the candidate's attention and of the fusion.
-        hidden_dims: Hidden widths of the network that predicts.
-        num_categories: Number of item categories to learn, the most frequent first. By default all that the item table
-            has (from --items, or a category column of the log); 0 turns them off.
-        category_dim: Part of ``embedding_dim`` that belongs to the category, where items have one.
-        dropout: Dropout on the embedded history and the hidden layers of the network that predicts.
+        attention_hidden_dims: Hidden widths of the candidate's attention network and of the fusion network.
+        hidden_dims: Hidden widths of the prediction network.
+        num_categories: Number of item categories to learn, the most frequent first. By default all in the item table
+            (from --items, or a category column of the log); 0 turns them off.
+        category_dim: Part of ``embedding_dim`` that is the category's embedding, if items have categories.
+        dropout: Dropout on the embedded history and on the hidden layers of the prediction network.
     """
 
     max_length: Length = 50
@@ -51,19 +51,19 @@ class SLiRecConfig(Options):
     dropout: Dropped = 0.2
 
     def check(self) -> None:
-        """Refuse categories that leave the item no width."""
+        """Raise an InputError if the category's embedding leaves no width for the item's."""
         if self.num_categories and self.category_dim >= self.embedding_dim:
             advice = f"give less than embedding_dim {self.embedding_dim}, or num_categories 0"
             raise InputError(f"category_dim is {self.category_dim}; {advice}")
 
 
 def log_interval(seconds: Tensor) -> Tensor:
-    """Time on a logarithmic scale: 0 for none, 1 for a day, 1.5 for a year."""
+    """Time on a logarithmic scale: 0 for 0 s, 1 for a day, 1.5 for a year."""
     return seconds.abs().to(torch.float32).log1p() / math.log1p(_DAY)
 
 
 class TimeLSTM(nn.Module):
-    """The short-term network with its time-aware controller; of the authors' code, ``Time4LSTMCell``.
+    """The short-term network with its time-aware controller (``Time4LSTMCell`` in the authors' code).
 
         delta_k = tanh(w_d d_k + b_d),   s_k = tanh(w_s e_k + b_s)
         T_delta = sigmoid(W_xd x_k + W_d delta_k + b),   T_s = sigmoid(W_xs x_k + W_s s_k + b)
@@ -73,8 +73,8 @@ class TimeLSTM(nn.Module):
 
     d_k is the interval since the last action, e_k the time since the first one of the window.
 
-    All that depends on the input alone is computed at once. The loop over time computes the users who are still
-    there, the longest histories first.
+    Everything that depends only on the input is computed in one go. The loop over time processes the users whose
+    histories have not ended, longest first.
     """
 
     def __init__(self, dim: int) -> None:
@@ -86,7 +86,7 @@ class TimeLSTM(nn.Module):
         self.last_gates = nn.Linear(dim, 2 * dim, bias=False)  # o, T_delta
         self.first_gates = nn.Linear(dim, 2 * dim, bias=False)  # o, T_s
 
-    @torch.compiler.disable  # as many steps as the longest history has
+    @torch.compiler.disable  # the number of steps changes with every batch
     def forward(self, x: Tensor, since_last: Tensor, since_first: Tensor, batch: Batch) -> Tensor:
         """States ``[T, D]`` of packed inputs ``[T, D]`` and intervals ``[T]``."""
         dim = x.shape[1]
@@ -100,12 +100,12 @@ class TimeLSTM(nn.Module):
         users = torch.argsort(lengths, descending=True, stable=True)
         rank = torch.empty_like(users)
         rank[users] = torch.arange(len(users), device=users.device)
-        present = torch.bincount(batch.positions)  # users at each step
+        present = torch.bincount(batch.positions)  # number of users at each step
         places = (present.cumsum(0) - present)[batch.positions] + rank[batch.rows]
         by_time = torch.empty_like(places)
         by_time[places] = torch.arange(len(places), device=places.device)
 
-        # In the order of time, so that a step is a slice.
+        # Ordered by time, so that a step is a slice.
         together = torch.cat([gates + still, cell, forget, write], dim=1).index_select(0, by_time)
         counts = present.tolist()
         weight = self.recurrent.weight.T
@@ -123,9 +123,10 @@ class TimeLSTM(nn.Module):
 
 
 class Network(nn.Module):
-    """Layers to one output, whose first can meet the parts of its input one by one.
+    """A network with one output. Its first layer can be applied to parts of the input separately.
 
-    The authors' output has a bias. ``bias`` leaves it out where only a softmax reads the output, which does not see it.
+    The authors' output layer has a bias. It can be left out if only a softmax reads the output, as a constant does not
+    change a softmax.
     """
 
     def __init__(self, width: int, hidden_dims: tuple[int, ...], activation: nn.Module, bias: bool) -> None:
@@ -136,7 +137,7 @@ class Network(nn.Module):
         self.activation = activation
 
     def parts(self, *widths: int) -> tuple[Tensor, ...]:
-        """The first layer's matrix by parts of the input."""
+        """The first layer's matrix, split by parts of the input."""
         return self.first.weight.split(widths, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,37 +150,39 @@ class Network(nn.Module):
 
 
 class SLiRec(Model):
-    """Long and short-term preferences, weighed anew for each candidate.
+    """Long-term and short-term preferences, weighted for each candidate.
 
-    Parts of the paper: the long-term preference is attentive asymmetric SVD, a weighted mean of the embedded
-    history; the short-term states come from an LSTM with a time-aware controller (:class:`TimeLSTM`); the
-    content-aware controller is the attention of the candidate over these states; adaptive fusion weighs both
-    preferences by ``alpha``, which sees the candidate, both preferences and the time; a network over the fused
-    preference and the candidate predicts. The hidden widths (80, 40) and the candidate's attention are those of
-    the authors' code (activations sigmoid, the candidate through a layer with PReLU); the network that predicts is
-    that of Microsoft's Recommenders, where the authors published the model again.
+    Parts of the paper:
 
-    What a candidate meets depends on the candidate, so this model has no vector of an item to multiply with.
-    ``encode`` gives what scoring needs, side by side: the long-term preference, the interval before the token, and
-    the last ``attention_length`` states with their ages and number.
+    - Long-term preference: attentive asymmetric SVD, a weighted mean of the embedded history.
+    - Short-term states: an LSTM with a time-aware controller (:class:`TimeLSTM`).
+    - Content-aware controller: attention of the candidate over these states. As in the authors' code, hidden layers
+      are (80, 40) wide with sigmoid activations, and the candidate passes through a layer with PReLU.
+    - Adaptive fusion: weights both preferences by ``alpha``, which depends on the candidate, both preferences and the
+      time.
+    - Prediction: a network over the fused preference and the candidate, as in Microsoft Recommenders, where the authors
+      published the model again.
 
-    Departures from the authors' code:
+    The preference depends on the candidate, so there is no item vector for a dot product. ``encode`` returns
+    everything that scoring needs, side by side: the long-term preference, the interval before the token, and the last
+    ``attention_length`` states with their number and ages.
 
-    - "Now" is the time of the token itself. The authors' is the time of the target, which is unknown when one
-      recommends. They compute the states of each prefix of a history anew, with its own "now"; here one pass gives
-      the states of all prefixes, so no state can know its distance to the prediction. Instead, the second gate
-      reads the time since the window's first action (which Recommenders gives to the other gate), the age of each
-      state enters the candidate's attention, and alpha sees the interval before the token.
-    - Intervals are log(1 + seconds). The authors cut off below half a day, where most intervals of some
-      logs lie.
-    - A candidate looks at the last ``attention_length`` states, not all, to bound the cost.
-    - The attention's input leaves out the difference of candidate and state, which its first layer
-      makes of the two if it wants to. No batch normalisation, which mixes users.
-    - Embeddings are multiplied by sqrt(d), so that narrow tables learn fast.
+    Differences from the authors' code:
 
-    Trained by the log loss of a target and one negative a position; that of the authors' code is one of sampled
-    negatives, too.
-    Losses that share negatives score each of them for each token here: give few.
+    - "Now" is the time of the token itself. The authors use the time of the target, which is unknown when recommending.
+      They compute the states of each prefix of a history separately, each with its own "now". Here one pass computes
+      the states of all prefixes, so no state can depend on its distance to the prediction. Instead, the second gate
+      reads the time since the window's first action (which Recommenders passes to the other gate), the age of each
+      state enters the candidate's attention, and alpha depends on the interval before the token.
+    - Intervals are log(1 + seconds). The authors treat intervals below half a day as equal, which in some logs are
+      most of them.
+    - A candidate attends to the last ``attention_length`` states, not to all, which bounds the cost.
+    - The input of the attention omits the difference of candidate and state, which its first layer can compute itself.
+    - There is no batch normalisation, which would mix users.
+    - Embeddings are multiplied by sqrt(d), so that tables with small initial values learn fast.
+
+    The default loss is the log loss of a target and one negative per position; the authors' code also uses sampled
+    negatives. With losses that share negatives, each negative is scored for each token, so give few of them.
     """
 
     Config = SLiRecConfig
@@ -193,33 +196,33 @@ class SLiRec(Model):
     categories: Tensor
 
     def __init__(self, config: SLiRecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users by their history alone
+        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config
         self.num_items = num_items
         dim = config.embedding_dim
-        of_item = dim - config.category_dim if config.num_categories else dim
-        self.item_embedding = nn.Embedding(num_items + 1, of_item, padding_idx=0)
+        item_dim = dim - config.category_dim if config.num_categories else dim
+        self.item_embedding = nn.Embedding(num_items + 1, item_dim, padding_idx=0)
         if config.num_categories:
             self.category_embedding = nn.Embedding(config.num_categories + 1, config.category_dim)
-            # Floats, which a running mean of the weights can average.
+            # Floats, so that averaging of the weights works on this buffer too.
             self.register_buffer("categories", torch.zeros(num_items + 1))
         self.long_attention = Network(dim, (config.attention_dim,), nn.Tanh(), bias=False)
         self.short_term = TimeLSTM(dim)
         self.query = nn.Linear(dim, dim)
         self.query_activation = nn.PReLU(dim, init=0.1)
-        # state, candidate, product; age
+        # inputs: state, candidate, their product, age
         self.attention = Network(3 * dim + 1, config.attention_hidden_dims, nn.Sigmoid(), bias=False)
-        # candidate, long, short; interval
+        # inputs: candidate, long-term and short-term preference, interval
         self.fusion = Network(3 * dim + 1, config.attention_hidden_dims, nn.Sigmoid(), bias=True)
-        # candidate, preference
+        # inputs: candidate, preference
         hidden = nn.Sequential(nn.ReLU(), Dropout(config.dropout))
         self.prediction = Network(2 * dim, config.hidden_dims, hidden, bias=True)
         self.dropout = Dropout(config.dropout)
         self.reset()
 
     def reset(self) -> None:
-        """Draw the weights anew: Glorot for matrices, narrow for the tables (see :meth:`SASRec.reset`)."""
+        """Initialise the weights: Glorot for matrices, small values for the tables (see :meth:`SASRec.reset`)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -233,29 +236,34 @@ class SLiRec(Model):
         with torch.no_grad():
             for stacked in (self.short_term.input, self.short_term.recurrent, self.short_term.last_gates,
                             self.short_term.first_gates):  # fmt: skip
-                for part in stacked.weight.split(dim):  # several matrices, multiplied at once
+                for part in stacked.weight.split(dim):  # each part is a matrix of its own
                     nn.init.xavier_uniform_(part)
-            self.short_term.input.bias[dim : 2 * dim] = 1.0  # to remember at first
+            self.short_term.input.bias[dim : 2 * dim] = 1.0  # so that the LSTM starts by remembering
             self.item_embedding.weight[0] = 0
 
     def set_categories(self, categories: Tensor) -> None:
-        """Set the category of each item: ``int64[I + 1]`` from 1 to ``num_categories``, 0 where none is known.
+        """Set the category of each item: ``int64[I + 1]`` from 1 to ``num_categories``, or 0 if it is unknown.
 
         The categories are saved with the weights.
 
         Raises:
-            ValueError: the shape is another, or a category is out of range.
+            ValueError: the shape is wrong, or a category is out of range.
         """
         if not self.config.num_categories:
-            raise ValueError("num_categories is 0; build the model with as many as there are")
+            raise ValueError("num_categories is 0; build the model with the number of categories")
         if categories.shape != (self.num_items + 1,):
             raise ValueError(f"categories has the shape {tuple(categories.shape)}; give ({self.num_items + 1},)")
         if int(categories.min()) < 0 or int(categories.max()) > self.config.num_categories:
-            raise ValueError(f"categories go from {int(categories.min())} to {int(categories.max())}")
+            low, high = int(categories.min()), int(categories.max())
+            raise ValueError(f"categories are from {low} to {high}; give 0 to {self.config.num_categories}")
         self.categories.copy_(categories)
 
     def check_weights(self) -> None:
-        """Refuse categories that are out of range."""
+        """Check the categories too.
+
+        Raises:
+            ValueError: a table is zero everywhere, or a category is out of range.
+        """
         super().check_weights()
         if self.config.num_categories:
             low, high = (float(value) for value in self.categories.aminmax())
@@ -263,7 +271,7 @@ class SLiRec(Model):
                 raise ValueError("categories are out of range")
 
     def vectors(self, items: Tensor) -> Tensor:
-        """Embeddings ``[..., D]`` of items, those of their categories behind."""
+        """Embeddings ``[..., D]`` of items: the item's own, followed by its category's."""
         vectors = self.item_embedding(items)
         if self.config.num_categories:
             vectors = torch.cat([vectors, self.category_embedding(self.categories[items].long())], dim=-1)
@@ -271,14 +279,14 @@ class SLiRec(Model):
 
     @property
     def slots(self) -> int:
-        """How many short-term states a hidden state has place for (A)."""
+        """Number of short-term states that a hidden state can hold (A)."""
         return min(self.config.attention_length, self.config.max_length)
 
     def encode(self, batch: Batch) -> Tensor:
-        """What scoring needs, ``[T, D + 2 + A + A * D]``.
+        """Hidden states ``[T, D + 2 + A + A * D]``.
 
-        The long-term preference, the interval before the token, the number of states, their ages, and the
-        states themselves, the last one first.
+        They hold the long-term preference, the interval before the token, the number of short-term states, the ages
+        of these, and the states themselves, most recent first.
         """
         x = self.dropout(self.vectors(batch.items))
         total = len(batch.items)
@@ -298,13 +306,13 @@ class SLiRec(Model):
         return torch.cat([long, since_last[:, None], count, ages, seen.flatten(1)], dim=1)
 
     def _long_term(self, x: Tensor, grouping: Grouping) -> Tensor:
-        """``sum_k a_k x_k`` over the tokens up to each, ``a = softmax(u . tanh(W x_k + b))``: ``[T, D]``."""
+        """``sum_k a_k x_k`` over the tokens up to each token, ``a = softmax(u . tanh(W x_k + b))``: ``[T, D]``."""
         logits = self.long_attention(self.long_attention.first(x))
         logits_G = grouping.spread(logits).transpose(1, 2)
         return grouping.collect(torch.bmm((logits_G + grouping.mask.to(x.dtype)).softmax(dim=2), grouping.spread(x)))
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Logits of items, as :meth:`Model.score` has it; in blocks, since each pair needs many numbers."""
+        """Logits in the shapes of :meth:`Model.score`, computed in blocks, since each logit needs many numbers."""
         if items is None:
             items = torch.arange(self.num_items + 1, device=hidden.device)
         candidates = self.vectors(items)
@@ -315,12 +323,12 @@ class SLiRec(Model):
         parts = []
         for low in range(0, rows, height):
             block = hidden[low : low + height]
-            mine = candidates if items.dim() == 1 else candidates[low : low + height]
-            parts.append(torch.cat([self._score_block(block, part) for part in mine.split(width, dim=-2)], dim=1))
+            own = candidates if items.dim() == 1 else candidates[low : low + height]
+            parts.append(torch.cat([self._score_block(block, part) for part in own.split(width, dim=-2)], dim=1))
         return torch.cat(parts) if parts else hidden.new_zeros(rows, columns)
 
     def _score_block(self, hidden: Tensor, candidates: Tensor) -> Tensor:
-        """Logits ``[R, C]`` of candidates ``[C, D]`` for all rows or ``[R, C, D]`` for each."""
+        """Logits ``[R, C]`` of candidates, ``[C, D]`` for all rows or ``[R, C, D]`` for each row."""
         dim, slots, rows = self.config.embedding_dim, self.slots, len(hidden)
         long, interval, count, ages, flat = hidden.split([dim, 1, 1, slots, slots * dim], dim=1)
         states = flat.view(rows, slots, dim)
@@ -338,7 +346,7 @@ class SLiRec(Model):
         return logits
 
     def _short_term(self, states: Tensor, ages: Tensor, count: Tensor, candidates: Tensor) -> Tensor:
-        """``sum_k a_k h_k``, of candidates' own weights ``a``: ``[R, C, D]``. Only real states are computed."""
+        """``sum_k a_k h_k`` with each candidate's weights ``a``: ``[R, C, D]``. Empty slots are skipped."""
         dim = self.config.embedding_dim
         row, slot = (torch.arange(self.slots, device=count.device) < count).nonzero(as_tuple=True)
         state, age = states[row, slot], ages[row, slot][:, None]
@@ -347,7 +355,7 @@ class SLiRec(Model):
         x = (F.linear(state, of_state, self.attention.first.bias) + F.linear(age, of_age))[:, None]
         by_query = F.linear(query, of_query)
         if candidates.dim() == 2:
-            # A matrix for each state, which all candidates meet.
+            # One matrix per state, multiplied with all candidates.
             x = x + by_query + torch.matmul(query, state[:, :, None] * of_product.T)
         else:
             x = x + by_query[row] + F.linear(query[row] * state[:, None], of_product)

@@ -13,7 +13,7 @@ from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, reset_layers, split_heads
 from seqrec.models.grouping import Grouping, group
 
-# Longer than any interval, and small enough that millions of users of a batch fit above it in 64 bits.
+# Longer than any interval in seconds, and small enough that millions of multiples of it fit into 64 bits.
 _NO_INTERVAL = 2**42
 
 
@@ -25,9 +25,9 @@ class TiSASRecConfig(Options):
         max_length: Number of most recent items of a history that the model sees (n in the paper).
         embedding_dim: Width of the item embeddings and hidden states (d in the paper).
         num_blocks: Number of self-attention blocks.
-        num_heads: Number of attention heads; they divide ``embedding_dim`` among them.
-        time_span: Longest time interval, in multiples of the user's shortest; longer ones count as this (k in the
-            paper).
+        num_heads: Number of attention heads. They split ``embedding_dim`` evenly.
+        time_span: Longest time interval, in multiples of the user's shortest one; longer intervals count as this long
+            (k in the paper).
         dropout: Dropout on the embedded input, the tables of positions and intervals, the attention weights and the
             point-wise network.
         l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens.
@@ -42,7 +42,7 @@ class TiSASRecConfig(Options):
     l2: Weight = 0.0
 
     def check(self) -> None:
-        """Refuse heads that do not divide the width."""
+        """Raise an InputError if ``num_heads`` does not divide ``embedding_dim``."""
         if self.embedding_dim % self.num_heads:
             raise InputError(
                 f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
@@ -54,19 +54,19 @@ def scaled_intervals(batch: Batch, queries: Tensor, keys: Tensor, time_span: int
 
         r_ij = min(time_span, floor(|t_i - t_j| / r_min)),    r_min: the user's shortest interval that is not 0
 
-    r_min is taken over the tokens up to the query i alone. A query before any interval has r_ij = 0.
+    r_min is taken only over the tokens up to the query i. If they have no interval above 0, r_ij is 0.
 
     Args:
-        batch: whose timestamps are compared.
-        queries: ``int64[P]`` tokens i.
-        keys: ``int64[P]`` tokens j of the same users.
-        time_span: the longest interval that is told from longer ones.
+        batch: batch with timestamps.
+        queries: tokens i, ``int64[P]``.
+        keys: tokens j of the same users, ``int64[P]``.
+        time_span: longest interval; longer ones count as this long.
     """
     times = batch.timestamps
     gaps = torch.zeros_like(times)
     gaps[1:] = (times[1:] - times[:-1]).abs()
     gaps = torch.where((batch.positions > 0) & (gaps > 0), gaps, _NO_INTERVAL).clamp_(max=_NO_INTERVAL)
-    # A running minimum that starts anew with each user: every user's values lie above those of all before.
+    # A running minimum that restarts with each user: an offset per user keeps the users' values apart.
     floor = batch.rows * (_NO_INTERVAL + 1)
     shortest = floor - (floor - gaps).cummax(dim=0).values
     intervals = (times[queries] - times[keys]).abs_()
@@ -75,10 +75,11 @@ def scaled_intervals(batch: Batch, queries: Tensor, keys: Tensor, time_span: int
 
 @dataclass(frozen=True)
 class Pairs:
-    """The P pairs of a query and a key that attention looks at, in all H heads: ``int64[H * P]`` each.
+    """The P pairs of a query and a key that attention uses, for all H heads.
 
-    ``cells`` are the places of pairs among the scores ``[H * G, C, C]``; ``buckets`` the places of (query,
-    interval) in ``[H, T, R]``.
+    ``cells int64[H * P]`` are the flat indices of the pairs in the scores ``[H * G, C, C]``, and ``buckets
+    int64[H * P]`` the flat indices of their (query, interval) in ``[H, T, R]``. ``mask float32[H * G, C, C]`` is
+    that of the grouping, repeated for each head.
     """
 
     grouping: Grouping
@@ -88,7 +89,7 @@ class Pairs:
 
 
 def pairs_of(batch: Batch, num_heads: int, time_span: int) -> Pairs:
-    """All pairs of a token and one of its user up to it."""
+    """All pairs of a token (query) and a token of the same user up to it (key)."""
     grouping = group(batch)
     total, width = len(batch.items), grouping.width
     counts = batch.positions + 1
@@ -112,8 +113,9 @@ class TimeAttention(nn.Module):
         z_i = sum_j a_ij (x_j W_V + r^V_ij + p^V_j),    a_ij = softmax_j(e_ij),
         e_ij = x_i W_Q (x_j W_K + r^K_ij + p^K_j) / sqrt(d)
 
-    No vector of a pair is ever made: a query is multiplied with all R vectors of intervals at once, of which each
-    pair picks its product; and the weights of a query are summed by interval before they meet the values.
+    Pairs never get vectors of their own, which would take too much memory: a query is multiplied with all R interval
+    vectors, and each pair picks its product; the weights of a query are summed per interval, then multiplied with the
+    values.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
@@ -124,14 +126,14 @@ class TimeAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, queries: Tensor, keys: Tensor, positions: Tensor, intervals: Tensor, pairs: Pairs) -> Tensor:
-        """Attend.
+        """Mix the values of the tokens that each query sees.
 
         Args:
             queries: packed ``[T, D]``.
             keys: packed ``[T, D]``.
-            positions: ``[T, 2 * D]``, p^K and p^V of the tokens.
-            intervals: ``[R, 2 * D]``, r^K and r^V of all intervals.
-            pairs: who looks at whom.
+            positions: p^K and p^V of the tokens, ``[T, 2 * D]``.
+            intervals: r^K and r^V of all intervals, ``[R, 2 * D]``.
+            pairs: the pairs of a query and a key.
 
         Returns:
             ``[T, D]``.
@@ -158,7 +160,7 @@ class TimeAttention(nn.Module):
 
 
 class TiSASRecBlock(nn.Module):
-    """Attention and a point-wise network with residuals and norms, as SASRec's ``paper`` block has them."""
+    """Attention and a point-wise network, with residuals and norms as in SASRec with ``norm="paper"``."""
 
     def __init__(self, config: TiSASRecConfig) -> None:
         super().__init__()
@@ -176,23 +178,28 @@ class TiSASRecBlock(nn.Module):
 
 
 class TiSASRec(Model):
-    """SASRec whose attention knows positions and time intervals, by vectors added to keys and to values.
+    """SASRec with positions and time intervals in its attention, as vectors added to the keys and the values.
 
-    Parts of the paper: personalised intervals, section 3.2 (:func:`scaled_intervals`); embeddings of items,
-    positions and intervals, the latter two with one table for keys and one for values, section 3.3, shared by
-    all blocks as in the authors' code; attention and point-wise network, section 3.4; dot product with the
-    items, section 3.5. Positions count from the end of the window, as in left-padded sequences.
+    Parts of the paper:
 
-    Where the paper and the authors' code differ, this follows the code: item embeddings are multiplied by
-    sqrt(d); the residuals go past the norms as in SASRec's code. r_min leaves out intervals of 0, as in the
-    code; as in the paper, times are not rounded to whole multiples of r_min before they are subtracted.
-    Departures from both:
+    - Personalised intervals (section 3.2): :func:`scaled_intervals`.
+    - Embeddings of items, positions and intervals (section 3.3). Positions and intervals have one table for keys and
+      one for values, shared by all blocks as in the authors' code. Positions count from the end of the window, as in
+      left-padded sequences.
+    - Attention and point-wise network (section 3.4).
+    - Dot product with the items (section 3.5).
 
-    - r_min is the shortest interval up to the query instead of the whole sequence's, in which a later interaction
-      would reach back to earlier predictions.
-    - Dropout on the vectors of intervals draws once a batch for all pairs, whose vectors are never made.
+    The paper and the authors' code differ. As in the code, item embeddings are multiplied by sqrt(d), residual
+    connections start after the norms as in SASRec's code, and r_min ignores intervals of 0. As in the paper, times are
+    not rounded to multiples of r_min before they are subtracted.
 
-    Without times in the log, timestamps are the places of the lines, so intervals say how many lines lie between.
+    Differences from both:
+
+    - r_min is the shortest interval up to the query, not of the complete sequence, so that later interactions do not
+      affect earlier predictions.
+    - Dropout on the interval vectors is drawn once per batch, not per pair, as pairs have no vectors of their own.
+
+    If the log has no timestamps, line numbers take their place, and an interval is a number of lines.
     """
 
     Config = TiSASRecConfig
@@ -201,13 +208,13 @@ class TiSASRec(Model):
     config: TiSASRecConfig
 
     def __init__(self, config: TiSASRecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users by their history alone
+        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config
         self.num_items = num_items
         dim = config.embedding_dim
         self.item_embedding = nn.Embedding(num_items + 1, dim)
-        # Keys' vectors beside values'. The intervals' table is read whole, so it is none to look rows up in.
+        # Vectors for keys and values side by side. All intervals are used at every step, so they need no look-up table.
         self.position_embedding = nn.Embedding(config.max_length, 2 * dim)
         self.interval_vectors = nn.Parameter(torch.empty(config.time_span + 1, 2 * dim))
         self.dropout = Dropout(config.dropout)
@@ -216,7 +223,7 @@ class TiSASRec(Model):
         self.reset()
 
     def reset(self) -> None:
-        """Draw the weights anew: Glorot for matrices, narrow for the tables (see :meth:`SASRec.reset`)."""
+        """Initialise the weights: Glorot for matrices, small values for the tables (see :meth:`SASRec.reset`)."""
         reset_layers(self)
         for table in (self.item_embedding.weight, self.position_embedding.weight, self.interval_vectors):
             nn.init.normal_(table, std=0.01)

@@ -1,1 +1,1 @@
-"""Ranking: scores, the best items, metrics and the protocols that use them."""
+"""Ranking: scores, best items, metrics and evaluation protocols."""

@@ -1,4 +1,4 @@
-"""Protocols: from a model and targets to a table of metrics with confidence intervals."""
+"""Evaluation protocols: metrics of a model on targets, with confidence intervals."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from seqrec.ranking import metrics, scoring, statistics
 from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, rank, require_numbers
 
 Protocol = Literal["full", "sampled"]
-# Negatives of so many targets come from one seed. Changing it changes every sampled result.
+# Number of targets whose negatives are drawn with one seed. Changing it changes every sampled result.
 _DRAWN_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of one model by name, such as ``ndcg@10``, and their 95 % intervals."""
+    """Metrics of one model by name, such as ``ndcg@10``, and their 95 % confidence intervals."""
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -31,22 +31,22 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation(Scores):
-    """What :func:`evaluate` found.
+    """The result of :func:`evaluate`.
 
     Args:
         protocol: ``full`` or ``sampled``.
-        split: the name of what was predicted: ``valid`` or ``test``.
-        users: how many targets, one a user.
+        split: name of the targets: ``valid`` or ``test``.
+        users: number of targets, one per user.
         seen: whether items of the history were ``removed`` from the ranking or ``kept``.
-        negatives: how many the target was ranked against; None for the full catalogue.
-        seed: of the negatives, and of the bootstrap for the interval of the coverage.
-        unreachable: targets that are in the history already while items of the history are removed: no
-            list can hold them, and each counts as a miss. 0 in the sampled protocol, whose target is
-            always a candidate.
-        cold: targets that never occur in training.
-        fewest_negatives: the least that a user really had, where some left fewer unseen; None for full.
-        seconds: time that all of it took, baselines too.
-        baselines: the same for other models on the same targets and negatives.
+        negatives: number of negatives that a target was ranked against; None for ``full``.
+        seed: seed of the negatives, and of the bootstrap for the coverage's interval.
+        unreachable: number of targets that are in the user's history while such items are removed. No list can contain
+            them, so they count as misses. 0 for ``sampled``, where the target is always a candidate.
+        cold: number of targets without interactions in training.
+        fewest_negatives: lowest number of negatives of any user, as there may be fewer unseen items than ``negatives``;
+            None for ``full``.
+        seconds: time of the evaluation, including the baselines.
+        baselines: metrics of other models on the same targets and negatives.
     """
 
     protocol: Protocol
@@ -62,7 +62,7 @@ class Evaluation(Scores):
     baselines: dict[str, Scores] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON has it; intervals are ``[low, high]``."""
+        """All fields as types that JSON has. Intervals are ``[low, high]``."""
         found = asdict(self)
         for scores in (found, *found["baselines"].values()):
             scores["intervals"] = {name: list(ends) for name, ends in scores["intervals"].items()}
@@ -83,30 +83,31 @@ def evaluate(
     split: str = "test",
     batch_size: int = 512,
 ) -> Evaluation:
-    """Rank each target among its candidates, for all users: none are sampled.
+    """Rank the target of every user among its candidates, and compute metrics.
 
-    ``full`` ranks the target in the whole catalogue, without the items of the history unless ``keep_seen``. ``sampled``
-    ranks it against ``negatives`` different items, drawn uniformly from those that the user never met in the whole log
-    (Kang & McAuley 2018, section IV-A). Its values are much higher and can even order models differently (Krichene &
-    Rendle 2020): compare them only with other sampled ones.
+    ``full`` ranks the target in the complete catalogue, without the items of the history unless ``keep_seen``.
+    ``sampled`` ranks it against ``negatives`` different items, drawn uniformly from the items that the user never
+    interacted with in the log (Kang & McAuley 2018, section IV-A). Its values are much higher and can even order models
+    differently (Krichene & Rendle 2020), so compare them only with other sampled ones.
 
-    Metrics: ``hr@k``, ``recall@k``, ``ndcg@k`` and ``mrr@k`` for each k, and ``mrr``; the full protocol, which alone
-    makes lists, adds ``coverage@k``, ``popularity@k`` and ``novelty@k`` (:mod:`seqrec.ranking.metrics`). Intervals are
-    over users (:mod:`seqrec.ranking.statistics`): they show what other users would change, not another training.
+    Metrics: ``hr@k``, ``recall@k``, ``ndcg@k`` and ``mrr@k`` for each k, and ``mrr``. ``full`` also makes lists, and
+    adds ``coverage@k``, ``popularity@k`` and ``novelty@k`` (:mod:`seqrec.ranking.metrics`). Confidence intervals are
+    over users (:mod:`seqrec.ranking.statistics`): they show how much results vary between samples of users, not between
+    training runs.
 
     Args:
-        model: any model; its ``config.max_length`` says how much of a history it sees.
-        targets: one per user.
-        train_counts: ``int64[I + 1]``, interactions of each item in training.
+        model: any model; it sees the last ``config.max_length`` items of each history.
+        targets: one target per user.
+        train_counts: interactions of each item in training, ``int64[I + 1]``.
         protocol: ``full`` or ``sampled``.
-        negatives: of the sampled protocol. They depend on the seed and the targets alone, so all models and batch
-            sizes meet the same ones. Users who left fewer items unseen have those.
-        seed: of the negatives, and of the bootstrap for the interval of the coverage.
+        negatives: number of negatives per target for ``sampled``. They depend only on the seed and the targets, so they
+            are the same for all models and batch sizes. If fewer items are left for a user, all of them are used.
+        seed: seed of the negatives, and of the bootstrap for the coverage's interval.
         k: lengths of the lists.
-        keep_seen: whether the items of the history are ranked too. The sampled protocol never draws them.
+        keep_seen: whether the items of the history are ranked too. ``sampled`` never draws them.
         baselines: other models by name.
-        split: a name for the targets, for the report.
-        batch_size: users encoded and scored at once.
+        split: name of the targets, for the report.
+        batch_size: number of users encoded and scored at once.
 
     Raises:
         InputError: no targets, an unknown protocol, or scores that are not numbers.
@@ -126,7 +127,7 @@ def evaluate(
 
 
 def _cutoffs(k: Sequence[int]) -> list[int]:
-    """Lengths of the lists, in order."""
+    """Different lengths of the lists, in ascending order."""
     cutoffs = sorted(set(k))
     if not cutoffs or cutoffs[0] < 1:
         raise InputError(f"the lengths of the lists are {tuple(k)}; give 1 or more for each")
@@ -134,7 +135,7 @@ def _cutoffs(k: Sequence[int]) -> list[int]:
 
 
 def _facts(targets: Targets, train_counts: np.ndarray, negatives: int | None) -> dict[str, Any]:
-    """What an evaluation says of its targets."""
+    """The fields of an evaluation that describe the targets."""
     return {
         "users": len(targets),
         "negatives": negatives,
@@ -158,7 +159,7 @@ def _scores(ranking: "_Ranking", cutoffs: Sequence[int], train_counts: np.ndarra
 
 
 def _interval(name: str, values: np.ndarray, most_novel: float) -> tuple[float, float]:
-    """Of the mean of a metric, ``float64[M, 1]``."""
+    """Interval of the mean of a metric with the values ``float64[M, 1]``."""
     if name.startswith(("popularity", "novelty")):
         ends = statistics.mean_intervals(values, 1.0 if name.startswith("popularity") else most_novel)
     else:
@@ -176,10 +177,10 @@ def ranks(
     keep_seen: bool = False,
     batch_size: int = 512,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``greater int64[M], ties int64[M]`` of each target, as :mod:`seqrec.ranking.metrics` takes them.
+    """The rank of each target as ``greater int64[M]`` and ``ties int64[M]``; see :mod:`seqrec.ranking.metrics`.
 
-    The arguments are those of :func:`evaluate`. Rows of two models with the same arguments belong
-    together, for a paired test.
+    Arguments are as for :func:`evaluate`. With the same arguments, rows of different models belong to the same user, so
+    they can be compared in a paired test.
     """
     negatives = _checked(targets, protocol, negatives, seed)
     drawn = negatives if protocol == "sampled" else None
@@ -189,7 +190,7 @@ def ranks(
 
 @dataclass
 class _Ranking:
-    """Ranks and lists of one model, filled block by block."""
+    """Ranks and lists from one model, filled block by block."""
 
     greater: np.ndarray  # int64[M]
     ties: np.ndarray  # int64[M]
@@ -198,14 +199,14 @@ class _Ranking:
 
 
 def _fewest(targets: Targets, negatives: int) -> int:
-    """The least number of negatives that a target met: users may have left fewer items unseen."""
+    """Lowest number of negatives of any target, as there may be fewer items that the user has not seen."""
     data = targets.histories.dataset
-    met = np.bincount(np.unique(data.seen_keys) // (data.num_items + 1), minlength=data.num_users)
-    return int(min(negatives, data.num_items - met[targets.histories.users].max()))
+    seen = np.bincount(np.unique(data.seen_keys) // (data.num_items + 1), minlength=data.num_users)
+    return int(min(negatives, data.num_items - seen[targets.histories.users].max()))
 
 
 def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
-    """How many negatives there can be at most, of arguments that are right."""
+    """Check the arguments, and limit the number of negatives to the size of the catalogue."""
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
     if protocol not in ("full", "sampled"):
@@ -216,8 +217,8 @@ def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
         if negatives < 1:
             raise InputError(f"negatives is {negatives}; give 1 or more")
         if (targets.histories.users < 0).any():
-            raise ValueError("the sampled protocol needs users of the dataset, to know what they never met")
-    return min(negatives, targets.histories.dataset.num_items)  # more than the catalogue has change nothing
+            raise ValueError("the sampled protocol needs users of the dataset, to know what they have not seen")
+    return min(negatives, targets.histories.dataset.num_items)
 
 
 def _rank(
@@ -229,7 +230,7 @@ def _rank(
     top: int,
     batch_size: int,
 ) -> list[_Ranking]:
-    """Ranks of all models, in one walk over the users so that negatives are drawn once."""
+    """Ranks from all models, in one pass over the users, so that negatives are drawn only once."""
     count = len(targets)
     rankings = [
         _Ranking(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, top), np.int32)) for _ in models
@@ -255,7 +256,7 @@ def _rank(
 
 
 def _draw(targets: Targets, negatives: int, seed: int, first_block: int) -> np.ndarray:
-    """``int64[M, negatives]``, 0 where the user left fewer; a seed for each block of targets."""
+    """Negatives ``int64[M, negatives]``, 0 if fewer items are left for the user. Each block of targets has a seed."""
     data = targets.histories.dataset
     users = np.asarray(targets.histories.users, dtype=np.int64)
     blocks = [
@@ -275,7 +276,7 @@ def _rank_sampled(
     model: Model, states: Tensor, targets: Targets, drawn: np.ndarray, batch_size: int, into: _Ranking
 ) -> None:
     candidates = np.column_stack([targets.items.astype(np.int64), drawn])
-    # Each candidate of each user needs a vector of its own here; few enough of them stay in the cache.
+    # Every candidate of every user needs a separate vector here. The number of rows keeps them in the cache.
     rows = max(1, min(batch_size, scoring.CELLS // 16 // (candidates.shape[1] * states.shape[1])))
     for start in range(0, len(targets), rows):
         chosen = slice(start, start + rows)
@@ -295,22 +296,23 @@ def _rank_full(
     catalogue: Catalogue, states: Tensor, targets: Targets, keep_seen: bool, batch_size: int, into: _Ranking
 ) -> None:
     items = targets.items.astype(np.int64)
-    met = np.zeros(len(targets), dtype=bool)
+    unreachable = np.zeros(len(targets), dtype=bool)
     seen = None
     if not keep_seen:
         rows, seen_items = seen = targets.histories.flat()
-        met[rows[seen_items == items[rows]]] = True
+        unreachable[rows[seen_items == items[rows]]] = True
     k = into.lists.shape[1]
     found = rank(catalogue, states, k, left_out=seen, targets=items, batch_size=batch_size)
     assert found.greater is not None
     assert found.ties is not None
-    into.unreachable += int(met.sum())
+    into.unreachable += int(unreachable.sum())
     into.lists[:] = catalogue.items_of(found.columns)
-    into.greater[:], into.ties[:] = np.where(met, -1, found.greater), np.where(met, 0, found.ties)
+    into.greater[:] = np.where(unreachable, -1, found.greater)
+    into.ties[:] = np.where(unreachable, 0, found.ties)
 
 
 def _per_user(ranking: _Ranking, cutoffs: Sequence[int], train_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics by name, ``float64[M]`` each."""
+    """Values ``float64[M]`` of each metric, by name."""
     names = [*(f"{name}@{k}" for k in cutoffs for name in metrics.FUNCTIONS), "mrr"]
     found = {name: metrics.named(name, ranking.greater, ranking.ties) for name in names}
     for k in cutoffs if ranking.lists.shape[1] > 0 else ():

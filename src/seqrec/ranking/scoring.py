@@ -1,4 +1,4 @@
-"""Encode histories, and rank the catalogue by their states: the one place where scores are computed and compared."""
+"""Encodes histories and ranks the catalogue for them. All scores are computed and compared here."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +15,18 @@ from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 
-CELLS = 2**24  # scores held at once: 64 MiB
-USERS_AT_ONCE = 8192  # histories encoded before their items are scored
-ATTENTION_CELLS = 2**24  # users times squared length in a batch, which is what attention holds
-# The compiled loop scores whole panels of states, so fewer than these are ranked sooner by one product of matrices.
+CELLS = 2**24  # number of scores held at once: 64 MiB
+USERS_AT_ONCE = 8192  # number of histories encoded before scoring
+ATTENTION_CELLS = 2**24  # highest number of users times squared length in a batch: the size of the attention weights
+# The compiled loop pads states to blocks, so for fewer states than this a plain matrix product is faster.
 FEW = 8
 
-Pairs = tuple[np.ndarray, np.ndarray]  # rows in rising order and, for each, an item or a column: two int64
+Pairs = tuple[np.ndarray, np.ndarray]  # sorted rows, and an item or a column for each: two int64[P]
 
 
 @contextmanager
 def evaluation_mode(model: Model) -> Iterator[None]:
-    """Evaluation mode without gradients; a model that was in training is so again afterwards."""
+    """Put the model into evaluation mode, without gradients. Its training mode is restored afterwards."""
     was_training = model.training
     if was_training:
         model.eval()
@@ -39,7 +39,7 @@ def evaluation_mode(model: Model) -> Iterator[None]:
 
 
 def device_of(model: Model) -> torch.device:
-    """Where the model's weights are."""
+    """The device of the model's weights."""
     for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -48,18 +48,18 @@ def device_of(model: Model) -> torch.device:
 def last_states(model: Model, histories: Histories, *, max_length: int | None = None, batch_size: int = 512) -> Tensor:
     """The hidden state ``[M, D]`` after each history, on the model's device.
 
-    Users of similar length are encoded together, fewer at once where histories are long. The model must be in
-    evaluation mode, see :func:`evaluation_mode`.
+    Histories of similar length are encoded together, in smaller batches if they are long. The model must be in
+    evaluation mode; see :func:`evaluation_mode`.
 
     Raises:
-        ValueError: a history is empty; it has no state.
+        ValueError: a history is empty.
     """
     max_length = max_length or int(model.config.max_length)
     lengths = np.minimum(histories.lengths, max_length)
     if len(lengths) and lengths.min() < 1:
         raise ValueError("an empty history has no state; leave it out")
     device = device_of(model)
-    if len(lengths) == 1:  # nothing to put in order: what a server asks for most
+    if len(lengths) == 1:  # skip the sorting for the most frequent request of a server
         return model.encode_last(pack(histories, max_length).to(device))
     order = np.argsort(lengths, kind="stable")[::-1].copy()
     parts: list[Tensor] = []
@@ -79,12 +79,12 @@ def last_states(model: Model, histories: Histories, *, max_length: int | None = 
 
 
 class Catalogue:
-    """The items that states are scored against. Nothing in it changes, so any number of threads may use one.
+    """The items to score, one column of scores each. It is immutable, so threads can share it.
 
     Args:
-        model: in evaluation mode.
-        items: ``int64[C]`` that columns stand for, sorted; by default all, with the padding in column 0.
-        vectors: ``[C, D]`` to multiply states with; by default those of the model, where it is factored.
+        model: the model, in evaluation mode.
+        items: sorted items of the columns, ``int64[C]``. By default all items, with the padding in column 0.
+        vectors: vectors to multiply states with, ``[C, D]``. By default those of the model, if it is factored.
     """
 
     def __init__(self, model: Model, items: np.ndarray | None = None, vectors: Tensor | None = None) -> None:
@@ -98,19 +98,19 @@ class Catalogue:
         self.vectors = None if vectors is None else at_least_float32(vectors)
 
     def only(self, items: np.ndarray) -> "Catalogue":
-        """Some of all items, ``int64[C]``, sorted."""
+        """A catalogue of only these items, sorted ``int64[C]``; for a catalogue of all items."""
         vectors = None if self.vectors is None else self.vectors[torch.from_numpy(items).to(self.device)]
         return Catalogue(self.model, items, vectors)
 
     @property
     def rows(self) -> int:
-        """How many states may be scored at once, so that memory is bounded."""
+        """Number of states to score at once, so that memory is bounded."""
         # A model that is not factored may need a vector for each score.
         cells = CELLS if self.vectors is not None else CELLS // 16
         return max(1, cells // max(1, self.columns))
 
     def columns_of(self, pairs: Pairs) -> Pairs:
-        """Rows and columns, from rows and items; without the items that are not here."""
+        """Pairs of a row and a column from pairs of a row and an item. Items without a column are left out."""
         rows, items = pairs
         if self.items is None:
             return rows, items.astype(np.int64, copy=False)
@@ -122,7 +122,7 @@ class Catalogue:
         return rows[there], place[there]
 
     def items_of(self, columns: np.ndarray) -> np.ndarray:
-        """Items of columns, ``int64`` of any shape; 0 for -1."""
+        """The items of columns, ``int64`` of any shape; 0 for column -1."""
         if self.items is None:
             return np.maximum(columns, 0)
         if len(self.items) == 0:
@@ -130,7 +130,7 @@ class Catalogue:
         return np.where(columns >= 0, self.items[columns], 0)
 
     def score(self, states: Tensor, memory: Tensor) -> Tensor:
-        """Scores ``[R, C]``, free to be changed; in ``memory[>= R * C]`` where the model is factored."""
+        """Scores ``[R, C]``, which the caller may overwrite. A factored model writes them to ``memory[>= R * C]``."""
         if self.vectors is not None:
             out = memory[: len(states) * self.columns].view(len(states), self.columns)
             return torch.mm(at_least_float32(states), self.vectors.T, out=out)
@@ -139,12 +139,12 @@ class Catalogue:
 
 
 class Ranking(NamedTuple):
-    """What :func:`rank` finds for R states."""
+    """The result of :func:`rank` for R states."""
 
-    columns: np.ndarray  # int64[R, k] of the best, by score and then by column; -1 where there are fewer
-    scores: np.ndarray  # float32[R, k]; -inf where there are fewer
-    greater: np.ndarray | None  # int64[R], columns that score above the target; -1 where it scores -inf
-    ties: np.ndarray | None  # int64[R], other columns that score as the target does
+    columns: np.ndarray  # int64[R, k], best first, ties by column; -1 if there are fewer
+    scores: np.ndarray  # float32[R, k]; -inf if there are fewer
+    greater: np.ndarray | None  # int64[R], number of columns that score above the target; -1 if the target scores -inf
+    ties: np.ndarray | None  # int64[R], number of other columns with the target's score
 
 
 def rank(
@@ -157,18 +157,18 @@ def rank(
     targets: np.ndarray | None = None,
     batch_size: int = 512,
 ) -> Ranking:
-    """Score the catalogue by each state; find the best and, where there are targets, how many come before them.
+    """Score the catalogue for each state, and find the best columns and the ranks of targets.
 
-    Compiled loops do it where there are any, a tile of states and items at a time; torch does it in blocks of states.
+    The compiled loops compute scores in tiles of states and items; torch computes them in blocks of states.
 
     Args:
-        catalogue: what is scored.
-        states: ``[R, D]``, of :func:`last_states`.
-        k: how many of the best are wanted; may be 0, or more than there are.
-        left_out: rows and columns that don't count. A target that is left out has a rank of no meaning.
-        denied: ``int64``, columns that don't count for anybody. The padding never does.
-        targets: ``int64[R]``, the column of each state's target.
-        batch_size: states scored at once by torch, at most.
+        catalogue: items to score.
+        states: hidden states ``[R, D]`` from :func:`last_states`.
+        k: number of best columns to find; may be 0, or more than there are.
+        left_out: pairs of a row and a column to ignore. If a target is among them, its rank has no meaning.
+        denied: columns to ignore in all rows, ``int64``. The padding is always ignored.
+        targets: column of each state's target, ``int64[R]``. None if ranks are not needed.
+        batch_size: highest number of states that torch scores at once.
 
     Raises:
         InputError: a score is not a number.
@@ -220,9 +220,9 @@ def _rank_compiled(
 def _rank_block(
     scores: Tensor, left_out: Pairs | None, denied: np.ndarray, targets: np.ndarray | None, into: Ranking
 ) -> None:
-    """Rank ``scores[R, C]``, which change."""
+    """Rank ``scores[R, C]``, which are overwritten."""
     device = scores.device
-    # The target's score comes out of the same matrix: computed apart, it could differ in the last bit.
+    # The target's score must come from the same matrix: computed separately, it could differ in the last bit.
     target = None if targets is None else scores.gather(1, torch.from_numpy(targets).to(device)[:, None])
     scores[:, torch.from_numpy(denied).to(device)] = -torch.inf
     if left_out is not None:
@@ -235,18 +235,18 @@ def _rank_block(
     if target is None or into.greater is None or into.ties is None:
         return
     greater, ties = _count(scores, target)
-    # What scores -inf is never recommended: a miss, not a tie with all that was left out.
+    # An item with score -inf is never recommended, so as a target it is a miss, not a tie with the ignored items.
     never = (target[:, 0] == -torch.inf).cpu().numpy()
     into.greater[:], into.ties[:] = np.where(never, -1, greater), np.where(never, 0, ties)
 
 
 def _count(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Scores above and, the target itself left out, equal to ``target[R, 1]`` in each row."""
+    """The number of scores above ``target[R, 1]`` and, besides the target itself, equal to it, in each row."""
     if scores.device.type != "cpu":
         above, equal = (scores > target).sum(dim=1), (scores == target).sum(dim=1)
         return above.cpu().numpy(), equal.cpu().numpy() - 1
-    # One row at a time stays in the processor's cache, and numpy counts booleans without widening them: a tenth of the
-    # time that torch takes for the whole block.
+    # A single row stays in the processor's cache, and numpy counts booleans without widening them. This takes a tenth
+    # of torch's time for all rows.
     greater = np.empty(len(scores), dtype=np.int64)
     ties = np.empty(len(scores), dtype=np.int64)
     values, all_scores = target[:, 0].numpy(), scores.numpy()
@@ -259,7 +259,7 @@ def _count(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def largest(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k highest of each row of ``scores[R, C]``: ``columns int64[R, k]``, ``values float32[R, k]``.
 
-    Ordered by value, then by column; -1 and -inf where there are fewer than k above -inf.
+    They are sorted by value, highest first, then by column. -1 and -inf follow if fewer than k are above -inf.
 
     Raises:
         InputError: a score is NaN.
@@ -269,7 +269,7 @@ def largest(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     if rows == 0 or width == 0:
         return columns, values
     k = min(k, width)
-    # One more than is wanted shows where the last place is shared. Of so few, numpy makes less work than torch.
+    # One more than k shows whether the last place is tied. For so few numbers numpy is faster than torch.
     top, place = (part.cpu().numpy() for part in torch.topk(scores, min(k + 1, width), dim=1))
     require(not np.isnan(top[:, 0]).any())  # NaN sorts first
     if k < width:
@@ -282,15 +282,15 @@ def largest(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _settle_ties(scores: Tensor, top: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """The columns of the first k of k + 1 highest, the lowest of those that equal the k-th value.
+    """The columns of the first k of the k + 1 highest; among columns that tie for the last place, the lowest ones.
 
-    ``torch.topk`` takes any of them. Rows where none is left outside need nothing.
+    ``torch.topk`` returns arbitrary ones of them. Only rows in which a tied column is left out need a correction.
     """
     k = top.shape[1] - 1
     cut = top[:, k - 1]
     tied = np.flatnonzero((cut == top[:, k]) & (cut > -np.inf)).tolist()
     if tied:
-        # A few rows as a rule; all of them for a model that scores by counts.
+        # Usually only a few rows, but all of them for a model that scores by counts.
         all_scores = scores.cpu().numpy()
         for row in tied:
             above = np.count_nonzero(top[row, :k] > cut[row])
@@ -299,16 +299,16 @@ def _settle_ties(scores: Tensor, top: np.ndarray, place: np.ndarray) -> np.ndarr
 
 
 def require_numbers(scores: Tensor) -> None:
-    """Raise an InputError where a score is NaN."""
+    """Raise an InputError if a score is NaN."""
     require(not bool(scores.isnan().any()))
 
 
 def require(numbers: bool) -> None:
     """Raise an InputError unless all scores are numbers."""
     if not numbers:
-        raise InputError("the model gives scores that are not numbers; its training diverged; lower the learning rate")
+        raise InputError("the model's scores are not numbers: its training diverged; lower the learning rate")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32; wider types as they are."""
+    """Half precision converted to float32; wider types unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

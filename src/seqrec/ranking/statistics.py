@@ -1,4 +1,4 @@
-"""Intervals and tests over users."""
+"""Confidence intervals and tests over users."""
 
 import math
 from statistics import NormalDist
@@ -7,29 +7,30 @@ import numpy as np
 
 from seqrec.ranking.metrics import coverage
 
-DOUBT = 8.0  # users; about 2 z^2, which holds the level of MRR among a few hundred users better than less does
+DOUBT = 8.0  # users; about 2 z^2. With less, intervals of MRR over a few hundred users keep their level less well
 
 
 def gain_intervals(values: np.ndarray, *, level: float = 0.95) -> np.ndarray:
-    """Intervals of the means of gains between 0 and 1, such as hits or NDCG, over users.
+    """Confidence intervals of the means of gains between 0 and 1, such as hits or NDCG, over users.
 
     For hits and misses this is the interval of Agresti & Coull 1998: Wilson's score interval (1927) with the variance
-    at its centre in place of that at its ends. It holds its level where hits are few too (Brown, Cai & DasGupta 2001).
+    at its centre instead of at its ends. It keeps its level even with few hits (Brown, Cai & DasGupta 2001).
 
         n' = n + z^2,    m' = (n m + z^2 / 2) / n',    m' -+ z sqrt(m' (1 - m') / n')
 
-    Other gains vary less than hits and misses of the same mean would, by the factor ``phi = s^2 / (m (1 - m))``, and
-    count as ``n / phi`` users (Kish 1965; Korn & Graubard 1998). As a few users say little of how much all vary, s^2 is
-    that of the sample and of ``DOUBT`` more users of the same mean, with hits and misses alone; so a width is never 0.
-    Percentiles of a bootstrap, which have never seen the hits that a sample lacks, hold a level of 95 % in 64 % of
-    samples of 100 users with 1 % of hits.
+    Other gains vary less than hits and misses with the same mean, by the factor ``phi = s^2 / (m (1 - m))``, so n users
+    count as ``n / phi`` (Kish 1965; Korn & Graubard 1998). The variance of a few users is a poor estimate, so s^2 is
+    that of the sample plus ``DOUBT`` users with the same mean and only hits and misses. The width is therefore never 0.
+
+    Percentiles of a bootstrap would be wrong for rare hits, because no resample contains hits that the sample lacks: at
+    a level of 95 %, with 100 users and 1 % of hits, only 64 % of such intervals contain the true mean.
 
     Args:
-        values: ``float64[U, n]``, a column per metric.
-        level: how often the interval is to hold the true mean.
+        values: gains, ``float64[U, n]``, a column per metric.
+        level: probability with which the interval should contain the true mean.
 
     Returns:
-        ``float64[n, 2]``: lower and upper end.
+        Lower and upper ends, ``float64[n, 2]``.
     """
     users, _ = values.shape
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -43,27 +44,27 @@ def gain_intervals(values: np.ndarray, *, level: float = 0.95) -> np.ndarray:
 
 
 def difference_intervals(differences: np.ndarray, *, level: float = 0.95) -> np.ndarray:
-    """Intervals of the means of differences of two gains, each between -1 and 1, over users.
+    """Confidence intervals of the means of differences of two gains, each between -1 and 1, over users.
 
-    What was gained and what was lost have an interval each (:func:`gain_intervals`), and these are put together as in
-    Newcombe 1998 (method 10, for the paired difference of two rates; Zou & Donner 2008): with d = g - l, the
-    intervals [g1, g2] and [l1, l2] and the correlation r of both over users,
+    Positive parts (gains, mean g) and negative parts (losses, mean l) have an interval each (:func:`gain_intervals`).
+    They are combined as in Newcombe 1998 (method 10, for the paired difference of two rates; Zou & Donner 2008). With
+    d = g - l, the intervals [g1, g2] and [l1, l2], and the correlation r of both parts over users:
 
         d - sqrt((g - g1)^2 - 2 r (g - g1) (l2 - l) + (l2 - l)^2)    to
         d + sqrt((g2 - g)^2 - 2 r (g2 - g) (l - l1) + (l - l1)^2)
 
     Args:
-        differences: ``float64[U, n]``, a row per user, a column per comparison.
-        level: how often the interval is to hold the true mean.
+        differences: differences, ``float64[U, n]``, a row per user, a column per comparison.
+        level: probability with which the interval should contain the true mean.
 
     Returns:
-        ``float64[n, 2]``: lower and upper end.
+        Lower and upper ends, ``float64[n, 2]``.
     """
     gained, lost = np.maximum(differences, 0.0), np.maximum(-differences, 0.0)
     gain, loss = gained.mean(axis=0), lost.mean(axis=0)
     (gain_low, gain_high), (loss_low, loss_high) = (gain_intervals(part, level=level).T for part in (gained, lost))
     spread = gained.std(axis=0) * lost.std(axis=0)
-    # Nobody gains and loses at once, so the mean of the product is 0.
+    # No user has both a gain and a loss, so the mean of the product is 0.
     correlation = np.divide(-gain * loss, spread, out=np.zeros_like(spread), where=spread > 0).clip(-1.0, 0.0)
 
     def joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -76,16 +77,16 @@ def difference_intervals(differences: np.ndarray, *, level: float = 0.95) -> np.
 
 
 def mean_intervals(values: np.ndarray, highest: float, *, level: float = 0.95) -> np.ndarray:
-    """Intervals of the means of other quantities over users, by Student's t.
+    """Confidence intervals of the means of other quantities over users, by Student's t.
 
     Args:
-        values: ``float64[U, n]`` from 0 to ``highest``, a column per metric; NaN where a user has no value, and the
-            mean is over those who have.
-        highest: what no mean is above; with fewer than two users the interval is all that is possible.
-        level: how often the interval is to hold the true mean.
+        values: values from 0 to ``highest``, ``float64[U, n]``, a column per metric. NaN means that a user has no
+            value; the mean is over the others.
+        highest: upper limit of the mean. With fewer than two users, the interval is from 0 to this.
+        level: probability with which the interval should contain the true mean.
 
     Returns:
-        ``float64[n, 2]``: lower and upper end.
+        Lower and upper ends, ``float64[n, 2]``.
     """
     known = ~np.isnan(values)
     counts = known.sum(axis=0)
@@ -103,9 +104,9 @@ def coverage_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval of :func:`coverage` over users, for this number of users.
 
-    A resample holds about 63 % of the users, so it covers fewer items than all of them do: the bias of
-    its coverage is taken out by centring the spread of the resamples on the estimate. The interval says
-    how much the coverage of as many other users would differ, not what more users would cover.
+    A resample contains about 63 % of the users, so it covers fewer items than the full sample. To remove this bias, the
+    spread of the resamples is centred on the estimate. The interval shows how the coverage varies between samples of
+    the same number of users, not what more users would cover.
     """
     users = len(lists)
     resamples = _affordable(resamples, users, least=50)
@@ -121,15 +122,17 @@ def coverage_interval(
 
 
 def paired_t_test(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p-values of the paired t-test (Student 1908), ``float64[n]``, a column a comparison.
+    """Two-sided p-values of the paired t-test (Student 1908).
+
+    The test assumes that the mean over users is approximately normal, not that the differences are. Of the tests in use
+    for rankings it has the fewest errors (Urbano et al. 2019; Smucker et al. 2007).
 
     Args:
-        differences: ``float64[U, n]``, the metric of one model minus that of another, a row a user. The test
-            asks for the mean of so many users to be about normal, not for the differences themselves; of the
-            tests in use for rankings it errs least (Urbano et al. 2019; Smucker et al. 2007).
+        differences: metric of one model minus that of another, ``float64[U, n]``, a row per user, a column per
+            comparison.
 
     Returns:
-        1 where nothing speaks against equality: no difference at all, or fewer than two users.
+        p-values ``float64[n]``; 1 if there are no differences, or fewer than two users.
     """
     users, width = differences.shape
     if users < 2:
@@ -140,7 +143,7 @@ def paired_t_test(differences: np.ndarray) -> np.ndarray:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values adjusted for being n, ``float64[n]``: Holm 1979, which bounds the chance of any false finding."""
+    """p-values adjusted for n tests, ``float64[n]``. They bound the probability of any false positive (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
@@ -148,14 +151,14 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each column over the rows that are not NaN, ``float64[n]``; 0 where there are none."""
+    """Mean of each column over the values that are not NaN, ``float64[n]``; 0 if there are none."""
     known = ~np.isnan(values)
     total: np.ndarray = np.where(known, values, 0.0).sum(axis=0)
     return total / np.maximum(known.sum(axis=0), 1)
 
 
 def _t_quantile(level: float, freedom: int) -> float:
-    """What Student's t is within, above and below 0, with this probability."""
+    """The bound that Student's t stays within, on both sides of 0, with this probability."""
     low, high = 0.0, 1.0
     while _t_tails(high, 1.0, freedom) > 1 - level:
         low, high = high, 2 * high
@@ -210,6 +213,6 @@ def _affordable(resamples: int, users: int, least: int) -> int:
 
 
 def _ends(samples: np.ndarray, level: float) -> np.ndarray:
-    """``[2, n]``: the percentiles that leave half of the rest on either side."""
+    """The ends ``[2, n]`` of the central interval of the samples with this probability."""
     ends: np.ndarray = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return ends

@@ -1,4 +1,4 @@
-"""Ranked items as frames for people: what recommend and similar show, here and nowhere else."""
+"""Recommendations and similar items as data frames, with titles."""
 
 from collections.abc import Generator, Iterator
 
@@ -23,15 +23,15 @@ def recommended_tables(
     size: int,
     progress: bool,
 ) -> Generator[pl.DataFrame, None, None]:
-    """The frame of each block of people, made when it is asked for.
+    """The frame of each block of people, computed on demand.
 
     Args:
-        model: which the blocks come from; in evaluation mode while one is made.
-        dataset: which names the items.
+        model: model that computes the blocks; it is in evaluation mode while it does.
+        dataset: dataset with the ids and titles of the items.
         asked: ids of all people.
-        blocks: items and scores of ``size`` people each, as :func:`recommended_table` takes them.
-        size: people per block.
-        progress: whether to show a bar, on a terminal.
+        blocks: items and scores of ``size`` people each, as for :func:`recommended_table`.
+        size: number of people per block.
+        progress: whether to show a progress bar, if this is a terminal.
     """
     served = 0
     starts = range(0, max(len(asked), 1), size)
@@ -42,24 +42,24 @@ def recommended_tables(
             frame = recommended_table(dataset, asked[start : start + size], *next(blocks))
         served += int((frame["rank"] == 1).sum())
         yield frame
-        del frame  # or it would stay while the next one is made
+        del frame  # free its memory before the next one is computed
     if left := len(asked) - served:
         warn(
-            f"nothing is left to recommend to {left:,} of {len(asked):,}; keep_seen (--keep-seen) leaves more",
+            f"no items are left to recommend to {left:,} of {len(asked):,}; keep_seen (--keep-seen) allows more",
             UnknownIdWarning,
         )
 
 
 def recommended_table(dataset: Dataset, asked: pl.Series, items: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
-    """Recommendations as a frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by person and rank.
+    """Recommendations as a frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), sorted by person and rank.
 
-    Where titles are known, ``title`` stands beside the ids.
+    If titles are known, ``title`` follows ``item_id``.
 
     Args:
-        dataset: which names the items.
+        dataset: dataset with the ids and titles of the items.
         asked: ids of M people.
-        items: indices ``int64[M, k]``, best first; 0 where nothing is left.
-        scores: ``float32[M, k]``.
+        items: item indices ``int64[M, k]``, best first; 0 if no item is left.
+        scores: scores ``float32[M, k]``.
     """
     there = items > 0
     rows, places = np.nonzero(there)
@@ -75,15 +75,15 @@ def recommended_table(dataset: Dataset, asked: pl.Series, items: np.ndarray, sco
 
 
 def similar_table(dataset: Dataset, indices: np.ndarray, found: np.ndarray, cosines: np.ndarray) -> pl.DataFrame:
-    """Neighbours as a frame ``item_id``, ``similar_item_id``, ``score``, ``rank`` (from 1).
+    """Similar items as a frame ``item_id``, ``similar_item_id``, ``score``, ``rank`` (from 1).
 
-    Where titles are known, ``title`` and ``similar_title`` stand beside the ids.
+    If titles are known, ``title`` and ``similar_title`` follow the ids.
 
     Args:
-        dataset: which names the items.
-        indices: ``int64[M]``.
-        found: indices ``int64[M, k]`` of their neighbours, nearest first.
-        cosines: ``float32[M, k]``.
+        dataset: dataset with the ids and titles of the items.
+        indices: item indices ``int64[M]``.
+        found: indices of their neighbours ``int64[M, k]``, nearest first.
+        cosines: cosines ``float32[M, k]``.
     """
     k = found.shape[1]
     return pl.DataFrame(

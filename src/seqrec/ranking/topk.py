@@ -1,4 +1,4 @@
-"""The best k items after each history, the most popular ones, and those nearest to an item."""
+"""The best k items after each history, the most popular items, and the items nearest to an item."""
 
 import numpy as np
 import torch
@@ -25,26 +25,26 @@ def best(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k items that the model scores highest after each history, best first.
 
-    Items of equal score come in the order of their indices, the lower first.
+    Items with equal scores are in the order of their indices, lowest first.
 
     Args:
-        model: any model; its training flag is as before afterwards.
-        histories: M histories. After an empty one, which no model can score, nothing is recommended.
-        k: items per history; may be more than the catalogue has.
-        max_length: items of a history that the model sees; by default its ``config.max_length``.
-        keep_seen: recommend items of the history too. Otherwise none of the whole history is
-            recommended, whether or not the model sees all of it, and nothing that the user met in interactions
-            that the filters of :class:`PrepareConfig` dropped.
-        allow: item indices; only these are recommended. Zeros (unknown ids) are ignored.
-        deny: item indices; these are not recommended.
-        batch_size: users encoded at once, and scored at once where the compiled loops don't run.
+        model: any model. Its training flag is restored afterwards.
+        histories: M histories. Nothing is recommended after an empty one, which no model can score.
+        k: number of items per history; may be larger than the catalogue.
+        max_length: number of items of a history that the model sees. By default its ``config.max_length``.
+        keep_seen: whether to recommend items of the history too. Otherwise no item of the complete history is
+            recommended, even if the model sees only a part of it, and no item of the user's interactions that the
+            filters of :class:`PrepareConfig` dropped.
+        allow: indices of the only items to recommend. Zeros (unknown ids) are ignored.
+        deny: indices of items not to recommend.
+        batch_size: number of users encoded at once, and scored at once if the compiled loops are not available.
 
     Returns:
-        ``items int64[M, k]`` and ``scores float32[M, k]``; 0 and -inf where no candidate is left.
+        ``items int64[M, k]`` and ``scores float32[M, k]``; 0 and -inf if fewer candidates are left.
 
     Raises:
         InputError: a score is not a number.
-        ValueError: k below 1, or item indices outside the catalogue.
+        ValueError: k is below 1, or an item index is outside the catalogue.
     """
     allowed, denied = candidates(model.num_items, allow, deny)
     ways = {"max_length": max_length, "keep_seen": keep_seen, "batch_size": batch_size}
@@ -62,13 +62,13 @@ def best_of(
     keep_seen: bool = False,
     batch_size: int = 512,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What :func:`best` gives, of a catalogue that was made once; in inference mode.
+    """The same as :func:`best`, with an existing catalogue. Call it in inference mode.
 
     Args:
-        catalogue: the items that are recommended, and the model that scores them.
-        histories: as for :func:`best`, and so are the arguments that are not named here.
+        catalogue: items to recommend, and the model that scores them.
+        histories: as for :func:`best`.
         k: as for :func:`best`.
-        denied: sorted items that are not recommended; of a catalogue of all items.
+        denied: sorted items not to recommend; only for a catalogue of all items.
         max_length: as for :func:`best`.
         keep_seen: as for :func:`best`.
         batch_size: as for :func:`best`.
@@ -82,31 +82,31 @@ def best_of(
         rows = scorable[start : start + scoring.USERS_AT_ONCE]
         part = histories.take(rows)
         states = last_states(catalogue.model, part, max_length=max_length, batch_size=batch_size)
-        left_out = None if keep_seen else catalogue.columns_of(met(part))
+        left_out = None if keep_seen else catalogue.columns_of(seen_items(part))
         found = rank(catalogue, states, k, left_out=left_out, denied=denied, batch_size=batch_size)
         items[rows], scores[rows] = catalogue.items_of(found.columns), found.scores
     return items, scores
 
 
 def by_popularity(counts: np.ndarray) -> np.ndarray:
-    """All items, ``int64[I]``, those with the most interactions first; ``counts int64[I + 1]`` says how many."""
+    """All items ``int64[I]``, by number of interactions ``counts int64[I + 1]``, highest first."""
     return np.argsort(-counts[1:], kind="stable") + 1
 
 
 def most_popular(
     order: np.ndarray, counts: np.ndarray, k: int, allowed: np.ndarray | None, denied: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first k items of :func:`by_popularity` that the filters leave, for people of whom nothing is known.
+    """The k most popular items that the filters leave, for people without a known history.
 
     Args:
-        order: of :func:`by_popularity`.
-        counts: as there.
-        k: how many.
-        allowed: of :func:`candidates`, and so is ``denied``.
-        denied: sorted items.
+        order: result of :func:`by_popularity`.
+        counts: number of interactions of each item, ``int64[I + 1]``.
+        k: number of items.
+        allowed: allowed items from :func:`candidates`.
+        denied: denied items from :func:`candidates`.
 
     Returns:
-        ``items int64[k]`` and ``scores float32[k]``, which are the counts; 0 and -inf where fewer are left.
+        ``items int64[k]``, and their counts as ``scores float32[k]``; 0 and -inf if fewer items are left.
     """
     if allowed is not None:
         left = allowed[np.argsort(-counts[allowed], kind="stable")][:k]
@@ -119,18 +119,18 @@ def most_popular(
 
 
 def unit_vectors(model: Model) -> Tensor:
-    """Output vectors of length 1, ``float32[I + 1, D]``; without a bias, which says nothing of likeness."""
+    """Output vectors normalised to length 1, ``float32[I + 1, D]``, without a bias column."""
     vectors = model.item_vectors().float()
     return F.normalize(vectors[:, :-1] if model.BIAS_COLUMN else vectors, dim=1)
 
 
 def nearest(catalogue: Catalogue, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k other items nearest to each of ``items int64[M]`` by the cosine of their vectors, nearest first.
+    """The k other items nearest to each item by the cosine of their vectors, nearest first.
 
     Args:
-        catalogue: of all items, with the vectors of :func:`unit_vectors`.
-        items: indices.
-        k: neighbours per item.
+        catalogue: catalogue of all items, with the vectors of :func:`unit_vectors`.
+        items: item indices, ``int64[M]``.
+        k: number of neighbours per item.
 
     Returns:
         ``items int64[M, k]`` and ``cosines float32[M, k]``.
@@ -145,10 +145,10 @@ def nearest(catalogue: Catalogue, items: np.ndarray, k: int) -> tuple[np.ndarray
     return np.concatenate([part.columns for part in parts]), np.concatenate([part.scores for part in parts])
 
 
-def met(histories: Histories) -> Pairs:
-    """What the people of M histories have met, as rows in rising order and items: two ``int64``.
+def seen_items(histories: Histories) -> Pairs:
+    """The items that the people of M histories have seen, as sorted rows and items, two ``int64[P]``.
 
-    That is all of each history and, of users of the dataset, what its filters dropped.
+    These are all items of each history and, for users of the dataset, those that its filters dropped.
     """
     rows, items = histories.flat()
     data = histories.dataset
@@ -165,16 +165,16 @@ def met(histories: Histories) -> Pairs:
 
 
 def check_k(k: int, most: int) -> None:
-    """Raise an InputError where k is no whole number from 1 to ``most``."""
+    """Raise an InputError unless k is a whole number from 1 to ``most``."""
     check_whole("k", k, least=1)
     if k > most:
-        raise InputError(f"k is {k}, more than there are items to choose from ({most}); give at most {most}")
+        raise InputError(f"k is {k}, but there are only {most} items to choose from; give at most {most}")
 
 
 def candidates(
     num_items: int, allow: np.ndarray | None, deny: np.ndarray | None
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Sorted allowed items or None for all, and the sorted denied ones that are still to be left out."""
+    """Sorted allowed items (None for all), and sorted denied items that the allowed ones do not already exclude."""
     denied = _known(num_items, deny) if deny is not None else np.empty(0, dtype=np.int64)
     if allow is None:
         return None, denied
