@@ -142,7 +142,7 @@ def test_what_was_understood_of_the_items_is_shown(
     assert "columns ignored: empty (empty)\nitems described: 11 of 12\n" in out
     assert errors == (
         "warning: items.csv: items without a description: 1 of 12 (i11); "
-        "descriptions of items that are not in the log, or that its filters drop: 1 (x9), ignored\n"
+        "ignored descriptions of items that are not in the log or were filtered out: 1 (x9)\n"
     )
     facts = strict_json((place / "facts.json").read_text())["log"]["items"]
     assert facts["columns"] == {"item": "item_id", "title": "title", "categories": "genres"}
@@ -178,7 +178,7 @@ def test_a_title_column_of_the_log_is_used(place: Path, capsys: pytest.CaptureFi
     [
         (None, "items.csv: No such file"),
         ("", "items.csv: is empty"),
-        ("item_id,title\nx,Title\n", "describes no item of the catalogue: its column 'item_id' holds ids such as 'x'"),
+        ("item_id,title\nx,Title\n", "describes no item of the catalogue: its column 'item_id' holds ids like 'x'"),
     ],
 )
 def test_items_that_are_no_use(
@@ -404,7 +404,7 @@ def test_users_have_the_type_of_the_log(place: Path, capsys: pytest.CaptureFixtu
     assert main(["recommend", "numbers", "--users", "3", "anna", "-k", "1", "--json", "-"]) == 0
     out, errors = capsys.readouterr()
     assert [row["user_id"] for row in strict_json(out)] == ["3", "anna"]
-    assert errors == "warning: unknown users, or left out by the filters of fit, get the most popular items: anna\n"
+    assert errors == "warning: users that are unknown or were filtered out get the most popular items: anna\n"
 
 
 def test_unknown_ids_warn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

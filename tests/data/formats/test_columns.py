@@ -290,7 +290,7 @@ def test_json_lines_where_only_some_have_a_rating(tmp_path):
     assert read(path)[0]["rating"].to_list() == [None, 4.0]
     with pytest.raises(InputError, match=r"line 1: rating \(empty\)"):
         Recommender("popularity", min_rating=3).fit(path)
-    with pytest.raises(InputError, match="1 of 2 interactions have no number as rating"):
+    with pytest.raises(InputError, match="1 of 2 interactions have none"):
         prepare(read_log(path), PrepareConfig(min_rating=3))
 
 

@@ -83,13 +83,18 @@ def times_of(values: pl.Series) -> Times | None:
     found = _whole_dates(floats, exact, float(middle)) or _excel_days(floats)  # type: ignore[arg-type]
     if found is not None:
         return found
-    size = abs(float(middle))  # type: ignore[arg-type]
-    per_second = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+    per_second = units_per_second(float(middle))  # type: ignore[arg-type]
     return Times(exact, per_second, f"{UNITS[per_second]} since 1970", True)
 
 
+def units_per_second(value: float) -> int:
+    """The unit of a number since 1970, by its size: 1 for seconds, 10^3, 10^6 or 10^9 for nanoseconds."""
+    size = abs(value)
+    return 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+
+
 def is_counted(values: pl.Series) -> bool:
-    """Whether a column holds numbers that count since 1970, if they are times at all."""
+    """Whether a column holds numbers since 1970, if it holds times at all."""
     times = times_of(values)
     return times is None or times.is_number
 
