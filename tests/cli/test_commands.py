@@ -516,7 +516,7 @@ def test_bad_logs(place: Path, capsys: pytest.CaptureFixture[str], name: str) ->
 
 BAD_ARGUMENTS = {
     "fit log.csv --out new --min-item-interactions 1000": "nothing is left of 180 interactions",
-    "fit log.csv --out new --min-rating 3": "no rating column.*--rating",
+    "fit log.csv --out new --min-rating 3": "needs a rating column.*--rating",
     "fit log.csv --out new --user nobody": "no column 'nobody'.*--user",
     "fit log.csv --out new --format jsonl": "log.csv, line 1: not a JSON object",
     "fit log.csv --out run": "run: already holds a run.*--resume.*--overwrite",

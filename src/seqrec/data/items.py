@@ -102,8 +102,10 @@ class ItemTable:
         names, items, offsets = self._by_category
         place = int(names.search_sorted(category)) if len(names) else 0
         if place == len(names) or names[place] != category:
-            some = some_of(names) or "none"
-            raise InputError(f"no item has the category {category!r}; there are {len(names):,} categories: {some}")
+            there = (
+                f"there are {len(names):,} categories: {some_of(names)}" if len(names) else "there are no categories"
+            )
+            raise InputError(f"no item has the category {category!r}; {there}")
         return items[offsets[place] : offsets[place + 1]].astype(np.int64)
 
     def first_categories(self, most: int | None = None) -> tuple[np.ndarray, list[str]]:
