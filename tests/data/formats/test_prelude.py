@@ -191,7 +191,7 @@ def test_other_sequences_of_recbole_are_other_columns(tmp_path: Path) -> None:
 
 def test_a_guess_of_sequences_is_said(tmp_path: Path) -> None:
     path = put(tmp_path, "a.txt", "The quick brown fox\njumps over the lazy dog\n")
-    with pytest.warns(LogWarning, match="each line is read as a user and the items in order, a guess"):
+    with pytest.warns(LogWarning, match="each line is read as a user and its items in order, a guess"):
         read_log(path)
     assert len(rows(path, format="sequences")) == 7
     assert len(rows(put(tmp_path, "b.txt", "1 2 3 4\n2 3\n"))) == 4

@@ -8,7 +8,7 @@ import polars as pl
 
 from seqrec.data.formats.columns import canonical, choose_columns
 from seqrec.data.formats.frames import from_frame, read_path
-from seqrec.data.formats.panics import explaining
+from seqrec.data.formats.panics import handles_panics
 from seqrec.data.formats.summary import LogSummary
 from seqrec.errors import InputError
 
@@ -81,7 +81,7 @@ def read_log(
     return read_log_with_summary(source, user=user, item=item, timestamp=timestamp, rating=rating, format=format)[0]
 
 
-@explaining
+@handles_panics
 def read_log_with_summary(
     source: Any,
     *,
