@@ -123,7 +123,7 @@ def test_what_was_understood_of_a_log_is_shown(place: Path, capsys: pytest.Captu
     assert re.search(r"copies of rows *│ *1 │", out)
     assert "--duplicates drop-copies" in " ".join(out.split())
     assert len(errors.splitlines()) == 1
-    assert errors.startswith("warning: sales.csv: column 'overall' holds 'tbd' and is left as it is")
+    assert errors.startswith("warning: sales.csv: column 'overall' holds 'tbd', so it is not used as a rating")
 
 
 def items_file(place: Path) -> str:

@@ -370,7 +370,7 @@ def test_pandas_with_missing_values():
 def test_pandas_times_and_mixed_types():
     frame = pd.DataFrame({"user": [1], "item": [2], "date": pd.to_datetime(["2024-01-31 12:00"], utc=True)})
     assert columns_of(frame)["timestamp"] == [NOON]
-    with pytest.raises(InputError, match="the DataFrame: user column 'user' holds Object, no ids"):
+    with pytest.raises(InputError, match="the DataFrame: user column 'user' holds Object, not ids"):
         read_log(pd.DataFrame({"user": [1, "x", b"z"], "item": [1, 2, 3]}))
 
 
@@ -486,7 +486,7 @@ ERRORS = {
         "user,item\n1,2\n",
         {"user": "user", "item": "user"},
         "",
-        "'user' has two roles; give item=",
+        "'user' has two roles; name another one with item=",
     ),
 }
 
