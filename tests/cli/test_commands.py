@@ -490,7 +490,7 @@ BAD_LOGS: dict[str, tuple[str | bytes, str]] = {
     "word.csv": ("user,item,time\na,b,1\na,c,soon\n", "word.csv, line 3: .*soon"),
     "nan.csv": ("user,item,time\na,b,1\na,c,NaN\n", "nan.csv, line 3: .*NaN"),
     "nanid.csv": ("user,item,time\n1,5,1\nnan,6,2\n", "nanid.csv, line 3: .*missing"),
-    "csv.parquet": ("user,item\na,b\n", "csv.parquet: no Parquet"),
+    "csv.parquet": ("user,item\na,b\n", "csv.parquet: is not Parquet"),
     "csv.csv.gz": ("user,item\na,b\n", "csv.csv.gz: .*not gzipped"),
     "cut.csv.gz": (b"\x1f\x8b\x08\x00abc", "cut.csv.gz: .*gzip"),
     "lines.jsonl": ('{"user": 1, "item": 2}\nuser item\n', "lines.jsonl, line 2: not a JSON object"),

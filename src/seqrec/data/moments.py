@@ -45,7 +45,7 @@ def moments_of(times: Any, lengths: Sequence[int]) -> np.ndarray:
     if kinds == {True}:
         found = [(value - _EPOCH) // timedelta(microseconds=1) for value in values]  # type: ignore[operator]
         return np.array(found, dtype=np.int64)
-    units = sorted({units_per_second(value) for value in values if value})
+    units = sorted({units_per_second(value) for value in values if value})  # type: ignore[arg-type]
     if len(units) > 1:
         raise InputError(f"times have different units, such as seconds and milliseconds; {_ADVICE}")
     per_second = units[0] if units else 1

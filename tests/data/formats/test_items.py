@@ -130,7 +130,7 @@ def test_what_is_said(tmp_path: Path):
     assert len(said) == 3
     assert said[0].endswith("is not UTF-8 and is read as Windows-1252 (Latin-1)")
     assert said[1].endswith("no column has a usual name for item ids; the first one, 'code', is used")
-    assert said[2].endswith("column 'price' has values that are no numbers (1, such as 'xé')")
+    assert said[2].endswith("column 'price' has values that are not numbers (1, such as 'xé'); they count as unknown")
     assert frame["price"][:3].to_list() == [3, None, 4]
     assert summary.lines()[0].endswith("a.csv: columns used: item = code")
     assert summary.lines()[1:] == ["numbers kept: price", "columns ignored: x (empty)"]
@@ -185,7 +185,7 @@ def test_values_that_are_no_columns():
     )  # fmt: skip
     found, summary = read_items_with_summary(frame)
     assert summary.ignored == {
-        "ragged": "lists of several lengths are no vectors", "nested": "nested values", "bytes": "bytes",
+        "ragged": "lists of several lengths", "nested": "nested values", "bytes": "bytes",
     }  # fmt: skip
     assert found["large"].to_list() == [str(2**60 + 1), "5"]  # a float would round it
     assert found["flag"].to_list() == [1.0, None]

@@ -399,8 +399,8 @@ ERRORS = {
     "gz that is none": ("b.csv.GZ", b"user,item\n1,2\n", {}, "", "not gzipped"),
     "cut-off gz": ("a.csv", gzip.compress(b"user,item\n1,2\n" * 99)[:-12], {}, "", "damaged or cut-off gzip"),
     "broken gz": ("a.csv", b"\x1f\x8bnothing of the kind", {}, "", "damaged or cut-off gzip"),
-    "parquet that is none": ("a.parquet", "user,item\n1,2\n", {}, "", "no Parquet, or damaged.*write it again"),
-    "cut-off parquet": ("a.parquet", parquet(RATED)[:-20], {}, "", "no Parquet, or damaged"),
+    "parquet that is none": ("a.parquet", "user,item\n1,2\n", {}, "", "not Parquet, or is damaged.*write it again"),
+    "cut-off parquet": ("a.parquet", parquet(RATED)[:-20], {}, "", "not Parquet, or is damaged"),
     "binary": ("a.csv", b"user,item\n\x00\x01,3\n", {}, "", "is binary or UTF-16; give UTF-8"),
     "UTF-16 without a mark": ("a.csv", "user,item\n1,2\n".encode("utf-16-le"), {}, "", "UTF-16; give UTF-8"),
     "cut-off UTF-16": ("a.csv", "user,item\n1,2\n".encode("utf-16")[:-1], {}, "line 2", "not UTF-16 text, although"),
@@ -516,10 +516,10 @@ def test_errors_of_folders(tmp_path):
     with pytest.raises(InputError, match=r"1\.parquet: has other columns than the first part \(item, thing\)"):
         read_log(tmp_path)
     write(tmp_path, "1.parquet", parquet({"user": [1], "item": [[1]]}))
-    with pytest.raises(InputError, match="the parts differ in types"):
+    with pytest.raises(InputError, match="the parts have different types"):
         read_log(tmp_path)
     write(tmp_path, "1.parquet", b"PAR1 cut off")
-    with pytest.raises(InputError, match=r"1\.parquet: no Parquet, or damaged"):
+    with pytest.raises(InputError, match=r"1\.parquet: is not Parquet, or is damaged"):
         read_log(tmp_path)
 
 

@@ -81,7 +81,7 @@ def _plain_type(log: Origin, values: pl.Series, role: str) -> pl.Series:
         if all(value is None or type(value) in (int, str, uuid.UUID) for value in found):
             text = [None if value is None else str(value) for value in found]
             good = pl.Series([value is None or value.isprintable() or not LONE.search(value) for value in text])
-            log.check(good, lambda row: f"the {role} id holds a lone surrogate, which is no text; correct it")
+            log.check(good, lambda row: f"the {role} id holds a lone surrogate, which is not valid text; correct it")
             return pl.Series(values.name, text, dtype=pl.String)
     return values
 
