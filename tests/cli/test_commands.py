@@ -404,7 +404,7 @@ def test_users_have_the_type_of_the_log(place: Path, capsys: pytest.CaptureFixtu
     assert main(["recommend", "numbers", "--users", "3", "anna", "-k", "1", "--json", "-"]) == 0
     out, errors = capsys.readouterr()
     assert [row["user_id"] for row in strict_json(out)] == ["3", "anna"]
-    assert errors == "warning: users that are unknown or were filtered out get the most popular items: anna\n"
+    assert errors == "warning: unknown users (not in the log, or filtered out) get the most popular items: anna\n"
 
 
 def test_unknown_ids_warn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

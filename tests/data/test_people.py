@@ -175,7 +175,7 @@ def test_integer_ids_however_they_are_written(pointed: bool) -> None:
             assert found.equals(mine)
         for single in (12, 12.0, np.array(12), np.float64(12), "12", np.int32(12)):
             assert recommender.recommend(users=single, k=3)["item_id"].equals(wanted["item_id"].head(3))
-    with pytest.warns(UnknownIdWarning, match=r"users that are unknown or were filtered out.*: None"):
+    with pytest.warns(UnknownIdWarning, match=r"unknown users .not in the log, or filtered out.*: None"):
         recommender.recommend(users=pd.Series([12, None], dtype="Int64"), k=3)
 
 

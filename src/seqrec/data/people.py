@@ -53,7 +53,7 @@ def known_people(
         some = some_of(asked.filter(pl.Series(unknown)))
         if strict:
             raise InputError(f"unknown users: {some}; check the ids, or give their histories")
-        warn(f"users that are unknown or were filtered out get the most popular items: {some}", UnknownIdWarning)
+        warn(f"unknown users (not in the log, or filtered out) get the most popular items: {some}", UnknownIdWarning)
     return histories_of_users(dataset, indices), asked
 
 
