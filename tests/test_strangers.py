@@ -466,7 +466,7 @@ def test_texts_that_are_none(run: Path) -> None:
         lambda: Recommender.load(run).recommend(histories=[["i1"]], k=9),
         lambda: Recommender.load(run).similar(["i0"], 8),
     ):
-        assert "is no text" in refused(action)
+        assert "is not valid text" in refused(action)
 
 
 HISTORIES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {

@@ -1,4 +1,4 @@
-"""Devices and threads."""
+"""Devices, threads and memory."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @contextmanager
 def threads(asked: int | None = None) -> Iterator[int]:
-    """So many threads for torch and the compiled loops while within; how many they are.
+    """Set the number of threads of torch and the compiled loops for the block; yields that number.
 
-    Without a number they are what torch has (a core each, or what OMP_NUM_THREADS or the program said), but not more
-    than the processors that the process may use: in a container that is given two of sixty-four, sixty-four threads
-    that wait for each other are many times slower than two. In a process that was forked after its parent computed it
-    is one: OpenMP's threads stay with the parent, and the child would wait for them without end.
+    By default it is torch's own number (one per core, or as set by OMP_NUM_THREADS or the program), but at most the
+    number of processors that the process may use: in a container with 2 of 64 processors, 64 threads that wait for
+    each other are many times slower than 2. In a process that was forked after its parent computed, it is always 1:
+    OpenMP's threads stay with the parent, and the child would wait for them forever.
     """
-    import torch  # where it is used: it takes seconds, and reading a log needs nothing of it
+    import torch  # imported here because it takes seconds, and reading a log does not need it
 
     watch_forks()
     before = torch.get_num_threads()
@@ -40,13 +40,13 @@ def threads(asked: int | None = None) -> Iterator[int]:
 
 
 _forked = Event()  # set in a process that was forked after its parent computed
-_lost = Event()  # set where polars' threads were found to have stayed with the parent
-_PATIENCE = 5.0  # seconds; polars' threads answer within thousandths where there are any
+_lost = Event()  # set once polars' threads are known to be missing in this process
+_PATIENCE = 5.0  # seconds; polars' threads answer within milliseconds if they exist
 
 
 @cache
 def watch_forks() -> None:
-    """From now on a process that is forked from this one computes on one thread, the only one that it has."""
+    """Make processes that are forked from now on compute with a single thread, as they have no other."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_be_forked)
 
@@ -59,10 +59,13 @@ def _be_forked() -> None:
 
 
 def check_polars(what: str) -> None:
-    """Refuse, in a forked process, what would wait without end for threads of polars that stayed with the parent.
+    """Raise in a forked process without polars' threads, where polars would wait for them forever.
+
+    Args:
+        what: the operation that needs polars, for the message.
 
     Raises:
-        InputError: ``what`` needs these threads.
+        InputError: the threads are missing.
     """
     if not _forked.is_set():
         return
@@ -70,49 +73,49 @@ def check_polars(what: str) -> None:
         import polars as pl
 
         frame = pl.DataFrame({"number": [2, 1]})
-        probe = Thread(target=frame.sort, args=("number",), daemon=True)  # hangs for ever where there are none
+        probe = Thread(target=frame.sort, args=("number",), daemon=True)  # hangs if there are no threads
         probe.start()
         probe.join(_PATIENCE)
         if probe.is_alive():
             _lost.set()
     if _lost.is_set():
         raise InputError(
-            f"{what} needs threads that this process lost when it was forked; do it before the fork, or start the "
-            "process with spawn"
+            f"{what} needs threads, and this process lost them when it was forked; do it before the fork, or start "
+            "the process with spawn"
         )
 
 
 def usable_processors() -> int:
-    """Processors that the system gives this process: by affinity and by the container's quota, one at least."""
-    few = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processors that this process may use, by its affinity and the container's quota; at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name, period_name in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             words = (CGROUP / name).read_text().split()
             words += (CGROUP / period_name).read_text().split() if period_name else []
-            quota, period = (int(word) for word in words)  # "max" is no number: there is no quota
+            quota, period = (int(word) for word in words)  # raises for "max", which means no quota
         except (OSError, ValueError):
             continue
         if quota > 0 and period > 0:
-            few = min(few, -(-quota // period))
-    return max(few, 1)
+            count = min(count, -(-quota // period))
+    return max(count, 1)
 
 
 def memory() -> int:
-    """Bytes of memory that the machine, or the container's limit, gives this process."""
-    few = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+    """Bytes of memory that this process may use: the machine's memory, or the container's limit."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
-            few = min(few, int((CGROUP / name).read_text()))  # "max" is no number: there is no limit
+            size = min(size, int((CGROUP / name).read_text()))  # raises for "max", which means no limit
         except (OSError, ValueError):
             continue
-    return few
+    return size
 
 
 @contextmanager
 def usual_torch() -> Iterator[None]:
-    """Torch as training needs it, whatever the program has set: gradients, float32 and the CPU by default, no autocast.
+    """Set torch's modes as training needs them: gradients on, no autocast, float32 and the CPU by default.
 
-    It is as the program had it afterwards.
+    The program's own settings are restored afterwards.
     """
     import torch
 
@@ -133,11 +136,11 @@ def usual_torch() -> Iterator[None]:
 
 @contextmanager
 def own_random_state(device: "torch.device", seed: int | None = None) -> Iterator[None]:
-    """What torch's global generators do within leaves their state as it was.
+    """Restore the state of torch's global random generators after the block.
 
     Args:
-        device: whose generators are kept, beside the CPU's.
-        seed: of the CPU's within; by default it goes on from where it is.
+        device: device whose generators are restored, in addition to the CPU's.
+        seed: seed of the CPU's generator for the block; by default it keeps its state.
     """
     import torch
 
@@ -149,10 +152,10 @@ def own_random_state(device: "torch.device", seed: int | None = None) -> Iterato
 
 
 def pick_device(name: str = "auto") -> "torch.device":
-    """``auto`` is CUDA where there is one, else MPS, else the CPU.
+    """The device with a name; ``auto`` is CUDA if it is available, else MPS, else the CPU.
 
     Raises:
-        InputError: the device is not available, or no device that numbers can be computed on.
+        InputError: the device is not available, or cannot compute.
     """
     import torch
 
@@ -162,17 +165,17 @@ def pick_device(name: str = "auto") -> "torch.device":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         if not isinstance(name, str):
-            raise TypeError("it is no name")
+            raise TypeError("it is not a name")
         device = torch.device(name)
-        torch.empty(1, device=device).item()  # which a device without numbers has none of
-    except Exception as error:  # each backend has its own for a device that is not there
+        torch.empty(1, device=device).item()  # fails on a device without data, such as meta
+    except Exception as error:  # each backend raises its own type for a missing device
         reason = one_line(error).partition(". ")[0]
         raise InputError(f"device {name!r} is not available ({reason}); give auto or cpu") from error
-    return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 and its like are one device
+    return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 is the same device
 
 
 def copied(value: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """A tensor on another device. A copy from the host to a GPU goes by pinned memory, so that nothing waits for it."""
+    """Copy a tensor to a device. A copy from the CPU to a GPU uses pinned memory, so that it runs in the background."""
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)

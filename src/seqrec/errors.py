@@ -1,4 +1,4 @@
-"""The one exception for input that a person can correct, the warnings, and what of them is shown to people."""
+"""The exception for input that a person can correct, the warnings, and the text that they show."""
 
 import re
 import sys
@@ -10,17 +10,17 @@ from pathlib import Path
 from traceback import walk_stack
 from typing import Any
 
-#: What a terminal would act on, or what would break a line or turn its direction: C0 and C1 controls, line and
-#: paragraph separators, marks of direction, and lone surrogates.
+#: Characters that a terminal would act on, or that would break a line or change its direction: C0 and C1 controls,
+#: line and paragraph separators, direction marks, and lone surrogates.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_LONGEST = 300  # characters of another library's message
+_LONGEST = 300  # characters to show of another library's message
 
 
 class InputError(ValueError):
-    """Bad input: one line that says what is wrong, where, and what to do.
+    """Input that a person can correct: one line that says what is wrong, where, and what to do.
 
-    The command line prints the line and exits with status 2. Control characters, which ids and names of files may
-    hold, are shown escaped. Anything else that is raised is a fault of this package.
+    The command line prints the line and exits with status 2. Control characters, which ids and file names may contain,
+    are escaped. Any other exception is a bug in this package.
     """
 
     def __init__(self, message: str) -> None:
@@ -28,27 +28,27 @@ class InputError(ValueError):
 
 
 class LogWarning(UserWarning):
-    """Something in a log was guessed, or left aside although it looks like something that matters."""
+    """Something about a log was guessed, or a part that looks important was ignored."""
 
 
 class RunWarning(UserWarning):
-    """What became of a run folder, where nobody asked: left-overs of a killed process, or another one at work."""
+    """A run folder is in an unexpected state: left-overs of a killed process, or another process writing to it."""
 
 
 class TrainingWarning(UserWarning):
-    """Training goes on, but part of it learns nothing, validates nothing, or was chosen by what the log holds."""
+    """Training continues, but part of it has no effect, validation is impossible, or an option depends on the log."""
 
 
 class UnknownIdWarning(UserWarning):
-    """A user or an item that the run does not know was asked for."""
+    """The caller named a user or an item that the run does not know."""
 
 
 class MissingTimesWarning(UserWarning):
-    """A model that knows time was given histories without times, or one that learnt none was given some."""
+    """A model that uses times got histories without them, or a model trained without times got histories with them."""
 
 
 def warn(message: str, kind: type[UserWarning]) -> None:
-    """Warn of the line that called the package, however deep in it this is."""
+    """Show a warning at the line that called the package, however deep inside of the package this is called."""
     package = str(Path(__file__).parent)
     files = [frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe())]
     inside = max(number for number, file in enumerate(files) if file.startswith(package))
@@ -56,17 +56,17 @@ def warn(message: str, kind: type[UserWarning]) -> None:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with control characters escaped as Python writes them, so that no terminal acts on them.
+    """The text with control characters escaped as in Python, so that no terminal acts on them.
 
     Args:
-        text: anything, such as an id of a log.
-        keep: control characters that stay, such as line ends where lines are wanted.
+        text: text from anywhere, such as an id in a log.
+        keep: control characters to leave as they are, such as line ends.
     """
     return CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of another library says, in one line: its first, or two where the first announces the second."""
+    """The message of another library's error on one line: its first line, or two if the first ends with a colon."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -76,9 +76,9 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def unchanged_by_failure(thing: object) -> Iterator[None]:
-    """What fails within leaves an object as it was, never half of the old and half of the new.
+    """Restore the attributes of an object if the block fails, so that it is never half old and half new.
 
-    That holds for the object's attributes, not for what they hold: set them, don't change them.
+    Only attributes are restored: the block must assign new values to them, not change the old values in place.
     """
     before = dict(vars(thing))
     try:
@@ -89,7 +89,7 @@ def unchanged_by_failure(thing: object) -> Iterator[None]:
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number of ``least`` or more; a fraction would be rounded somewhere without a word."""
+    """Raise unless a value is a whole number of at least ``least``; fractions would silently be rounded later."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name} is {value!r}; give a whole number")
     if value < least:

@@ -1,4 +1,4 @@
-"""Writing files so that a crash or a full disk leaves the old content, never half of the new."""
+"""Writes files atomically: a crash or a full disk leaves the old content, never half of the new."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def explain_os_error(error: OSError, path: Path) -> InputError:
-    """The one line for a file that can't be written."""
+    """The error for a file that cannot be written."""
     # numpy reports a short write without an errno: "20000 requested and 218 written".
     if error.errno in _NO_ROOM or "No space left" in str(error) or " requested and " in str(error):
         return InputError(f"{path}: no space left on the disk; free some or choose another folder")
@@ -25,30 +25,30 @@ def explain_os_error(error: OSError, path: Path) -> InputError:
     return InputError(f"{path}: cannot be written ({reason}); check the path and its permissions")
 
 
-def _of_the_disk(error: OSError | pl.exceptions.ComputeError) -> OSError:
-    """The error of the disk, which polars and safetensors wrap: '... No space ... (os error 28)'."""
+def _unwrapped(error: OSError | pl.exceptions.ComputeError) -> OSError:
+    """The operating system's error, which polars and safetensors wrap: '... No space ... (os error 28)'."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number is not None:
         return OSError(int(number[1]), os.strerror(int(number[1])))
     if isinstance(error, OSError):
         return error
-    if "transport error" in str(error):  # polars forgets the number while it writes the end of a Parquet file
+    if "transport error" in str(error):  # polars loses the number when it writes the end of a Parquet file
         return OSError(errno.EIO, "the disk may be full")
     raise error
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an error of the disk within into the one line for ``path``."""
+    """Turn an error of writing to disk into an ``InputError`` about ``path``."""
     try:
         yield
     except (OSError, pl.exceptions.ComputeError) as error:
-        raise explain_os_error(_of_the_disk(error), path) from error
+        raise explain_os_error(_unwrapped(error), path) from error
 
 
 @contextmanager
 def looked_at(path: str | Path) -> Iterator[None]:
-    """Turn an error of looking at a path within into one line: a name too long, a folder that may not be entered."""
+    """Turn an error of opening a path into an ``InputError``: a name is too long, a folder is not accessible."""
     try:
         yield
     except InputError:
@@ -60,34 +60,34 @@ def looked_at(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; on success flush it to disk and rename it to ``path``.
+    """Provide a temporary file beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
-    On any failure the temporary file is removed and ``path`` is as it was. A file that is replaced keeps its
-    permissions; a new one has those that the umask leaves. ``OSError`` becomes an ``InputError`` of one line.
+    On failure the temporary file is removed and ``path`` stays as it was. A replaced file keeps its permissions; a
+    new one gets the permissions that the umask allows. ``OSError`` becomes an ``InputError`` of one line.
     """
     path = Path(path)
     temporary = None
     try:
         if path.is_relative_to("/dev") or (path.exists() and not (path.is_file() or path.is_dir())):
-            yield path  # a device or a pipe, which a file renamed over it would destroy
+            yield path  # a device or a pipe; renaming a file over it would destroy it
             return
-        if path.is_dir():  # known before the work, not after it
+        if path.is_dir():  # fail before the work, not after it
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.is_symlink():
             path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = beside(path, "partial")
-        # Not mkstemp, whose 0600 would hide the file from colleagues; recommendations that were hidden stay so.
+        # Not mkstemp: it creates files with mode 0600, which colleagues could not read.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         mode = (path if path.exists() else temporary).stat().st_mode & 0o777
         temporary.chmod(mode | 0o600)
         yield temporary
         sync(temporary)
-        temporary.chmod(mode)  # other libraries replace the file by one of their own
+        temporary.chmod(mode)  # other libraries may have replaced the file with a new one
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, pl.exceptions.ComputeError) as error:
-        raise explain_os_error(_of_the_disk(error), path) from error
+        raise explain_os_error(_unwrapped(error), path) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Like :func:`replacing`, for a folder that is written whole; all that ``path`` held goes."""
+    """Like :func:`replacing`, for a folder: everything in ``path`` is replaced by the new folder."""
     path = Path(path)
     if path.is_symlink():
         path = path.resolve()
@@ -111,7 +111,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         old = beside(path, "old")
         exchange(path, temporary, old)
     except (OSError, pl.exceptions.ComputeError) as error:
-        raise explain_os_error(_of_the_disk(error), path) from error
+        raise explain_os_error(_unwrapped(error), path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -120,7 +120,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 
 def beside(path: Path, kind: str) -> Path:
-    """A hidden name that is not in use beside a path: ``.NAME.xxxxxxxx.KIND``, by which a later command knows it."""
+    """An unused hidden name beside a path, ``.NAME.xxxxxxxx.KIND``, which :func:`all_beside` can find again."""
     while True:
         name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
         if not os.path.lexists(name):
@@ -128,7 +128,7 @@ def beside(path: Path, kind: str) -> Path:
 
 
 def all_beside(path: Path, kind: str) -> list[Path]:
-    """The folders that :func:`beside` named for a path, the latest first."""
+    """Folders beside a path with names from :func:`beside`, latest first."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.{kind}")
     try:
         with os.scandir(path.parent) as entries:
@@ -141,7 +141,7 @@ def all_beside(path: Path, kind: str) -> list[Path]:
 
 
 def exchange(path: Path, new: Path, old: Path) -> None:
-    """Rename a folder ``new`` to ``path``, and what is there to ``old``; on any failure all is as it was."""
+    """Rename the folder ``path``, if it exists, to ``old``, and ``new`` to ``path``; a failure changes nothing."""
     try:
         if path.is_dir():
             path.replace(old)
@@ -154,7 +154,7 @@ def exchange(path: Path, new: Path, old: Path) -> None:
 
 
 def make_folder(folder: Path) -> bool:
-    """Make the folder, before hours of training rather than after them; whether it was not there."""
+    """Create a folder, and return whether it is new. Called before a long training, so that a bad path fails early."""
     if folder.is_dir():
         return False
     if folder.exists():
@@ -167,8 +167,8 @@ def make_folder(folder: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flush a file to the disk, so that a power cut after the rename finds the content."""
-    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written to
+    """Flush a file to disk, so that its content survives a power cut after the rename."""
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only writable files
     try:
         os.fsync(descriptor)
     finally:
@@ -176,7 +176,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can: Windows opens no folders."""
+    """Flush the names in a folder to disk, if the system supports it; Windows does not."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -184,14 +184,14 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # file systems without it
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # not supported by the file system
             raise
     finally:
         os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush the files of a folder that was just written, and the folder itself."""
+    """Flush a new folder and the files in it to disk."""
     for file in folder.rglob("*"):
         if file.is_file():
             sync(file)

@@ -123,7 +123,7 @@ def test_what_was_understood_of_a_log_is_shown(place: Path, capsys: pytest.Captu
     assert re.search(r"copies of rows *│ *1 │", out)
     assert "--duplicates drop-copies" in " ".join(out.split())
     assert len(errors.splitlines()) == 1
-    assert errors.startswith("warning: sales.csv: column 'overall' holds 'tbd' and is left as it is")
+    assert errors.startswith("warning: sales.csv: column 'overall' holds 'tbd', so it is not used as a rating")
 
 
 def items_file(place: Path) -> str:
@@ -142,7 +142,7 @@ def test_what_was_understood_of_the_items_is_shown(
     assert "columns ignored: empty (empty)\nitems described: 11 of 12\n" in out
     assert errors == (
         "warning: items.csv: items without a description: 1 of 12 (i11); "
-        "descriptions of items that are not in the log, or that its filters drop: 1 (x9), ignored\n"
+        "ignored descriptions of items that are not in the log or were filtered out: 1 (x9)\n"
     )
     facts = strict_json((place / "facts.json").read_text())["log"]["items"]
     assert facts["columns"] == {"item": "item_id", "title": "title", "categories": "genres"}
@@ -178,7 +178,7 @@ def test_a_title_column_of_the_log_is_used(place: Path, capsys: pytest.CaptureFi
     [
         (None, "items.csv: No such file"),
         ("", "items.csv: is empty"),
-        ("item_id,title\nx,Title\n", "describes no item of the catalogue: its column 'item_id' holds ids such as 'x'"),
+        ("item_id,title\nx,Title\n", "describes no item of the catalogue: its column 'item_id' holds ids like 'x'"),
     ],
 )
 def test_items_that_are_no_use(
@@ -404,7 +404,7 @@ def test_users_have_the_type_of_the_log(place: Path, capsys: pytest.CaptureFixtu
     assert main(["recommend", "numbers", "--users", "3", "anna", "-k", "1", "--json", "-"]) == 0
     out, errors = capsys.readouterr()
     assert [row["user_id"] for row in strict_json(out)] == ["3", "anna"]
-    assert errors == "warning: unknown users, or left out by the filters of fit, get the most popular items: anna\n"
+    assert errors == "warning: unknown users (not in the log, or filtered out) get the most popular items: anna\n"
 
 
 def test_unknown_ids_warn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -490,7 +490,7 @@ BAD_LOGS: dict[str, tuple[str | bytes, str]] = {
     "word.csv": ("user,item,time\na,b,1\na,c,soon\n", "word.csv, line 3: .*soon"),
     "nan.csv": ("user,item,time\na,b,1\na,c,NaN\n", "nan.csv, line 3: .*NaN"),
     "nanid.csv": ("user,item,time\n1,5,1\nnan,6,2\n", "nanid.csv, line 3: .*missing"),
-    "csv.parquet": ("user,item\na,b\n", "csv.parquet: no Parquet"),
+    "csv.parquet": ("user,item\na,b\n", "csv.parquet: is not Parquet"),
     "csv.csv.gz": ("user,item\na,b\n", "csv.csv.gz: .*not gzipped"),
     "cut.csv.gz": (b"\x1f\x8b\x08\x00abc", "cut.csv.gz: .*gzip"),
     "lines.jsonl": ('{"user": 1, "item": 2}\nuser item\n', "lines.jsonl, line 2: not a JSON object"),
@@ -516,7 +516,7 @@ def test_bad_logs(place: Path, capsys: pytest.CaptureFixture[str], name: str) ->
 
 BAD_ARGUMENTS = {
     "fit log.csv --out new --min-item-interactions 1000": "nothing is left of 180 interactions",
-    "fit log.csv --out new --min-rating 3": "no rating column.*--rating",
+    "fit log.csv --out new --min-rating 3": "needs a rating column.*--rating",
     "fit log.csv --out new --user nobody": "no column 'nobody'.*--user",
     "fit log.csv --out new --format jsonl": "log.csv, line 1: not a JSON object",
     "fit log.csv --out run": "run: already holds a run.*--resume.*--overwrite",

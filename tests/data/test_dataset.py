@@ -180,7 +180,7 @@ def test_a_newer_format_asks_for_an_update(tmp_path):
 def test_an_older_format_says_what_to_do(tmp_path):
     numbers().save(tmp_path / "log")
     change(tmp_path / "log", format_version=1)
-    with pytest.raises(InputError, match=r"format 1 is of an earlier seqrec.*prepare it again"):
+    with pytest.raises(InputError, match=r"format 1 is from an earlier seqrec.*prepare it again"):
         Dataset.load(tmp_path / "log")
     (tmp_path / "log/users.parquet").write_bytes(b"")  # which format 1 had
     numbers().save(tmp_path / "log")
@@ -190,7 +190,7 @@ def test_an_older_format_says_what_to_do(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("nowhere", "file"):
-        with pytest.raises(InputError, match="is missing or no folder; prepare it again"):
+        with pytest.raises(InputError, match="is missing or not a folder; prepare it again"):
             Dataset.load(tmp_path / name)
 
 

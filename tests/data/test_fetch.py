@@ -222,7 +222,7 @@ def test_a_broken_download_goes_on_where_it_stopped(site, sources, tmp_path, tag
 def test_what_arrived_is_kept_for_the_next_call(site, sources, tmp_path):
     url = site.serves("/set.zip", content(ZIP, cut=(10_000,)))
     sources["set"] = zipped(url, md5=MD5)
-    assert f"broke off after 30,000 of {len(ZIP):,} bytes); run again to go on" in refusal("set", tmp_path)
+    assert f"broke off after 30,000 of {len(ZIP):,} bytes); run again to resume" in refusal("set", tmp_path)
     assert (tmp_path / "set.zip.partial").read_bytes() == ZIP[:30_000]
     site.serves("/set.zip", content(ZIP))
     assert fetch("set", tmp_path, progress=False).read_text() == EXPECTED
@@ -308,7 +308,7 @@ def test_nowhere_names_every_mirror_and_the_way_by_hand(site, sources, tmp_path)
     sources["set"] = zipped(f"{site.url}/a/set.zip", f"{site.url}/b/set.zip")
     line = refusal("set", tmp_path)
     assert f"{site.url}/a/set.zip: HTTP 404 Not Found; {site.url}/b/set.zip: HTTP 404 Not Found" in line
-    assert f"download {site.url}/a/set.zip by other means, save it as {tmp_path / 'set.zip'}" in line
+    assert f"download {site.url}/a/set.zip yourself, save it as {tmp_path / 'set.zip'}" in line
     assert len(site.asked) == 2  # a missing file isn't asked for again
     assert left_in(tmp_path) == set()
 
@@ -320,7 +320,7 @@ def test_no_network_is_one_line(site, sources, tmp_path):
         sources["set"] = zipped(url)
         line = refusal("set", tmp_path)
     assert "Connection refused" in line
-    assert f"download {url} by other means, save it as {tmp_path / 'set.zip'} and run again" in line
+    assert f"download {url} yourself, save it as {tmp_path / 'set.zip'} and run again" in line
 
 
 # ---------------------------------------------------------------- wrong and hostile answers
@@ -329,8 +329,8 @@ def test_no_network_is_one_line(site, sources, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "size", "reason"),
     [
-        (content(PAGE), None, "is no zip file but a web page"),
-        (content(b"Not the file\n" * 9), None, "is no zip file but something else"),
+        (content(PAGE), None, "is not a zip file but a web page"),
+        (content(b"Not the file\n" * 9), None, "is not a zip file but something else"),
         (content(ZIP[:-10]), len(ZIP), f"offers {len(ZIP) - 10:,} bytes, not {len(ZIP):,}"),
         (content(ZIP, length=len(ZIP) + 7, ranges=False), None, f"of {len(ZIP) + 7:,} bytes"),
         (content(ZIP[:-10], length=None, ranges=False), len(ZIP), f"broke off after {len(ZIP) - 10:,} of"),
@@ -360,7 +360,7 @@ def test_a_wrong_answer_is_named_and_leaves_no_file(site, sources, tmp_path, ans
 
 def test_a_wrong_checksum_leaves_nothing(site, sources, tmp_path):
     sources["set"] = zipped(site.serves("/set.zip", content(ZIP)), md5="0" * 32)
-    assert "has another MD5 than the published file" in refusal("set", tmp_path)
+    assert "has a different MD5 than the published file" in refusal("set", tmp_path)
     assert left_in(tmp_path) == set()
     assert len(site.asked) == 1
 
@@ -424,7 +424,7 @@ def test_members_with_evil_names_stay_in_the_zip(site, sources, tmp_path):
 def test_ratings_of_other_columns_are_refused(site, sources, tmp_path):
     body = zip_of(**{"set/ratings.dat": b"1,2,3,4\n"})
     sources["set"] = zipped(site.serves("/set.zip", content(body)))
-    assert "has no four columns in set/ratings.dat" in refusal("set", tmp_path)
+    assert "does not have four columns in set/ratings.dat" in refusal("set", tmp_path)
     assert not (tmp_path / "set.csv").exists()
 
 
@@ -444,10 +444,10 @@ def test_a_file_placed_by_hand_is_used(site, sources, tmp_path):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (PAGE, "is no zip file but a web page"),
-        (b"", "is no zip file but something else"),
-        (ZIP[:-1], f"has {len(ZIP) - 1:,} bytes where {len(ZIP):,} are published"),
-        (ZIP[:500] + b"?" + ZIP[501:], "has another MD5"),
+        (PAGE, "is not a zip file but a web page"),
+        (b"", "is not a zip file but something else"),
+        (ZIP[:-1], f"has {len(ZIP) - 1:,} bytes, but the published file has {len(ZIP):,}"),
+        (ZIP[:500] + b"?" + ZIP[501:], "has a different MD5"),
     ],
 )
 def test_a_wrong_file_placed_by_hand_is_named_and_kept(site, sources, tmp_path, body, reason):

@@ -113,7 +113,7 @@ def test_names_that_are_unknown_or_missing() -> None:
 
         name: str
 
-    with pytest.raises(InputError, match="'nam' is unknown; there are name"):
+    with pytest.raises(InputError, match="'nam' is unknown; choose from name"):
         check_fields(Needs, {"nam": "x"})
     with pytest.raises(InputError, match="name is missing"):
         check_fields(Needs, {}, complete=True)

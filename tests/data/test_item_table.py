@@ -51,8 +51,8 @@ def test_what_does_not_fit_is_said():
         found = describe(frame, IDS)
     (said,) = [str(warning.message) for warning in caught]
     assert said == (
-        "the DataFrame: items without a description: 2 of 4 (b, d); descriptions of items that are not in the log, or "
-        "that its filters drop: 1 (z), ignored; rows that describe an item again: 1 (c), ignored"
+        "the DataFrame: items without a description: 2 of 4 (b, d); ignored descriptions of items that are not in "
+        "the log or were filtered out: 1 (z); ignored rows that describe an item again: 1 (c)"
     )
     assert found.frame["title"].to_list() == ["A", None, "C", None]
     assert np.array_equal(found.vectors("v"), [[3], [np.nan], [1], [np.nan]], equal_nan=True)
@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_said():
 
 
 def test_nothing_matches():
-    with pytest.raises(InputError, match="column 'sku' holds ids such as 7, the log such as 'a'; give") as raised:
+    with pytest.raises(InputError, match="column 'sku' holds ids like 7, the log ids like 'a'; give") as raised:
         describe(pl.DataFrame({"sku": [7, 8], "title": ["A", "B"]}), IDS)
     assert "\n" not in str(raised.value)
 
@@ -79,10 +79,10 @@ def test_items_of_a_category():
     assert found.category_names == ["root", "x", "y"]
     assert found.items_of("x").tolist() == [1, 3]
     assert found.items_of("root").tolist() == [1, 3, 4]
-    with pytest.raises(InputError, match="no item has the category 'z'; there are 3, such as root, x, y"):
+    with pytest.raises(InputError, match="no item has the category 'z'; there are 3 categories: root, x, y"):
         found.items_of("z")
     assert table().category_names == []
-    with pytest.raises(InputError, match="there are 0, such as none"):
+    with pytest.raises(InputError, match="there are no categories"):
         table().items_of("x")
 
 
@@ -121,8 +121,8 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "no Parquet": (lambda path: path.write_text("a,b"), "is damaged"),
     "a link": (lambda path: path.rename(path.with_name("x")) and path.symlink_to("x"), "is a symbolic link"),
     "rows": (write(pl.DataFrame({"item_id": ["a"]})), "it has 1 rows, not 4"),
-    "other ids": (write(pl.DataFrame({"item_id": list("abcz")})), "is of another catalogue"),
-    "ids of another kind": (write(pl.DataFrame({"item_id": [1, 2, 3, 4]})), "is of another catalogue"),
+    "other ids": (write(pl.DataFrame({"item_id": list("abcz")})), "belongs to another catalogue"),
+    "ids of another kind": (write(pl.DataFrame({"item_id": [1, 2, 3, 4]})), "belongs to another catalogue"),
     "no ids": (write(pl.DataFrame({"title": list("abcd")})), "column item_id is missing"),
     "a title of numbers": (write(pl.DataFrame({"item_id": IDS, "title": [1.0] * 4})), "column title is Float64"),
     "structs": (write(pl.DataFrame({"item_id": IDS, "x": [{"a": 1}] * 4})), "column x is Struct"),

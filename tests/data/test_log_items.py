@@ -36,7 +36,7 @@ def test_a_title_beside_each_interaction(name: str):
 def test_the_most_frequent_title_counts_and_conflicts_are_said():
     rows = log(title=["B", "A", "B!", "C", "B", "A"])
     found, said = prepared(pl.concat([rows, rows]))
-    assert said == ["the log's column 'title' differs between rows of 1 of 3 items (b); the most frequent value counts"]
+    assert said == ["the log's column 'title' has several values for 1 of 3 items (b); the most frequent one is used"]
     assert found.item_table is not None
     assert found.item_table.frame["title"].to_list() == ["A", "B", "C"]
     tied, _ = prepared(
@@ -49,7 +49,7 @@ def test_the_most_frequent_title_counts_and_conflicts_are_said():
 def test_titles_of_reviews_are_not_titles_of_items():
     found, said = prepared(log(title=["great", "bad", "so so", "fine", "never again", "love it"]))
     assert said == [
-        "the log's column 'title' differs between rows of one item, so it is no title of items and is ignored"
+        "the log's column 'title' differs between rows of the same item, so it is not the title of items and is ignored"
     ]
     assert found.item_table is None
 

@@ -50,7 +50,7 @@ def test_one_unit_for_all_histories_and_parts_of_seconds() -> None:
         ([[1, None]], "None is not a time"), ([[1, "x"]], "'x' is not a time"),
         ([[1, float("nan")]], "nan is not a time"),
         ([[1, pd.NaT]], "NaT is not a time"), ([[1, True]], "True is not a time"), ([[1, PLAIN]], "some are dates"),
-        ([[START, START * 1000]], "another size"), ([[1, float("inf")]], "inf is not a time"),
+        ([[START, START * 1000]], "different units"), ([[1, float("inf")]], "inf is not a time"),
         ([[1, 1j]], "not a time"),
         ([[1, np.datetime64("NaT")]], "not a time"), ([[1, "13.09.2020"]], "not a time"),
     ],

@@ -110,11 +110,11 @@ def test_times_go_with_items_that_are_left_out(fitted: Recommender) -> None:
 TIMES: list[tuple[dict[str, Any], str]] = [
     ({"histories": [["i1", "i2"]], "times": [[1]]}, "history 1 has 2 items and 1 times"),
     ({"histories": [["i1"]], "times": [[1], [2]]}, "times for 2 histories"),
-    ({"histories": {"a": ["i1"]}, "times": [[1]]}, "need the same ones"),
-    ({"histories": {"a": ["i1"]}, "times": {"b": [1]}}, "need the same ones"),
+    ({"histories": {"a": ["i1"]}, "times": [[1]]}, "need the same names"),
+    ({"histories": {"a": ["i1"]}, "times": {"b": [1]}}, "need the same names"),
     ({"histories": [["i1"]], "times": [["x"]]}, "'x' is not a time"),
     ({"histories": [["i1"]], "times": 5}, "one per history"),
-    ({"histories": pl.DataFrame({"user_id": [1], "item_id": ["i1"]}), "times": [[1]]}, "in a column"),
+    ({"histories": pl.DataFrame({"user_id": [1], "item_id": ["i1"]}), "times": [[1]]}, "into a column"),
     ({"users": ["u1"], "times": [[1]]}, "give histories too"),
 ]
 
@@ -128,7 +128,7 @@ def test_times_that_do_not_fit_are_one_line(fitted: Recommender, asked: dict[str
 
 def test_times_for_a_model_of_a_log_without() -> None:
     recommender = Recommender("tisasrec", **SMALL).fit(log().drop("timestamp"))
-    with pytest.warns(MissingTimesWarning, match="order alone"):
+    with pytest.warns(MissingTimesWarning, match="only set their order"):
         found = recommender.recommend(histories=[["i2", "i1"]], times=[[10**6, 5]], k=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -175,7 +175,7 @@ def test_integer_ids_however_they_are_written(pointed: bool) -> None:
             assert found.equals(mine)
         for single in (12, 12.0, np.array(12), np.float64(12), "12", np.int32(12)):
             assert recommender.recommend(users=single, k=3)["item_id"].equals(wanted["item_id"].head(3))
-    with pytest.warns(UnknownIdWarning, match=r"unknown users, or left out by the filters of fit.*: None"):
+    with pytest.warns(UnknownIdWarning, match=r"unknown users .not in the log, or filtered out.*: None"):
         recommender.recommend(users=pd.Series([12, None], dtype="Int64"), k=3)
 
 

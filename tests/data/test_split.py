@@ -94,7 +94,7 @@ def test_by_time_is_the_naive_loop(rows, cuts, shift):
             test.append((user, before_valid + between, after[0]))
     times = [time for history in lists(dataset) for _, time in history]
     if not min(times) < valid_from < test_from <= max(times):
-        with pytest.raises(InputError, match=r"no interaction lies|the first before the second"):
+        with pytest.raises(InputError, match=r"there is no interaction|the first before the second"):
             split_by_time(dataset, valid_from + shift, test_from + shift)
         return
     split = split_by_time(dataset, valid_from + shift, test_from + shift)
@@ -143,14 +143,14 @@ def test_by_time_takes_one_default_and_one_cut():
 @pytest.mark.parametrize(
     ("valid_from", "test_from", "message"),
     [
-        (8, 5, r"validates from 8 .* and tests from 5 .*; give two moments, the first before the second"),
+        (8, 5, r"start at 8 .* and the test at 5 .*; give two moments, the first before the second"),
         (5, 5, "the first before the second"),
-        (0, 5, r"no interaction lies before valid_from = 0 \(1970-01-01T00:00:00\); the log goes from 0 .* to 9 "),
-        (-10, -5, "no interaction lies before valid_from = -10"),
-        (10, None, "no interaction lies at or after valid_from = 10 .*; the log goes from 0 "),
-        (5, 10, "no interaction lies at or after test_from = 10 "),
-        (None, "2020-09-26", r"no interaction lies at or after test_from = 1601078400 \(2020-09-26T00:00:00\)"),
-        (10**30, None, "no interaction lies at or after valid_from = 1000000000000000000000;"),
+        (0, 5, r"there is no interaction before valid_from = 0 \(1970-01-01T00:00:00\); the log runs from 0 .* to 9 "),
+        (-10, -5, "there is no interaction before valid_from = -10"),
+        (10, None, "there is no interaction at or after valid_from = 10 .*; the log runs from 0 "),
+        (5, 10, "there is no interaction at or after test_from = 10 "),
+        (None, "2020-09-26", r"there is no interaction at or after test_from = 1601078400 \(2020-09-26T00:00:00\)"),
+        (10**30, None, "there is no interaction at or after valid_from = 1000000000000000000000;"),
         (float("nan"), 5, "valid_from is nan; give an ISO date"),
         (5, "yesterday", "test_from is 'yesterday'; give an ISO date"),
         (True, None, "valid_from is True"),
@@ -209,7 +209,7 @@ def test_share_of_targets_that_repeat():
 
 
 def test_by_time_needs_times():
-    with pytest.raises(InputError, match="no timestamps"):
+    with pytest.raises(InputError, match="needs timestamps"):
         split_by_time(dataset_of([(1, 2, 3), (1, 3, 4)], has_timestamps=False), 1, 2)
 
 

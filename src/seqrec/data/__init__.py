@@ -1,1 +1,1 @@
-"""From a log to batches."""
+"""Data: logs, datasets, splits and batches."""

@@ -1,4 +1,4 @@
-"""Opening files that somebody else may have made: what they are and how large is checked before they are read."""
+"""Reading files from untrusted sources: their type and size are checked first."""
 
 import json
 import os
@@ -13,28 +13,28 @@ import polars as pl
 
 from seqrec.errors import InputError, one_line
 
-MOST_JSON = 2**26  # bytes; Python's objects take some twenty times as many
-#: Bytes that a Parquet file may take in memory: these, or so many times its own size if that is more. Real logs are
-#: stored in a tenth of what they take.
+MOST_JSON = 2**26  # bytes; as Python objects, the content takes about twenty times as much
+#: Bytes that a Parquet file may take in memory: MOST_UNPACKED, or MOST_EXPANSION times its size if that is more. Real
+#: logs take about ten times their size.
 MOST_UNPACKED, MOST_EXPANSION = 2**28, 200
 
 
 def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
-    """Refuse symbolic links in a folder, and anything else than the file or folder that a known name stands for.
+    """Raise for symbolic links in a folder, and for known names that are a folder instead of a file or vice versa.
 
-    The folder itself may be a link. A link inside would lead reading and writing out of the folder.
+    The folder itself may be a link. A link inside of it could redirect reading and writing to another place.
 
     Args:
-        folder: the folder; all of its entries are checked.
-        known: patterns of known names, each with None for a file or, for a folder, the names known in it.
-        advice: what to do about a damaged file.
+        folder: folder whose entries are checked.
+        known: patterns of known names; the value is None for a file, and a mapping of the same kind for a folder.
+        advice: advice in the error about a damaged file.
     """
     for name, mode in _entries(folder):
         path = folder / name
         if stat.S_ISLNK(mode):
             raise InputError(
-                f"{path}: is a symbolic link, which may lead out of the folder; put a copy of the file in its place "
-                "(cp -rL copies a folder so)"
+                f"{path}: is a symbolic link, which may lead out of the folder; replace it with a copy of the file "
+                "(cp -rL copies a folder without links)"
             )
         for pattern, inside in known.items():
             if not fnmatchcase(name, pattern):
@@ -47,7 +47,7 @@ def check_files(folder: Path, known: Mapping[str, Any], advice: str) -> None:
 
 
 def size_of(path: Path, advice: str) -> int:
-    """Bytes in a regular file. Anything else is refused: a pipe may block forever, a link may lead elsewhere."""
+    """Size of a regular file in bytes. Raises for anything else: a pipe may block, a link may point elsewhere."""
     try:
         status = os.lstat(path)
     except FileNotFoundError as error:
@@ -61,10 +61,10 @@ def size_of(path: Path, advice: str) -> int:
 
 
 def read_json(path: Path, advice: str = "copy it back or train again", most: int = MOST_JSON) -> dict[str, Any]:
-    """Read a JSON object of at most ``most`` bytes."""
+    """Read a JSON object from a file of at most ``most`` bytes."""
     size = size_of(path, advice)
     if size > most:
-        raise InputError(f"{path}: has {size:,} bytes where {most:,} would be many; {advice}")
+        raise InputError(f"{path}: has {size:,} bytes, more than the {most:,} allowed; {advice}")
     try:
         values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -75,7 +75,7 @@ def read_json(path: Path, advice: str = "copy it back or train again", most: int
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON. Whatever is wrong with it raises ``ValueError``."""
+    """Parse JSON; raises ``ValueError`` for any fault, deep nesting included."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -85,20 +85,20 @@ def parse_json(text: str) -> Any:
 def read_parquet(path: Path, columns: Mapping[str, Any], rows: int, advice: str) -> pl.DataFrame:
     """Read some columns of a Parquet file that must have a known number of rows.
 
-    The footer tells what the file would take in memory, before any of it is read.
+    The size in memory is taken from the footer and checked before anything else is read.
 
     Args:
-        path: the file.
-        columns: their names and types, where None stands for ids, which are integers or strings.
-        rows: the number of rows that another file says it has.
-        advice: what to do about a damaged file.
+        path: file to read.
+        columns: type of each column; None stands for ids, which are integers or strings.
+        rows: expected number of rows.
+        advice: advice in the error about a damaged file.
     """
-    from pyarrow import ArrowException  # takes its time, and few commands need it
+    from pyarrow import ArrowException  # slow to import, and few commands need it
     from pyarrow.parquet import read_metadata
 
     size = size_of(path, advice)
     try:
-        footer = read_metadata(path)  # unlike polars it bounds how deep a schema may be nested
+        footer = read_metadata(path)  # unlike polars, pyarrow limits the nesting of a schema
         if footer.num_rows != rows:
             raise ValueError(f"it has {footer.num_rows} rows, not {rows}")
         groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
@@ -126,12 +126,12 @@ def read_parquet(path: Path, columns: Mapping[str, Any], rows: int, advice: str)
 
 
 def _entries(folder: Path) -> list[tuple[str, int]]:
-    """The names in a folder, sorted, each with its mode. Links are not followed."""
+    """Names in a folder, sorted, each with its mode; links are not followed."""
     found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # a file that another process had not finished yet
+                with suppress(FileNotFoundError):  # another process removed it since
                     found.append((entry.name, entry.stat(follow_symlinks=False).st_mode))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error

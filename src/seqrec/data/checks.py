@@ -1,7 +1,7 @@
-"""What a Dataset holds is checked before it is used: all of it, or what is known of a few users.
+"""Checks the content of a dataset opened from files before it is used: all of it, or the data of a few users.
 
-A dataset that was opened from files may come from anybody. After these checks its items may index arrays of
-``num_items + 1`` and its offsets its items, and its histories are in the order of time.
+The files may come from anybody. After these checks, items are safe as indices of arrays with ``num_items + 1`` rows,
+offsets are safe as indices of the items, and histories are in time order.
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ import numpy as np
 from seqrec.data.saved import Saved, fingerprint_of
 from seqrec.data.statistics import PART_ROWS
 
-LATEST = 2**62  # so that differences of times have 64 bits
-_DISORDER = "a history is not in the order of time"
+LATEST = 2**62  # so that differences of times fit into 64 bits
+_DISORDER = "a history is not in time order"
 _BEYOND_TIME = "a timestamp is out of range"
-_MET_MISFIT = "what the filters dropped does not fit"
+_MET_MISFIT = "the interactions that the filters dropped do not match the dataset"
 
 
 def check_everything(saved: Saved) -> None:
-    """Read all files of a dataset, and refuse what is damaged, out of range, or of another dataset."""
+    """Read all files of a dataset; raises if one is damaged, has values out of range, or belongs to another dataset."""
     for array in saved.arrays.values():
         array.check()
     if wrong := _fault_of(saved) or (None if _met_fits(saved) else _MET_MISFIT):
@@ -24,11 +24,11 @@ def check_everything(saved: Saved) -> None:
     saved.users.check()
     saved.catalogue.check()
     if fingerprint_of(saved.fields()) != saved.facts["fingerprint"]:
-        raise saved.damaged("its files are not those that were saved together")
+        raise saved.damaged("its files were not saved together")
 
 
 def check_items(saved: Saved) -> None:
-    """Like :func:`check_everything`, for the items of all interactions alone."""
+    """Like :func:`check_everything`, but only for the array of items."""
     saved.arrays["items"].check()
     items = saved.arrays["items"].array
     for start in range(0, len(items), PART_ROWS):
@@ -37,7 +37,7 @@ def check_items(saved: Saved) -> None:
 
 
 def check_histories(saved: Saved, users: np.ndarray) -> None:
-    """Like :func:`check_everything`, for the histories of some users, and what the filters dropped of them."""
+    """Like :func:`check_everything`, but only for the histories and dropped interactions of some users."""
     items, timestamps = saved.arrays["items"], saved.arrays["timestamps"]
     starts, ends = _ranges(saved, "offsets", users)
     items.check(starts, ends)
@@ -58,19 +58,19 @@ def check_histories(saved: Saved, users: np.ndarray) -> None:
 
 
 def _ranges(saved: Saved, name: str, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the interactions of each user begin and end."""
+    """Start and end of the interactions of each user."""
     offsets = saved.arrays[name]
     offsets.check(users, users + 2)
     return offsets.array[users], offsets.array[users + 1]
 
 
 def _fault_of(saved: Saved) -> str | None:
-    """What is wrong with the interactions: a short phrase, or None."""
+    """Describe a fault of the interactions in a short phrase; None if there is none."""
     offsets, items, timestamps = (saved.arrays[name].array for name in ("offsets", "items", "timestamps"))
     if offsets[0] != 0 or offsets[-1] != len(items) or (offsets[1:] < offsets[:-1]).any():
         return "the histories do not follow each other"
     for start in range(0, len(items), PART_ROWS):
-        times = timestamps[start : start + PART_ROWS + 1]  # and the one after, to compare with
+        times = timestamps[start : start + PART_ROWS + 1]  # with the one after, for comparison
         if wrong := _beyond(saved, items[start : start + PART_ROWS]) or _beyond_time(times):
             return wrong
         falls = np.flatnonzero(times[1:] < times[:-1]) + start + 1
@@ -80,7 +80,7 @@ def _fault_of(saved: Saved) -> str | None:
 
 
 def _met_fits(saved: Saved) -> bool:
-    """Whether what the filters dropped fits the dataset, where there is anything."""
+    """Whether the dropped interactions, if any, match the dataset."""
     if "met_items" not in saved.arrays:
         return True
     items, offsets = saved.arrays["met_items"].array, saved.arrays["met_offsets"].array
@@ -100,7 +100,7 @@ def _beyond_time(times: np.ndarray) -> str | None:
 
 
 def _in_groups(starts: np.ndarray, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The rows of some ranges and their places, in groups of about :data:`PART_ROWS` places."""
+    """Row and position of every element of some ranges, in groups of about :data:`PART_ROWS` elements."""
     lengths = ends - starts
     found = []
     groups = np.cumsum(lengths) // PART_ROWS

@@ -1,4 +1,4 @@
-"""Public data sets by name: download, verify, convert to a log that ``read_log`` reads."""
+"""Downloads public data sets by name, verifies them, and converts them to logs that ``read_log`` reads."""
 
 import gzip
 import hashlib
@@ -23,22 +23,27 @@ from rich.progress import DownloadColumn, Progress
 from seqrec.errors import InputError
 from seqrec.files import explain_os_error, replacing, sync, sync_folder
 
-ATTEMPTS = 3  # for each mirror
+ATTEMPTS = 3  # per mirror
 PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = 30.0
-LARGEST_DOWNLOAD = 8 << 30  # where no size is published; the largest file here, Books, has about 3 GB
+LARGEST_DOWNLOAD = 8 << 30  # if no size is published; the largest file here, Books, has about 3 GB
 LARGEST_UNPACKED = 32 << 30
 BLOCK = 1 << 16
-# what gzip and zipfile raise for wrong bytes, an encrypted member, an unknown method or no such member
+# raised by gzip and zipfile for wrong bytes, an encrypted member, an unknown method or a missing member
 _DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lies and how its file is known to be the right one.
+    """Where to find a data set, and how to verify its file.
 
-    ``urls`` are mirrors in order. Of a zip, ``member`` is the file with the ratings (four columns: user,
-    item, rating, time) between ``separator``, after a first line of names if ``header``.
+    Args:
+        urls: mirrors, in the order in which they are tried.
+        size: size of the file in bytes, if published.
+        md5: MD5 of the file, if published.
+        member: file with the ratings inside of a zip (columns user, item, rating, time); None for a gzipped log.
+        separator: separator of the columns of ``member``.
+        header: whether ``member`` begins with a line of column names.
     """
 
     urls: tuple[str, ...]
@@ -50,8 +55,8 @@ class Source:
 
 
 def _movielens(name: str, ratings: str, separator: bytes, size: int, md5: str) -> Source:
-    # GroupLens publishes the MD5 beside each archive (<archive>.md5), which makes plain HTTP a safe second
-    # way; the size is from TensorFlow Datasets (url_checksums/movielens.txt).
+    # GroupLens publishes the MD5 beside each archive (<archive>.md5), which makes plain HTTP a safe
+    # alternative; the size is from TensorFlow Datasets (url_checksums/movielens.txt).
     address = f"files.grouplens.org/datasets/movielens/{name}.zip"
     urls = (f"https://{address}", f"http://{address}")
     return Source(urls, size, md5, f"{name}/{ratings}", separator, separator == b",")
@@ -59,7 +64,7 @@ def _movielens(name: str, ratings: str, separator: bytes, size: int, md5: str) -
 
 def _amazon(category: str, size: int | None = None, md5: str | None = None) -> Source:
     # The 5-core reviews from 1996 to July 2014. The authors' page links to the first host, the second is
-    # their own. They publish no checksums; a file without one is read through, because gzip has a CRC.
+    # their own. They publish no checksums, so the file is unpacked completely to check gzip's CRC.
     path = f"categoryFiles/reviews_{category}_5.json.gz"
     hosts = ("snap.stanford.edu/data/amazon/productGraph", "mcauleylab.ucsd.edu/public_datasets/data/amazon")
     return Source(tuple(f"https://{host}/{path}" for host in hosts), size, md5)
@@ -84,7 +89,7 @@ SOURCES: dict[str, Source] = {
 
 
 class _Failed(Exception):
-    """One try came to nothing; ``again`` says whether the same mirror deserves another."""
+    """One attempt failed; ``again`` says whether to retry with the same mirror."""
 
     def __init__(self, reason: str, *, again: bool = False) -> None:
         super().__init__(reason)
@@ -92,18 +97,22 @@ class _Failed(Exception):
 
 
 def fetch(name: str, out: str | Path | None = None, *, progress: bool = True) -> Path:
-    """Download the public data set ``name`` once, verify it and return its log, ready for ``read_log``.
+    """Download and verify a public data set, unless it is there already, and return the path of its log.
 
-    MovieLens becomes ``<name>.csv`` with the columns user_id, item_id, rating, timestamp; the Amazon
-    5-core reviews of 2014 become ``<name>.json.gz``, unchanged. Both go to the folder ``out``, by default
-    :func:`cache_folder`. A broken download goes on where it stopped. A file with the publisher's name that
-    was put there by hand is verified and used.
+    MovieLens becomes ``<name>.csv`` with the columns user_id, item_id, rating, timestamp. The Amazon 5-core reviews of
+    2014 become ``<name>.json.gz``, unchanged. An interrupted download is resumed. A file with the publisher's name
+    that you put into the folder yourself is verified and used.
 
-    Raises :class:`InputError` for an unknown name, an unreachable or wrong file, or a folder that
-    cannot be written.
+    Args:
+        name: name of the data set, one of ``SOURCES``.
+        out: folder for the log; by default :func:`cache_folder`.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: the name is unknown, the file is unreachable or wrong, or the folder cannot be written.
     """
     if name not in SOURCES:
-        raise InputError(f"{name!r}: no such data set; there are {', '.join(SOURCES)}")
+        raise InputError(f"{name!r}: no such data set; choose from {', '.join(SOURCES)}")
     source = SOURCES[name]
     try:
         folder = Path(out).expanduser() if out is not None else cache_folder()
@@ -112,13 +121,13 @@ def fetch(name: str, out: str | Path | None = None, *, progress: bool = True) ->
     archive = folder / source.urls[0].rsplit("/", 1)[-1]
     log = folder / (f"{name}.csv" if source.member else f"{name}.json.gz")
     try:
-        if log.is_file():  # it got this name only when whole and verified
+        if log.is_file():  # it gets this name only once complete and verified
             return log
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file; name a folder for the data set {name}")
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(archive.with_name(f".{archive.name}.lock"), progress):
-            if not log.is_file():  # nobody else fetched it while this process waited
+            if not log.is_file():  # no other process fetched it in the meantime
                 if archive.exists():
                     _check(archive, source)
                 else:
@@ -143,18 +152,19 @@ def cache_folder() -> Path:
 
 @contextmanager
 def _locked(path: Path, progress: bool) -> Iterator[None]:
+    """Hold a lock on a file; waits for another process that holds it."""
     try:
         import fcntl
-    except ImportError:  # Windows; there two processes at once may each download the file, and the last one counts
+    except ImportError:  # on Windows two processes may both download the file; the last one wins
         yield
         return
-    # The lock file stays: removing it could leave two processes with locks on two different files.
+    # The lock file is kept: if it were removed, two processes could hold locks on two different files.
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if progress:
-                Console(stderr=True).print("another process fetches this data set; waiting for it")
+                Console(stderr=True).print("another process is fetching this data set; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -182,13 +192,13 @@ def _download(name: str, source: Source, archive: Path, progress: bool) -> None:
         reasons.append(f"{url}: {reason}")
     kept = any(_resumable(partial, url)[0] for url in source.urls)
     raise InputError(
-        f"{name}: cannot be fetched ({'; '.join(reasons)}); {'run again to go on, or ' if kept else ''}"
-        f"download {source.urls[0]} by other means, save it as {archive} and run again"
+        f"{name}: cannot be fetched ({'; '.join(reasons)}); {'run again to resume, or ' if kept else ''}"
+        f"download {source.urls[0]} yourself, save it as {archive} and run again"
     )
 
 
 def _transfer(url: str, source: Source, partial: Path, progress: bool) -> None:
-    """One request, which goes on where ``partial`` ends if the server still has the same file."""
+    """Send one request; resumes where ``partial`` ends if the server still has the same file."""
     start, validator = _resumable(partial, url)
     headers = {"User-Agent": "seqrec"}
     if start:
@@ -199,7 +209,7 @@ def _transfer(url: str, source: Source, partial: Path, progress: bool) -> None:
         with error:
             if error.code == 416 and start:
                 if error.headers.get("Content-Range") == f"bytes */{start}":
-                    return  # all of it had arrived already
+                    return  # the file is complete already
                 _discard(partial)
             again = error.code >= 500 or error.code in (408, 416, 429)
             raise _Failed(f"HTTP {error.code} {_reason(error)}", again=again) from error
@@ -210,7 +220,7 @@ def _transfer(url: str, source: Source, partial: Path, progress: bool) -> None:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
             if not found or int(found[1]) != start:
                 _discard(partial)
-                raise _Failed("sends another range than asked for", again=True)
+                raise _Failed("sends a different range than requested", again=True)
             total = int(found[2])
         else:
             start, total = 0, response.length
@@ -220,10 +230,10 @@ def _transfer(url: str, source: Source, partial: Path, progress: bool) -> None:
 def _save(
     response: Any, url: str, source: Source, partial: Path, start: int, total: int | None, progress: bool
 ) -> None:
-    """Write the body behind the first ``start`` bytes of ``partial``; the whole file has ``total``."""
+    """Append the response to the first ``start`` bytes of ``partial``; the complete file has ``total`` bytes."""
     block = _read(response)
     if not block:
-        raise _Failed("broke off", again=True)  # before anything that is there gets overwritten
+        raise _Failed("broke off", again=True)  # before an existing file is overwritten
     if start == 0:
         _check_magic(block, source)
     most = source.size or LARGEST_DOWNLOAD
@@ -256,19 +266,20 @@ def _save(
 def _read(response: Any) -> bytes:
     try:
         return response.read(BLOCK)
-    except (OSError, HTTPException, ValueError) as error:  # of the network, to tell from those of the disk
+    except (OSError, HTTPException, ValueError) as error:  # network errors, as opposed to disk errors
         raise _Failed(_reason(error), again=True) from error
 
 
 def _reason(error: Exception) -> str:
+    """A short, printable reason for an error of the network or of unpacking."""
     cause = error.reason if isinstance(error, URLError) else error
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    text = "".join(letter if letter.isprintable() else " " for letter in text[:200])  # a server may write it
+    text = "".join(letter if letter.isprintable() else " " for letter in text[:200])  # the text may come from a server
     return " ".join(text.split()) or type(error).__name__
 
 
 def _resumable(partial: Path, url: str) -> tuple[int, str]:
-    """How many bytes of this mirror's file are there, and the tag that the server gave the file."""
+    """Number of bytes already downloaded from this mirror, and the server's tag of the file."""
     try:
         came_from, validator = partial.with_suffix(".origin").read_text(encoding="utf-8").split("\n")
         start = partial.stat().st_size
@@ -283,7 +294,7 @@ def _discard(partial: Path) -> None:
 
 
 class _WebOnly(request.HTTPRedirectHandler):
-    """Follows a redirect only on the web, and never from an encrypted connection to an open one."""
+    """Follows redirects only to http and https, and never from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in ({"https"} if req.type == "https" else {"http", "https"}):
@@ -303,21 +314,21 @@ def _check_magic(block: bytes, source: Source) -> None:
     kind, magic = ("zip", b"PK\x03\x04") if source.member else ("gzip", b"\x1f\x8b")
     if not block.startswith(magic):
         page = "a web page" if block.lstrip()[:1] == b"<" else "something else"
-        raise _Failed(f"is no {kind} file but {page}")
+        raise _Failed(f"is not a {kind} file but {page}")
 
 
 def _check(path: Path, source: Source) -> None:
-    """Raise unless ``path`` is the published file, as far as can be told; wrong bytes that arrived go."""
+    """Raise unless ``path`` is the published file, as far as can be checked; a wrong download is deleted."""
     try:
         with path.open("rb") as file:
             _check_magic(file.read(4), source)
             size = path.stat().st_size
             if size != (source.size or size):
-                raise _Failed(f"has {size:,} bytes where {source.size:,} are published")
+                raise _Failed(f"has {size:,} bytes, but the published file has {source.size:,}")
             file.seek(0)
-            digest = hashlib.md5(usedforsecurity=False)  # some machines forbid MD5 for more than accidents
+            digest = hashlib.md5(usedforsecurity=False)  # some machines forbid MD5 for security
             if source.md5 and hashlib.file_digest(file, lambda: digest).hexdigest() != source.md5:
-                raise _Failed("has another MD5 than the published file")
+                raise _Failed("has a different MD5 than the published file")
         with _ratings(path, source) as unpacked:
             have = 0
             while source.md5 is None and (block := unpacked.read(1 << 20)):  # reading compares the CRC
@@ -325,14 +336,14 @@ def _check(path: Path, source: Source) -> None:
                 if have > LARGEST_UNPACKED:
                     raise _Failed(f"unpacks to more than {LARGEST_UNPACKED:,} bytes")
     except _Failed:
-        if path.suffix == ".partial":  # never a file that somebody put there
+        if path.suffix == ".partial":  # keep a file that a person put there
             _discard(path)
         raise
 
 
 @contextmanager
 def _ratings(path: Path, source: Source) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """The unpacked ratings; only the member named is ever opened, and no name in the zip becomes a path."""
+    """Open the unpacked ratings. Only the expected member of a zip is opened, and no name in it is used as a path."""
     try:
         if source.member is None:
             with gzip.open(path) as unpacked:
@@ -345,13 +356,13 @@ def _ratings(path: Path, source: Source) -> Iterator[IO[bytes] | gzip.GzipFile]:
 
 
 def _convert(archive: Path, source: Source, log: Path) -> None:
-    """Write the ratings of a zip as CSV with our column names."""
+    """Write the ratings of a zip as CSV with seqrec's column names."""
     with replacing(log) as temporary, _ratings(archive, source) as unpacked, temporary.open("wb") as file:
         first = unpacked.readline(BLOCK)
         if first.count(source.separator) != 3:
-            raise _Failed(f"has no four columns in {source.member}")
+            raise _Failed(f"does not have four columns in {source.member}")
         file.write(b"user_id,item_id,rating,timestamp\n")
         file.write(b"" if source.header else first.replace(source.separator, b","))
         while block := unpacked.read(BLOCK):
-            block += unpacked.readline(BLOCK)  # a separator of two bytes may not be cut
+            block += unpacked.readline(BLOCK)  # so that a separator of two bytes is not cut
             file.write(block.replace(source.separator, b","))

@@ -1,4 +1,4 @@
-"""Options: what each field takes, declared beside it and checked here, for Python, the command line and config.json."""
+"""Options: dataclass fields declare the values they take; they are checked here, wherever the values come from."""
 
 import sys
 import types
@@ -19,13 +19,13 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes, as ``Annotated[float, Range(0, below=1)]``; for a tuple, each of its numbers.
+    """Numbers that a field takes: ``Annotated[float, Range(0, below=1)]``. For a tuple, it applies to each number.
 
     Args:
-        least: the smallest.
-        most: the largest; infinity is refused unless it stands here.
-        above: all must be larger than this.
-        below: all must be smaller than this.
+        least: smallest number.
+        most: largest number; infinity is allowed only if ``most`` is infinity.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
     """
 
     least: float | None = None
@@ -43,7 +43,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """In words, as errors and the help of a flag say it."""
+        """The range in words, for error messages and the help of a flag."""
         most = None if self.most in _INFINITE else self.most
         if self.least is not None and most is not None:
             return f"{self.least} to {most}"
@@ -54,53 +54,53 @@ class Range:
 
 
 Count = Annotated[int, Range(1)]
-#: Items of a history that a model sees; more than anybody's history holds, and few enough to be counted with.
+#: Number of items of a history that a model sees. The limit is above any real history and keeps products small.
 Length = Annotated[int, Range(1, 2**20)]
 Share = Annotated[float, Range(0, 1)]
-#: A probability of dropout, which must leave something.
+#: Probability of dropout; at 1 nothing would be left.
 Dropped = Annotated[float, Range(0, below=1)]
 Weight = Annotated[float, Range(0)]
 
 
 class Options:
-    """Base of the dataclasses that hold options: values are converted and checked as their fields declare.
+    """Base class of dataclasses that hold options; converts and checks the values as the fields declare.
 
-    numpy's numbers become Python's, 5.0 becomes 5 for a whole number and a list becomes a tuple.
+    Numpy numbers become Python numbers, 5.0 becomes 5 in an integer field, and lists become tuples.
 
     Raises:
-        InputError: a value of another type or out of range, in one line with the field and what it takes. A fraction
-            for a whole number is refused, because it would be rounded without a word, and so is NaN.
+        InputError: a value has the wrong type or is out of range; the message names the field and the values it takes.
+            Fractions in integer fields are refused rather than silently rounded, and so is NaN.
     """
 
     def __post_init__(self) -> None:
-        """Convert and check every field, then what must hold among them."""
+        """Convert and check every field, then call :meth:`check`."""
         for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]
             object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
         self.check()
 
     def check(self) -> None:
-        """Refuse values that are fine by themselves but not together."""
+        """Raise if values contradict each other, although each is valid by itself."""
 
     def resolved(self) -> Self:
-        """The same with what None stands for, where other fields decide that."""
+        """A copy in which defaults that depend on other fields replace None."""
         return self
 
 
 def check_fields(kind: type, values: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
-    """Values for the fields of a dataclass, such as those of a JSON object, converted as :class:`Options` does.
+    """Convert and check values for the fields of a dataclass as :class:`Options` does, for example a JSON object.
 
     Args:
-        kind: the dataclass.
-        values: by field.
-        complete: whether fields without a default must be there.
+        kind: dataclass that declares the fields.
+        values: value by field name.
+        complete: whether all fields without a default must be present.
 
     Raises:
-        InputError: an unknown name, a missing one, or a value that its field does not take.
+        InputError: a name is unknown or missing, or a field does not take its value.
     """
     hints = _hints(kind)
     for name in values:
         if name not in hints:
-            raise InputError(f"{str(name)[:80]!r} is unknown; there are {', '.join(hints)}")
+            raise InputError(f"{str(name)[:80]!r} is unknown; choose from {', '.join(hints)}")
     for field in fields(kind):
         if complete and field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{field.name} is missing")
@@ -108,10 +108,9 @@ def check_fields(kind: type, values: Mapping[str, Any], *, complete: bool = Fals
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the kind that a type hint names.
+    """Whether a value has the type of a hint.
 
-    A whole number stands for a fraction, a list for a tuple; a truth value is no number, nor is NaN, and whole numbers
-    have 64 bits.
+    Integers also fit float, and lists fit tuple. Bool and NaN do not count as numbers. Integers must fit into 64 bits.
     """
     origin = get_origin(hint)
     if hint is Any:
@@ -136,7 +135,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def range_of(hint: Any) -> Range | None:
-    """The range that a type hint declares, for itself, for what it is beside None, or for the numbers of a tuple."""
+    """The range that a type hint declares, also inside of ``X | None`` or a tuple; None if it declares none."""
     if get_origin(hint) is Annotated:
         for extra in get_args(hint)[1:]:
             if isinstance(extra, Range):
@@ -151,15 +150,15 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """The value as its field takes it."""
+    """The value, converted as its field needs it; raises if it has the wrong type or is out of range."""
     value = _plain(value, hint)
     allowed, is_tuple = range_of(hint), isinstance(value, tuple)
     numbers = [one for one in (value if is_tuple else (value,)) if type(one) in (int, float)]
-    is_fraction = type(value) is float and fits(0.5, hint)  # where it does not fit, it is NaN
+    is_fraction = type(value) is float and fits(0.5, hint)  # fits every float but NaN
     if any(type(one) is int and not fits(one, int) for one in numbers):
         wanted = "a smaller number"
     elif not fits(value, hint) and not (is_fraction and allowed):
-        wanted = _said(hint)
+        wanted = _in_words(hint)
     elif is_tuple and not value:
         wanted = "at least one number"
     elif allowed is not None and not all(one in allowed for one in numbers):
@@ -170,7 +169,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """The value as Python has it: no numpy, a tuple for a list, a whole number where that is what it is."""
+    """The value as a plain Python object: numpy numbers and whole floats converted, lists as tuples."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
@@ -183,13 +182,13 @@ def _plain(value: Any, hint: Any) -> Any:
     return int(number) if fits(0, hint) and number.is_integer() else number
 
 
-def _said(hint: Any) -> str:
-    """What a field takes, in words."""
+def _in_words(hint: Any) -> str:
+    """The type of a field, for an error message."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_said(one) for one in get_args(hint) if one is not type(None))
+        return " or ".join(_in_words(one) for one in get_args(hint) if one is not type(None))
     if origin is Annotated:
-        return _said(get_args(hint)[0])
+        return _in_words(get_args(hint)[0])
     if origin is Literal:
         *first, last = get_args(hint)
         return f"{', '.join(first)} or {last}" if first else str(last)

@@ -1,4 +1,4 @@
-"""Tables of ids: in memory, or in files that stay on the disk. A lookup is a binary search."""
+"""Tables of ids, in memory or memory-mapped from files. A lookup is a binary search."""
 
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -12,18 +12,18 @@ from seqrec.data.ids import integers_of, other_form, texts_of
 from seqrec.data.mapped import Mapped
 from seqrec.errors import InputError
 
-_MANY = 32  # up to one id in so many of the table is looked up by itself, more of them with all of the table in memory
+_LOAD_ALL = 32  # if more than one id in 32 is needed, the whole table is loaded instead of single ids
 
-_FEW = 100  # so many ids come sooner one by one
+_ONE_BY_ONE = 100  # up to this many ids, indexing a series is faster than taking a part of it
 
 
 class IdTable:
-    """The ids of users or items, each once: integers or texts, sorted as a rule; texts by their bytes.
+    """Ids of users or items, each once: integers or texts, usually sorted, texts by their bytes.
 
-    Nothing here uses polars' pool of threads, which a forked process does not have and would wait for without end.
+    No method uses polars' thread pool: a forked process does not have it and would wait for it forever.
 
     Args:
-        ids: the ids; those of a dataset are sorted.
+        ids: ids, without repetitions. A dataset sorts them.
     """
 
     def __init__(self, ids: pl.Series) -> None:
@@ -36,11 +36,11 @@ class IdTable:
 
     @classmethod
     def mapped(cls, name: str, values: Mapped, offsets: Mapped | None = None) -> "IdTable":
-        """A table in files, of which nothing is read before an id is asked for.
+        """A table in memory-mapped files; nothing is read before the first lookup.
 
         Args:
-            name: of the series of ids.
-            values: sorted integers ``int64[M]``; or, with offsets, the UTF-8 bytes of the texts one after another.
+            name: name of the series of ids.
+            values: sorted integers ``int64[M]``; or, with offsets, the concatenated UTF-8 bytes of the texts.
             offsets: ``int64[M + 1]``: text i is ``values[offsets[i]:offsets[i + 1]]``.
         """
         table = cls.__new__(cls)
@@ -63,7 +63,7 @@ class IdTable:
         self._values.check()
         if self._offsets is None:
             return pl.Series(self.name, np.array(self._values.array))
-        import pyarrow as pa  # takes its time, and few commands need all ids
+        import pyarrow as pa  # slow to import, and few commands need all ids
 
         self._offsets.check()
         offsets, values = np.asarray(self._offsets.array), np.asarray(self._values.array)
@@ -71,18 +71,18 @@ class IdTable:
         try:
             texts.validate(full=True)
         except pa.ArrowInvalid as error:
-            raise self._offsets.damaged("an id of it is no text") from error
+            raise self._offsets.damaged("an id is not valid text") from error
         return pl.Series(self.name, pl.from_arrow(texts))
 
     @property
     def _in_memory(self) -> bool:
-        """Whether all ids are; those of files were compared with their checksums then."""
+        """Whether all ids are in memory; ids from files then match their checksums."""
         return self._values is None or "series" in vars(self)
 
     def take(self, places: np.ndarray) -> pl.Series:
         """The ids at these places."""
-        if self._in_memory or len(places) * _MANY >= len(self):
-            return self.series[places]  # gather would go through the query engine, which costs more than a lookup
+        if self._in_memory or len(places) * _LOAD_ALL >= len(self):
+            return self.series[places]  # gather would use the query engine, which costs more than a lookup
         assert self._values is not None
         self._check_places(places)
         if self._offsets is None:
@@ -90,14 +90,17 @@ class IdTable:
         return pl.Series(self.name, [self._text_at(place) for place in places.tolist()], dtype=pl.String)
 
     def values(self, places: np.ndarray) -> list[Any]:
-        """The ids at these places, as plain values."""
-        if self._in_memory and len(places) < _FEW:
+        """The ids at these places, as a list of Python values."""
+        if self._in_memory and len(places) < _ONE_BY_ONE:
             series = self.series
             return [series[place] for place in places.tolist()]
         return self.take(places).to_list()
 
     def find(self, asked: pl.Series) -> np.ndarray:
-        """The place of each id of :func:`seqrec.data.ids.ids_of`, ``int64``; -1 where the table does not hold it.
+        """Place of each id in the table, ``int64``; -1 if it is not there.
+
+        Args:
+            asked: ids as :func:`seqrec.data.ids.ids_of` returns them.
 
         Raises:
             InputError: the table is in a file that is damaged.
@@ -115,7 +118,7 @@ class IdTable:
                 found[missing] = self._find_texts(again)
         if not self._in_memory:
             assert self._values is not None
-            if (found < 0).any():  # damage anywhere may have led the search astray
+            if (found < 0).any():  # damage anywhere may have misled the search
                 self._values.check()
                 if self._offsets is not None:
                     self._offsets.check()
@@ -123,16 +126,16 @@ class IdTable:
         return found
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The arrays that :meth:`mapped` takes.
+        """The table as the arrays that :meth:`mapped` takes.
 
         Raises:
-            InputError: an id is an integer that 64 bits cannot hold with its sign.
+            InputError: an id does not fit into a signed 64-bit integer.
         """
         if self._values is not None:
             return self._values.array, None if self._offsets is None else self._offsets.array
         if self.dtype.is_integer():
             if self.dtype != pl.Int64:
-                raise InputError(f"{self.name} holds integers of {2**63} and more; give such ids as text")
+                raise InputError(f"{self.name} holds integers of {2**63} or more; give such ids as text")
             return self.series.to_numpy(), None
         texts: Any = self.series.to_arrow(compat_level=pl.CompatLevel.oldest())
         _, offsets, values = texts.buffers()
@@ -141,15 +144,15 @@ class IdTable:
         return content[places[0] : places[-1]], places - places[0]
 
     def check(self) -> None:
-        """Refuse a table in files that is damaged, not sorted, or has an id twice."""
+        """Raise if the table is in damaged files, is not sorted, or has an id twice."""
         ids = self.series
         if len(ids) > 1 and not (ids.slice(1) > ids.head(len(ids) - 1)).all():
             if self._values is None:
-                raise InputError(f"{self.name}: the ids are not in order, or one is there twice")
-            raise self._values.damaged("the ids are not in order, or one is there twice")
+                raise InputError(f"{self.name}: the ids are not sorted, or one occurs twice; sort them")
+            raise self._values.damaged("the ids are not sorted, or one occurs twice")
 
     def _check_places(self, places: np.ndarray) -> None:
-        """Compare what is read for these places with its checksums."""
+        """Compare the parts of the files that hold these places with their checksums."""
         assert self._values is not None
         if self._offsets is None:
             self._values.check(places, places + 1)
@@ -159,7 +162,7 @@ class IdTable:
 
     @cached_property
     def _numbers(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The integers in order, and the place of each where the table is not sorted."""
+        """The integers, sorted, and the place of each in the table; None if the table is sorted."""
         if self._values is not None:
             return np.asarray(self._values.array), None
         numbers = self.series.to_numpy()
@@ -182,7 +185,7 @@ class IdTable:
         return self._values is not None or self.series.is_sorted()
 
     def _find_texts(self, asked: list[str | None]) -> np.ndarray:
-        if self._is_sorted and len(asked) * _MANY < len(self):
+        if self._is_sorted and len(asked) * _LOAD_ALL < len(self):
             places: Iterable[int] = map(self._place, asked)
         else:
             known = {text: place for place, text in enumerate(self.series.to_list())}
@@ -192,7 +195,7 @@ class IdTable:
     def _place(self, text: str | None) -> int:
         if text is None:
             return -1
-        # Texts have the same order by their bytes and by their characters.
+        # Comparing bytes and comparing characters gives texts the same order.
         if self._in_memory:
             place = bisect_left(self.series, text)
             return place if place < len(self) and self.series[place] == text else -1
@@ -205,7 +208,7 @@ class IdTable:
         assert self._offsets is not None
         start, end = self._offsets.array[place : place + 2].tolist()
         if not 0 <= start <= end <= len(self._values.array):
-            raise self._offsets.damaged("an id of it lies outside of the table")
+            raise self._offsets.damaged("an id lies outside of the table")
         return self._values.array[start:end].tobytes()
 
     def _text_at(self, place: int) -> str:
@@ -213,4 +216,4 @@ class IdTable:
             return self._bytes_at(place).decode()
         except UnicodeDecodeError as error:
             assert self._values is not None
-            raise self._values.damaged("an id of it is no text") from error
+            raise self._values.damaged("an id is not valid text") from error

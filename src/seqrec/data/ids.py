@@ -1,7 +1,7 @@
-"""Ids of any type as a series.
+"""Converts ids of any type to a series.
 
-Ids mean the same whichever way they are written: 128, "128" and 128.0 are one id. Nothing here uses polars' pool of
-threads, which a forked process does not have and would wait for without end.
+128, "128" and 128.0 are the same id. Nothing here uses polars' thread pool: a forked process does not have it and would
+wait for it forever.
 """
 
 import math
@@ -15,27 +15,27 @@ from uuid import UUID
 import numpy as np
 import polars as pl
 
+from seqrec.data.formats.values import EXACT
 from seqrec.errors import InputError
 
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
-_EXACT = 2**53  # from here on, a float stands for several whole numbers
 _NUMBERS: Any = (Real, Decimal)
 
 
 def ids_of(ids: Any, what: str = "ids", name: str = "user_id") -> pl.Series:
-    """Ids, or a single one, as a series: Int64, String, Float64 (if some are not whole), or Null.
+    """Convert ids, or a single one, to a series of type Int64, String, Float64 (if some are not whole), or Null.
 
     Args:
-        ids: numbers, texts, UUIDs or None (missing, as NaN is): one of them, or a list, set, iterator, numpy or Arrow
-            array, or column of polars or pandas.
-        what: what they are called in an error.
+        ids: a number, text, UUID, or None or NaN for a missing id; or a list, set, iterator, numpy or Arrow array, or
+            polars or pandas column of these.
+        what: name of the ids in error messages.
         name: name of the series.
 
     Raises:
-        InputError: a whole frame, or values that are no ids.
+        InputError: ``ids`` is a frame, or a value is not an id.
     """
     if hasattr(type(ids), "columns"):
-        raise InputError(f"{what} is a whole {type(ids).__name__}; give one column of it, such as frame['user_id']")
+        raise InputError(f"{what} is a {type(ids).__name__}; give one column of it, such as frame['user_id']")
     if isinstance(ids, pl.Series):
         if isinstance(ids.dtype, (pl.Categorical, pl.Enum)):
             ids = ids.cast(pl.String)
@@ -53,7 +53,7 @@ def ids_of(ids: Any, what: str = "ids", name: str = "user_id") -> pl.Series:
 
 
 def _listed(ids: Any) -> list[Any]:
-    """The values of anything that holds some, or of a single one."""
+    """The values of a container, or a single value, as a list."""
     for name in ("to_pylist", "to_list", "tolist", "as_py"):
         if hasattr(ids, name) and not isinstance(ids, type):
             ids = getattr(ids, name)()
@@ -63,7 +63,7 @@ def _listed(ids: Any) -> list[Any]:
 
 
 def _id_of(value: Any, what: str) -> int | float | str | None:
-    """One id as a plain value. Whole floats become integers, missing values None."""
+    """One id as a plain Python value; whole floats become integers, missing values None."""
     if type(value) in (int, str) or value is None:
         return value
     if type(value).__name__ in ("NAType", "NaTType"):
@@ -81,9 +81,9 @@ def _id_of(value: Any, what: str) -> int | float | str | None:
         return None
     if not math.isfinite(value) or value != int(value):
         return float(value)
-    if isinstance(value, float) and _EXACT <= abs(value) < 2**64:
-        raise InputError(f"{what}: the id {value!r} came through a float, which can't tell it from the next; keep "
-                         "such ids as integers or strings")  # fmt: skip
+    if isinstance(value, float) and EXACT <= abs(value) < 2**64:
+        raise InputError(f"{what}: the id {value!r} is a float, which is not exact at this size; give such ids as "
+                         "integers or strings")  # fmt: skip
     return int(value)
 
 
@@ -93,8 +93,8 @@ def _short(value: Any) -> str:
 
 
 def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Ids as ``int64``, and which of them are integers: "7" and "7.0" are; "007" is a different id than 7."""
-    if ids.dtype.is_signed_integer() and not ids.has_nulls():  # as most are
+    """Ids as ``int64``, and a mask of the ids that are integers: "7" and "7.0" are; "007" is another id than 7."""
+    if ids.dtype.is_signed_integer() and not ids.has_nulls():  # the usual case, without copies
         return ids.to_numpy().astype(np.int64, copy=False), np.ones(len(ids), dtype=bool)
     numbers = ids.cast(pl.Int64, strict=False)
     there = ~numbers.is_null().to_numpy()
@@ -115,7 +115,7 @@ def integers_of(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def texts_of(ids: pl.Series) -> list[str | None]:
-    """Ids of :func:`ids_of` as texts; None for a missing one."""
+    """Ids that :func:`ids_of` returned, as texts; None for a missing id."""
     if not ids.dtype.is_float():
         return ids.cast(pl.String).to_list()
     whole = (None if v is None or math.isnan(v) else int(v) if v.is_integer() else v for v in ids.to_list())
@@ -123,7 +123,7 @@ def texts_of(ids: pl.Series) -> list[str | None]:
 
 
 def other_form(text: str | None) -> str | None:
-    """A whole number with .0, as pandas writes ids after a join, or without it; None for any other text."""
+    """Add ``.0`` to a whole number, as pandas does after a join, or remove it; None for any other text."""
     match = _WHOLE.fullmatch(text or "")
     if match is None:
         return None

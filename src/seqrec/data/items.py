@@ -1,7 +1,7 @@
-"""The item table: one row per item of the catalogue, with its id and whatever is known of it."""
+"""The item table: one row per item of the catalogue, with its id, title, categories and other known facts."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import polars as pl
 from seqrec.data.checked import MOST_EXPANSION, MOST_UNPACKED, read_parquet, size_of
 from seqrec.data.formats.item_columns import MOST_COLUMNS, MOST_VECTOR, ItemSummary
 from seqrec.data.formats.items import kind_of, read_items_with_summary
+from seqrec.data.formats.summary import some_of
 from seqrec.data.id_table import IdTable
 from seqrec.errors import InputError, one_line
 
@@ -20,14 +21,14 @@ _CATEGORIES = pl.List(pl.String)
 
 
 class ItemTable:
-    """What is known of the items of a catalogue, in the order of their ids.
+    """Known facts about the items of a catalogue, in the order of their ids.
 
     Args:
-        frame: ``item_id``; ``title`` (String) and ``categories`` (List(String)), where known; and any numbers
-            (Float64), vectors (Array(Float32)) and texts (String). Row ``i - 1`` is the item with index ``i``. What
-            is not known is null, an empty list of categories, or a vector of NaN.
-            Or what reads the frame, for a table in a file, which is read at its first use.
-        summary: what was understood of the descriptions; None for a table that was read back.
+        frame: frame with ``item_id``; ``title`` (String) and ``categories`` (List(String)), if known; and any numbers
+            (Float64), vectors (Array(Float32)) and texts (String). Row ``i - 1`` is the item with index ``i``. Unknown
+            values are null, an empty list of categories, or a vector of NaN. May also be a function that reads this
+            frame from a file; it is called at the first use.
+        summary: summary of how the descriptions were understood; None for a table that was loaded.
     """
 
     def __init__(self, frame: pl.DataFrame | Callable[[], pl.DataFrame], summary: ItemSummary | None = None) -> None:
@@ -35,11 +36,11 @@ class ItemTable:
 
     @cached_property
     def frame(self) -> pl.DataFrame:
-        """A row per item of the catalogue."""
+        """The table, with a row per item of the catalogue."""
         return self._frame if isinstance(self._frame, pl.DataFrame) else self._frame()
 
     def read(self) -> "ItemTable":
-        """Read and check the table now where it is in a file: a forked process could not."""
+        """Read and check the table now if it is in a file, because a forked process cannot do it later."""
         assert self.frame is not None
         return self
 
@@ -48,29 +49,34 @@ class ItemTable:
 
     @property
     def titles(self) -> pl.Series | None:
-        """The title of each item, null where unknown; None where no titles are known."""
+        """Title of each item, null if unknown; None if no titles are known."""
         return self.frame["title"] if "title" in self.frame.columns else None
 
     @property
     def categories(self) -> pl.Series | None:
-        """The categories of each item, as lists; None where no categories are known."""
+        """Categories of each item, as lists; None if no categories are known."""
         return self.frame["categories"] if "categories" in self.frame.columns else None
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The other columns by name: ``number``, ``vector`` or ``text``."""
+        """Kind of each other column: ``number``, ``vector`` or ``text``."""
         known = ("item_id", "title", "categories")
         return {name: kind_of(kind) for name, kind in self.frame.schema.items() if name not in known}
 
     def vectors(self, name: str) -> np.ndarray:
-        """The vectors in a column, ``float32[I, D]``; a row of NaN where an item has none."""
+        """Vectors in a column, ``float32[I, D]``; a row of NaN for an item without one.
+
+        Raises:
+            InputError: there is no such column of vectors.
+        """
         if self.kinds.get(name) != "vector":
-            raise InputError(f"the item table has no vectors {name!r}; it has {self.kinds or 'no other columns'}")
+            there = ", ".join(f"{name} ({kind})" for name, kind in self.kinds.items()) or "no other columns"
+            raise InputError(f"the item table has no column of vectors {name!r}; it has {there}")
         return self.frame[name].to_numpy()
 
     @cached_property
     def _by_category(self) -> tuple[pl.Series, np.ndarray, np.ndarray]:
-        """Sorted names of categories, and the items of each: ``int32[M]`` between ``int64[C + 1]`` offsets."""
+        """Sorted category names, item indices by category ``int32[M]``, and the offsets of each ``int64[C + 1]``."""
         if self.categories is None:
             return pl.Series([], dtype=pl.String), np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64)
         lengths = self.categories.list.len().to_numpy()
@@ -84,11 +90,11 @@ class ItemTable:
 
     @property
     def category_names(self) -> list[str]:
-        """The names of all categories, sorted."""
+        """Names of all categories, sorted."""
         return self._by_category[0].to_list()
 
     def items_of(self, category: str) -> np.ndarray:
-        """The indices (from 1) of the items of a category, rising, ``int64[M]``.
+        """Indices (from 1) of the items in a category, ascending, ``int64[M]``.
 
         Raises:
             InputError: there is no such category.
@@ -96,20 +102,23 @@ class ItemTable:
         names, items, offsets = self._by_category
         place = int(names.search_sorted(category)) if len(names) else 0
         if place == len(names) or names[place] != category:
-            some = ", ".join(names.head(5).to_list()) or "none"
-            raise InputError(f"no item has the category {category!r}; there are {len(names):,}, such as {some}")
+            there = (
+                f"there are {len(names):,} categories: {some_of(names)}" if len(names) else "there are no categories"
+            )
+            raise InputError(f"no item has the category {category!r}; {there}")
         return items[offsets[place] : offsets[place + 1]].astype(np.int64)
 
     def first_categories(self, most: int | None = None) -> tuple[np.ndarray, list[str]]:
-        """One category per item, for models that take one: the first in its list.
+        """One category per item, the first in its list, for models that take only one.
 
-        Categories that every item with any category has, such as the root of a tree, say nothing and are passed over.
+        Categories that all items have, such as the root of a tree, carry no information and are skipped.
 
         Args:
-            most: the largest number of categories; the most frequent count, and items of others have none.
+            most: maximum number of categories. The most frequent ones are kept; items of others get no category.
 
         Returns:
-            ``int64[I + 1]``, 0 where no category is known; and the names of categories 1, 2, …, most frequent first.
+            Category of each item, ``int64[I + 1]``, 0 if unknown; and the names of categories 1, 2, …, most frequent
+            first.
         """
         names, _, offsets = self._by_category
         codes = np.zeros(len(self) + 1, dtype=np.int64)
@@ -130,13 +139,13 @@ class ItemTable:
 
 
 def describe(items: Any, item_ids: pl.Series, log: ItemTable | None = None, *, item: str | None = None) -> ItemTable:
-    """The item table of a catalogue, from descriptions of items.
+    """Make the item table of a catalogue from descriptions of items.
 
     Args:
-        items: what :func:`read_items` takes.
-        item_ids: the ids of the catalogue, sorted.
-        log: what the log itself says of its items, which counts where ``items`` says nothing.
-        item: the column of the ids in ``items``.
+        items: descriptions in any form that :func:`read_items` takes.
+        item_ids: ids of the catalogue, sorted.
+        log: item table made from columns of the log; it fills the gaps of ``items``.
+        item: name of the id column in ``items``.
 
     Raises:
         InputError: ``items`` cannot be read, or describes no item of the catalogue.
@@ -157,61 +166,61 @@ def describe(items: Any, item_ids: pl.Series, log: ItemTable | None = None, *, i
 
 
 def _aligned(frame: pl.DataFrame, item_ids: pl.Series, summary: ItemSummary) -> ItemTable:
-    """Descriptions in the order of the catalogue; what does not fit is said."""
+    """Descriptions in the order of the catalogue; warns about items or descriptions that do not match."""
     ids = frame["item_id"]
     places = IdTable(item_ids).find(ids)
     known = places >= 0
     if not known.any():
         raise InputError(
             f"{summary.name}: describes no item of the catalogue: its column {summary.columns['item']!r} holds ids "
-            f"such as {ids[0]!r}, the log such as {item_ids[0]!r}; give descriptions with the ids of the log"
+            f"like {ids[0]!r}, the log ids like {item_ids[0]!r}; give descriptions with the ids of the log"
         )
     found, first = np.unique(places[known], return_index=True)
     rows = np.flatnonzero(known)[first]
     summary.described, summary.catalogue = len(found), len(item_ids)
     summary.unknown = int((~known).sum())
     summary.repeated = int(known.sum()) - len(found)
-    said = []
+    notes = []
     if missing := len(item_ids) - len(found):
         there = np.zeros(len(item_ids), dtype=bool)
         there[found] = True
-        some = some_ids(item_ids.filter(~pl.Series(there)))
-        said.append(f"items without a description: {missing:,} of {len(item_ids):,} ({some})")
+        some = some_of(item_ids.filter(~pl.Series(there)), 3)
+        notes.append(f"items without a description: {missing:,} of {len(item_ids):,} ({some})")
     if summary.unknown:
-        some = some_ids(ids.filter(pl.Series(~known)))
-        what = "descriptions of items that are not in the log, or that its filters drop"
-        said.append(f"{what}: {summary.unknown:,} ({some}), ignored")
+        some = some_of(ids.filter(pl.Series(~known)), 3)
+        what = "ignored descriptions of items that are not in the log or were filtered out"
+        notes.append(f"{what}: {summary.unknown:,} ({some})")
     if summary.repeated:
         again = np.ones(len(ids), dtype=bool)
         again[rows] = False
-        some = some_ids(ids.filter(pl.Series(again & known)))
-        said.append(f"rows that describe an item again: {summary.repeated:,} ({some}), ignored")
-    if said:
-        summary.warn("; ".join(said))
-    at_row = np.full(len(item_ids), -1, dtype=np.int64)
-    at_row[found] = rows
-    index = pl.Series(at_row).set(pl.Series(at_row < 0), None)
+        some = some_of(ids.filter(pl.Series(again & known)), 3)
+        notes.append(f"ignored rows that describe an item again: {summary.repeated:,} ({some})")
+    if notes:
+        summary.warn("; ".join(notes))
+    row_of = np.full(len(item_ids), -1, dtype=np.int64)
+    row_of[found] = rows
+    index = pl.Series(row_of).set(pl.Series(row_of < 0), None)
     columns = {name: frame[name].gather(index) for name in frame.columns if name != "item_id"}
     for name, values in columns.items():
         if values.dtype == _CATEGORIES:
             columns[name] = values.fill_null([])
         elif isinstance(values.dtype, pl.Array):
-            rows_of = frame[name].to_numpy()[at_row]
-            rows_of[at_row < 0] = np.nan
-            columns[name] = pl.Series(name, rows_of, dtype=values.dtype)
+            vectors = frame[name].to_numpy()[row_of]
+            vectors[row_of < 0] = np.nan
+            columns[name] = pl.Series(name, vectors, dtype=values.dtype)
     return ItemTable(pl.DataFrame({"item_id": item_ids, **columns}), summary)
 
 
 def titles_of(table: ItemTable | None, items: np.ndarray, name: str = "title") -> dict[str, pl.Series]:
-    """The titles of item indices as a column of a frame; no column where no titles are known."""
+    """Titles of items, by index, as a column for a frame; empty if no titles are known."""
     titles = table.titles if table is not None else None
     return {} if titles is None else {name: titles.gather(items - 1).alias(name)}
 
 
 def save_items(table: ItemTable, path: Path) -> str:
-    """Write an item table as Parquet without gaps, and return the digest of the file.
+    """Write an item table as Parquet, and return the digest of the file.
 
-    What is not known is an empty text, an empty list or NaN in the file.
+    The file has no nulls: unknown values are empty texts, empty lists or NaN.
     """
     texts, numbers = pl.col(pl.String).fill_null(""), pl.col(pl.Float64).fill_null(float("nan"))
     frame = table.frame
@@ -227,16 +236,16 @@ def _digest_of(path: Path) -> str:
 def load_items(
     path: Path, item_ids: pl.Series, digest: str | None = None, advice: str = "copy it back or train again"
 ) -> ItemTable:
-    """Read an item table that :func:`save_items` wrote; the file is checked as input.
+    """Read an item table that :func:`save_items` wrote. The file is checked, as it may come from anybody.
 
     Args:
-        path: the file.
-        item_ids: the ids of the catalogue, which the table must have.
-        digest: what :func:`save_items` returned, where it was kept.
-        advice: what to do about a damaged file.
+        path: file to read.
+        item_ids: ids of the catalogue; the table must have the same.
+        digest: digest that :func:`save_items` returned; None skips this check.
+        advice: advice in the error about a damaged file.
 
     Raises:
-        InputError: the file is damaged, of another catalogue, or no item table.
+        InputError: the file is damaged, belongs to another catalogue, or is not an item table.
     """
     kinds: Mapping[str, Any] = {
         name: None if name == "item_id" else kind for name, kind in _schema(path, advice).items()
@@ -245,7 +254,7 @@ def load_items(
     if digest is not None and _digest_of(path) != digest:
         raise InputError(f"{path}: is not the file that was saved; {advice}")
     if frame["item_id"].dtype != item_ids.dtype or not (frame["item_id"] == item_ids).all():
-        raise InputError(f"{path}: is of another catalogue; {advice}")
+        raise InputError(f"{path}: belongs to another catalogue; {advice}")
     most = max(MOST_UNPACKED, MOST_EXPANSION * size_of(path, advice))
     columns = []
     for values in frame.iter_columns():
@@ -267,13 +276,13 @@ def load_items(
 
 
 def _schema(path: Path, advice: str) -> dict[str, pl.DataType]:
-    """The columns of an item table and their types, once it is known that there is nothing else in the file."""
-    from pyarrow import ArrowException  # takes its time, and few commands need it
+    """Columns and types of an item table; raises if the file holds anything that an item table does not have."""
+    from pyarrow import ArrowException  # slow to import, and few commands need it
     from pyarrow.parquet import read_metadata
 
     size_of(path, advice)
     try:
-        footer = read_metadata(path)  # unlike polars it bounds how deep a schema may be nested
+        footer = read_metadata(path)  # unlike polars, pyarrow limits the nesting of a schema
         if footer.num_columns > MOST_COLUMNS:
             raise ValueError(f"it has {footer.num_columns:,} columns")
         schema = dict(pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema())
@@ -285,7 +294,7 @@ def _schema(path: Path, advice: str) -> dict[str, pl.DataType]:
 
 
 def _odd_column(schema: Mapping[str, pl.DataType]) -> str | None:
-    """What no item table holds, if anything."""
+    """Describe a column that no item table has, or a missing one; None if all columns are as expected."""
     if "item_id" not in schema:
         return "column item_id is missing"
     for name, kind in schema.items():
@@ -294,9 +303,3 @@ def _odd_column(schema: Mapping[str, pl.DataType]) -> str | None:
         if not (kind == expected if expected is not None else vector or kind in (pl.String, pl.Float64)):
             return f"column {name} is {kind}"
     return None
-
-
-def some_ids(ids: Iterable[Any], most: int = 3) -> str:
-    """The first few ids, for a message."""
-    shown = list(ids)
-    return ", ".join(str(value) for value in shown[:most]) + (", …" if len(shown) > most else "")

@@ -1,4 +1,4 @@
-"""What a log itself says of its items: a title or a category beside each interaction → an item table."""
+"""Makes an item table from columns of the log: a title or a category beside each interaction."""
 
 from typing import NamedTuple
 
@@ -12,26 +12,30 @@ from seqrec.data.formats.item_columns import (
     as_texts,
     candidates,
 )
+from seqrec.data.formats.summary import some_of
 from seqrec.data.id_table import IdTable
-from seqrec.data.items import ItemTable, some_ids
+from seqrec.data.items import ItemTable
 from seqrec.errors import LogWarning, warn
 
 _ROLES = ("user_id", "item_id", "timestamp", "rating")
-_FOLLOWS = 0.8  # share of an item's rows with its most frequent title: below it, the column is not of items
+_AGREEING = 0.8  # least share of rows with their item's most frequent value, for a column that describes items
 
 
 class LogItems(NamedTuple):
-    """Texts of items by role (``title``, ``categories``): a frame ``item_id``, ``value`` and the log's column."""
+    """Titles and categories found in a log, by role (``title``, ``categories``).
+
+    ``texts`` has a frame with ``item_id`` and ``value`` per role, ``columns`` the column of the log it came from.
+    """
 
     texts: dict[str, pl.DataFrame]
     columns: dict[str, str]
 
 
 def find_items(frame: pl.DataFrame) -> LogItems:
-    """What the columns of a log say of its items: the most frequent title and category of each.
+    """Find the most frequent title and category of each item in the columns of a log.
 
-    A column of a usual name counts only if it follows from the item. A title that differs between rows of one item
-    is more likely that of a review, or the name of a user.
+    A column with a usual name is used only if its value is mostly the same in all rows of an item. A title that
+    differs between these rows is more likely the title of a review, or the name of a user.
     """
     found = LogItems({}, {})
     others = [name for name in frame.columns if name not in _ROLES]
@@ -48,7 +52,7 @@ def find_items(frame: pl.DataFrame) -> LogItems:
 
 
 def table_of_log(found: LogItems, item_ids: pl.Series) -> ItemTable | None:
-    """The item table of a catalogue by what its log says; None where it says nothing."""
+    """Item table of a catalogue, from what :func:`find_items` found; None if it found nothing."""
     if not found.texts:
         return None
     summary = ItemSummary("the log", columns=dict(found.columns))
@@ -62,7 +66,7 @@ def table_of_log(found: LogItems, item_ids: pl.Series) -> ItemTable | None:
 
 
 def _may_describe(values: pl.Series, role: str) -> bool:
-    """Whether a column has values that could be categories, or titles, which numbers are not."""
+    """Whether the values of a column could be categories or titles; numbers can be categories, but not titles."""
     if isinstance(values.dtype, pl.List | pl.Array | pl.Struct) or values.dtype in (pl.Object, pl.Binary, pl.Null):
         return False
     if role == "categories":
@@ -73,7 +77,7 @@ def _may_describe(values: pl.Series, role: str) -> bool:
 
 
 def _most_frequent(ids: pl.Series, texts: pl.Series, role: str) -> pl.DataFrame | None:
-    """The most frequent text of each item, the first of equally frequent ones; None where it is not of items."""
+    """The most frequent text of each item (the first of equally frequent ones); None if the column is not of items."""
     frame = pl.DataFrame({"item_id": ids, "value": texts}).drop_nulls()
     counts = frame.group_by("item_id", "value", maintain_order=True).agg(pl.len().alias("rows"))
     counts = counts.sort("rows", descending=True, maintain_order=True)
@@ -81,15 +85,15 @@ def _most_frequent(ids: pl.Series, texts: pl.Series, role: str) -> pl.DataFrame 
     totals = counts.group_by("item_id").agg(pl.col("rows").sum().alias("all")).filter(pl.col("all") > 1)
     if counts.height > best.height:
         own = totals.join(best, on="item_id")
-        if int(own["rows"].sum()) < _FOLLOWS * int(own["all"].sum()):
-            said = f"differs between rows of one item, so it is no {_ONE[role]} of items and is ignored"
-            warn(f"the log's column {texts.name!r} {said}", LogWarning)
+        if int(own["rows"].sum()) < _AGREEING * int(own["all"].sum()):
+            note = f"differs between rows of the same item, so it is not the {_SINGULAR[role]} of items and is ignored"
+            warn(f"the log's column {texts.name!r} {note}", LogWarning)
             return None
         several = counts.filter(pl.col("item_id").is_duplicated())["item_id"].unique(maintain_order=True)
-        some = f"{len(several):,} of {best.height:,} items ({some_ids(several)})"
-        said = f"differs between rows of {some}; the most frequent value counts"
-        warn(f"the log's column {texts.name!r} {said}", LogWarning)
+        some = f"{len(several):,} of {best.height:,} items ({some_of(several, 3)})"
+        note = f"has several values for {some}; the most frequent one is used"
+        warn(f"the log's column {texts.name!r} {note}", LogWarning)
     return best.select("item_id", "value").sort("item_id") if best.height else None
 
 
-_ONE = {"title": "title", "categories": "category"}
+_SINGULAR = {"title": "title", "categories": "category"}

@@ -1,4 +1,4 @@
-"""Arrays that stay in their .npy files: mapped into memory, and compared with checksums where they are read."""
+"""Arrays memory-mapped from .npy files; the parts that are read are compared with checksums."""
 
 import zlib
 from pathlib import Path
@@ -9,63 +9,63 @@ import numpy as np
 from seqrec.data.checked import size_of
 from seqrec.errors import InputError, one_line
 
-BLOCK = 2**18  # bytes per checksum: reading one history costs the check of a block or two, a quarter of a millisecond
+BLOCK = 2**18  # bytes per checksum; reading one history costs the check of a block or two, about 0.25 ms
 
 
 class Mapped:
-    """An array in a .npy file, of which nothing is read before it is asked for.
+    """An array in a .npy file, read only as needed.
 
-    A block of it is compared with its checksum before its first use, so damage is noticed where it would matter, and
-    opening costs nothing. Checksums tell an accident, not a forgery: values must still be compared with their range.
+    Before a block is used for the first time, :meth:`check` compares it with its checksum, so opening costs nothing.
+    Checksums detect accidents, not forgeries: the range of the values must be checked as well.
 
     Args:
-        path: the file.
-        checksums: what :func:`checksums_of` gave when it was written.
-        dtype: the type that it must have.
-        rows: the length that it must have; None for any.
-        advice: what to do about a damaged file.
+        path: file to map.
+        checksums: checksums that :func:`write_array` returned.
+        dtype: expected type.
+        rows: expected length; None for any.
+        advice: advice in the error about a damaged file.
 
     Raises:
-        InputError: the file is missing, has another type or length, or its length is not what its header says.
+        InputError: the file is missing, has another type or length, or its size does not match its header.
     """
 
     def __init__(self, path: Path, checksums: str, dtype: Any, rows: int | None, advice: str) -> None:
         self.path, self.advice = path, advice
         size = size_of(path, advice)
         try:
-            # Unlike np.load, open_memmap knows no pickles, and so never advises to trust one.
+            # Unlike np.load, open_memmap does not support pickles, so its errors never advise to allow them.
             array = np.lib.format.open_memmap(path, mode="r")
-        except Exception as error:  # the header is a piece of Python, of which its parser says anything
+        except Exception as error:  # the header is a Python literal, and parsing it may raise anything
             raise self.damaged(one_line(error)) from error
         wanted = [len(array) if rows is None and array.ndim == 1 else rows]
         if array.dtype != dtype or list(array.shape) != wanted:
             raise self.damaged(f"it is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {wanted}")
         if size != array.offset + array.nbytes:
-            raise self.damaged("its length is not what its header says")
+            raise self.damaged("its length does not match its header")
         try:
             self._checksums = np.frombuffer(bytes.fromhex(checksums), dtype=">u4")
         except (ValueError, TypeError) as error:
             raise self.damaged("its checksums cannot be read") from error
         if len(self._checksums) != -(-array.nbytes // BLOCK):
-            raise self.damaged("it has another number of checksums")
+            raise self.damaged("its number of checksums is wrong")
         self.array = array
         self._seen = np.zeros(len(self._checksums), dtype=bool)
 
     def check(self, starts: Any = None, ends: Any = None) -> None:
-        """Compare what was not compared before; by default all of it.
+        """Compare blocks with their checksums, each block only once.
 
         Args:
-            starts: first row of each range that is to be read.
-            ends: the row after its last.
+            starts: first row of each range to be read; None checks the whole array.
+            ends: row after the last one of each range.
 
         Raises:
-            InputError: a block differs from its checksum, or a range leaves the array.
+            InputError: a block differs from its checksum, or a range is outside of the array.
         """
         wanted = ~self._seen
         if starts is not None:
             starts, ends = np.atleast_1d(starts), np.atleast_1d(ends)
             if (starts < 0).any() or (ends < starts).any() or (ends > len(self.array)).any():
-                raise self.damaged("what is read from it lies outside of it")
+                raise self.damaged("a part to be read lies outside of the array")
             some = ends > starts
             width = self.array.itemsize
             change = np.zeros(len(wanted) + 1, dtype=np.int64)
@@ -79,12 +79,12 @@ class Mapped:
             self._seen[block] = True
 
     def damaged(self, why: str) -> InputError:
-        """The one line for a file that is not what was written."""
+        """The error for a file that differs from the one that was written."""
         return InputError(f"{self.path}: is damaged ({why}); {self.advice}")
 
 
 def write_array(path: Path, array: np.ndarray) -> str:
-    """Write a .npy file; the checksums of its blocks."""
+    """Write a .npy file, and return the checksums of its blocks, eight hexadecimal digits each."""
     array = np.ascontiguousarray(array)
     np.save(path, array)
     content = bytes_of(array)

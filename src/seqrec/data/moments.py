@@ -1,4 +1,4 @@
-"""Times that a program gives beside histories, as a log would have them: numbers of any unit, dates, ISO texts."""
+"""Converts times passed along with histories (numbers in any unit, dates, ISO texts) to microseconds."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -8,32 +8,33 @@ from typing import Any
 
 import numpy as np
 
+from seqrec.data.formats.times import units_per_second
 from seqrec.errors import InputError
 
 MICROSECONDS = 10**6  # per second
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBERS: Any = (Real, Decimal)
-_ADVICE = "give numbers since 1970, dates or ISO texts, one kind and unit for all"
+_ADVICE = "give numbers since 1970, dates or ISO texts, all of the same kind and unit"
 
 
 def moments_of(times: Any, lengths: Sequence[int]) -> np.ndarray:
-    """Microseconds since 1970 of all items, one history after another, ``int64[sum of lengths]``.
+    """Microseconds since 1970 of all items, history by history, ``int64[sum of lengths]``.
 
-    The size of numbers tells their unit, as in a log: seconds below 1e11, then milli-, micro- and nanoseconds. Dates
-    without a zone are UTC.
+    The size of a number tells its unit, as in a log: seconds below 1e11, milliseconds below 1e14, microseconds below
+    1e17, else nanoseconds. Dates without a zone are UTC.
 
     Args:
-        times: for each history its times.
-        lengths: items of each history.
+        times: list of times for each history.
+        lengths: number of items of each history.
 
     Raises:
-        InputError: other lengths, or what is no time.
+        InputError: the lengths differ from ``lengths``, or a value is not a time.
     """
     if isinstance(times, str | bytes) or not isinstance(times, Iterable):
         raise InputError(f"times are lists, one per history, not {times!r}; give [[...], [...]]")
     parts = [_listed(part) for part in times]
     if len(parts) != len(lengths):
-        raise InputError(f"there are times for {len(parts)} histories, and {len(lengths)} histories; give as many")
+        raise InputError(f"there are times for {len(parts)} histories, but {len(lengths)} histories; give a list each")
     for number, (part, length) in enumerate(zip(parts, lengths, strict=True), 1):
         if len(part) != length:
             raise InputError(f"history {number} has {length} items and {len(part)} times; give one time per item")
@@ -44,17 +45,17 @@ def moments_of(times: Any, lengths: Sequence[int]) -> np.ndarray:
     if kinds == {True}:
         found = [(value - _EPOCH) // timedelta(microseconds=1) for value in values]  # type: ignore[operator]
         return np.array(found, dtype=np.int64)
-    units = sorted({_unit_of(value) for value in values if value})
+    units = sorted({units_per_second(value) for value in values if value})  # type: ignore[arg-type]
     if len(units) > 1:
-        raise InputError(f"some times are of another size than others, such as seconds among milliseconds; {_ADVICE}")
+        raise InputError(f"times have different units, such as seconds and milliseconds; {_ADVICE}")
     per_second = units[0] if units else 1
     return np.array([int(value * MICROSECONDS // per_second) for value in values], dtype=np.int64)  # type: ignore[operator]
 
 
 def _listed(times: Any) -> list[Any]:
-    """Times of one history."""
+    """The times of one history as a list."""
     if isinstance(times, np.ndarray) and times.dtype.kind == "M":
-        times = times.astype("datetime64[us]")  # finer ones would come as numbers
+        times = times.astype("datetime64[us]")  # tolist() would turn nanoseconds into numbers
     for name in ("to_pylist", "to_list", "tolist"):
         if hasattr(times, name):
             times = getattr(times, name)()
@@ -65,7 +66,7 @@ def _listed(times: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> int | float | datetime:
-    """One time as a number, or as a moment with its zone."""
+    """One time as a number or as a datetime with a zone."""
     if isinstance(value, np.datetime64):
         value = value.astype("datetime64[us]").item()
     if isinstance(value, str):
@@ -79,12 +80,6 @@ def _plain(value: Any) -> int | float | datetime:
     if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not abs(value) < 9e18:
         raise InputError(f"{value!r} is not a time; {_ADVICE}")
     return int(value) if value == int(value) else float(value)
-
-
-def _unit_of(value: Any) -> int:
-    """How many of its unit make a second."""
-    size = abs(value)
-    return 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
 
 
 def _from_text(text: str) -> Any:

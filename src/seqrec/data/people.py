@@ -1,4 +1,4 @@
-"""Who is asked for: users of the log, or people known by their histories alone; and the items that are named beside."""
+"""Looks up the users, histories and items that a caller asks about."""
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -10,6 +10,7 @@ import polars as pl
 from seqrec.data.batches import flat_histories_of
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
+from seqrec.data.formats.summary import some_of
 from seqrec.data.ids import ids_of, texts_of
 from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
@@ -19,15 +20,15 @@ from seqrec.errors import InputError, MissingTimesWarning, UnknownIdWarning, war
 
 
 class Given(NamedTuple):
-    """Histories as somebody gave them: the items of all people, one person after another."""
+    """Histories that the caller passed: N items in all, one person after another."""
 
-    ids: pl.Series  # different ids or, without places, that of each item
-    places: np.ndarray | None  # int64[N], where in ``ids`` each item is
-    lengths: np.ndarray  # int64[M], items of each person
-    moments: np.ndarray | None  # int64[N], microseconds since 1970, where times were given
+    ids: pl.Series  # the id of each item; with ``places``, distinct ids
+    places: np.ndarray | None  # int64[N], position of each item in ``ids``
+    lengths: np.ndarray  # int64[M], number of items of each person
+    moments: np.ndarray | None  # int64[N], microseconds since 1970; None without times
 
     def indices_in(self, dataset: Dataset) -> np.ndarray:
-        """The index of each item, ``int64[N]``; 0 where the catalogue does not have it."""
+        """Index of each item, ``int64[N]``; 0 if it is not in the catalogue."""
         found = dataset.item_indices(self.ids)
         return found if self.places is None else found[self.places]
 
@@ -35,12 +36,12 @@ class Given(NamedTuple):
 def known_people(
     dataset: Dataset, users: Iterable[Any] | pl.Series | None, strict: bool
 ) -> tuple[Histories, pl.Series]:
-    """Histories of users of the log, and their ids.
+    """Histories of users of the log, and the ids of these users.
 
     Args:
-        dataset: what the model was trained on.
-        users: ids, or a single one; all users where it is None. Unknown ones have an empty history.
-        strict: whether an unknown user is an error; otherwise it is a warning.
+        dataset: dataset that the model was trained on.
+        users: user ids, or a single one; None for all users. Unknown users get an empty history.
+        strict: whether an unknown user is an error rather than a warning.
     """
     if users is None:
         return all_histories(dataset), dataset.user_ids
@@ -52,21 +53,21 @@ def known_people(
         some = some_of(asked.filter(pl.Series(unknown)))
         if strict:
             raise InputError(f"unknown users: {some}; check the ids, or give their histories")
-        warn(f"unknown users, or left out by the filters of fit, get the most popular items: {some}", UnknownIdWarning)
+        warn(f"unknown users (not in the log, or filtered out) get the most popular items: {some}", UnknownIdWarning)
     return histories_of_users(dataset, indices), asked
 
 
 def given_people(
     dataset: Dataset, histories: Any, strict: bool, times: Any = None, knows_time: bool = False
 ) -> tuple[Histories, pl.Series]:
-    """Histories given as item ids, and the names of the people; what is unknown is a warning.
+    """Histories passed as item ids, and the names of the people.
 
     Args:
-        dataset: what the model was trained on.
-        histories: as for :meth:`Recommender.recommend`, and so are ``strict`` and ``times``.
-        strict: whether what is unknown is an error.
-        times: of the items.
-        knows_time: whether the model reads times.
+        dataset: dataset that the model was trained on.
+        histories: histories in any form that :meth:`Recommender.recommend` takes.
+        strict: whether an unknown item or an empty history is an error rather than a warning.
+        times: times of the items, in any form that :meth:`Recommender.recommend` takes.
+        knows_time: whether the model uses times.
     """
     names, given = _read_people(histories, times) if _is_table(histories) else _named_people(histories, times)
     indices = given.indices_in(dataset)
@@ -80,18 +81,20 @@ def given_people(
     if (found.lengths == 0).any():
         if strict:
             raise InputError("a history is empty; give at least one item")
-        warn("somebody with an empty history gets the most popular items", UnknownIdWarning)
+        warn("a history is empty; its owner gets the most popular items", UnknownIdWarning)
     return found, names.alias("user_id")
 
 
 def histories_from(dataset: Dataset, given: Given, indices: np.ndarray, knows_time: bool) -> Histories:
-    """Given histories in the order of their times, without unknown items; times that are missed are a warning.
+    """Histories in time order and without unknown items.
+
+    Warns if the model uses times and they are missing, or if they are present and cannot be used.
 
     Args:
-        dataset: what the model was trained on.
-        given: the histories.
-        indices: of :meth:`Given.indices_in`.
-        knows_time: whether the model reads times.
+        dataset: dataset that the model was trained on.
+        given: histories from the caller.
+        indices: result of :meth:`Given.indices_in`.
+        knows_time: whether the model uses times.
     """
     moments, lengths = given.moments, given.lengths
     if moments is not None:  # by person and time; equal times keep their order, as in a log
@@ -103,23 +106,23 @@ def histories_from(dataset: Dataset, given: Given, indices: np.ndarray, knows_ti
         lengths = np.bincount(people[known], minlength=len(lengths))
         indices, moments = indices[known], None if moments is None else moments[known]
     if knows_time and dataset.has_timestamps and moments is None and (lengths > 1).any():
-        warn("the model knows the time between items, and these histories come without: it takes one second from each "
-             "to the next; give times (--times)", MissingTimesWarning)  # fmt: skip
+        warn("the model uses the time between items, but these histories have no times: one second between items is "
+             "assumed; give times (--times)", MissingTimesWarning)  # fmt: skip
     if knows_time and not dataset.has_timestamps and moments is not None:
-        warn("the log of the model had no times, so those of the histories say their order alone", MissingTimesWarning)
+        warn("the model was trained without times, so times of histories only set their order", MissingTimesWarning)
         moments = None
     return flat_histories_of(dataset, indices, lengths, None if moments is None else moments // MICROSECONDS)
 
 
 def given_lists(lists: list[Any], times: Any = None) -> Given:
-    """Histories as lists of item ids.
+    """Histories from lists of item ids.
 
     Args:
-        lists: one per person.
-        times: of their items in the same shape, if any.
+        lists: list of item ids per person.
+        times: times of the items in the same shape, or None.
 
     Raises:
-        InputError: an entry that is no list of ids, or times of another shape.
+        InputError: an entry is not a list of ids, or the times have another shape.
     """
     for items in lists:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
@@ -128,7 +131,7 @@ def given_lists(lists: list[Any], times: Any = None) -> Given:
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     moments = None if times is None else moments_of(times, lengths.tolist())
     filled = [part for part in parts if len(part) and part.dtype != pl.Null] or [pl.Series("user_id", [], pl.String)]
-    if len({part.dtype for part in filled}) > 1:  # such as the ids of one as numbers, of another as texts
+    if len({part.dtype for part in filled}) > 1:  # numbers in one list, texts in another
         ids = pl.Series("user_id", [text for part in parts for text in texts_of(part)], dtype=pl.String)
     else:
         kind = filled[0].dtype
@@ -137,7 +140,7 @@ def given_lists(lists: list[Any], times: Any = None) -> Given:
 
 
 def known_items(dataset: Dataset, ids: Iterable[Any], what: str, strict: bool) -> np.ndarray:
-    """Indices of known items; unknown ones are a warning, or an error with ``strict``."""
+    """Indices of the items that are known. Unknown items are a warning, or an error with ``strict``."""
     asked = ids_of(ids, what)
     indices = dataset.item_indices(asked)
     if (indices == 0).any():
@@ -149,7 +152,7 @@ def known_items(dataset: Dataset, ids: Iterable[Any], what: str, strict: bool) -
 
 
 def listed_items(dataset: Dataset, ids: Any, strict: bool) -> np.ndarray:
-    """Indices of known items, of which there must be at least one; unknown ones are a warning."""
+    """Like :func:`known_items`, for the items of ``similar``; raises if none of them is known."""
     asked = ids_of(ids, "items")
     indices = known_items(dataset, asked, "similar", strict=True) if strict else dataset.item_indices(asked)
     if not (indices > 0).any():
@@ -159,20 +162,14 @@ def listed_items(dataset: Dataset, ids: Any, strict: bool) -> np.ndarray:
     return indices[indices > 0]
 
 
-def some_of(ids: pl.Series, most: int = 5) -> str:
-    """The first few ids, for a message."""
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(str(value) for value in ids.head(most)) + more
-
-
 def _is_table(histories: Any) -> bool:
     return isinstance(histories, str | PathLike) or hasattr(type(histories), "columns")
 
 
 def _read_people(histories: Any, times: Any) -> tuple[pl.Series, Given]:
-    """Histories in a file or a frame, with its times, and the names of the people."""
+    """Names of the people and their histories, with times, from a file or a frame."""
     if times is not None:
-        raise InputError("times belong to histories given as lists; a file or a frame has them in a column")
+        raise InputError("times go with histories given as lists; put the times of a file or frame into a column")
     check_polars("reading histories from a file or a frame")
     read = prepare(read_log(histories))
     moments = np.asarray(read.timestamps) * MICROSECONDS if read.has_timestamps else None
@@ -180,13 +177,13 @@ def _read_people(histories: Any, times: Any) -> tuple[pl.Series, Given]:
 
 
 def _named_people(histories: Any, times: Any) -> tuple[pl.Series, Given]:
-    """Histories as lists, one per person or by name, and the names."""
+    """Names of the people and their histories, from lists or from a mapping of names to lists."""
     if isinstance(histories, Mapping):
         lists = list(histories.values())
         names = ids_of(histories.keys(), "names of people") if lists else pl.Series([], dtype=pl.String)
         if times is not None:
             if not isinstance(times, Mapping) or set(times) != set(histories):
-                raise InputError("histories have names, so times need the same ones; give {name: [...]} for both")
+                raise InputError("histories have names, so times need the same names; give {name: [...]} for both")
             times = [times[name] for name in histories]
     elif isinstance(histories, Iterable) and not isinstance(histories, bytes):
         lists = list(histories)

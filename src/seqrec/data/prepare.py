@@ -1,4 +1,4 @@
-"""From a log frame to a :class:`Dataset`: filters, id tables, order, statistics, saving."""
+"""Turns a log frame into a :class:`Dataset`: filters, id tables, order, statistics."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ Duplicates = Literal["keep", "drop-copies", "drop-consecutive", "drop"]
 
 @dataclass(frozen=True)
 class PrepareConfig(Options):
-    """What of the log is kept. The steps run in the order of the fields.
+    """Filters of the log, applied in the order of the fields.
 
     Args:
         min_rating: Keep interactions with at least this rating; the log must have ratings. The model does not learn
@@ -29,8 +29,8 @@ class PrepareConfig(Options):
             first interaction with each item.
         min_user_interactions: Keep users with at least this many interactions (k-core).
         min_item_interactions: Keep items with at least this many interactions (k-core).
-        core: How often to apply the two minimums. once: in one pass, after which some counts may be below them again;
-            repeat: until nothing changes.
+        core: How often to apply the two minimums. once: in one pass, which can leave some counts below them; repeat:
+            until nothing changes.
     """
 
     min_rating: float | None = None
@@ -41,20 +41,20 @@ class PrepareConfig(Options):
 
 
 def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset:
-    """Make a :class:`Dataset` of a frame that ``read_log`` gave.
+    """Make a :class:`Dataset` from a frame that ``read_log`` returned.
 
     Args:
-        frame: columns ``user_id``, ``item_id`` and, where known, ``timestamp`` and ``rating``. Equal
-            timestamps keep the order of the rows; without timestamps the rows are the order of time. A column of
-            titles or categories of the items becomes the item table.
-        config: the filters; nothing is dropped without one.
+        frame: columns ``user_id``, ``item_id`` and, if known, ``timestamp`` and ``rating``. Rows with equal
+            timestamps keep their order; without timestamps the rows are taken to be in time order. Columns with the
+            titles or categories of items become the item table.
+        config: filters; by default nothing is dropped.
 
     Raises:
-        InputError: ``min_rating`` has no rating column, or nothing is left after the filters.
+        InputError: a filter needs a column that the frame lacks, or the filters leave no interaction.
     """
     config = config or PrepareConfig()
     _check(config, frame)
-    # What is needed of the frame, which goes at once unless the caller keeps it.
+    # Keep only the needed columns, so that the frame can be freed (unless the caller holds on to it).
     names = [name for name in ("user_id", "item_id", "timestamp") if name in frame.columns]
     columns: dict[str, pl.Series] = {name: frame[name] for name in names}
     good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
@@ -72,7 +72,8 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     rows.keep(_core(rows.users, rows.items, len(user_ids), len(item_ids), config))
     if len(rows.users) == 0:
         raise InputError(
-            f"nothing is left of {before.interactions:,} interactions after the filters ({_said(config)}); lower them"
+            f"nothing is left of {before.interactions:,} interactions after the filters ({_in_words(config)}); "
+            "relax them"
         )
     met_items, met_offsets = (None, None) if dropped is None else _met(dropped, rows.users, rows.items, len(item_ids))
     rows.users, user_ids = _compact(rows.users, user_ids)
@@ -97,14 +98,14 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
 
 @dataclass
 class _Rows:
-    """Interactions by user and time, as indices of users and items from 0."""
+    """Interactions ordered by user and time; users and items are indices from 0."""
 
     users: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
 
     def keep(self, chosen: np.ndarray | None) -> None:
-        """Drop all but the chosen ones; None keeps all."""
+        """Drop the rows that are not chosen; None keeps all."""
         if chosen is not None:
             self.users, self.items = self.users[chosen], self.items[chosen]
             self.timestamps = self.timestamps[chosen]
@@ -113,9 +114,9 @@ class _Rows:
 def _in_order(
     columns: dict[str, pl.Series], good: np.ndarray | None
 ) -> tuple[_Rows, pl.Series, pl.Series, np.ndarray | None]:
-    """The interactions by user and time, the ids that their indices lead to, and ``good`` in the same order.
+    """Interactions ordered by user and time, the ids of users and items, and ``good`` in the order of the interactions.
 
-    The columns are taken out of ``columns``, so that each goes as soon as it is not needed.
+    Removes the columns from ``columns``, so that each is freed as soon as it is not needed.
     """
     users, user_ids = _index(columns.pop("user_id"))
     items, item_ids = _index(columns.pop("item_id"))
@@ -126,10 +127,10 @@ def _in_order(
 
 
 def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
-    """The filters that a dataset was prepared with. One that does not know counts as unfiltered.
+    """Filters that a dataset was prepared with; a dataset without a record of them counts as unfiltered.
 
     Raises:
-        InputError: other filters were asked for.
+        InputError: ``asked`` wants other filters than the dataset was prepared with.
     """
     plain, used = PrepareConfig(), dataset.filters or {}
     check_fields(PrepareConfig, used)
@@ -137,33 +138,33 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
         had = used.get(name, getattr(plain, name))
         if value not in (getattr(plain, name), had):
             raise InputError(
-                f"{name} is {value}, but the Dataset was made with {name} = {had}, and fit filters no Dataset; prepare "
-                f"the log with PrepareConfig({name}={value!r}), or give fit the log itself"
+                f"{name} is {value}, but the Dataset was made with {name} = {had}, and fit does not filter a Dataset; "
+                f"prepare the log with PrepareConfig({name}={value!r}), or give fit the log itself"
             )
     return PrepareConfig(**used)
 
 
 def _check(config: PrepareConfig, frame: pl.DataFrame) -> None:
-    """Refuse filters that need what the frame does not have."""
+    """Raise if a filter needs a column that the frame lacks."""
     if frame.height == 0:
-        raise InputError("the log has no interactions; give one with at least two by one user")
+        raise InputError("the log has no interactions; give one in which some user has at least two")
     if config.min_rating is not None and "rating" not in frame.columns:
-        raise InputError("the log has no rating column, which the minimum rating needs; name it with --rating")
+        raise InputError("the minimum rating needs a rating column, and the log has none; name it with --rating")
     if config.duplicates == "drop-copies" and "timestamp" not in frame.columns:
-        raise InputError("the log has no times, which tell copies of rows from repetitions; give duplicates='drop'")
+        raise InputError("duplicates='drop-copies' needs timestamps, and the log has none; give duplicates='drop'")
 
 
-def _said(config: PrepareConfig) -> str:
+def _in_words(config: PrepareConfig) -> str:
     return ", ".join(f"{name}={value}" for name, value in vars(config).items() if value is not None)
 
 
 def _index(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Dense ``int32`` indices and the sorted ids that they point into."""
+    """Dense ``int32`` indices, and the sorted ids that they refer to."""
     name = ids.name
     if ids.dtype.is_integer():
         low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
         if high - low < 4 * len(ids) + 1024:
-            # Ids are near enough together for a table, which needs no sorting.
+            # The ids are close enough together for a lookup table, which needs no sorting.
             table = np.zeros(high - low + 1, dtype=bool)
             parts = range(0, len(ids), PART_ROWS)
             for start in parts:
@@ -202,7 +203,7 @@ def _order_by(users: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _stable_order(keys: np.ndarray) -> np.ndarray:
-    """Stable argsort. Sorting key and place in one 64-bit word is several times faster than an indirect sort."""
+    """Stable argsort. Sorting key and position in one 64-bit word is several times faster than an indirect sort."""
     low = int(keys.min())
     if int(keys.max()) - low < 2**31 and len(keys) < 2**32:
         words = keys.astype(np.int64)
@@ -216,18 +217,18 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
 
 
 def _well_rated(ratings: pl.Series, least: float) -> np.ndarray:
-    """Which interactions have at least this rating; raises if one has no rating."""
+    """Mask of the interactions with at least this rating; raises if one has no rating."""
     missing = ratings.null_count() if ratings.dtype.is_numeric() else len(ratings)
     if missing:
         raise InputError(
-            f"{missing:,} of {len(ratings):,} interactions have no number as rating, which the minimum rating needs; "
-            "correct or remove them, or name another column with --rating"
+            f"the minimum rating needs a number in every row, and {missing:,} of {len(ratings):,} interactions have "
+            "none; correct or remove them, or name another column with --rating"
         )
     return ratings.to_numpy() >= least
 
 
 def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, rule: Duplicates) -> np.ndarray | None:
-    """Which interactions stay; None for all. The input is ordered by user and time."""
+    """Mask of the interactions to keep; None keeps all. The input is ordered by user and time."""
     if rule == "keep" or len(users) == 0:
         return None
     keep = np.ones(len(users), dtype=bool)
@@ -246,7 +247,7 @@ def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, ru
 def _core(
     users: np.ndarray, items: np.ndarray, num_users: int, num_items: int, config: PrepareConfig
 ) -> np.ndarray | None:
-    """Which interactions stay in the k-core; None for all."""
+    """Mask of the interactions in the k-core; None keeps all."""
     if config.min_user_interactions <= 1 and config.min_item_interactions <= 1:
         return None
     keep: np.ndarray | None = None
@@ -268,10 +269,11 @@ def _core(
 def _met(
     dropped: tuple[np.ndarray, np.ndarray], users: np.ndarray, items: np.ndarray, num_items: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What users who stay met of items that stay, in the dropped interactions: as :class:`Dataset` has it.
+    """``met_items`` and ``met_offsets`` of :class:`Dataset`: pairs that the rating filter dropped.
 
-    Users and items are numbered as before :func:`_compact`. Only the filter of ratings drops such pairs: the k-core
-    drops all of a user or all of an item, and a dropped repetition leaves the item in the history.
+    Only pairs of a user and an item that are both kept count. Users and items are numbered as before
+    :func:`_compact`. No other filter drops such pairs: the k-core drops all of a user or all of an item, and a dropped
+    repetition leaves the item in the history.
     """
     known_users, known_items = np.unique(users), np.unique(items)
     stay = np.isin(dropped[0], known_users) & np.isin(dropped[1], known_items)
@@ -284,7 +286,7 @@ def _met(
 
 
 def _compact(indices: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Close the gaps that the filters left."""
+    """Renumber the indices so that every id is used, and drop the unused ids."""
     used = np.zeros(len(ids), dtype=bool)
     used[indices] = True
     if used.all():

@@ -1,7 +1,7 @@
-"""The one form of a Dataset on disk: a folder of .npy files, which are mapped, and dataset.json, which describes them.
+"""The form of a Dataset on disk: a folder of memory-mapped .npy files, and dataset.json, which describes them.
 
-``Dataset.save`` writes it, and so does training, to the folder ``data`` of a run. Opening reads dataset.json and the
-headers of the arrays. Everything else is read, and compared with its checksum, when it is asked for.
+``Dataset.save`` writes it, and training writes it to the folder ``data`` of a run. Opening reads dataset.json and the
+headers of the arrays. Everything else is read, and compared with its checksum, when it is used.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from seqrec.errors import InputError, one_line
 FORMAT_VERSION = 2
 FACTS = "dataset.json"
 _ARRAYS = {"items": np.int32, "timestamps": np.int64, "offsets": np.int64}
-_MET = {"met_items": np.int32, "met_offsets": np.int64}  # only where there are any
-#: Integers, sorted; or the bytes of texts, and where each text begins.
+_MET = {"met_items": np.int32, "met_offsets": np.int64}  # only if a filter dropped any
+#: Sorted integers; or the bytes of texts, with the file that says where each text begins.
 _IDS = {"user_ids": "user_id_offsets", "item_ids": "item_id_offsets"}
-#: Names of all files that a saved dataset may have.
+#: Names of all files that a saved dataset can have.
 FILES = frozenset({FACTS, ITEM_TABLE, *(f"{name}.npy" for name in (*_ARRAYS, *_MET, *_IDS, *_IDS.values()))})
-FORMER_FILES = frozenset({"users.parquet", "items.parquet"})  # of format 1
+FORMER_FILES = frozenset({"users.parquet", "items.parquet"})  # format 1
 MOST_ROWS = 2**62
 
 
@@ -36,24 +36,25 @@ class Saved:
     """The files of a saved dataset.
 
     Args:
-        folder: where they are.
-        advice: what to do about a damaged file.
+        folder: folder with the files.
+        advice: advice in the error about a damaged file.
 
     Attributes:
-        facts: what dataset.json holds.
-        arrays: the files by name, mapped.
-        users: the table of user ids.
-        catalogue: the table of item ids.
-        checked: whether everything in them was checked.
+        facts: content of dataset.json.
+        arrays: memory-mapped arrays by name.
+        users: table of user ids.
+        catalogue: table of item ids.
+        checked: whether the whole content was checked.
 
     Raises:
-        InputError: a file is missing, a link, of another length or type than dataset.json says, or of a newer format.
+        InputError: a file is missing, a symbolic link, differs in length or type from dataset.json, or has another
+            format.
     """
 
     def __init__(self, folder: Path, advice: str) -> None:
         self.folder, self.advice, self.checked = folder, advice, False
         if not folder.is_dir():
-            raise InputError(f"{folder}: is missing or no folder; {advice}")
+            raise InputError(f"{folder}: is missing or not a folder; {advice}")
         check_files(folder, dict.fromkeys(FILES), advice)
         self.facts = read_json(folder / FACTS, advice)
         try:
@@ -81,11 +82,10 @@ class Saved:
             IdTable.mapped(name.removesuffix("s"), self.arrays[name], self.arrays.get(offsets))
             for name, offsets in _IDS.items()
         )
-
         self.item_table = self._item_table() if "item_table" in self.facts else None
 
     def _item_table(self) -> ItemTable:
-        """The item table, of which nothing is read before its first use."""
+        """The item table, which is read at its first use."""
         path, digest = self.folder / ITEM_TABLE, self.facts["item_table"]
         size_of(path, self.advice)
         return ItemTable(lambda: load_items(path, self.catalogue.series, digest, self.advice).frame)
@@ -97,7 +97,7 @@ class Saved:
         return Mapped(self.folder / f"{name}.npy", self.facts["checksums"].get(name), dtype, rows, self.advice)
 
     def fields(self) -> dict[str, Any]:
-        """What :class:`seqrec.Dataset` takes."""
+        """The arguments of :class:`seqrec.Dataset`."""
         before = self.facts["before"]
         return {
             **{name: self.arrays[name].array for name in (*_ARRAYS, *_MET) if name in self.arrays},
@@ -111,17 +111,17 @@ class Saved:
         }
 
     def holds(self, fields: Mapping[str, Any]) -> bool:
-        """Whether the arrays among the fields of a dataset are those in the files."""
+        """Whether the arrays among a dataset's fields are the ones mapped from the files."""
         names = [name for name in (*_ARRAYS, *_MET) if name in self.arrays]
         return all(fields[name] is self.arrays[name].array for name in names)
 
     def damaged(self, why: str) -> InputError:
-        """The one line for files that are not what was saved together."""
+        """The error for files that differ from the ones that were saved."""
         return InputError(f"{self.folder}: is damaged ({why}); {self.advice}")
 
 
 def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> None:
-    """Write the files of a dataset, given by its fields, to a folder that is there and empty."""
+    """Write the files of a dataset, given by its fields, to an existing, empty folder."""
     arrays = {name: fields[name] for name in (*_ARRAYS, *_MET) if fields[name] is not None}
     for field, name in (("users", "user_ids"), ("catalogue", "item_ids")):
         arrays[name], offsets = fields[field].arrays()
@@ -137,7 +137,7 @@ def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> No
         "fingerprint": fingerprint,
         "before": vars(fields["before"]) if fields["before"] else None,
         "filters": fields["filters"],
-        "checksums": checksums,  # of the blocks of each array, eight hexadecimal digits per block
+        "checksums": checksums,  # eight hexadecimal digits per block of each array
     }
     if fields["item_table"] is not None:
         facts["item_table"] = save_items(fields["item_table"], folder / ITEM_TABLE)
@@ -145,7 +145,7 @@ def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> No
 
 
 def fingerprint_of(fields: Mapping[str, Any]) -> str:
-    """A digest of the interactions and ids of a dataset, given by its fields; costs one pass over all of them."""
+    """Digest of the interactions and ids of a dataset, given by its fields. Costs one pass over the data."""
     digest = hashlib.sha256()
     for name in _ARRAYS:
         digest.update(bytes_of(fields[name]))
@@ -154,33 +154,33 @@ def fingerprint_of(fields: Mapping[str, Any]) -> str:
         digest.update(str(table.dtype).encode())
         values, offsets = table.arrays()
         if offsets is not None:
-            digest.update(bytes_of(np.diff(offsets)))  # the lengths tell "ab", "c" from "a", "bc"
+            digest.update(bytes_of(np.diff(offsets)))  # lengths distinguish "ab", "c" from "a", "bc"
         digest.update(bytes_of(values))
     return digest.hexdigest()
 
 
 def _check_facts(facts: dict[str, Any]) -> None:
-    """Refuse facts of another type or format than :func:`write_files` writes."""
+    """Raise if the content of dataset.json has other types, or another format, than :func:`write_files` writes."""
     for name in ("format_version", "interactions", "users", "items"):
         if type(facts[name]) is not int or not 0 <= facts[name] < MOST_ROWS:
-            raise InputError(f"{name} is no count")
+            raise InputError(f"{name} is not a count")
     version = facts["format_version"]
     if version > FORMAT_VERSION:
         raise InputError(f"format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
     if version < FORMAT_VERSION:
-        raise InputError(f"format {version} is of an earlier seqrec, and this one reads format {FORMAT_VERSION}")
+        raise InputError(f"format {version} is from an earlier seqrec; this one reads format {FORMAT_VERSION}")
     if type(facts["has_timestamps"]) is not bool:
         raise InputError("has_timestamps is neither true nor false")
     if not isinstance(facts["fingerprint"], str):
-        raise InputError("fingerprint is no text")
+        raise InputError("fingerprint is not text")
     if not isinstance(facts["filters"], dict | None):
-        raise InputError("filters is no object")
+        raise InputError("filters is not an object")
     if not isinstance(facts.get("item_table", ""), str):
-        raise InputError("item_table is no text")
+        raise InputError("item_table is not text")
     if not isinstance(facts["checksums"], dict):
-        raise InputError("checksums is no object")
+        raise InputError("checksums is not an object")
     before = facts["before"]
     if before is not None:
         if not isinstance(before, dict):
-            raise InputError("before is no object")
+            raise InputError("before is not an object")
         check_fields(Statistics, before, complete=True)

@@ -1,4 +1,4 @@
-"""What trains, what validates and what tests, as ranges over one :class:`Dataset`: nothing is copied."""
+"""Training, validation and test parts as ranges over one :class:`Dataset`, without copies."""
 
 import math
 from dataclasses import dataclass
@@ -9,20 +9,21 @@ import numpy as np
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import Options
+from seqrec.data.formats.times import units_per_second
 from seqrec.data.statistics import counts_of
 from seqrec.errors import InputError
 
 Moment = int | float | str | date
-#: Which windows of a long history training shows.
+#: Which windows of a long history are used for training.
 Windows = Literal["last", "all"]
-FEW = 10_000  # targets from which a share is estimated
+MOST_SAMPLED = 10_000  # targets that are enough to estimate a share
 
 
 @dataclass(frozen=True, eq=False)
 class Histories:
-    """Histories of M users: ``dataset.items[starts[m]:ends[m]]`` is that of ``users[m]``.
+    """Histories of M users: ``dataset.items[starts[m]:ends[m]]`` is the history of ``users[m]``.
 
-    ``users int64[M]`` are user indices of the dataset; -1 is somebody who is not in it.
+    ``users int64[M]`` are user indices of the dataset; -1 is a user who is not in it.
     """
 
     dataset: Dataset
@@ -43,7 +44,7 @@ class Histories:
         return Histories(self.dataset, self.users[rows], self.starts[rows], self.ends[rows])
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """All items, one after another, and the row of each: two ``int64[sum of lengths]``."""
+        """Row and item of each interaction, history by history: two ``int64[sum of lengths]``."""
         lengths = self.lengths
         rows = np.repeat(np.arange(len(self)), lengths)
         first = np.cumsum(lengths) - lengths
@@ -51,11 +52,11 @@ class Histories:
         return rows, self.dataset.items[source].astype(np.int64)
 
     def item_counts(self) -> np.ndarray:
-        """How often each item occurs in the histories, ``int64[I + 1]``."""
+        """Number of times each item occurs in the histories, ``int64[I + 1]``."""
         return counts_of(self.dataset.items[self._mask()], self.dataset.num_items + 1)
 
     def _mask(self) -> np.ndarray:
-        """Which interactions of the dataset belong to a history, ``bool[N]``."""
+        """Mask of the dataset's interactions that belong to a history, ``bool[N]``."""
         change = np.zeros(self.dataset.num_interactions + 1, dtype=np.int32)
         np.add.at(change, self.starts, 1)
         np.add.at(change, self.ends, -1)
@@ -64,7 +65,7 @@ class Histories:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is to be predicted: ``items int32[M]``, each the next item after the history in the same row."""
+    """Items to predict: ``items int32[M]``, each the next item after the history in the same row."""
 
     histories: Histories
     items: np.ndarray
@@ -77,17 +78,17 @@ class Targets:
         return Targets(self.histories.take(rows), self.items[rows])
 
     def repeated(self) -> float:
-        """The share of targets whose item is in the history already, of some ten thousand; 0 if there are none."""
+        """Share of targets whose item is already in the history, estimated from at most 10,000; 0 without targets."""
         if len(self) == 0:
             return 0.0
-        few = self.take(np.linspace(0, len(self) - 1, min(len(self), FEW)).astype(np.int64))
-        rows, items = few.histories.flat()
-        return len(np.unique(rows[items == few.items[rows]])) / len(few)
+        sample = self.take(np.linspace(0, len(self) - 1, min(len(self), MOST_SAMPLED)).astype(np.int64))
+        rows, items = sample.histories.flat()
+        return len(np.unique(rows[items == sample.items[rows]])) / len(sample)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Training histories, and targets to validate and to test on."""
+    """Training histories, validation targets and test targets."""
 
     train: Histories
     valid: Targets
@@ -101,13 +102,13 @@ class Split:
 
 
 def all_histories(dataset: Dataset) -> Histories:
-    """The complete history of every user, to recommend from."""
+    """Complete history of every user, for recommending."""
     dataset.check()
     return Histories(dataset, np.arange(dataset.num_users), dataset.offsets[:-1], dataset.offsets[1:])
 
 
 def histories_of_users(dataset: Dataset, users: np.ndarray) -> Histories:
-    """The complete histories of some users, by index; -1 has an empty one."""
+    """Complete histories of some users, by index; -1 gets an empty history."""
     dataset.check_users(users)
     known = users >= 0
     inside = np.where(known, users, 0)
@@ -117,9 +118,9 @@ def histories_of_users(dataset: Dataset, users: np.ndarray) -> Histories:
 
 
 def split_last_two(dataset: Dataset) -> Split:
-    """Leave the last two out: the last item of a user tests, the one before it validates.
+    """Split off each user's last two items: the last is the test target, the one before it the validation target.
 
-    Users with fewer than 3 items only train. The history before a test target includes the
+    Users with fewer than 3 items are only used for training. The history before a test target includes the
     validation item (Kang & McAuley 2018, section IV-A).
     """
     dataset.check()
@@ -138,17 +139,17 @@ def split_last_two(dataset: Dataset) -> Split:
 
 
 def moment_of(given: Moment, name: str = "a moment") -> int:
-    """A moment in Unix seconds, rounded down like the times of a log.
+    """Convert a moment to Unix seconds, rounded down as timestamps of a log are.
 
     Args:
-        given: an ISO date with or without a time, in UTC unless it names a zone; a ``date`` or ``datetime``; or a
-            number since 1970 in seconds, milli-, micro- or nanoseconds, told apart by its size as in a log.
-        name: what the moment is called in an error.
+        given: an ISO date with or without a time (UTC unless it names a zone), a ``date`` or ``datetime``, or a number
+            since 1970 in seconds, milli-, micro- or nanoseconds, distinguished by its size as in a log.
+        name: name of the moment in error messages.
 
     Raises:
-        InputError: it is none of these.
+        InputError: ``given`` has none of these forms.
     """
-    advice = f"{name} is {given!r}; give an ISO date such as 2020-09-26 or 2020-09-26T10:00, or unix seconds"
+    advice = f"{name} is {given!r}; give an ISO date such as 2020-09-26 or 2020-09-26T10:00, or Unix seconds"
     try:
         if isinstance(given, str):
             text = given.strip()
@@ -164,41 +165,38 @@ def moment_of(given: Moment, name: str = "a moment") -> int:
             raise InputError(advice)
     except (ValueError, OverflowError) as error:
         raise InputError(advice) from error
-    size = abs(given)
-    unit = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
-    return int(given // unit)
+    return int(given // units_per_second(given))
 
 
 def written(moment: int) -> str:
-    """A moment for people: 1600000000 (2020-09-13T12:26:40)."""
+    """A moment as messages show it: 1600000000 (2020-09-13T12:26:40)."""
     try:
         return f"{moment} ({datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S})"
-    except (ValueError, OverflowError, OSError):  # a year that no calendar has
+    except (ValueError, OverflowError, OSError):  # outside of the years that datetime knows
         return str(moment)
 
 
 def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from: Moment | None = None) -> Split:
-    """Two cut points for everybody: train before the first, validate between them, test after the second.
+    """Split at the same two moments for all users: train before the first, validate up to the second, test from there.
 
-    A user's target in a period is the first item in it, and the history is everything before the period. A
-    user with nothing before the period, or nothing in it, has no target there. So a training input
-    never holds an interaction of the future, a validation input none from ``valid_from`` on, and a
-    test input none from ``test_from`` on.
+    A user's target in a period is the first item in that period, and its history is everything before the period. A
+    user with no interaction before the period, or none in it, has no target there. Training therefore sees nothing
+    from ``valid_from`` on, and a test history nothing from ``test_from`` on.
 
     Args:
-        dataset: must have timestamps.
-        valid_from: first moment of validation, as :func:`moment_of` takes it. By default 80 % of the interactions are
-            earlier.
-        test_from: first moment of the test, likewise. By default 90 % are earlier.
+        dataset: dataset with timestamps.
+        valid_from: start of validation, in any form that :func:`moment_of` takes. By default 80 % of the interactions
+            are earlier.
+        test_from: start of the test, in the same forms. By default 90 % of the interactions are earlier.
 
     Raises:
-        InputError: there are no timestamps, or a cut point has nothing before it or nothing after it.
+        InputError: the dataset has no timestamps, or there is no interaction before or after a cut point.
     """
     dataset.check()
     if not dataset.has_timestamps:
-        raise InputError("the log has no timestamps, which a split by time needs; use the split last-two")
+        raise InputError("a split by time needs timestamps, and the log has none; use the split last-two")
     first, last = int(dataset.timestamps.min()), int(dataset.timestamps.max())
-    log = f"the log goes from {written(first)} to {written(last)}"
+    log = f"the log runs from {written(first)} to {written(last)}"
     cuts = {"valid_from": (valid_from, 0.8), "test_from": (test_from, 0.9)}
     valid_cut, test_cut = (
         int(np.quantile(dataset.timestamps, share, method="higher")) if given is None else moment_of(given, name)
@@ -209,13 +207,13 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
         if in_order and cuts[name][0] is not None and not first < cut <= last:
             side = "before" if cut <= first else "at or after"
             raise InputError(
-                f"no interaction lies {side} {name} = {written(cut)}; {log}; give a moment within it, as an ISO date "
-                "or in unix seconds"
+                f"there is no interaction {side} {name} = {written(cut)}; {log}; give a moment within it, as an ISO "
+                "date or in Unix seconds"
             )
     if valid_cut >= test_cut:
         raise InputError(
-            f"the split by time validates from {written(valid_cut)} and tests from {written(test_cut)}; {log}; give "
-            "two moments, the first before the second"
+            f"validation would start at {written(valid_cut)} and the test at {written(test_cut)}; {log}; give two "
+            "moments, the first before the second"
         )
     users = np.arange(dataset.num_users)
     starts = np.asarray(dataset.offsets[:-1])
@@ -223,7 +221,7 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
     before_valid = starts + _count_before(dataset, valid_cut)
     before_test = starts + _count_before(dataset, test_cut)
     if not (before_valid > starts).any():
-        raise InputError(f"no interaction lies before {written(valid_cut)}; {log}; give a later start of validation")
+        raise InputError(f"there is no interaction before {written(valid_cut)}; {log}; give a later valid_from")
     return Split(
         train=Histories(dataset, users, starts, before_valid),
         valid=_first_after(dataset, users, starts, before_valid, before_test),
@@ -232,7 +230,7 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
 
 
 def _count_before(dataset: Dataset, moment: int) -> np.ndarray:
-    """Interactions of each user before a moment; histories are in time order."""
+    """Number of interactions of each user before a moment."""
     early = np.concatenate([[0], np.cumsum(dataset.timestamps < moment)])
     return early[dataset.offsets[1:]] - early[dataset.offsets[:-1]]
 
@@ -240,6 +238,7 @@ def _count_before(dataset: Dataset, moment: int) -> np.ndarray:
 def _first_after(
     dataset: Dataset, users: np.ndarray, starts: np.ndarray, cuts: np.ndarray, ends: np.ndarray
 ) -> Targets:
+    """Targets at ``cuts``, for users with an interaction before the cut and one from there to the end of the period."""
     has_both = (cuts > starts) & (ends > cuts)
     histories = Histories(dataset, users[has_both], starts[has_both], cuts[has_both])
     return Targets(histories, dataset.items[cuts[has_both]])
@@ -247,16 +246,18 @@ def _first_after(
 
 @dataclass(frozen=True)
 class SplitConfig(Options):
-    """What trains, validates and tests.
+    """How the log is split into training, validation and test.
 
     Args:
-        split: How to split the log. last-two: the last item of each user tests and the one before it validates (users
-            with fewer than 3 only train); time: the same two moments for everybody.
+        split: How to split the log. last-two: each user's last item is the test target and the one before it the
+            validation target (users with fewer than 3 items are only used for training); time: at the same two
+            moments for all users.
         valid_from: Start of validation, with --split time: an ISO date, with or without a time (UTC unless it names a
-            zone), or Unix seconds. By default after 80 % of the log.
-        test_from: Start of the test, likewise. By default after 90 % of the log.
-        keep_seen: Keep items of the history in the rankings that validate and test, and in what the run recommends;
-            --keep-seen=false removes them. By default they stay only if most validation items were in the history.
+            zone), or Unix seconds. By default 80 % of the interactions are earlier.
+        test_from: Start of the test, in the same forms. By default 90 % of the interactions are earlier.
+        keep_seen: Keep items of the history in the rankings of validation and test, and in recommendations;
+            --keep-seen=false removes them. By default they are kept only if most validation items occur in the
+            history.
     """
 
     split: Literal["last-two", "time"] = "last-two"
@@ -265,7 +266,7 @@ class SplitConfig(Options):
     keep_seen: bool | None = None
 
     def __post_init__(self) -> None:
-        """Also turn dates into Unix seconds."""
+        """Convert dates to Unix seconds, then check all fields."""
         for name in ("valid_from", "test_from"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, moment_of(getattr(self, name), name))
@@ -276,5 +277,5 @@ class SplitConfig(Options):
         if self.split == "time":
             return split_by_time(dataset, self.valid_from, self.test_from)
         if self.valid_from is not None or self.test_from is not None:
-            raise InputError("valid_from and test_from belong to the split by time; give --split time too")
+            raise InputError("valid_from and test_from need a split by time; add --split time")
         return split_last_two(dataset)

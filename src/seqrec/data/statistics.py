@@ -1,15 +1,15 @@
-"""Size and shape of a log, and the counts behind them."""
+"""Statistics of a log, and the counts that they need."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-PART_ROWS = 1 << 22  # rows per block, where numpy would make int64 of all of them
+PART_ROWS = 1 << 22  # rows per block where numpy would convert all rows to int64 at once
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Size and shape of a log; lengths are interactions per user. What needs times is None where there are none."""
+    """Statistics of a log. Lengths are interactions per user. Fields that need times are None without them."""
 
     users: int
     items: int
@@ -25,12 +25,17 @@ class Statistics:
 
 
 def tied_to_next(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """Which interactions share user and time with the next one, ``bool[N - 1]``; input ordered by both."""
+    """Mask of the interactions with the same user and time as the next one, ``bool[N - 1]``; input ordered by both."""
     return (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
 
 
 def copies_of(items: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Places of interactions that an earlier one equals in user, item and time; ``same`` is of :func:`tied_to_next`."""
+    """Places of the interactions that repeat user, item and time of an earlier one.
+
+    Args:
+        items: item of each interaction, ordered by user and time.
+        same: result of :func:`tied_to_next`.
+    """
     places, keys = _tied_keys(items, same)
     order = np.argsort(keys, kind="stable")  # the first of the copies comes first
     places, keys = places[order], keys[order]
@@ -38,14 +43,14 @@ def copies_of(items: np.ndarray, same: np.ndarray) -> np.ndarray:
 
 
 def count_copies(items: np.ndarray, same: np.ndarray) -> int:
-    """How many places :func:`copies_of` gives, for less work."""
+    """Number of places that :func:`copies_of` returns, at a lower cost."""
     _, keys = _tied_keys(items, same)
     keys.sort()
     return int((keys[1:] == keys[:-1]).sum())
 
 
 def _tied_keys(items: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of interactions that share user and time with a neighbour, and a number for each such moment and item."""
+    """Places of interactions with the same user and time as a neighbour, and a key of user, time and item for each."""
     first = np.concatenate([[True], ~same])
     tied = ~first
     tied[:-1] |= same
@@ -57,7 +62,7 @@ def _tied_keys(items: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def counts_of(values: np.ndarray, size: int) -> np.ndarray:
-    """How often each of 0 to ``size - 1`` occurs, ``int64[size]``."""
+    """Number of times each value from 0 to ``size - 1`` occurs, ``int64[size]``."""
     counts = np.zeros(size, dtype=np.int64)
     for start in range(0, len(values), max(PART_ROWS, size)):
         counts += np.bincount(values[start : start + max(PART_ROWS, size)], minlength=size)
@@ -67,7 +72,7 @@ def counts_of(values: np.ndarray, size: int) -> np.ndarray:
 def statistics_of(
     lengths: np.ndarray, num_items: int, items: np.ndarray, timestamps: np.ndarray, same: np.ndarray | None
 ) -> Statistics:
-    """Size and shape of histories of these lengths; ``same`` is of :func:`tied_to_next`, None without times."""
+    """Statistics of histories with these lengths; ``same`` is from :func:`tied_to_next`, None without times."""
     total = int(lengths.sum())
     tied = None
     if same is not None:

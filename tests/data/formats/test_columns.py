@@ -1,4 +1,4 @@
-"""Which column is what: times of any name and order, ratings that nobody needs, and what is said of a guess."""
+"""Choice of columns: times with any name and in any place, ratings that nobody needs, and warnings about guesses."""
 
 import csv
 import re
@@ -66,7 +66,7 @@ def test_times_of_other_names(tmp_path, name, way):
     frame, said = read(path)
     assert frame["timestamp"].to_list() == SECONDS
     assert frame.columns == ["user_id", "item_id", "timestamp"]
-    assert all(f"'{name}' looks like one and is taken" in line for line in said)
+    assert all(f"'{name}' is used, a guess" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_only_looks_like_times_is_named(columns, likely):
 def test_times_that_cannot_be_read_are_named(values):
     result, said = read(pl.DataFrame({"user": USERS, "item": ITEMS, "InvoiceDate": values}))
     assert result.columns == ["user_id", "item_id", "InvoiceDate"]
-    assert "'InvoiceDate' may be one, though not all values can be read: --timestamp InvoiceDate says which" in said[0]
+    assert "'InvoiceDate' may be one, but not all values can be read: --timestamp InvoiceDate shows which" in said[0]
     with pytest.raises(InputError, match=r"row \d+: timestamp"):
         read_log(pl.DataFrame({"user": USERS, "item": ITEMS, "InvoiceDate": values}), timestamp="InvoiceDate")
 
@@ -108,7 +108,7 @@ def test_a_name_alone_makes_no_times(values):
     result, said = read(pl.DataFrame({"user": USERS, "item": ITEMS, "watch_time": values}))
     assert result.columns == ["user_id", "item_id", "watch_time"]
     assert said == [
-        "the DataFrame: no time column; the order of the lines is taken for the order of time (--timestamp names one)"
+        "the DataFrame: no time column; the lines are taken to be in time order (--timestamp names a column)"
     ]
 
 
@@ -146,7 +146,7 @@ def test_a_date_and_a_time_of_the_day_are_put_together(tmp_path, day, clock, nam
     path = write(tmp_path, ["user", "item", *names], [USERS, ITEMS, days, clocks])
     frame, said = read(path)
     assert frame["timestamp"].to_list() == expected
-    assert "put together" in said[0] or "is taken" in said[0]
+    assert "joined" in said[0] or "is used" in said[0]
     typed = pl.DataFrame(
         {"user": USERS, "item": ITEMS, names[0]: [m.date() for m in moments], names[1]: [m.time() for m in moments]}
     )
@@ -164,7 +164,7 @@ def test_another_column_where_the_best_name_holds_no_times(bad):
     frame = pl.DataFrame({"user": USERS, "item": ITEMS, "time": bad, "created": [iso(s) for s in SECONDS]})
     result, said = read(frame)
     assert result["timestamp"].to_list() == SECONDS
-    assert "column 'time' holds no times; 'created' is taken" in said[0]
+    assert "column 'time' holds no times; 'created' is used" in said[0]
 
 
 def test_one_bad_value_is_an_error_and_no_reason_to_take_another_column():
@@ -247,7 +247,7 @@ def test_ratings_in_the_place_of_items(tmp_path):
 
 
 def test_pairs_of_a_user_and_a_time(tmp_path):
-    with pytest.raises(InputError, match="column 2 holds times, so that a user and an item are not both there"):
+    with pytest.raises(InputError, match="column 2 holds times, so the user or the item is missing"):
         read_log(write(tmp_path, None, [USERS, [iso(s) for s in SECONDS]]))
 
 
@@ -256,7 +256,7 @@ def test_a_date_and_a_clock_between_blanks(tmp_path):
     path.write_text("1 5 2020-09-13 12:26:40\n1 6 2020-09-13 12:26:41\n")
     frame, said = read(path)
     assert frame["timestamp"].to_list() == [START, START + 1]
-    assert "put together" in said[0]
+    assert "joined" in said[0]
 
 
 # ---- ratings
@@ -277,7 +277,7 @@ def test_words_for_ratings_are_left_as_they_are(tmp_path, name, values):
         "rating_other" if name == "rating" else name: values
     }
     assert len(said) == 1
-    assert f"column '{name}' holds '{values[0]}' and is left as it is" in said[0]
+    assert f"column '{name}' holds '{values[0]}', so it is not used as a rating" in said[0]
     with pytest.raises(InputError, match=f"line 2: rating '{values[0]}' is not a number"):
         Recommender("popularity", min_rating=4).fit(path)
     with pytest.raises(InputError, match=f"line 2: rating '{values[0]}' is not a number"):
@@ -290,7 +290,7 @@ def test_json_lines_where_only_some_have_a_rating(tmp_path):
     assert read(path)[0]["rating"].to_list() == [None, 4.0]
     with pytest.raises(InputError, match=r"line 1: rating \(empty\)"):
         Recommender("popularity", min_rating=3).fit(path)
-    with pytest.raises(InputError, match="1 of 2 interactions have no number as rating"):
+    with pytest.raises(InputError, match="1 of 2 interactions have none"):
         prepare(read_log(path), PrepareConfig(min_rating=3))
 
 
@@ -342,10 +342,10 @@ def test_summary(tmp_path):
 @pytest.mark.parametrize(
     ("line", "odd"),
     [
-        ("{u}\t2020-09-{day:02d}\t{hour:02d}:10:05\ti{i}", "column 3, which would be the item, holds times of the day"),
-        ("{u},2020-09-{day:02d}T{hour:02d}:10:05,0,{i}", "column 3, which would be the item, holds one value"),
-        ("{u},c,{i},2020-09-{day:02d}T{hour:02d}:10:05", "column 2, which would be the item, holds one value"),
-        ("{k},u{u},i{i},{time}", "column 1, which would be the user, holds the numbers of the rows"),
+        ("{u}\t2020-09-{day:02d}\t{hour:02d}:10:05\ti{i}", "column 3, expected to be the item, holds times of the day"),
+        ("{u},2020-09-{day:02d}T{hour:02d}:10:05,0,{i}", "column 3, expected to be the item, holds one value"),
+        ("{u},c,{i},2020-09-{day:02d}T{hour:02d}:10:05", "column 2, expected to be the item, holds one value"),
+        ("{k},u{u},i{i},{time}", "column 1, expected to be the user, holds the numbers of the rows"),
     ],
 )
 def test_guesses_without_a_header_that_can_hardly_be_right(tmp_path: Path, line: str, odd: str) -> None:

@@ -70,7 +70,7 @@ def test_the_role_says_the_column(tmp_path: Path) -> None:
 
 def test_the_first_column_where_none_has_the_name_is_said(tmp_path: Path) -> None:
     path = put(tmp_path, "ids.csv", "i1,5\ni2,6\n")
-    with pytest.warns(LogWarning, match="no column is called item_id; the ids are those of the first column"):
+    with pytest.warns(LogWarning, match="no column is called item_id; the first column is used"):
         assert read_ids(path, "item_id") == ["i1", "i2"]
 
 
@@ -88,17 +88,17 @@ ERRORS = {
     "a short row": ("ids.csv", "user_id,item_id\nu1,i1\nu2\n", "line 3: the id is empty"),
     "no JSON": ("ids.jsonl", '"i1"\n{"item_id"\n', "line 2: is not JSON"),
     "deep JSON": ("ids.jsonl", '"i1"\n' + "[" * 100_000 + "\n", "line 2: is not JSON"),
-    "a list": ("ids.jsonl", '"i1"\n["i2"]\n', r"line 2: \['i2'\] is no id"),
-    "true": ("ids.jsonl", "true\n", "line 1: True is no id"),
-    "a fraction": ("ids.jsonl", "5.5\n", "line 1: 5.5 is no id"),
+    "a list": ("ids.jsonl", '"i1"\n["i2"]\n', r"line 2: \['i2'\] is not an id"),
+    "true": ("ids.jsonl", "true\n", "line 1: True is not an id"),
+    "a fraction": ("ids.jsonl", "5.5\n", "line 1: 5.5 is not an id"),
     "a float that may be several integers": ("ids.jsonl", "1e17\n", "line 1: 1e"),
-    "infinite": ("ids.jsonl", "Infinity\n", "line 1: inf is no id"),
+    "infinite": ("ids.jsonl", "Infinity\n", "line 1: inf is not an id"),
     "null": ("ids.jsonl", '{"item_id": null}\n', "line 1: the id is empty"),
     "an empty object": ("ids.jsonl", "{}\n", "line 1: the id is empty"),
     "a lone surrogate": ("ids.jsonl", '"\\ud800"\n', "line 1: .* lone surrogate"),
     "a missing id in Parquet": ("ids.parquet", parquet(item_id=["a", None]), "row 2: the id is empty"),
-    "dates": ("ids.parquet", parquet(item_id=pl.Series([1]).cast(pl.Date)), "row 1: .* is no id"),
-    "damaged Parquet": ("ids.parquet", b"PAR1 and no more", "no Parquet, or damaged"),
+    "dates": ("ids.parquet", parquet(item_id=pl.Series([1]).cast(pl.Date)), "row 1: .* is not an id"),
+    "damaged Parquet": ("ids.parquet", b"PAR1 and no more", "not Parquet, or is damaged"),
 }  # fmt: skip
 
 

@@ -129,8 +129,8 @@ def test_what_is_said(tmp_path: Path):
     assert {warning.category for warning in caught} == {LogWarning}
     assert len(said) == 3
     assert said[0].endswith("is not UTF-8 and is read as Windows-1252 (Latin-1)")
-    assert said[1].endswith("no column has a usual name of an item id; the first, 'code', is taken")
-    assert said[2].endswith("column 'price' has values that are no numbers (1, such as 'xé')")
+    assert said[1].endswith("no column has a usual name for item ids; the first one, 'code', is used")
+    assert said[2].endswith("column 'price' has values that are not numbers (1, such as 'xé'); they count as unknown")
     assert frame["price"][:3].to_list() == [3, None, 4]
     assert summary.lines()[0].endswith("a.csv: columns used: item = code")
     assert summary.lines()[1:] == ["numbers kept: price", "columns ignored: x (empty)"]
@@ -139,7 +139,7 @@ def test_what_is_said(tmp_path: Path):
 def test_the_id_column_can_be_named():
     frame = pl.DataFrame({"item_id": [1], "Code": ["a"]})
     assert read_items(frame, item="code")["item_id"].to_list() == ["a"]
-    with pytest.raises(InputError, match="no column 'x'; there are item_id, Code"):
+    with pytest.raises(InputError, match="no column 'x'; choose from item_id, Code"):
         read_items(frame, item="x")
 
 
@@ -149,7 +149,7 @@ def test_the_id_column_can_be_named():
         ("", "is empty"),
         ("item_id,title\n", "describes no item"),
         ("item_id,title\n1,a\n,b\n", "line 3: the item id is empty"),
-        ("abc\ndef\n", "no columns found; separate its columns by commas or tabs"),
+        ("abc\ndef\n", "no separated columns; separate its columns by commas or tabs"),
         ('{"a": 1}\nfoo\n', "line 2: not a JSON object"),
         ('[{"a": 1}, 2]', "is not a list of JSON objects"),
         ('{"a": 1,\n', "is not JSON"),
@@ -168,7 +168,7 @@ def test_bad_files(content: str | bytes, message: str, tmp_path: Path):
 
 def test_more_columns_than_a_table_may_have(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("seqrec.data.formats.items.MOST_COLUMNS", 3)
-    with pytest.raises(InputError, match="has 4 columns; write numbers as one column of lists"):
+    with pytest.raises(InputError, match="has 4 columns, more than 3; write numbers as one column of lists"):
         read_items(pl.DataFrame({"item_id": [1], "a": [1], "b": [2], "c": [3]}))
 
 
@@ -185,7 +185,7 @@ def test_values_that_are_no_columns():
     )  # fmt: skip
     found, summary = read_items_with_summary(frame)
     assert summary.ignored == {
-        "ragged": "lists of several lengths are no vectors", "nested": "nested values", "bytes": "bytes",
+        "ragged": "lists of several lengths", "nested": "nested values", "bytes": "bytes",
     }  # fmt: skip
     assert found["large"].to_list() == [str(2**60 + 1), "5"]  # a float would round it
     assert found["flag"].to_list() == [1.0, None]

@@ -44,5 +44,5 @@ def test_what_python_writes_is_read(value):
     ids=lambda text: text[:20],
 )
 def test_what_is_no_literal(text: str):
-    with pytest.raises(ValueError, match=r"no literal|too long"):
+    with pytest.raises(ValueError, match=r"not a literal|too long"):
         parse_literal(text)

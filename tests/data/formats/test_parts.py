@@ -71,7 +71,7 @@ def test_what_is_hidden_by_convention(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [".part.parquet", "_part.parquet", "._part-0.parquet"])
 def test_hidden_parts_are_left_out_and_said(folder: Path, name: str) -> None:
     put(folder, name)
-    with pytest.warns(LogWarning, match=rf"log: {re.escape(name)} is left out, as names that begin with"):
+    with pytest.warns(LogWarning, match=rf"log: {re.escape(name)} is ignored, as names that begin with"):
         assert read_log(folder).rows() == FIRST.rows()
 
 
@@ -86,7 +86,7 @@ def test_hidden_as_pyarrow_has_it(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["README.txt", "part.parquet.bak.txt", "a.csv", "checksums.md5"])
 def test_what_is_left_out_is_said(folder: Path, name: str) -> None:
     (folder / name).write_text("user,item\n1,2\n")
-    with pytest.warns(LogWarning, match=rf"log: {name} beside the Parquet parts is left out"):
+    with pytest.warns(LogWarning, match=rf"log: {name} is ignored, as only Parquet parts are read"):
         assert read_log(folder).rows() == FIRST.rows()
 
 
@@ -107,7 +107,7 @@ def test_a_user_per_folder(tmp_path: Path) -> None:
         put(tmp_path, f"user_id={user}/part.parquet", frame)
     assert rows(tmp_path) == [(user, item) for user in ("007", "7", "_8") for item in "ab"]
     _ = put(tmp_path, "_user=1/part.parquet", frame)
-    with pytest.raises(InputError, match="lies in other key=value folders than"):
+    with pytest.raises(InputError, match="has other key=value folders than"):
         read_log(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_columns_of_folders_and_files(tmp_path: Path) -> None:
     put(tmp_path, "user_id=v/part.parquet")
     assert rows(tmp_path) == SECOND.rows()
     put(tmp_path, "user_id=w/part.parquet")
-    with pytest.raises(InputError, match="column 'user_id' differs from what the folders user_id=… say"):
+    with pytest.raises(InputError, match="column 'user_id' contradicts the names of the folders user_id=…"):
         read_log(tmp_path)
 
 
@@ -133,12 +133,12 @@ def test_partitions_as_pyarrow_reads_them(tmp_path: Path) -> None:
         (lambda folder: os.symlink("nowhere", folder / "e.parquet"), r"e\.parquet: is a broken symbolic link"),
         (lambda folder: os.symlink("loop", folder / "loop"), r"loop: is a broken symbolic link"),
         (lambda folder: os.symlink(folder, folder / "day=1"), r"day=1: is a link to a folder above it"),
-        (lambda folder: (folder / "e.parquet").write_bytes(b""), r"e\.parquet: no Parquet, or damaged"),
-        (lambda folder: (folder / "e.parquet").write_bytes(b"PAR1PAR1"), r"e\.parquet: no Parquet, or damaged"),
+        (lambda folder: (folder / "e.parquet").write_bytes(b""), r"e\.parquet: is not Parquet, or is damaged"),
+        (lambda folder: (folder / "e.parquet").write_bytes(b"PAR1PAR1"), r"e\.parquet: is not Parquet, or is damaged"),
         (lambda folder: (folder / "e.parquet").write_text("<html>"), r"e\.parquet: looks like a web page"),
-        (lambda folder: os.mkfifo(folder / "e.parquet"), r"e\.parquet: is no regular file"),
-        (lambda folder: put(folder, "old/a.parquet"), r"log: holds Parquet in a folder inside of it \(old\)"),
-        (lambda folder: put(folder, "day=1/a.parquet"), r"day=1/a\.parquet: lies in other key=value folders|part-0"),
+        (lambda folder: os.mkfifo(folder / "e.parquet"), r"e\.parquet: is not a regular file"),
+        (lambda folder: put(folder, "old/a.parquet"), r"log: has Parquet in a folder inside of it \(old\)"),
+        (lambda folder: put(folder, "day=1/a.parquet"), r"day=1/a\.parquet: has other key=value folders|part-0"),
         (lambda folder: (folder / "_delta_log").mkdir(), r"log: is a Delta table, whose parts may be outdated"),
         (lambda folder: (folder / ".hoodie").mkdir(), r"log: is a Hudi table"),
         (lambda folder: put(folder, "x.parquet", FIRST.drop("item_id")), r"x\.parquet: has other columns.*item_id"),
@@ -199,7 +199,7 @@ def test_ids_of_several_types(tmp_path: Path, one: pl.Series, other: pl.Series, 
     for number, ids in enumerate((one, other)):
         put(tmp_path, f"{number}.parquet", pl.DataFrame({"item": ids, "user": ["u"]}))
     if isinstance(expected, str):
-        with pytest.raises(InputError, match=f"the parts differ in types .column 'item': .*{expected}"):
+        with pytest.raises(InputError, match=f"the parts have different types .column 'item': .*{expected}"):
             read_log(tmp_path)
     else:
         assert read_log(tmp_path)["item_id"].to_list() == expected

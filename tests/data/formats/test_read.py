@@ -370,7 +370,7 @@ def test_pandas_with_missing_values():
 def test_pandas_times_and_mixed_types():
     frame = pd.DataFrame({"user": [1], "item": [2], "date": pd.to_datetime(["2024-01-31 12:00"], utc=True)})
     assert columns_of(frame)["timestamp"] == [NOON]
-    with pytest.raises(InputError, match="the DataFrame: user column 'user' holds Object, no ids"):
+    with pytest.raises(InputError, match="the DataFrame: user column 'user' holds Object, not ids"):
         read_log(pd.DataFrame({"user": [1, "x", b"z"], "item": [1, 2, 3]}))
 
 
@@ -399,11 +399,11 @@ ERRORS = {
     "gz that is none": ("b.csv.GZ", b"user,item\n1,2\n", {}, "", "not gzipped"),
     "cut-off gz": ("a.csv", gzip.compress(b"user,item\n1,2\n" * 99)[:-12], {}, "", "damaged or cut-off gzip"),
     "broken gz": ("a.csv", b"\x1f\x8bnothing of the kind", {}, "", "damaged or cut-off gzip"),
-    "parquet that is none": ("a.parquet", "user,item\n1,2\n", {}, "", "no Parquet, or damaged.*write it again"),
-    "cut-off parquet": ("a.parquet", parquet(RATED)[:-20], {}, "", "no Parquet, or damaged"),
+    "parquet that is none": ("a.parquet", "user,item\n1,2\n", {}, "", "not Parquet, or is damaged.*write it again"),
+    "cut-off parquet": ("a.parquet", parquet(RATED)[:-20], {}, "", "not Parquet, or is damaged"),
     "binary": ("a.csv", b"user,item\n\x00\x01,3\n", {}, "", "is binary or UTF-16; give UTF-8"),
     "UTF-16 without a mark": ("a.csv", "user,item\n1,2\n".encode("utf-16-le"), {}, "", "UTF-16; give UTF-8"),
-    "cut-off UTF-16": ("a.csv", "user,item\n1,2\n".encode("utf-16")[:-1], {}, "line 2", "not UTF-16 text throughout"),
+    "cut-off UTF-16": ("a.csv", "user,item\n1,2\n".encode("utf-16")[:-1], {}, "line 2", "not UTF-16 text, although"),
     "Latin-1": ("a.csv", "user,item\n1,2\nJos\xe9,3\n".encode("latin-1"), {}, "line 3", "save the file as UTF-8"),
     "Latin-1, whitespace": ("a.txt", "1 2\nJos\xe9 3\n".encode("latin-1"), {}, "line 2", "save the file as UTF-8"),
     "Latin-1, jsonl": ("a.jsonl", '{"user":"a"}\n{"user":"\xe9"}\n'.encode("latin-1"), {}, "line 2", "UTF-8"),
@@ -416,8 +416,14 @@ ERRORS = {
     "short row, inter": ("a.inter", "user_id:token\titem_id:token\n1\t2\n3\n", {}, "line 3", "too few fields"),
     "short row, whitespace": ("a.txt", "1 2\n\n1\n2 3\n", {}, "line 3", "has 1 field"),
     "short row, whitespace header": ("a.txt", "user item\n1 2\n1\n", {}, "line 3", "has 1 field"),
-    "short row, timed whitespace": ("a.txt", "1 2 9\n1 3 8\n1 4\n", {}, "line 3", "has 2 fields and not 3.*sequences"),
-    "short row, format given": ("a.txt", "1 2\n2 3 4\n", {"format": "whitespace"}, "line 2", "3 fields and not 2"),
+    "short row, timed whitespace": (
+        "a.txt",
+        "1 2 9\n1 3 8\n1 4\n",
+        {},
+        "line 3",
+        "has 2 fields instead of 3.*sequences",
+    ),
+    "short row, format given": ("a.txt", "1 2\n2 3 4\n", {"format": "whitespace"}, "line 2", "3 fields instead of 2"),
     "long row": ("a.csv", "user,item\n1,2\n1,2,3\n", {}, "line 3", r"too many fields \(3, not 2\).*correct it"),
     "sequence without items": ("a.txt", "1 2 3 4\n2\n", {"format": "sequences"}, "line 2", "has 1 field"),
     "open quotation mark": ("a.csv", 'user,item\n1,2\n"3,4\n5,6\n', {}, "line 3", "too few fields.*quotes"),
@@ -480,7 +486,7 @@ ERRORS = {
         "user,item\n1,2\n",
         {"user": "user", "item": "user"},
         "",
-        "'user' has two roles; give item=",
+        "'user' has two roles; name another one with item=",
     ),
 }
 
@@ -504,16 +510,16 @@ def test_errors_of_folders(tmp_path):
     with pytest.raises(InputError, match=r"folder without \.parquet files"):
         read_log(tmp_path)
     write(tmp_path, "0.parquet", parquet({"user": [1], "item": [2]}))
-    with pytest.raises(InputError, match=r"is a folder, and format=csv is of files"):
+    with pytest.raises(InputError, match=r"is a folder, but format=csv needs a file"):
         read_log(tmp_path, format="csv")
     write(tmp_path, "1.parquet", parquet({"user": [1], "thing": [2]}))
     with pytest.raises(InputError, match=r"1\.parquet: has other columns than the first part \(item, thing\)"):
         read_log(tmp_path)
     write(tmp_path, "1.parquet", parquet({"user": [1], "item": [[1]]}))
-    with pytest.raises(InputError, match="the parts differ in types"):
+    with pytest.raises(InputError, match="the parts have different types"):
         read_log(tmp_path)
     write(tmp_path, "1.parquet", b"PAR1 cut off")
-    with pytest.raises(InputError, match=r"1\.parquet: no Parquet, or damaged"):
+    with pytest.raises(InputError, match=r"1\.parquet: is not Parquet, or is damaged"):
         read_log(tmp_path)
 
 
@@ -530,7 +536,7 @@ PATHS = {
     "no such user": ("~nosuchuser/log.csv", "home directory"),
     "a long name": ("n" * 300, "File name too long"),
     "a long path": ("/".join(["n" * 200] * 30), "File name too long"),
-    "a null character": ("a\0b", "no path"),
+    "a null character": ("a\0b", "not a path"),
     "below a file": ("log.csv/log.csv", "Not a directory"),
     "a link to itself": ("loop", "symbolic links|No such file"),
     "a link to nothing": ("nowhere", "No such file"),

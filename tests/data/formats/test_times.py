@@ -51,7 +51,9 @@ def test_dates_with_milliseconds_as_whole_numbers():
 
 @pytest.mark.parametrize("bad", [20200931, 2020091, 20201301, 202009130])
 def test_a_number_that_is_no_date_among_dates(bad):
-    with pytest.raises(InputError, match=rf"row 3: timestamp {bad} is no date, as most are \(whole numbers yyyymmdd\)"):
+    with pytest.raises(
+        InputError, match=rf"row 3: timestamp {bad} is not a date like most others \(whole numbers yyyymmdd\)"
+    ):
         seconds_of([20200913, 20200914, bad, 20200915, 20200916])
 
 
@@ -75,7 +77,7 @@ def test_places_in_an_order_stay_what_they_are(values):
 
 @pytest.mark.parametrize("values", [[26_666_666, 26_666_667], [444_444, 444_445], [18_518, 18_519]])
 def test_times_before_1980_are_told(values):
-    with pytest.warns(LogWarning, match="seconds since 1970 and lie before 1980; if they count something else"):
+    with pytest.warns(LogWarning, match="seconds since 1970 and are before 1980; if that is wrong"):
         assert seconds_of(values) == values
 
 
@@ -99,7 +101,9 @@ def test_one_time_of_another_unit(most, other, as_text):
     if most == other:
         assert seconds_of(values)[0] == NOW
         return
-    with pytest.raises(InputError, match=rf"row 5: timestamp '?{values[4]}'? is in another unit than most, or cut off"):
+    with pytest.raises(
+        InputError, match=rf"row 5: timestamp '?{values[4]}'? is in another unit than most others, or cut off"
+    ):
         seconds_of(values)
 
 
@@ -109,7 +113,7 @@ def test_a_last_line_cut_off_inside_of_its_time(tmp_path, scale, lost):
     path = tmp_path / "log.csv"
     text = "user,item,timestamp\n" + "\n".join(f"{n % 3},{n},{(NOW + n) * scale}" for n in range(9))
     path.write_text(text[:-lost])
-    with pytest.raises(InputError, match=r"line 10: timestamp '\d+' is in another unit than most, or cut off"):
+    with pytest.raises(InputError, match=r"line 10: timestamp '\d+' is in another unit than most others, or cut off"):
         read_log(path)
 
 

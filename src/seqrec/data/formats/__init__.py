@@ -1,1 +1,1 @@
-"""Logs in, tables out: every file format that is read or written."""
+"""File formats: reading logs and descriptions of items, and writing tables."""

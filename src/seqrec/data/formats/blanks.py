@@ -1,4 +1,4 @@
-"""Text whose fields are separated by runs of blanks: columns, or a sequence of items per user."""
+"""Reads text whose fields are separated by runs of blanks: columns, or a sequence of items per user."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,12 @@ from seqrec.errors import LogWarning, warn
 
 
 def _blank_lines(source: Source, by_block: bool) -> Iterator[pl.Series]:
-    """The lines of each block, their fields separated by one blank."""
+    """Lines of each block, with fields separated by a single blank."""
     for block in read_blocks(source, False, by_block):
         if by_block:
             check_block(block, " ", False)
             if b"\x0b" in block or b"\x0c" in block:
-                raise Unsafe("blanks that only at the ends of the text are none")
+                raise Unsafe("vertical tabs or form feeds, which are stripped only at the ends of the text")
         text = plain_blanks(block).strip()
         if not text:
             continue
@@ -27,7 +27,7 @@ def _blank_lines(source: Source, by_block: bool) -> Iterator[pl.Series]:
 
 
 def read_blanks(source: Source, format: str, given: dict[str, str], by_block: bool) -> tuple[pl.DataFrame, Origin]:
-    """Lines separated by blanks: columns or sequences, by the rules that `read_log` states."""
+    """Read blank-separated lines as columns or as sequences, by the rules in `read_log`."""
     origin = Origin(str(source.path), False, " ", source=source)
     if not _is_sequences(origin, source, format, given, by_block):
         return read_delimited(source, " ", False, given, by_block)
@@ -39,7 +39,7 @@ def read_blanks(source: Source, format: str, given: dict[str, str], by_block: bo
 
 
 def _is_sequences(origin: Origin, source: Source, format: str, given: dict[str, str], by_block: bool) -> bool:
-    """Whether each line is a user's sequence; raises for lines that fit neither."""
+    """Whether each line is the sequence of a user; raises for lines that are neither columns nor sequences."""
     counted: list[pl.Series] = []
     firsts: list[pl.Series] = []
     repeated, times = False, True
@@ -49,11 +49,11 @@ def _is_sequences(origin: Origin, source: Source, format: str, given: dict[str, 
         counted.append(lines.str.count_matches(" ", literal=True) + 1)
         if format == "blanks":
             times = times and lines.str.contains(r" ([0-9]{9,19}(\.[0-9]+)?|[0-9]{4}-[0-9]{2}-[0-9]{2}\S*)$").all()
-            # A user who comes twice mostly does so in the first block.
+            # If any user occurs twice, one usually does so in the first block.
             firsts += [] if repeated else [lines.str.extract("^([^ ]+)")]
             repeated = repeated or bool(firsts[-1].is_duplicated().any())
     counts = pl.concat(counted)
-    origin.check(counts > 1, lambda row: "has 1 field; at least a user and an item are needed")
+    origin.check(counts > 1, lambda row: "has 1 field; write at least a user and an item")
     width = counts[0]
     if format == "blanks":
         width = counts.mode().sort()[0]
@@ -63,11 +63,9 @@ def _is_sequences(origin: Origin, source: Source, format: str, given: dict[str, 
         columns = alike if share == 1 else repeated and share > 0.5 and width <= 4
         format = "whitespace" if columns else "sequences"
         if not columns and not firsts[0].cast(pl.Int64, strict=False).is_not_null().all():
-            note = (
-                "each line is read as a user and the items in order, a guess; format='sequences' (--format) confirms it"
-            )
-            warn(f"{source.path}: {note}", LogWarning)
+            note = "each line is read as a user and its items in order, a guess"
+            warn(f"{source.path}: {note}; confirm it with format='sequences' (--format)", LogWarning)
     if format == "whitespace":
         advice = "correct it, or give format='sequences'"
-        origin.check(counts == width, lambda row: f"has {counts[row]} fields and not {width}; {advice}")
+        origin.check(counts == width, lambda row: f"has {counts[row]} fields instead of {width}; {advice}")
     return format == "sequences"

@@ -1,4 +1,4 @@
-"""The bytes of a file that is text: unzipped, in blocks that can be read alone, and line by line."""
+"""Reads the bytes of a text file: unzipped, in blocks that can be parsed independently, or line by line."""
 
 import csv
 import gzip
@@ -15,27 +15,31 @@ from seqrec.data.formats.kinds import check_kind
 from seqrec.errors import InputError
 
 SAMPLE_BYTES, SAMPLE_ROWS = 1 << 16, 1000
-LONG_LINES = 10  # that are enough of a sample where they are longer than its bytes
-#: Byte order marks; that of UTF-32 begins as that of UTF-16 does.
+LONG_LINES = 10  # lines that are enough for a sample if they exceed SAMPLE_BYTES
+#: Byte order marks; UTF-32 comes first, because its mark begins like that of UTF-16.
 _ENCODINGS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-BLOCK_BYTES = 1 << 23  # parsed at once; larger ones are no faster
+BLOCK_BYTES = 1 << 23  # parsed at once; larger blocks are not faster
 
 
 class Source(NamedTuple):
     """A file that is read several times, in pieces."""
 
     path: Path
-    content: bytes | None  # kept only of small files, of pipes, which can be read once, and where it was translated
+    content: bytes | None  # of small files, pipes (which can be read only once) and translated text; else None
     is_plain: bool = False  # the content is UTF-8 text, unzipped
-    skipped: int = 0  # lines at the top that are no part of the log, read as blank ones
+    skipped: int = 0  # lines at the top that are not part of the log; read as blank lines
 
 
 class Unsafe(Exception):
-    """A block whose meaning may depend on the rest of the file, or that polars does not take."""
+    """A block whose meaning may depend on the rest of the file, or that polars cannot read."""
 
 
 def open_source(path: Path, array: bool = False) -> Source:
-    """What reads a file; raises `InputError` where it cannot be opened, or is no table (a JSON ``array`` may be)."""
+    """Open a file for reading. ``array`` allows a JSON array.
+
+    Raises:
+        InputError: the file cannot be opened, or has a type that is not supported.
+    """
     try:
         large = path.is_file() and path.stat().st_size > BLOCK_BYTES
         source = Source(path, None if large else path.read_bytes())
@@ -51,7 +55,7 @@ def open_source(path: Path, array: bool = False) -> Source:
 
 
 def _translated(source: Source, head: bytes) -> Source:
-    """The file as UTF-8 text whose lines end with line feeds: itself, as a rule."""
+    """The file as UTF-8 text whose lines end with line feeds; most files need no translation."""
     for mark, encoding in _ENCODINGS.items():
         if head.startswith(mark):
             raw = read_whole(source)
@@ -59,41 +63,41 @@ def _translated(source: Source, head: bytes) -> Source:
                 text = raw.decode(encoding).removeprefix("\ufeff").encode()
             except UnicodeDecodeError as error:
                 line = raw[: error.start].decode(encoding, errors="replace").count("\n") + 1
-                reason = f"is not {encoding.upper()} text throughout, although it begins so"
+                reason = f"is not {encoding.upper()} text, although its first bytes say so"
                 raise InputError(f"{source.path}, line {line}: {reason}; save the file as UTF-8") from None
             check_kind(source.path, text)
             return _translated(Source(source.path, text, is_plain=True), text[:SAMPLE_BYTES])
     ends = head.count(b"\n")
     if ends == 0 and not any(b"\n" in piece for piece in read_pieces(source, SAMPLE_BYTES)):
-        text = read_whole(source)  # of an old Mac, where carriage returns alone end lines
+        text = read_whole(source)  # from an old Mac, where lines end with a carriage return
         return Source(source.path, _ended(rb"\r", text), is_plain=True) if b"\r" in text else source
-    if ends and head.count(b"\r\r\n") == ends:  # a text with CRLF that was written as if it had LF
+    if ends and head.count(b"\r\r\n") == ends:  # LF was converted to CRLF twice
         return Source(source.path, _ended(rb"\r+\n", read_whole(source)), is_plain=True)
     return source
 
 
 def _ended(ends: bytes, text: bytes) -> bytes:
-    """The text with line feeds in the place of its line ends, but for those that are quoted."""
+    """The text with its line ends replaced by line feeds, except inside of quotation marks."""
     return re.sub(rb'"[^"]*"|' + ends, lambda found: found[0] if found[0].startswith(b'"') else b"\n", text)
 
 
 def read_whole(source: Source) -> bytes:
-    """The whole file, unzipped and without a byte order mark."""
+    """The content of the file, unzipped and without a byte order mark."""
     return b"".join(read_pieces(source, BLOCK_BYTES))
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """The one line for a file that cannot be opened or read."""
+    """The error for a file that cannot be opened or read."""
     reason = getattr(error, "strerror", None) or f"damaged or cut-off gzip file ({short(error)})"
     if isinstance(error, RuntimeError):
         reason = short(error)
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
-        reason = f"is no path ({short(error)})"
+        reason = f"is not a path ({short(error)})"
     return InputError(f"{path}: {reason}; check the path and its permissions, or copy it again")
 
 
 def _open(source: Source) -> IO[bytes]:
-    """The bytes of a file, unzipped."""
+    """Open a file, unzipped."""
     if is_zipped(source):
         return cast(IO[bytes], gzip.open(source.path if source.content is None else io.BytesIO(source.content)))
     return _open_raw(source)
@@ -104,7 +108,7 @@ def _open_raw(source: Source) -> IO[bytes]:
 
 
 def is_zipped(source: Source) -> bool:
-    """Whether the file is gzipped; an error where only its name says so, but for Parquet, which zips by itself."""
+    """Whether the file is gzipped; raises if only its name says so, unless it is Parquet (compressed inside)."""
     if source.is_plain:
         return False
     with _open_raw(source) as file:
@@ -115,7 +119,7 @@ def is_zipped(source: Source) -> bool:
 
 
 def read_pieces(source: Source, size: int) -> Iterator[bytes]:
-    """The file in pieces of about this size, without a byte order mark."""
+    """Read the file in pieces of about this size, without a byte order mark."""
     try:
         with _open(source) as stream:
             left = source.skipped
@@ -132,7 +136,7 @@ def read_pieces(source: Source, size: int) -> Iterator[bytes]:
 
 
 def read_lines(source: Source, quoted: bool) -> Iterator[str]:
-    """The decoded lines with their ends; where fields are quoted, also those that end with a carriage return."""
+    """Read decoded lines with their ends; if fields are quoted, a carriage return also ends a line."""
     newline, left = "" if quoted else "\n", source.skipped
     with io.TextIOWrapper(_open(source), "utf-8-sig", errors="replace", newline=newline) as stream:
         for line in stream:
@@ -141,15 +145,15 @@ def read_lines(source: Source, quoted: bool) -> Iterator[str]:
 
 
 def read_checked(source: Source) -> Iterator[bytes]:
-    """The pieces, or the error where one is no text."""
+    """Read the file in pieces; raises if it is not text."""
     for piece in read_pieces(source, BLOCK_BYTES):
         if b"\0" in piece:
-            raise InputError(f"{source.path}: is binary or UTF-16; give UTF-8 text or Parquet (gzipped, if you like)")
+            raise InputError(f"{source.path}: is binary or UTF-16; give UTF-8 text or Parquet")
         yield piece
 
 
 def read_sample(source: Source) -> list[str]:
-    """The first lines that are not blank."""
+    """First lines of the file, without blank lines; raises for an empty file."""
     pieces: list[bytes] = []
     size = ends = first = 0
     for piece in read_pieces(source, SAMPLE_BYTES):
@@ -157,29 +161,29 @@ def read_sample(source: Source) -> list[str]:
             if not piece.strip():
                 continue
             piece = piece.lstrip(b"\r\n")
-            first = len(piece) if b"\n" in piece.strip() else 0  # lines as short as this can be are enough
+            first = len(piece) if b"\n" in piece.strip() else 0  # a file with short lines needs no more
         pieces.append(piece)
         size += len(piece)
-        ends += piece.count(b"\n")  # of what came, not of all: a line may be as long as the file
+        ends += piece.count(b"\n")  # counted per piece: a line may be as long as the file
         if size > SAMPLE_BYTES and (first or ends > LONG_LINES):
             break
     if not pieces:
         raise InputError(f"{source.path}: is empty; give a log with interactions")
     head = b"".join(pieces)
-    cut = head.rfind(b"\n", 0, first or size) + 1 if size > SAMPLE_BYTES else 0  # the last line may go on
+    cut = head.rfind(b"\n", 0, first or size) + 1 if size > SAMPLE_BYTES else 0  # the last line may be cut
     found = head[: cut or None].decode(errors="replace").split("\n")
     return [line.removesuffix("\r") for line in found if line.strip()][:SAMPLE_ROWS]
 
 
 def read_blocks(source: Source, quoted: bool, by_block: bool) -> Iterator[bytes]:
-    """The text without the blanks at its ends, in blocks that end where a line does; or whole."""
+    """Read the text, stripped, in blocks that end with a line; without ``by_block``, as a single block."""
     if not by_block:
         yield b"".join(read_checked(source)).strip(b"\r\n ")
         return
     rest = b""
     for piece in read_checked(source):
-        # What follows a block is never blank, so that blank lines and the end of the text are seen at once; and
-        # it is two lines or more, as polars asks more of a line alone.
+        # Each block is followed by text that is not blank, so that blank lines at the end are recognised. It is
+        # followed by at least two lines, because polars treats a single line differently.
         cut = rest.rfind(b"\n", 0, len(rest.rstrip(b"\r\n "))) + 1
         cut = rest.rfind(b"\n", 0, cut - 1) + 1 if cut else 0
         cut = _unquoted_cut(rest, cut) if quoted and cut else cut
@@ -192,7 +196,7 @@ def read_blocks(source: Source, quoted: bool, by_block: bool) -> Iterator[bytes]
 
 
 def _unquoted_cut(text: bytes, cut: int) -> int:
-    """The last line end up to this one that is outside of quotation marks; 0 where none is near."""
+    """Last line end up to ``cut`` that is outside of quotation marks; 0 if there is none nearby."""
     quotes = text.count(b'"', 0, cut)
     for _ in range(100):
         if quotes % 2 == 0:
@@ -204,18 +208,18 @@ def _unquoted_cut(text: bytes, cut: int) -> int:
 
 
 def check_block(block: bytes, separator: str, quoted: bool) -> None:
-    """Raise where a block alone may be read otherwise than in the whole file."""
+    """Raise `Unsafe` if a block by itself may be read differently than as a part of the file."""
     if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
-        raise Unsafe("a carriage return that ends no line")
+        raise Unsafe("a carriage return that does not end a line")
     if not quoted:
         return
     marks = np.frombuffer(b"\n" + block.replace(b"\r\n", b"\n") + b"\n\n", dtype=np.uint8)
     quotes = np.flatnonzero(marks == ord('"'))
     opening, closing = quotes[::2], quotes[1::2]
     if len(opening) != len(closing):
-        raise Unsafe("a quotation mark without its other one")
+        raise Unsafe("an unpaired quotation mark")
     ends = (ord(separator), ord("\n"))
-    again = opening[1:] == closing[:-1] + 1  # a mark within quotation marks is written twice
+    again = opening[1:] == closing[:-1] + 1  # a doubled mark stands for one mark inside of a quoted field
     starts_field = np.isin(marks[opening - 1], ends)
     ends_field = np.isin(marks[closing + 1], ends)
     starts_field[1:] |= again
@@ -225,25 +229,25 @@ def check_block(block: bytes, separator: str, quoted: bool) -> None:
 
 
 def check_returns(source: Source, quoted: bool) -> None:
-    """Raise for a carriage return that neither ends a line nor is quoted: garbage would come of it."""
+    """Raise for a carriage return that neither ends a line nor is quoted; the columns would be wrong."""
     inside = False
     for number, line in enumerate(read_lines(source, False), 1):
         parts = line.rstrip("\r\n").split('"') if quoted else [line.removesuffix("\n").removesuffix("\r")]
         outside = parts[1::2] if inside else parts[::2]
         if any("\r" in part for part in outside):
-            reason = "a carriage return that ends no line"
+            reason = "a carriage return that does not end a line"
             raise InputError(f"{source.path}, line {number}: {reason}; save the file with LF or CRLF line ends")
         inside ^= len(parts) % 2 == 0
 
 
 def has_gaps(block: bytes) -> bool:
-    """Whether there are blank lines; numpy finds two bytes in a row faster than `in` does."""
+    """Whether there are blank lines. numpy finds two consecutive line feeds faster than `in`."""
     ends = np.frombuffer(block, dtype=np.uint8) == ord("\n")
     return bool((ends[1:] & ends[:-1]).any()) or (b"\r" in block and b"\n\r\n" in block)
 
 
 def split_records(lines: Iterable[str], separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each record that is not blank: slow, for the first one and for errors."""
+    """Line number and fields of each record that is not blank. Slow: used for the first record and for errors."""
     if quoted:
         line, reader = 1, csv.reader(lines, delimiter=separator)
         try:
@@ -251,7 +255,7 @@ def split_records(lines: Iterable[str], separator: str, quoted: bool) -> Iterato
                 if fields:
                     yield line, fields
                 line = reader.line_num + 1
-        except csv.Error:  # no end of the field in sight: the quotation mark at its start is never closed
+        except csv.Error:  # the quotation mark at the start of a field is never closed
             yield line, []
         return
     for line, content in enumerate(lines, 1):
@@ -261,6 +265,6 @@ def split_records(lines: Iterable[str], separator: str, quoted: bool) -> Iterato
 
 
 def short(value: object) -> str:
-    """A value or an error on one line of a message."""
+    """A value or an error, shortened to a part of a line."""
     text = str(value) if isinstance(value, Exception) else "(empty)" if value is None else repr(value)
     return text.strip().partition("\n")[0][:120]

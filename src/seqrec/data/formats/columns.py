@@ -1,4 +1,4 @@
-"""Which column is what: user, item, timestamp, rating."""
+"""Chooses the columns of a log for each role: user, item, timestamp, rating."""
 
 from dataclasses import dataclass, field
 
@@ -16,13 +16,13 @@ ROLES = tuple(USUAL_NAMES)
 
 @dataclass
 class Choice:
-    """The columns of each role, as far as names and places tell.
+    """Columns of each role, chosen by name or position.
 
     Args:
-        roles: the columns of the user, the item and maybe the rating.
-        times: the columns that are the times for certain: one, or dates and times of the day.
-        usual: else those whose names make them likely, best first.
-        instead: other columns that could be the user or the item.
+        roles: columns of the user, the item and, if there is one, the rating.
+        times: columns that certainly hold the times: one column, or a date column and a time-of-day column.
+        usual: columns with a usual name for times, best first, if ``times`` is empty.
+        instead: alternative columns for the user and the item.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
@@ -32,9 +32,9 @@ class Choice:
 
 
 def choose_columns(frame: pl.DataFrame, log: Origin, given: dict[str, str], summary: LogSummary) -> Choice:
-    """The columns of each role: those given, else those of usual names or, without a header, in usual places."""
+    """Choose columns that the caller named, else columns with usual names or, without a header, in usual positions."""
     names = frame.columns
-    seen = some_names(names) + ("" if log.header else " (by number, as there is no header)")
+    seen = some_names(names) + ("" if log.header else " (numbers, as there is no header)")
     guesses = {} if log.header else _guess_by_position(frame, log, given, summary)
     if guesses and not given:
         _refuse_odd_guesses(frame, log, guesses)
@@ -52,7 +52,7 @@ def choose_columns(frame: pl.DataFrame, log: Origin, given: dict[str, str], summ
         else:
             found = _usual(names, role, given)
         if found and found[0] in chosen.values():
-            raise InputError(f"{log.name}: column {found[0]!r} has two roles; give {parameter}= another")
+            raise InputError(f"{log.name}: column {found[0]!r} has two roles; name another one with {parameter}=")
         if found:
             chosen[role] = found[0]
             if role == "timestamp":
@@ -72,7 +72,7 @@ def choose_columns(frame: pl.DataFrame, log: Origin, given: dict[str, str], summ
 
 
 def _usual(names: list[str], role: str, given: dict[str, str]) -> list[str]:
-    """The columns of usual names for a role, best first."""
+    """Columns with a usual name for a role, best first."""
     ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES[role].split())}
     found = [name for name in names if plain_name(name) in ranks and name not in given.values()]
     return sorted(found, key=lambda name: (ranks[plain_name(name)], name != role))
@@ -81,7 +81,7 @@ def _usual(names: list[str], role: str, given: dict[str, str]) -> list[str]:
 def _guess_by_position(
     frame: pl.DataFrame, log: Origin, given: dict[str, str], summary: LogSummary
 ) -> dict[str, list[str]]:
-    """What the columns of a file without a header are; nothing beyond four, where any guess is a risk."""
+    """Guess the roles of columns without a header; makes no guess for more than four columns."""
     taken = {name.strip() for name in given.values()}
     if not 2 <= frame.width <= 4 or "user_id" in given or "item_id" in given:
         return {}
@@ -95,14 +95,14 @@ def _guess_by_position(
         return guesses
     small = [bool(floats_of(frame[name]).is_between(0, 10).fill_null(False).all()) for name in frame.columns[2:]]
     if frame.width == 3:
-        # Times of 0 to 10 exist only in tiny logs, where a user hardly does two things at once.
-        # In a large log the first rows tell, which spares a table of all.
+        # Times between 0 and 10 occur only in tiny logs, where a user rarely has two interactions at once.
+        # In a large log the first rows usually decide, which avoids a table of all rows.
         twice = pl.struct("1", "3").is_duplicated().any()
         is_rating = small[0] and any(rows.select(twice).item() for rows in (frame[:PART_ROWS], frame))
         return guesses | {"rating" if is_rating else "timestamp": ["3"]}
     days = times_of(frame["3"])
     if days is not None and days.is_whole and days.is_days() and clock_of(frame["4"]) is not None:
-        summary.warn("columns '3' and '4' are put together to the time; --timestamp names one alone")
+        summary.warn("columns '3' and '4' are joined to the time; to use only one, name it with --timestamp")
         return guesses | {"timestamp": ["3", "4"]}
     swapped = small[1] and not small[0]
     rating, time = ("4", "3") if swapped else ("3", "4")
@@ -110,10 +110,10 @@ def _guess_by_position(
 
 
 def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[str, list[str]] | None:
-    """What the columns are where one that should be the user or the item holds times instead; None where none does.
+    """Roles of the columns if one of the first two holds times instead of a user or an item; None if neither does.
 
-    Dates can be nothing else. Numbers that look like Unix times may be ids, so they are only asked about: where no
-    other column holds times, and most values differ, as those of people and things in a log do not.
+    Dates are always times. Numbers that look like Unix times may be ids, so they raise an error that asks for the
+    roles, but only if no other column holds times, and most values differ, unlike those of users and items.
     """
     times = position_of_times(frame.iter_columns())
     early = [name for name in times if name in ("1", "2")]
@@ -127,20 +127,20 @@ def _early_times(frame: pl.DataFrame, log: Origin, summary: LogSummary) -> dict[
     left = [name for name in frame.columns if name != time]
     flags = " ".join(f"--{role} {name}" for role, name in zip(("user", "item"), left, strict=False))
     if len(left) < 2:
-        raise InputError(f"{log.name}: column {time} holds times, so that a user and an item are not both there")
+        raise InputError(f"{log.name}: column {time} holds times, so the user or the item is missing; add its column")
     if not dates or len(early) > 1 or (frame.width == 4 and time == "1"):
         raise InputError(
-            f"{log.name}: column {time} looks like times, and there is no header that says which column is what; "
-            f"name them: {flags} --timestamp {time}, if that is the order"
+            f"{log.name}: column {time} looks like times, and there is no header; name the columns, for example "
+            f"{flags} --timestamp {time}"
         )
     summary.warn(
-        f"column {time} holds times; read as {flags} --timestamp {time}; give these flags if it is another order"
+        f"column {time} holds times; read as {flags} --timestamp {time}; if that is wrong, give these flags yourself"
     )
     return {"user_id": left[:1], "item_id": left[1:2], "timestamp": [time]}
 
 
 def _refuse_odd_guesses(frame: pl.DataFrame, log: Origin, guesses: dict[str, list[str]]) -> None:
-    """Raise where what is taken for the user or the item can hardly be one: another column is, and nobody was asked."""
+    """Raise if a column guessed to be the user or the item is very unlikely to be one."""
     for role in ("user_id", "item_id"):
         for name in guesses.get(role, []):
             rows = frame[name].head(PART_ROWS)
@@ -153,33 +153,33 @@ def _refuse_odd_guesses(frame: pl.DataFrame, log: Origin, guesses: dict[str, lis
             else:
                 continue
             raise InputError(
-                f"{log.name}: column {name}, which would be the {role.removesuffix('_id')}, holds {odd}, and there is "
-                "no header that says which column is what; name them: --user N --item N --timestamp N, counted from 1"
+                f"{log.name}: column {name}, expected to be the {role.removesuffix('_id')}, holds {odd}, and there is "
+                "no header; name the columns by number: --user N --item N --timestamp N, counted from 1"
             )
 
 
 def _counts_rows(values: pl.Series) -> bool:
-    """Whether values are 0, 1, 2 and so on, or begin at another number."""
+    """Whether the values are consecutive numbers, such as 0, 1, 2, …."""
     numbers = values.cast(pl.Int64, strict=False)
     return numbers.null_count() == 0 and bool((numbers.diff().drop_nulls() == 1).all())
 
 
 def _refuse_ratings_as_items(frame: pl.DataFrame, log: Origin) -> None:
-    """Raise where the second column holds ratings and the third does not."""
+    """Raise if the second column holds ratings and the third does not."""
     if frame.width < 4 or frame.height < 20:  # in a small log, anything may be a few small numbers
         return
     small = [floats_of(frame[name].head(PART_ROWS)).is_between(0, 10).fill_null(False).all() for name in "234"]
     if small == [True, False, False] and frame["3"].n_unique() > 11 and not position_of_times([frame["3"]]):
         raise InputError(
-            f"{log.name}: column 2 looks like ratings, and there is no header that says which column is what; "
-            "name them: --user 1 --item 3 --rating 2 --timestamp 4, if that is the order"
+            f"{log.name}: column 2 looks like ratings, and there is no header; name the columns, for example "
+            "--user 1 --item 3 --rating 2 --timestamp 4"
         )
 
 
 def canonical(
     read: dict[str, pl.Series], log: Origin, choice: Choice, strict_rating: bool, summary: LogSummary
 ) -> pl.DataFrame:
-    """Columns under their canonical names and types."""
+    """The frame with canonical names and types."""
     columns: dict[str, pl.Series] = {}
     for role in ("user_id", "item_id"):
         parameter, name = role.removesuffix("_id"), choice.roles[role]
@@ -190,7 +190,7 @@ def canonical(
             summary.warn(f"in {count:,} of {len(columns[role]):,} rows the {parameter} id is the word {word!r}{other}")
         summary.columns[parameter] = name
     rating = read.pop(choice.roles["rating"]) if "rating" in choice.roles else None
-    said = len(summary.notes)
+    notes = len(summary.notes)
     found = find_times(read, log, choice.times, choice.usual, summary)
     if found is not None:
         columns["timestamp"] = found.seconds
@@ -198,8 +198,8 @@ def canonical(
         summary.time_unit = found.unit
         for name in found.names:
             read.pop(name)
-    elif len(summary.notes) == said and _is_scattered(columns["user_id"]):
-        summary.warn("no time column; the order of the lines is taken for the order of time (--timestamp names one)")
+    elif len(summary.notes) == notes and _is_scattered(columns["user_id"]):
+        summary.warn("no time column; the lines are taken to be in time order (--timestamp names a column)")
     if rating is not None:
         numbers = _ratings_of(log, rating, strict_rating, summary)
         if numbers is None:
@@ -210,19 +210,19 @@ def canonical(
     summary.ignored = list(read)
     for name in list(read):
         extra = read.pop(name)
-        # The caller may have chosen another column than the one that bears a canonical name.
+        # The caller may have chosen another column for a role than the one with its canonical name.
         columns[f"{name}_other" if name in ROLES else name] = extra.cast(pl.String) if is_text(log) else extra
     frame = pl.DataFrame(columns)
     summary.frame_columns = frame.columns
     fine = None if found is None else found.fine
     if fine is not None and not fine.is_sorted():
-        # Rounding makes ties of stamps that differed, and ties keep the log's order: make that the fine one.
+        # Rounding makes different timestamps equal, and ties keep the order of the rows: sort by the fine timestamps.
         frame = frame.with_columns(fine.alias("\0fine")).sort("\0fine", maintain_order=True).drop("\0fine")
     return frame
 
 
 def _ratings_of(log: Origin, values: pl.Series, strict: bool, summary: LogSummary) -> pl.Series | None:
-    """Ratings as numbers, null where there is none; None where some are words that nobody asked for."""
+    """Ratings as numbers, null for gaps; None if some are words, unless ``strict`` makes that an error."""
     if strict:
         return numbers_of(log, values, "rating")
     floats = floats_of(values) if values.dtype == pl.String or values.dtype.is_numeric() else None
@@ -236,12 +236,12 @@ def _ratings_of(log: Origin, values: pl.Series, strict: bool, summary: LogSummar
         if (floats.is_not_null() | empty.fill_null(True)).all():
             return floats
     bad = "values of another type" if floats is None else f"{values.filter(floats.is_null() & ~empty)[0]!r}"
-    summary.warn(f"column {values.name!r} holds {bad} and is left as it is, as no rating (--rating names another)")
+    summary.warn(f"column {values.name!r} holds {bad}, so it is not used as a rating (--rating names another column)")
     return None
 
 
 def _is_scattered(users: pl.Series) -> bool:
-    """Whether the rows of some user do not stand together."""
+    """Whether the rows of some user are not consecutive."""
     if len(users) < 2:
         return False
     return int((users != users.shift(1)).sum()) + 1 > users.n_unique()

@@ -1,4 +1,4 @@
-"""Text whose fields are separated by a mark → a frame, block by block."""
+"""Reads text whose fields are separated by a character, block by block."""
 
 import codecs
 import io
@@ -26,7 +26,7 @@ from seqrec.errors import InputError
 
 
 class Doubt(Exception):
-    """What polars made of a text, if anything, where some record may have another width."""
+    """Some record may have another number of fields; ``frame`` is polars' result, if there is one."""
 
     def __init__(self, frame: pl.DataFrame | None, reason: str):
         super().__init__(reason)
@@ -36,7 +36,7 @@ class Doubt(Exception):
 def read_delimited(
     source: Source, separator: str, quoted: bool, given: dict[str, str], by_block: bool
 ) -> tuple[pl.DataFrame, Origin]:
-    """All lines as columns; raises `Unsafe` where a block can't be read alone."""
+    """Read all lines as columns; raises `Unsafe` if a block cannot be read by itself."""
     frames: list[pl.DataFrame] = []
     width, any_quotes, any_gaps, removed, settled = 0, False, False, False, False
     for block in read_blocks(source, quoted, by_block):
@@ -60,17 +60,17 @@ def read_delimited(
             else:
                 anywhere = quoted and any(b'"' in piece for piece in read_pieces(source, BLOCK_BYTES))
                 frame, settled = settle(doubt, source, width, separator, anywhere, by_block), True
-        # The first row alone, as it may be a header: the others show what the columns hold.
+        # Keep the first row apart: it may be a header, which would hide the types of the columns.
         frames += [shrunk(part) for part in ([frame] if frames else [frame[:1], frame[1:]])]
     if any_quotes and removed and not settled:
-        _blame(source, width, separator, True)  # as where quotation marks and blank lines come in one block
+        _blame(source, width, separator, True)  # as if quotation marks and blank lines were in one block
     if any_quotes and any_gaps:
         frames = [frame.filter(~pl.all_horizontal(pl.all().is_null())) for frame in frames]
         frames = [frame for frame in frames if frame.height]
         frames[:1] = [frames[0][:1], frames[0][1:]]
     sample = stacked([frame.head(SAMPLE_ROWS) for frame in frames[:SAMPLE_ROWS]]).cast(pl.String)
     first = [re.sub(r":(token|float)(_seq)?$", "", value or "").strip() for value in sample.row(0)]
-    # Also a header: not one number, but words above a column of numbers.
+    # A first row without numbers, above at least one column of numbers, is also a header.
     numeric = sample.head(SAMPLE_ROWS).select(pl.all().str.strip_chars().cast(pl.Float64, strict=False))
     above = numeric.height > 1 and any(column.null_count() == 0 for column in numeric[1:].iter_columns())
     header = is_header(first, given) or (above and not any(value is not None for value in numeric.row(0)))
@@ -82,7 +82,7 @@ def read_delimited(
 
 
 def plain_blanks(block: bytes) -> bytes:
-    """Fields separated by one blank, and no blank lines."""
+    """The text with fields separated by a single blank, and without blank lines."""
     block = block.replace(b"\r\n", b"\n").translate(bytes.maketrans(b"\t", b" "))
     for twice, once in ((b"  ", b" "), (b" \n", b"\n"), (b"\n ", b"\n"), (b"\n\n", b"\n")):
         while twice in block:
@@ -91,8 +91,8 @@ def plain_blanks(block: bytes) -> bytes:
 
 
 def split(text: bytes, width: int, separator: str, quoted: bool) -> pl.DataFrame:
-    """Columns of text called "1", "2", …; raises `Doubt` where a record may have another width."""
-    byte = separator if len(separator) == 1 else "\x1f"  # polars needs one byte; this one is no text
+    """Columns of text called "1", "2", …; raises `Doubt` if a record may have another number of fields."""
+    byte = separator if len(separator) == 1 else "\x1f"  # polars needs one byte; text does not contain this one
     text = text if byte == separator else text.replace(separator.encode(), b"\x1f")
     schema = {str(number): pl.String for number in range(1, width + 1)}
     quote = '"' if quoted else None
@@ -102,7 +102,7 @@ def split(text: bytes, width: int, separator: str, quoted: bool) -> pl.DataFrame
         raise Doubt(None, short(error)) from None
     if frame[:, -1].null_count() == 0:
         return frame
-    # polars fills short rows with nulls; there are none where the number of separators is right.
+    # polars fills short rows with nulls; if the number of separators is right, there are no short rows.
     plain = re.sub(rb'"[^"]*"', b"", text) if quoted else text
     if plain.count(byte.encode()) == frame.height * (width - 1):
         return frame
@@ -110,7 +110,7 @@ def split(text: bytes, width: int, separator: str, quoted: bool) -> pl.DataFrame
 
 
 def settle(doubt: Doubt, source: Source, width: int, separator: str, quoted: bool, by_block: bool) -> pl.DataFrame:
-    """The error for the first record of another width; where there is none, the frame in doubt."""
+    """Raise for the first record with another number of fields; without one, return the frame in doubt."""
     _blame(source, width, separator, quoted)
     if doubt.frame is not None:
         return doubt.frame
@@ -120,7 +120,7 @@ def settle(doubt: Doubt, source: Source, width: int, separator: str, quoted: boo
 
 
 def _blame(source: Source, width: int, separator: str, quoted: bool) -> None:
-    """Raise the error for the first line that is no UTF-8, else for the first record of another width."""
+    """Raise the error for the first line that is not UTF-8, else for the first record with another number of fields."""
     decoder, above, bad = codecs.getincrementaldecoder("utf-8")(), source.skipped, None
     for piece in read_checked(source):
         try:
@@ -137,22 +137,23 @@ def _blame(source: Source, width: int, separator: str, quoted: bool) -> None:
     for line, fields in split_records(read_lines(source, quoted), separator, quoted):
         if len(fields) != width:
             few = f"too {'few' if len(fields) < width else 'many'} fields ({len(fields)}, not {width})"
-            raise InputError(f"{source.path}, line {line}: {few} separated by {separator!r}; correct it or its quotes")
+            reason = f"{few} separated by {separator!r}"
+            raise InputError(f"{source.path}, line {line}: {reason}; correct it or its quotes")
 
 
 def shrunk(frame: pl.DataFrame) -> pl.DataFrame:
-    """With Int64 for each column of text whose values, cast back to String, would be the same."""
+    """The frame with Int64 for each text column that casting back to String would restore exactly."""
     columns = []
     for text in frame.iter_columns():
         numbers = text.cast(pl.Int64, strict=False)
         same = numbers.null_count() == text.null_count()
-        # '+5', '05' and '-0' are longer than what an integer is written as, and nothing is shorter.
+        # '+5', '05' and '-0' are longer than the usual form of the integer, and no form is shorter.
         columns.append(numbers if same and text.str.len_bytes().sum() == _digits(numbers) else text)
     return pl.DataFrame(columns)
 
 
 def _digits(numbers: pl.Series) -> int:
-    """Bytes that it takes to write all these integers, with their signs."""
+    """Number of bytes needed to write these integers, with their signs."""
     low, high = int(numbers.min() or 0), int(numbers.max() or 0)  # type: ignore[arg-type]
     total = len(numbers) - numbers.null_count()
     total += int((numbers < 0).sum()) if low < 0 else 0
@@ -163,7 +164,7 @@ def _digits(numbers: pl.Series) -> int:
 
 
 def stacked(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """Frames one below the other; a column that is text in one becomes text in all."""
+    """Concatenate frames vertically; a column that is text in one frame becomes text in all."""
     columns = []
     for name in frames[0].columns:
         parts = [frame[name] for frame in frames if frame.height] or [frames[0][name]]

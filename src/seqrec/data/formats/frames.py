@@ -1,4 +1,4 @@
-"""Files, folders of parts and frames of other libraries → a polars frame."""
+"""Reads files, folders of parts and frames of other libraries into a polars frame."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from seqrec.data.formats.blocks import (
 )
 from seqrec.data.formats.delimited import read_delimited
 from seqrec.data.formats.jsonlines import read_jsonl
-from seqrec.data.formats.panics import explained, short_error
+from seqrec.data.formats.panics import handled_panics, short_error
 from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.parts import read_folder
 from seqrec.data.formats.prelude import check_header, check_title, skip_prelude
@@ -28,9 +28,9 @@ from seqrec.errors import InputError
 
 
 def from_frame(source: Any) -> tuple[pl.DataFrame, Origin]:
-    """A frame of polars, pandas or Arrow, and what to call it in messages."""
+    """Convert a frame of polars, pandas or Arrow; the origin has its name for messages."""
     kind = type(source).__name__
-    # By name, so that a table's library is imported only by whoever made the table.
+    # Compare names, so that seqrec does not import the library of the table.
     libraries = {base.__module__.split(".")[0] for base in type(source).__mro__}
     try:
         if isinstance(source, pl.LazyFrame):
@@ -47,15 +47,15 @@ def from_frame(source: Any) -> tuple[pl.DataFrame, Origin]:
 
 
 def read_path(path: Path, format: str | None, given: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
-    """A file or a folder of parts as a frame of raw columns."""
+    """Read a file or a folder of parts into a frame of raw columns."""
     try:
         path = path.expanduser()
         is_folder = path.is_dir()
     except (OSError, RuntimeError) as error:  # RuntimeError: no such user
         raise unreadable(path, error) from None
     if is_folder and format not in (None, "parquet"):
-        raise InputError(f"{path}: is a folder, and format={format} is of files; give a file")
-    with explained(str(path)):
+        raise InputError(f"{path}: is a folder, but format={format} needs a file; give a file")
+    with handled_panics(str(path)):
         if is_folder:
             return read_folder(path), Origin(str(path))
         source = open_source(path)
@@ -67,8 +67,8 @@ def read_path(path: Path, format: str | None, given: dict[str, str]) -> tuple[pl
 def read_text(source: Source, format: str | None, given: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
     """Read text in any format.
 
-    Columns of delimited text are Int64 where every value is written exactly as an integer is (or missing), so
-    that casting them to String gives what the file holds; else String.
+    A column of delimited text is Int64 if every value is missing or is written exactly as an integer, so that casting
+    it to String restores the text of the file; else it is String.
     """
     source, lines, excel = skip_prelude(source, read_sample(source), given)
     extension = EXTENSIONS.get(source.path.name.lower().removesuffix(".gz").rpartition(".")[2])
@@ -88,7 +88,7 @@ def read_text(source: Source, format: str | None, given: dict[str, str]) -> tupl
         try:
             return read_in_blocks(read_delimited, source, separator, True, given)
         except InputError:
-            # Tab-separated files often hold quotation marks that quote nothing.
+            # Quotation marks in tab-separated files are often ordinary characters.
             return read_in_blocks(read_delimited, source, separator, False, given)
     return read_in_blocks(read_delimited, source, separator, format == "csv", given)
 
@@ -96,7 +96,7 @@ def read_text(source: Source, format: str | None, given: dict[str, str]) -> tupl
 def read_in_blocks(
     read: Callable[..., tuple[pl.DataFrame, Origin]], source: Source, *rest: object
 ) -> tuple[pl.DataFrame, Origin]:
-    """Read block by block, or the file at once where a block alone may mean something else."""
+    """Read block by block, or the file at once if a block by itself might be read differently."""
     try:
         return read(source, *rest, by_block=True)
     except Unsafe:
@@ -106,7 +106,7 @@ def read_in_blocks(
 
 
 def _from_pandas(source: Any) -> Any:
-    """A pandas frame; columns that have no type of their own stay Python objects, as they may not be needed."""
+    """Convert a pandas frame; columns of mixed types stay Python objects, as they may not be needed."""
     try:
         return pl.from_pandas(source)
     except (pl.exceptions.PolarsError, ValueError, TypeError, OverflowError):
@@ -115,7 +115,7 @@ def _from_pandas(source: Any) -> Any:
     columns = []
     for name in source.columns:
         values = source[name]
-        if getattr(values.dtype, "tz", None) is not None:  # polars knows no zones such as +05:30
+        if getattr(values.dtype, "tz", None) is not None:  # polars does not support zones such as +05:30
             values = values.dt.tz_convert("UTC")
         try:
             columns.append(pl.Series(str(name), pl.from_pandas(values)))
@@ -127,10 +127,10 @@ def _from_pandas(source: Any) -> Any:
 
 
 def _in_utc(table: Any) -> Any:
-    """An Arrow table with its moments in UTC, as polars knows no zones such as +05:30."""
+    """Convert the times of an Arrow table to UTC, because polars does not support zones such as +05:30."""
     zoned = [field for field in getattr(table, "schema", ()) if getattr(field.type, "tz", None)]
     if zoned:
-        import pyarrow as pa  # there already, as it made the table
+        import pyarrow as pa  # already imported, as it made the table
 
         for field in zoned:
             place = table.schema.get_field_index(field.name)

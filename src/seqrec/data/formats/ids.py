@@ -1,4 +1,4 @@
-"""Files of ids."""
+"""Reads files of ids."""
 
 import csv
 import io
@@ -11,24 +11,23 @@ from typing import Any
 from seqrec.data.formats.blocks import Source, open_source, read_checked, short, unreadable
 from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.text import EXTENSIONS, USUAL_NAMES, is_parquet, plain_name
+from seqrec.data.formats.values import EXACT
 from seqrec.errors import InputError, LogWarning, warn
-
-_WHOLE = 2**53  # below it a float stands for one integer
 
 
 def read_ids(path: Path, role: str) -> list[str]:
-    """Ids in a file, as text.
+    """Read ids from a file, as text.
 
-    One per line in a text file, where blanks around them and empty lines don't count. What such a line can't hold,
-    ids with line ends or with blanks at their ends, is written as CSV (quoted), JSON lines or Parquet: there the
-    column of a usual name counts, `user_id` or `item_id`, else the first; a line of JSON may also be an id alone.
+    A text file has one id per line; blanks around it and empty lines are ignored. Ids with line ends, or with blanks
+    at their ends, need CSV (quoted), JSON lines or Parquet. There, the ids are in the column with a usual name
+    (`user_id` or `item_id`), else in the first column. A line of JSON may also be just an id.
 
     Args:
-        path: the file; its ending says what it is (.csv, .tsv, .jsonl, .parquet, each also .gz), else it is text.
+        path: file of ids, in the format of its extension (.csv, .tsv, .jsonl, .parquet, each also .gz), else text.
         role: "user_id" or "item_id".
 
     Raises:
-        InputError: a file that can't be read, or holds no id, or something else in the place of one.
+        InputError: the file cannot be read, has no id, or has a value that is not an id.
     """
     try:
         path = path.expanduser()
@@ -65,14 +64,14 @@ def _decoded(source: Source) -> str:
 
 
 def _place(names: list[str], role: str) -> int | None:
-    """Which of these is the best usual name of the ids; None where there is none."""
+    """Position of the best usual name for the ids; None if there is none."""
     ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES[role].split())}
     ranked = [(ranks[plain_name(name)], place) for place, name in enumerate(names) if plain_name(name) in ranks]
     return min(ranked)[1] if ranked else None
 
 
 def _fields(path: Path, text: str, separator: str | None, role: str) -> Iterator[str]:
-    """The ids in text with separators, in quotation marks or not."""
+    """The ids in delimited text, quoted or not."""
     first = text.lstrip("\r\n").partition("\n")[0]
     separator = separator or max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -87,7 +86,7 @@ def _fields(path: Path, text: str, separator: str | None, role: str) -> Iterator
                     place = found
                     continue
                 if len(fields) > 1:
-                    warn(f"{path}: no column is called {role}; the ids are those of the first column", LogWarning)
+                    warn(f"{path}: no column is called {role}; the first column is used", LogWarning)
             if place >= len(fields) or (not fields[place] and len(fields) > 1):
                 raise InputError(f"{path}, line {reader.line_num}: the id is empty; give the row an id, or remove it")
             yield fields[place]
@@ -96,7 +95,7 @@ def _fields(path: Path, text: str, separator: str | None, role: str) -> Iterator
 
 
 def _objects(source: Source, role: str) -> Iterator[tuple[int, Any]]:
-    """Line number and id of each line of JSON that is not blank."""
+    """Line number and id of each JSON line that is not blank."""
     for number, line in enumerate(_decoded(source).split("\n"), 1):
         if not line.strip():
             continue
@@ -113,15 +112,15 @@ def _objects(source: Source, role: str) -> Iterator[tuple[int, Any]]:
 
 
 def _text_of(path: Path, where: str, value: Any) -> str:
-    """An id as a log's ids are written as text."""
+    """An id as text, in the same form as the ids of a log."""
     if isinstance(value, str) and value.strip():
         if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"{path}, {where}: {value!r} holds a lone surrogate, which is no text; correct it")
+            raise InputError(f"{path}, {where}: {value!r} holds a lone surrogate, which is not valid text; correct it")
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < _WHOLE:
+    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < EXACT:
         return str(int(value))
     if value is None or isinstance(value, str):
         raise InputError(f"{path}, {where}: the id is empty; give the row an id, or remove it")
-    raise InputError(f"{path}, {where}: {short(value)} is no id; write ids as text or integers")
+    raise InputError(f"{path}, {where}: {short(value)} is not an id; write ids as text or integers")

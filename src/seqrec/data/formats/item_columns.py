@@ -1,4 +1,4 @@
-"""Which column of an item file is what, and its values: title, categories, numbers, vectors, texts."""
+"""Finds the columns of an item file and converts them: title, categories, numbers, vectors, texts."""
 
 import re
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ import polars as pl
 
 from seqrec.data.formats.summary import some_names
 from seqrec.data.formats.text import USUAL_NAMES, plain_name
-from seqrec.data.formats.values import floats_of
+from seqrec.data.formats.values import EXACT, floats_of
 from seqrec.errors import LogWarning, warn
 
-#: Bare nouns such as ``movie`` are ids in a log, but may be titles in a file that has a better id.
+#: Single nouns such as ``movie`` name ids in a log, but may name titles in a file with a better id column.
 _NOUNS = [name for name in USUAL_NAMES["item_id"].split() if re.fullmatch("[a-z]+", name) and name != "iid"]
 _OF_ITEMS = [name for name in _NOUNS if name not in ("asin", "isbn", "sku", "items")]
 ID_NAMES = [name for name in USUAL_NAMES["item_id"].split() if name not in _OF_ITEMS] + [
@@ -38,26 +38,25 @@ GENRES = (
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
 _NOTHING = ["", "(no genres listed)", "none", "null", "nan", "n/a", "na", "[]"]
-MOST_VECTOR = 2**16  # numbers in a vector
-MOST_COLUMNS = 10_000  # of an item table
-_NUMERIC = 0.9  # share of a text column that must be numbers, for the rest to be unknown rather than all to be text
-_EXACT = 2**53  # from here on a float no longer holds every integer
+MOST_VECTOR = 2**16  # largest length of a vector
+MOST_COLUMNS = 10_000  # largest number of columns in an item table
+_NUMERIC = 0.9  # share of numbers from which a text column is numeric and its other values are unknown
 
 
 @dataclass
 class ItemSummary:
-    """What was understood of descriptions of items.
+    """Summary of how descriptions of items were understood.
 
     Args:
-        name: the path, or what else messages call it.
-        columns: role (``item``, ``title``, ``categories``) to the column that plays it.
-        kept: the other columns that are kept, each with its kind: ``number``, ``vector`` or ``text``.
-        ignored: the columns that are not kept, each with the reason.
-        described: catalogue items with a description; None until the descriptions met a catalogue.
-        catalogue: items in the catalogue.
-        unknown: descriptions of items that are not in the catalogue.
-        repeated: descriptions of items that an earlier row describes.
-        notes: what was guessed or left aside, each of which was a :class:`LogWarning` too.
+        name: path, or another name for messages.
+        columns: column of each role: ``item``, ``title``, ``categories``.
+        kept: kind of each other column that is kept: ``number``, ``vector`` or ``text``.
+        ignored: columns that are not kept, each with the reason.
+        described: number of catalogue items with a description; None before they are matched with a catalogue.
+        catalogue: number of items in the catalogue.
+        unknown: number of descriptions of items that are not in the catalogue.
+        repeated: number of descriptions of items that an earlier row already describes.
+        notes: guesses and remarks; each was also a :class:`LogWarning`.
     """
 
     name: str
@@ -71,12 +70,12 @@ class ItemSummary:
     notes: list[str] = field(default_factory=list)
 
     def warn(self, note: str) -> None:
-        """Keep a note, and warn of it where the package was called."""
+        """Add a note, and show it as a warning at the line that called the package."""
         self.notes.append(note)
         warn(f"{self.name}: {note}", LogWarning)
 
     def lines(self) -> list[str]:
-        """What was understood, for people."""
+        """The summary as lines of text."""
         used = ", ".join(role if role == name else f"{role} = {name}" for role, name in self.columns.items())
         lines = [f"{self.name}: columns used: {used}"]
         for kind in ("number", "vector", "text"):
@@ -90,23 +89,23 @@ class ItemSummary:
 
 
 def title_names(id_column: str) -> list[str]:
-    """The usual names of titles in a file with this column of ids, best first.
+    """Usual names of title columns in a file with this id column, best first.
 
-    A bare noun counts last, and only where the ids are of that noun or say nothing: beside ``track_id``, ``track`` is
-    the title and ``artist`` is not.
+    A single noun comes last, and only if the id column has the same noun or none: beside ``track_id``, ``track`` is a
+    title and ``artist`` is not.
     """
     plain = plain_name(id_column)
     return TITLE_NAMES + [noun for noun in _OF_ITEMS if noun in plain or plain in ("id", "itemid", "item", "index")]
 
 
 def candidates(names: Iterable[str], usual: list[str]) -> list[str]:
-    """The columns of usual names, best first."""
+    """Columns with usual names, best first."""
     ranks = {plain_name(name): rank for rank, name in reversed(list(enumerate(usual)))}
     return sorted((name for name in names if plain_name(name) in ranks), key=lambda name: ranks[plain_name(name)])
 
 
 def as_texts(values: pl.Series) -> pl.Series | None:
-    """A column as texts, null where there is nothing; None where its values are no texts."""
+    """A column as texts, null if empty; None if its values cannot be texts."""
     if isinstance(values.dtype, pl.List | pl.Array):
         if not _is_plain(values.dtype.inner):
             return None
@@ -119,11 +118,11 @@ def as_texts(values: pl.Series) -> pl.Series | None:
 
 
 def as_categories(values: pl.Series, declared: str | None, summary: ItemSummary) -> pl.Series | None:
-    """A column as lists of categories, empty where none is known; None where its values are no categories.
+    """A column as lists of categories, empty if unknown; None if its values cannot be categories.
 
-    Text is divided at ``|``, at blanks where RecBole's header declares a sequence, and as JSON where every value is a
-    list. It is divided at ``;`` or ``,`` where that leaves fewer different categories than there were texts: then
-    the parts recur, and are not parts of one name such as ``Clothing, Shoes & Jewelry``.
+    Text is split at ``|``, at blanks if RecBole's header declares a sequence, and as a list if every value is in
+    brackets. It is split at ``;`` or ``,`` only if there are then fewer different categories than there were texts:
+    the parts recur, so they are not parts of one name such as ``Clothing, Shoes & Jewelry``.
     """
     if isinstance(values.dtype, pl.List | pl.Array):
         if not _is_plain(values.dtype.inner):
@@ -140,14 +139,14 @@ def as_categories(values: pl.Series, declared: str | None, summary: ItemSummary)
         else:
             lists = text.str.split(mark or "\0")
             if mark in (";", ","):
-                summary.warn(f"the categories in column {values.name!r} are divided at {mark!r}, a guess")
+                summary.warn(f"the categories in column {values.name!r} are split at {mark!r}, a guess")
     one = pl.element().str.strip_chars()
     lists = lists.fill_null([])
     return lists.list.eval(one.filter(one.str.len_bytes() > 0).unique(maintain_order=True))
 
 
 def _mark_of(text: pl.Series, declared: str | None) -> str | None:
-    """What divides the categories of a text column, if anything."""
+    """The separator of categories in a text column; None if there is none."""
     if declared == "token_seq":
         return " "
     if text.str.contains("|", literal=True).any():
@@ -161,7 +160,7 @@ def _mark_of(text: pl.Series, declared: str | None) -> str | None:
 
 
 def as_kept(values: pl.Series, declared: str | None, summary: ItemSummary) -> pl.Series | str:
-    """A column that is neither id, title nor categories as numbers, vectors or texts; or why it is ignored."""
+    """Convert a column that is neither id, title nor categories to numbers, vectors or texts; or say why not."""
     if isinstance(values.dtype, pl.Struct) or values.dtype in (pl.Object, pl.Binary):
         return "nested values" if values.dtype != pl.Binary else "bytes"
     if values.null_count() == len(values):
@@ -178,7 +177,7 @@ def as_kept(values: pl.Series, declared: str | None, summary: ItemSummary) -> pl
             return numbers
     if (values.dtype.is_numeric() or values.dtype == pl.Boolean) and declared != "token":
         numbers = values.cast(pl.Float64)
-        if not values.dtype.is_integer() or int(numbers.abs().max() or 0) < _EXACT:  # type: ignore[arg-type]
+        if not values.dtype.is_integer() or int(numbers.abs().max() or 0) < EXACT:  # type: ignore[arg-type]
             return numbers.set(~numbers.is_finite(), None)
     texts = as_texts(values)
     if texts is None:
@@ -187,13 +186,13 @@ def as_kept(values: pl.Series, declared: str | None, summary: ItemSummary) -> pl
 
 
 def _numbers(values: pl.Series, summary: ItemSummary) -> pl.Series | None:
-    """Numbers for text such as ``12.5`` or ``$1,299.00``; None where too many values are none."""
+    """Numbers for text such as ``12.5`` or ``$1,299.00``; None if too many values are not numbers."""
     text = values.str.strip_chars()
     known = ~text.str.to_lowercase().is_in(_NOTHING).fill_null(True)
     money = text.str.replace(r"^(?:[$€£]|USD |EUR )\s*", "")
     grouped = money.str.contains(r"^\d{1,3}(,\d{3})+(\.\d+)?$").fill_null(False)
     money = money.str.replace_all(",", "").zip_with(grouped, money)
-    coded = text.filter(known).str.contains(r"^[+-]?0\d").any()  # such as zip codes and other ids
+    coded = text.filter(known).str.contains(r"^[+-]?0\d").any()  # zip codes and other ids
     numbers = floats_of(money)
     numbers = numbers.set(~numbers.is_finite(), None)
     wrong = known & numbers.is_null()
@@ -201,12 +200,13 @@ def _numbers(values: pl.Series, summary: ItemSummary) -> pl.Series | None:
         return None
     if wrong.any():
         shown = text.filter(wrong)[0]
-        summary.warn(f"column {values.name!r} has values that are no numbers ({int(wrong.sum()):,}, such as {shown!r})")
+        some = f"{int(wrong.sum()):,}, such as {shown!r}"
+        summary.warn(f"column {values.name!r} has values that are not numbers ({some}); they count as unknown")
     return numbers
 
 
 def _written_vectors(values: pl.Series, declared: str | None) -> pl.Series | str | None:
-    """Vectors written as text: ``[0.1, 0.2]``, or numbers between blanks where RecBole's header says so."""
+    """Vectors written as text: ``[0.1, 0.2]``, or blank-separated numbers if RecBole's header declares them."""
     text = values.str.strip_chars()
     if declared == "float_seq":
         parts = text.str.split(" ")
@@ -218,17 +218,17 @@ def _written_vectors(values: pl.Series, declared: str | None) -> pl.Series | str
 
 
 def _vectors(lists: pl.Series) -> pl.Series | str:
-    """Lists of numbers as vectors of one length; or why they are none."""
+    """Lists of numbers as vectors of one length; or the reason why they are not vectors."""
     known = lists.filter(lists.list.len() > 0)
     lengths = known.list.len().unique()
     if len(lengths) != 1:
-        return "empty" if len(lengths) == 0 else "lists of several lengths are no vectors"
+        return "empty" if len(lengths) == 0 else "lists of several lengths"
     length = int(lengths[0])
     if length > MOST_VECTOR:
         return f"vectors of more than {MOST_VECTOR:,} numbers"
     flat = known.explode().cast(pl.Float32)
     if flat.has_nulls() or not flat.is_finite().all():
-        return "vectors with values that are no numbers"
+        return "vectors with values that are not numbers"
     there = np.flatnonzero((lists.list.len() > 0).fill_null(False).to_numpy())
     rows = np.full((len(lists), length), np.nan, dtype=np.float32)
     rows[there] = flat.to_numpy().reshape(-1, length)
@@ -236,7 +236,7 @@ def _vectors(lists: pl.Series) -> pl.Series | str:
 
 
 def genres_of(frame: pl.DataFrame) -> pl.Series | None:
-    """The genres of ``u.item``'s last 19 columns, each 0 or 1; None where a frame has another form."""
+    """Genres from the last 19 columns of ``u.item``, each 0 or 1; None if the frame has another form."""
     if frame.width != len(GENRES) + 5:
         return None
     flags = frame[:, 5:]
@@ -249,6 +249,6 @@ def genres_of(frame: pl.DataFrame) -> pl.Series | None:
 
 
 def _is_plain(dtype: Any) -> bool:
-    """Whether values of a type have a text that says what they are."""
+    """Whether values of a type can be written as plain text."""
     nested = isinstance(dtype, pl.List | pl.Array | pl.Struct) or dtype in (pl.Object, pl.Binary, pl.Null)
     return not nested

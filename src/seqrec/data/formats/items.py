@@ -1,4 +1,4 @@
-"""Descriptions of items of any format → a frame with one row per description."""
+"""Reads descriptions of items in any format into a frame with one row per description."""
 
 import codecs
 import os
@@ -33,7 +33,7 @@ from seqrec.data.formats.item_columns import (
     title_names,
 )
 from seqrec.data.formats.objects import read_objects
-from seqrec.data.formats.panics import explaining
+from seqrec.data.formats.panics import handles_panics
 from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.parts import read_folder
 from seqrec.data.formats.prelude import skip_prelude
@@ -44,28 +44,29 @@ from seqrec.errors import InputError, LogWarning, warn
 
 _OTHERS = ("price", "brand", "description", "author", "authors", "artist", "publisher", "year", "release_year",
            "release_date", "color", "url", "image_url", "language", "popularity", "code")  # fmt: skip
-#: Any of these names makes a first line a header, however its words are separated.
+#: Any of these names makes the first line a header, however its words are separated.
 _HEADER = {f"{name} {mark}": name.replace("_", mark) for name in (*ID_NAMES, *TITLE_NAMES, *CATEGORY_NAMES, *_OTHERS)
            for mark in ("_", " ", "")}  # fmt: skip
-_ADVICE = "give one that describes items"
+_ADVICE = "give a file that describes items"
 
 
 def read_items(source: Any, *, item: str | None = None) -> pl.DataFrame:
     """Read descriptions of items into a polars frame.
 
-    `source` is a path, a polars DataFrame or LazyFrame, a pandas DataFrame or a pyarrow Table; `item` names the
-    column of the ids. Forms that are read:
+    `source` is a path, a polars DataFrame or LazyFrame, a pandas DataFrame or a pyarrow Table; `item` names the id
+    column. Supported formats:
+
     - CSV and TSV (also `;` and `|`), Parquet (a file or a folder of parts), JSON lines, a JSON array of objects, and a
-      JSON object with an entry per id (an object, or a list of categories); text and JSON may be gzipped.
-    - MovieLens' `u.item`, `movies.dat` and `movies.csv`, RecBole's `.item`, and Amazon's metadata, also where its lines
-      are Python literals.
+      JSON object with an entry per id (an object, or a list of categories). Text and JSON may be gzipped.
+    - MovieLens' `u.item`, `movies.dat` and `movies.csv`, RecBole's `.item`, and Amazon's metadata, whose lines may also
+      be Python literals.
 
-    **Result.** `item_id` (Int64 or String), `title` (String) and `categories` (List(String)) where they are found, and
-    of the other columns: numbers (Float64), vectors of one length (Array(Float32)) and texts (String). What is not
-    known is null, or an empty list of categories. Text that is not UTF-8 is read as Windows-1252, which Latin-1 is
-    part of, with a warning.
+    **Result.** `item_id` (Int64 or String), `title` (String) and `categories` (List(String)) if they are found, and
+    the other columns as numbers (Float64), vectors of one length (Array(Float32)) or texts (String). Unknown values
+    are null, or an empty list of categories.
 
-    Columns are found by their usual names. Without a header the first one is the id.
+    Columns are found by their usual names. Without a header, the first column is the id. Text that is not UTF-8 is read
+    as Windows-1252 (Latin-1), with a warning.
 
     Raises:
         InputError: the file cannot be read, or has no ids.
@@ -73,9 +74,9 @@ def read_items(source: Any, *, item: str | None = None) -> pl.DataFrame:
     return read_items_with_summary(source, item=item)[0]
 
 
-@explaining
+@handles_panics
 def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl.DataFrame, ItemSummary]:
-    """What :func:`read_items` gives, and what was understood of the descriptions."""
+    """Like :func:`read_items`, and also return a summary of how the descriptions were understood."""
     is_path = isinstance(source, str | os.PathLike)
     if is_path and not os.fspath(source):
         raise InputError("the path of the item file is empty; give a file")
@@ -85,9 +86,10 @@ def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl
     else:
         frame, origin = from_frame(source)
     if frame.height == 0 or frame.width == 0:
-        raise InputError(f"{origin.name}: describes no item (nothing below a header?); {_ADVICE}")
+        raise InputError(f"{origin.name}: describes no item below the header; {_ADVICE}")
     if frame.width > MOST_COLUMNS:
-        raise InputError(f"{origin.name}: has {frame.width:,} columns; write numbers as one column of lists")
+        reason = f"has {frame.width:,} columns, more than {MOST_COLUMNS:,}"
+        raise InputError(f"{origin.name}: {reason}; write numbers as one column of lists")
     summary = ItemSummary(origin.name)
     columns = {column.name: column for column in frame.iter_columns()}
     columns, declared = _named(frame, columns, declared, origin, summary)
@@ -115,12 +117,12 @@ def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl
 
 
 def kind_of(dtype: pl.DataType) -> str:
-    """What a column of a table of items is: ``number``, ``vector`` or ``text``."""
+    """Kind of a column of an item table: ``number``, ``vector`` or ``text``."""
     return "number" if dtype == pl.Float64 else "vector" if isinstance(dtype, pl.Array) else "text"
 
 
 def _of_role(role: str, values: pl.Series, declared: str | None, summary: ItemSummary) -> pl.Series | None:
-    """A column as titles or categories; None where it holds none of them."""
+    """A column as titles or categories; None if it holds neither."""
     if role == "categories":
         lists = as_categories(values, declared, summary)
         return lists if lists is not None and (lists.list.len() > 0).any() else None
@@ -129,30 +131,30 @@ def _of_role(role: str, values: pl.Series, declared: str | None, summary: ItemSu
 
 
 def _id_column(names: list[str], item: str | None, origin: Origin, summary: ItemSummary) -> str:
-    """The column of the ids: the one that was named, else that of the best name, else the first."""
+    """Name of the id column: the one that the caller named, else the best usual name, else the first column."""
     if item is not None:
         same = [name for name in names if name.strip().lower() == item.strip().lower()]
         if not same:
-            raise InputError(f"{origin.name}: no column {item!r}; there are {some_names(names)}")
+            raise InputError(f"{origin.name}: has no column {item!r}; choose from {some_names(names)}")
         return sorted(same, key=lambda name: name != item)[0]
     if found := candidates(names, ID_NAMES):
         return found[0]
     if origin.header:
-        summary.warn(f"no column has a usual name of an item id; the first, {names[0]!r}, is taken")
+        summary.warn(f"no column has a usual name for item ids; the first one, {names[0]!r}, is used")
     return names[0]
 
 
 def _named(
     frame: pl.DataFrame, columns: dict[str, pl.Series], declared: dict[str, str], origin: Origin, summary: ItemSummary
 ) -> tuple[dict[str, pl.Series], dict[str, str]]:
-    """The columns with names for those of a file without a header."""
+    """Name the columns of a file without a header; other columns are returned as they are."""
     if origin.header or origin.separator in (None, "\n"):
         return columns, declared
     if (genres := genres_of(frame)) is not None:  # MovieLens' u.item
         names = ("item_id", "title", "release_date", "video_release_date", "imdb_url")
         first = {name: columns[str(number)] for number, name in enumerate(names, 1)}
         return {**first, "categories": genres}, {}
-    # A title is the item's own, a category that of many.
+    # Most titles occur once, whereas many items share a category.
     names_by_place = {"1": "item_id"}
     texts = [name for name in frame.columns[1:] if frame[name].dtype == pl.String]
     own = [name for name in texts if 2 * frame[name].n_unique() > frame.height]
@@ -164,13 +166,13 @@ def _named(
     if shared:
         names_by_place[shared[0]] = "categories"
     if not (origin.separator == "::" and frame.width == 3):  # MovieLens' movies.dat
-        said = ", ".join(f"{name} = column {place}" for place, name in names_by_place.items())
-        summary.warn(f"has no header; a guess: {said}")
+        guess = ", ".join(f"{name} = column {place}" for place, name in names_by_place.items())
+        summary.warn(f"has no header; a guess: {guess}")
     return {names_by_place.get(name, name): column for name, column in columns.items()}, declared
 
 
 def _read_path(path: Path, item: str | None) -> tuple[pl.DataFrame, Origin, dict[str, str]]:
-    """A file or a folder of Parquet parts as a frame of raw columns, and the types that RecBole's header declares."""
+    """Raw columns of a file or a folder of Parquet parts, and the types that RecBole's header declares."""
     try:
         path = path.expanduser()
         is_folder = path.is_dir()
@@ -197,15 +199,15 @@ def _read_path(path: Path, item: str | None) -> tuple[pl.DataFrame, Origin, dict
 def _read_columns(
     source: Source, lines: list[str], separator: str | None, names: dict[str, str]
 ) -> tuple[pl.DataFrame, Origin]:
-    """Delimited text, whose separator Excel may have written; quotation marks between bars may quote nothing."""
+    """Read delimited text; ``separator`` is set if Excel wrote it. Between ``|``, quotation marks may quote nothing."""
     if separator is not None:
         return read_in_blocks(read_delimited, source, separator, True, names)
     extension = source.path.name.lower().removesuffix(".gz").rpartition(".")[2]
     format = detect(extension if extension in ("csv", "tsv") else None, lines, names)
     if format == "blanks":
-        if not is_header([lines[0]], names):  # else one column: a list of ids
+        if not is_header([lines[0]], names):  # with a header it is one column of ids
             advice = "separate its columns by commas or tabs, or give Parquet or JSON lines"
-            raise InputError(f"{source.path}: no columns found; {advice}")
+            raise InputError(f"{source.path}: has no separated columns; {advice}")
         return read_in_blocks(read_delimited, source, ",", True, names)
     try:
         return read_text(source, format, names)
@@ -216,7 +218,7 @@ def _read_columns(
 
 
 def _in_utf8(source: Source) -> Source:
-    """The source as UTF-8 text: itself, or translated from Windows-1252 with a warning."""
+    """The source as UTF-8 text; translated from Windows-1252, with a warning, if it is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for piece in read_pieces(source, SAMPLE_BYTES):

@@ -1,4 +1,4 @@
-"""What a file is that is no log: archives, pages, programs' own files, pointers to data that is elsewhere."""
+"""Recognises files that are not logs: archives, web pages, other programs' files, pointers to data elsewhere."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ from seqrec.errors import InputError
 
 _UNPACK = "unpack it first, or compress it with gzip"
 _EXPORT = "export its data as CSV or Parquet"
-#: First bytes, what such a file is, and what to do. Those that are letters count in binary files alone: a column
-#: may well be called ORCID or PARENT.
+#: First bytes, kind of file, and advice. Entries of letters only apply to binary files, because a column of a text file
+#: may be called ORCID or PARENT.
 _MAGIC: list[tuple[bytes, str, str]] = [
     (b"PK\x03\x04", "a zip archive or an Excel workbook", f"unpack it first, or {_EXPORT}"),
     (b"PK\x05\x06", "an empty zip archive", _UNPACK),
@@ -36,7 +36,7 @@ _MAGIC: list[tuple[bytes, str, str]] = [
     (b"\x7fELF", "a program", "give another file"),
     (b"MZ\x90\0", "a program", "give another file"),
 ]
-#: The same for text: a pattern that the beginning matches.
+#: Pattern at the beginning of a text, kind of file, and advice.
 _TEXTS: list[tuple[str, str, str]] = [
     (r"version https://git-lfs\.github\.com/spec/", "a Git LFS pointer", "fetch the file itself (git lfs pull)"),
     (r"/annex/objects/|(\.\./)*\.git/annex/", "a git-annex pointer", "fetch the file itself (git annex get)"),
@@ -59,11 +59,11 @@ _TAR_NAME = slice(257, 262)
 
 
 def check_kind(path: Path, head: bytes) -> None:
-    """Raise where a file begins as what is no log.
+    """Raise if a file begins like a kind of file that is not a log.
 
     Args:
-        path: the file, for the message.
-        head: its first bytes, unzipped; some hundred of them are enough.
+        path: path for the message.
+        head: first bytes of the file, unzipped; a few hundred are enough.
     """
     for magic, kind, advice in _MAGIC:
         if head.startswith(magic) and (not magic.isalnum() or _is_binary(head)):
@@ -76,7 +76,7 @@ def check_kind(path: Path, head: bytes) -> None:
     for pattern, kind, advice in _TEXTS:
         if re.match(pattern, text, re.IGNORECASE):
             raise _refusal(path, kind, advice)
-    # Over several lines: an object on the first line alone is the first row of a log.
+    # Only an object over several lines: one on a single line is the first row of a log.
     first = text.partition("\n")[0].rstrip()
     if text.startswith("{") and not first.endswith("}") and re.search('"cell_type"|"nbformat"', text):
         raise _refusal(path, "a Jupyter notebook", _EXPORT)
@@ -87,4 +87,4 @@ def _is_binary(head: bytes) -> bool:
 
 
 def _refusal(path: Path, kind: str, advice: str) -> InputError:
-    return InputError(f"{path}: looks like {kind}, which is not read; {advice}")
+    return InputError(f"{path}: looks like {kind}, which is not supported; {advice}")

@@ -1,4 +1,4 @@
-"""Descriptions of items as JSON → a frame: objects per line, an array, or one object with an entry per item."""
+"""Reads descriptions of items from JSON: one object per line, an array, or one object with an entry per item."""
 
 import ast
 import json
@@ -13,27 +13,27 @@ import polars as pl
 
 from seqrec.data.formats.blocks import Source, read_lines, read_whole, short
 from seqrec.data.formats.text import Origin
+from seqrec.data.formats.values import LONE
 from seqrec.errors import InputError
 
-#: Columns of an object that maps ids to entries.
+#: Names of the columns made from an object that maps ids to entries.
 ID, ENTRY = "item_id", "categories"
 MOST_KEYS = 2000
-MOST_LITERAL = 2**20  # characters of a line that is read as a Python literal
+MOST_LITERAL = 2**20  # longest line, in characters, that is read as a Python literal
 _STRING = r"""[uU]?(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
 _NUMBER = r"-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
-_LONE = re.compile("[\ud800-\udfff]")
 
 Row = dict[str, Any]
 
 
 def read_objects(source: Source) -> tuple[pl.DataFrame, Origin]:
-    """A frame with a column per key, whose values are texts, numbers or lists; other values become structs.
+    """Read objects into a frame with a column per key, of texts, numbers or lists; keys with other values are ignored.
 
-    Lines may also be Python literals, as the older files of Amazon's metadata have them. They are read without
-    running anything: only strings, numbers, lists, tuples, dictionaries, True, False and None are accepted.
+    Lines may also be Python literals, as in older files of Amazon's metadata. They are parsed without running any
+    code: only strings, numbers, lists, tuples, dictionaries, True, False and None are accepted.
 
     Raises:
-        InputError: a line that is none of these.
+        InputError: a line is neither a JSON object nor such a literal.
     """
     first = next((line for line in read_lines(source, False) if line.strip()), "").strip()
     rows: Iterable[Row]
@@ -44,12 +44,12 @@ def read_objects(source: Source) -> tuple[pl.DataFrame, Origin]:
         begin = list(islice(lines, 2))
         rows = _rows_of_map(begin[0]) if len(begin) == 1 and _maps_ids(begin[0]) else chain(begin, lines)
     columns = _by_key(source, rows)
-    series = [_column(name, columns.pop(name)) for name in list(columns)]  # a list goes when it has been converted
+    series = [_column(name, columns.pop(name)) for name in list(columns)]  # each list is freed once converted
     return pl.DataFrame(series), Origin(str(source.path), separator="\n", source=source)
 
 
 def _by_key(source: Source, rows: Iterable[Row]) -> dict[str, list[Any]]:
-    """The values of each key, None where an object does not have it; of what is no column only that it was there."""
+    """Values of each key, None for objects without it; values that cannot be a column are replaced by ``{}``."""
     columns: dict[str, list[Any]] = {}
     count = 0
     for row in rows:
@@ -69,23 +69,23 @@ def _by_key(source: Source, rows: Iterable[Row]) -> dict[str, list[Any]]:
 
 
 def parse_literal(text: str) -> Any:
-    """The value of a Python literal; raises ``ValueError`` for anything that is none.
+    """The value of a Python literal; raises ``ValueError`` for anything else.
 
-    The text is looked at before Python's parser sees it: long chains of operators could exhaust its stack.
+    The text is checked before Python parses it, because long chains of operators could exhaust the parser's stack.
     """
     if len(text) > MOST_LITERAL:
         raise ValueError("the line is too long")
     rest = re.sub(_NUMBER, "0", re.sub(_STRING, "s", text))
     if not re.fullmatch(r"(?:[\s{}\[\](),:0s]|True|False|None)*+", rest) or re.search(r"[0s]\s*0|0\s*s", rest):
-        raise ValueError("it is no literal")
+        raise ValueError("it is not a literal")
     try:
         return ast.literal_eval(text.strip())
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError("it is no literal") from error
+        raise ValueError("it is not a literal") from error
 
 
 def _is_object(line: str) -> bool:
-    """Whether a line holds an object of its own."""
+    """Whether a line is a complete object."""
     try:
         return isinstance(_parse(line)(line), dict)
     except (ValueError, RecursionError):
@@ -93,7 +93,7 @@ def _is_object(line: str) -> bool:
 
 
 def _parse(line: str) -> Callable[[str], Any]:
-    """What reads lines like this one."""
+    """The parser for lines like this one."""
     return parse_literal if re.match(r"\s*\{\s*u?'", line) else json.loads
 
 
@@ -112,12 +112,12 @@ def _rows_by_line(source: Source) -> Iterator[Row]:
 
 
 def _rows_of_document(source: Source) -> list[Row]:
-    """The objects of a file that is one JSON document."""
+    """The objects in a file that is a single JSON document."""
     try:
         found = json.loads(read_whole(source))
     except (ValueError, RecursionError) as error:
-        said = "nested too deeply" if isinstance(error, RecursionError) else short(error)
-        raise InputError(f"{source.path}: is not JSON ({said}); write one object per line, in UTF-8") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else short(error)
+        raise InputError(f"{source.path}: is not JSON ({reason}); write one object per line, in UTF-8") from None
     if isinstance(found, dict):
         return _rows_of_map(found) if _maps_ids(found) else [found]
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
@@ -126,7 +126,7 @@ def _rows_of_document(source: Source) -> list[Row]:
 
 
 def _maps_ids(found: Row) -> bool:
-    """Whether an object has an entry per item, and is not one item itself."""
+    """Whether an object has an entry per item, rather than being an item itself."""
     kinds = {type(value) for value in found.values()}
     return len(kinds) == 1 and kinds <= {list, dict}
 
@@ -137,7 +137,7 @@ def _rows_of_map(found: Row) -> list[Row]:
 
 
 def _slim(value: Any) -> Any:
-    """A value of a column, with nested lists as one; an empty object for what is no text, number or list of these."""
+    """A value of a column, with nested lists flattened; ``{}`` for anything but text, numbers and lists of these."""
     if isinstance(value, list | tuple):
         if type(value) is list and all(type(one) is str for one in value):
             return value
@@ -147,7 +147,7 @@ def _slim(value: Any) -> Any:
 
 
 def _column(name: str, values: list[Any]) -> pl.Series:
-    """Values of one key as a series: numbers, texts, lists of one of them, or objects where any is something else."""
+    """Values of a key as a series of numbers, texts or lists; of type Object if any value is something else."""
     if any(isinstance(value, dict) for value in values):
         return pl.Series(name, [None] * len(values), dtype=pl.Object)
     if any(isinstance(value, list) for value in values):
@@ -157,8 +157,8 @@ def _column(name: str, values: list[Any]) -> pl.Series:
 
 
 def _lists(name: str, values: list[list[Any]]) -> pl.Series:
-    """Lists as a series: their values in a row and where each list ends, as polars is slow with lists of Python's."""
-    import pyarrow as pa  # takes its time, and few files need it
+    """Lists as a series, made from the flat values and their offsets, because polars is slow with Python lists."""
+    import pyarrow as pa  # slow to import, and few files need it
 
     kind, change = _kind(one for value in values for one in value)
     known = [[one for one in value if one is not None] for value in values]
@@ -168,7 +168,7 @@ def _lists(name: str, values: list[list[Any]]) -> pl.Series:
 
 
 def _kind(values: Iterable[Any]) -> tuple[Any, Callable[[Any], Any]]:
-    """The type of a column, and what brings its values to that type."""
+    """The type of a column, and a function that converts its values to that type."""
     kinds: set[type] = set()
     large = False
     for value in values:
@@ -183,15 +183,15 @@ def _kind(values: Iterable[Any]) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _text(value: Any) -> str:
-    """A value as text without lone surrogates; 5.0 as 5, as a column of mixed kinds may hold an id."""
+    """A value as text without lone surrogates. 5.0 becomes 5, because columns of mixed types may hold ids."""
     if isinstance(value, float) and math.isfinite(value) and value == value // 1:
         value = int(value)
     text = str(value)
-    return text if text.isascii() else _LONE.sub("\ufffd", text)
+    return text if text.isascii() else LONE.sub("\ufffd", text)
 
 
 def _flat(value: Any) -> list[Any]:
-    """Nested lists as one, each value once where they were nested."""
+    """Flatten nested lists; if they were nested, each value is kept only once."""
     if not isinstance(value, list | tuple):
         return [value]
     if not any(isinstance(one, list | tuple) for one in value):

@@ -1,4 +1,4 @@
-"""What polars raises that is no Exception, and the Ctrl-C that it may swallow."""
+"""Handles polars' panics, which are not an Exception, and Ctrl-C, which polars may swallow."""
 
 import sys
 import threading
@@ -17,18 +17,18 @@ R = TypeVar("R")
 
 
 @contextmanager
-def explained(name: str = "the log") -> Iterator[None]:
-    """While within, a panic of polars is one line, and Ctrl-C is KeyboardInterrupt even where polars drops it."""
+def handled_panics(name: str = "the log") -> Iterator[None]:
+    """Turn a panic of polars into an ``InputError`` about ``name``, and raise KeyboardInterrupt if polars drops it."""
     dropped, before = False, sys.unraisablehook
 
     def note(unraisable: Any) -> None:
         nonlocal dropped
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            dropped = True  # polars then goes on, or raises a TypeError about the type of a column
+            dropped = True  # polars then continues, or raises a TypeError about the type of a column
         else:
             before(unraisable)
 
-    is_main = threading.current_thread() is threading.main_thread()  # the only one that Ctrl-C reaches
+    is_main = threading.current_thread() is threading.main_thread()  # only the main thread gets Ctrl-C
     if is_main:
         sys.unraisablehook = note
     try:
@@ -38,7 +38,7 @@ def explained(name: str = "the log") -> Iterator[None]:
             raise KeyboardInterrupt from error
         if isinstance(error, RecursionError | pl.exceptions.PanicException):
             reason = short_error(error)
-            raise InputError(f"{name}: cannot be read ({reason}); write it again, as plain as can be") from None
+            raise InputError(f"{name}: cannot be read ({reason}); write it again with plain columns") from None
         raise
     finally:
         if is_main:
@@ -47,17 +47,17 @@ def explained(name: str = "the log") -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def explaining(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, within :func:`explained`."""
+def handles_panics(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator that runs a function inside of :func:`handled_panics`."""
 
     @wraps(function)
-    def within(*arguments: P.args, **options: P.kwargs) -> R:
-        with explained():
+    def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
+        with handled_panics():
             return function(*arguments, **options)
 
-    return within
+    return wrapped
 
 
 def short_error(error: BaseException) -> str:
-    """The first line of an error or of a panic of polars, which is no Exception."""
+    """The first line of the message of an error or of a panic."""
     return short(error if isinstance(error, Exception) else Exception(str(error)))

@@ -1,4 +1,4 @@
-"""Parquet → a frame."""
+"""Reads Parquet into a frame."""
 
 import base64
 import io
@@ -12,12 +12,12 @@ from seqrec.data.formats.blocks import Source, is_zipped, read_whole
 from seqrec.data.formats.panics import short_error
 from seqrec.errors import InputError
 
-#: Zones that Arrow allows and polars does not, such as +05:30, in what a file says of its columns.
+#: Time zones in the schema of a file that Arrow supports and polars does not, such as +05:30.
 _OFFSET = re.compile(rb"[+-]\d\d:?\d\d")
 
 
 def read_parquet(source: Source) -> pl.DataFrame:
-    """One file, which may be gzipped as a whole."""
+    """Read one file, which may be gzipped."""
     path = source.path
     in_memory = source.content is not None or is_zipped(source)
     content = read_whole(source) if in_memory else None
@@ -31,15 +31,15 @@ def read_parquet(source: Source) -> pl.DataFrame:
             try:
                 return pl.read_parquet(opened(), glob=False, hive_partitioning=False)
             except pl.exceptions.PanicException:
-                pass  # of another zone that polars does not know, as a rule
+                pass  # usually from another zone that polars does not support
         return _in_utc(opened)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-        raise InputError(f"{path}: no Parquet, or damaged ({short_error(error)}); write it again") from None
+        raise InputError(f"{path}: is not Parquet, or is damaged ({short_error(error)}); write it again") from None
 
 
 def _in_utc(opened: Callable[[], Any]) -> pl.DataFrame:
-    """What polars does not read: pyarrow does, and the same moments are written in UTC."""
-    import pyarrow as pa  # takes its time, and few files need it
+    """Read a file that polars cannot read, with pyarrow, and convert its times to UTC."""
+    import pyarrow as pa  # slow to import, and few files need it
     from pyarrow.parquet import read_table
 
     table = read_table(opened(), partitioning=None)

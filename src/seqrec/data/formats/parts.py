@@ -1,4 +1,4 @@
-"""A folder of Parquet parts → a frame, by the conventions of Spark, Hive and Arrow."""
+"""Reads a folder of Parquet parts into a frame, by the conventions of Spark, Hive and Arrow."""
 
 import re
 import stat
@@ -13,23 +13,23 @@ import polars as pl
 from seqrec.data.formats.blocks import open_source, unreadable
 from seqrec.data.formats.delimited import shrunk
 from seqrec.data.formats.parquet import read_parquet
+from seqrec.data.formats.values import EXACT
 from seqrec.errors import InputError, LogWarning, warn
 
 _PARQUET = re.compile(r"\.(parquet|parq|pq)(\.[a-z0-9]+)?$", re.IGNORECASE)
 _TEXT = re.compile(r"\.(csv|tsv|txt|json|jsonl|ndjson|inter)(\.gz)?$", re.IGNORECASE)
-#: Folders whose parts may be of several versions, of which only the table's own record tells the last.
+#: Marks of tables whose parts may have several versions; only the table's own record tells which is the latest.
 _TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
-_WHOLE = 2**53  # below it a float stands for one whole number
 
 
 class _Part(NamedTuple):
     path: Path
-    values: dict[str, str]  # of the partition columns, which the names of its folders say
+    values: dict[str, str]  # of the partition columns, from the names of the folders
 
 
 def read_folder(folder: Path) -> pl.DataFrame:
-    """All parts one below the other, in the order of their names, with the columns that folders `key=value` say."""
+    """Concatenate all parts in the order of their names, and add the columns from `key=value` folders."""
     parts, left_out = _parts_of(folder)
     if not parts or any(path.name == "config.json" for path in left_out):
         raise _no_parts(folder, left_out)
@@ -37,23 +37,23 @@ def read_folder(folder: Path) -> pl.DataFrame:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         shown = ", ".join(str(path.relative_to(folder)) for path in left_out[:3])
         are = "is" if len(left_out) == 1 else "are"
-        warn(f"{folder}: {shown}{more} beside the Parquet parts {are} left out", LogWarning)
+        warn(f"{folder}: {shown}{more} {are} ignored, as only Parquet parts are read", LogWarning)
     keys = list(parts[0].values)
     frames: list[pl.DataFrame] = []
     for part in parts:
         if list(part.values) != keys:
-            raise InputError(f"{part.path}: lies in other key=value folders than {parts[0].path}; make them alike")
+            raise InputError(f"{part.path}: has other key=value folders than {parts[0].path}; make them equal")
         frame = read_parquet(open_source(part.path))
         differ = ", ".join(sorted(set(frame.columns) ^ set((frames or [frame])[0].columns)))
         if differ:
-            raise InputError(f"{part.path}: has other columns than the first part ({differ}); make them alike")
+            raise InputError(f"{part.path}: has other columns than the first part ({differ}); make them equal")
         frames.append(frame.select((frames or [frame])[0].columns))
     joined = [_stacked(folder, name, [frame[name] for frame in frames]) for name in frames[0].columns]
     return _with_keys(folder, pl.DataFrame(joined), parts, [frame.height for frame in frames])
 
 
 def _parts_of(folder: Path) -> tuple[list[_Part], list[Path]]:
-    """The parts in the order of their names, and the files that are none."""
+    """The parts in the order of their names, and the other files."""
     parts: list[_Part] = []
     left_out: list[Path] = []
     for path, values in _files_of(folder, {}, ()):
@@ -67,7 +67,7 @@ def _parts_of(folder: Path) -> tuple[list[_Part], list[Path]]:
 def _files_of(
     folder: Path, values: dict[str, str], above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Files that are not hidden, in folders `key=value` too; raises for what can't be opened."""
+    """Visible files, also in `key=value` folders; raises if something cannot be opened."""
     try:
         here = folder.stat()
         inside = sorted(folder.iterdir())
@@ -78,10 +78,10 @@ def _files_of(
         if path.name in _TABLES:
             kind = _TABLES[path.name]
             raise InputError(f"{folder}: is {kind}, whose parts may be outdated; export the table as Parquet")
-        # Hidden: what begins with . or _, but for a column that does (_day=1).
+        # Names that begin with . or _ are hidden, except a column that does (_day=1).
         if path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name):
             if path.name.lower().endswith((".parquet", ".pq")):
-                text = f"{path.name} is left out, as names that begin with . or _ are hidden by convention"
+                text = f"{path.name} is ignored, as names that begin with . or _ are hidden by convention"
                 warn(f"{folder}: {text}", LogWarning)
             continue
         try:
@@ -94,7 +94,7 @@ def _files_of(
             if stat.S_ISREG(found.st_mode):
                 yield path, values
             elif _PARQUET.search(path.name):
-                raise InputError(f"{path}: is no regular file; remove it, or write the part again")
+                raise InputError(f"{path}: is not a regular file; remove it, or write the part again")
             continue
         if (found.st_dev, found.st_ino) in above:
             raise InputError(f"{path}: is a link to a folder above it; remove it")
@@ -103,7 +103,7 @@ def _files_of(
             yield from _files_of(path, values | {unquote(key): unquote(value)}, above)
         elif any(_PARQUET.search(part.name) or _begins_as_parquet(part) for part, _ in _files_of(path, {}, above)):
             advice = "give one folder, or name the folders key=value"
-            raise InputError(f"{folder}: holds Parquet in a folder inside of it ({path.name}); {advice}")
+            raise InputError(f"{folder}: has Parquet in a folder inside of it ({path.name}); {advice}")
 
 
 def _begins_as_parquet(path: Path) -> bool:
@@ -128,7 +128,7 @@ def _no_parts(folder: Path, files: list[Path]) -> InputError:
 
 
 def _stacked(folder: Path, name: str, columns: list[pl.Series]) -> pl.Series:
-    """The columns of one name one below the other, in a type that holds all their values exactly."""
+    """Concatenate the parts of a column, in a type that holds all values exactly."""
     columns = [
         column.cast(pl.String) if isinstance(column.dtype, pl.Categorical | pl.Enum) else column for column in columns
     ]
@@ -139,11 +139,11 @@ def _stacked(folder: Path, name: str, columns: list[pl.Series]) -> pl.Series:
         if len(exact) == len(columns):
             return pl.concat(exact)
     listed = ", ".join(sorted(str(kind) for kind in kinds))
-    raise InputError(f"{folder}: the parts differ in types (column {name!r}: {listed}); make them alike")
+    raise InputError(f"{folder}: the parts have different types (column {name!r}: {listed}); make them equal")
 
 
 def _targets(kinds: set[pl.DataType]) -> list[pl.DataType]:
-    """Types that may hold the values of all these, best first."""
+    """Types that may hold the values of all given types, best first."""
     if len(kinds) < 2:
         return list(kinds) or [pl.Null()]
     if all(kind.is_integer() or kind.is_float() for kind in kinds):
@@ -164,19 +164,19 @@ def _targets(kinds: set[pl.DataType]) -> list[pl.DataType]:
 
 
 def _exactly(column: pl.Series, target: pl.DataType) -> pl.Series | None:
-    """The values in another type, or None where one of them would change."""
+    """The column in another type; None if a value would change."""
     if column.dtype == target:
         return column
     cast = column.cast(target, strict=False)
     if cast.null_count() != column.null_count() or not (cast.cast(column.dtype, strict=False) == column).all():
         return None
     if column.dtype.is_numeric() and column.dtype.is_float() != target.is_float() and target != pl.String:
-        return cast if (column.cast(pl.Float64).abs() < _WHOLE).all() else None
+        return cast if (column.cast(pl.Float64).abs() < EXACT).all() else None
     return cast
 
 
 def _with_keys(folder: Path, frame: pl.DataFrame, parts: list[_Part], heights: list[int]) -> pl.DataFrame:
-    """The frame with the columns that the names of folders say, integers where all of them are."""
+    """Add the columns from the names of folders; integers if all their values are."""
     rows = np.repeat(np.arange(len(parts)), heights)
     for key in parts[0].values:
         texts = [None if part.values[key] == _MISSING else part.values[key] for part in parts]
@@ -184,5 +184,7 @@ def _with_keys(folder: Path, frame: pl.DataFrame, parts: list[_Part], heights: l
         if key not in frame.columns:
             frame = frame.with_columns(column)
         elif not frame[key].cast(pl.String).eq_missing(column.cast(pl.String)).all():
-            raise InputError(f"{folder}: column {key!r} differs from what the folders {key}=… say; remove one of them")
+            raise InputError(
+                f"{folder}: column {key!r} contradicts the names of the folders {key}=…; remove one of them"
+            )
     return frame

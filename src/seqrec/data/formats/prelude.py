@@ -1,4 +1,4 @@
-"""What stands above the header of a text file: Excel's line of the separator, comments, a title."""
+"""Handles lines above the header of a text file: Excel's separator line, comments, a title."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _SEPARATORS = ("\t", ",", ";", "|", "::")
 
 
 def skip_prelude(source: Source, lines: list[str], given: dict[str, str]) -> tuple[Source, list[str], str | None]:
-    """The source without the lines above the log, the sample without them, and the separator that Excel wrote."""
+    """Skip the lines above the log: the source and the sample without them, and the separator that Excel wrote."""
     separator = None
     excel = _EXCEL.fullmatch(lines[0])
     above = 1 if excel and len(lines) > 1 else 0
@@ -22,7 +22,7 @@ def skip_prelude(source: Source, lines: list[str], given: dict[str, str]) -> tup
     comments = next((n for n, line in enumerate(lines[above:]) if not line.lstrip().startswith(_COMMENT)), 0)
     if comments and _are_comments(source, lines[above : above + comments], lines[above + comments], given):
         mark = lines[above].lstrip()[0]
-        warn(f"{source.path}: the lines above the log that begin with {mark} are left out", LogWarning)
+        warn(f"{source.path}: the lines above the log that begin with {mark} are skipped", LogWarning)
         above += comments
     if not above:
         return source, lines, None
@@ -30,28 +30,29 @@ def skip_prelude(source: Source, lines: list[str], given: dict[str, str]) -> tup
 
 
 def _are_comments(source: Source, comments: list[str], first: str, given: dict[str, str]) -> bool:
-    """Whether lines that begin as comments are none of the log's rows; raises where they may be its header."""
+    """Whether lines that begin like comments are not rows of the log; raises if they may be its header."""
     last = comments[-1].lstrip(" #%\t")
     split = [(mark, last.split(mark), first.split(mark)) for mark in (*_SEPARATORS, None)]
     below = any(is_header(fields, given) for _, _, fields in split)
     for _, fields, others in split:
         if not below and len(fields) == len(others) > 1 and is_header(fields, given):
             line = _number_of(source, len(comments))
-            advice = "remove the mark before the names of columns, or the line where it is a comment"
-            raise InputError(f"{source.path}, line {line}: a header behind {comments[-1].lstrip()[0]}; {advice}")
-    # Ids may begin so too: rows have no blank behind the mark and as many fields as the others.
+            mark = comments[-1].lstrip()[0]
+            advice = f"remove the {mark}, or the line if it is a comment"
+            raise InputError(f"{source.path}, line {line}: looks like a header after {mark}; {advice}")
+    # Ids may begin with the same mark: such rows have no blank after it, and as many fields as the others.
     blank = all(re.match(r"\s*[#%]+(\s|$)", line) for line in comments)
     return below or blank or all(len(fields) != len(others) for _, fields, others in split if len(others) > 1)
 
 
 def check_title(source: Source, lines: Sequence[str], separator: str | None, given: dict[str, str]) -> None:
-    """Raise where the first line has another number of fields than those below, which all have one.
+    """Raise if the first line has another number of fields than the lines below, which all have the same.
 
     Args:
-        source: the file.
-        lines: a sample without blank lines.
-        separator: where it is known; None where it is to be found, and only a title can be told from rows.
-        given: names of columns that the caller gave.
+        source: file, for the message.
+        lines: sample of the file, without blank lines.
+        separator: separator, if known; with None, only a clear title is an error.
+        given: column names that the caller gave.
     """
     counted = {mark: _widths(lines, mark) for mark in ([separator] if separator else _SEPARATORS)}
     if separator is None:
@@ -66,33 +67,33 @@ def check_title(source: Source, lines: Sequence[str], separator: str | None, giv
         if separator or (widths[1] > 1 and (header or lonely)):
             few = f"has {widths[0]} field{'s' * (widths[0] > 1)} and the lines below have {widths[1]}"
             what = f"{short(lines[0][:60])} {few}, separated by {mark!r}"
-            advice = "remove what is no header, or complete the header"
+            advice = "remove the line, or complete the header"
             raise InputError(f"{source.path}, line {_number_of(source, 1)}: {what}; {advice}")
 
 
 def check_header(source: Source, lines: Sequence[str], separator: str) -> None:
-    """Raise for columns that hold a sequence of items in each row, and for a rule below the header."""
+    """Raise for columns with a sequence of items in each row, and for a line of hyphens below the header."""
     items = {plain_name(name) for name in USUAL_NAMES["item_id"].split()} | {"history"}
     for field in lines[0].split(separator):
         name, _, kind = field.strip().rpartition(":")
-        # RecBole's files of sessions already cut into histories and targets: item_id_list:token_seq, item_id:token.
+        # RecBole's files of sessions, cut into histories and targets: item_id_list:token_seq, item_id:token.
         if kind in ("token_seq", "float_seq") and re.sub("(list|sequence|seq|s)$", "", plain_name(name)) in items:
-            what = f"column {name!r} holds a sequence of items per row, which is not read"
-            advice = "give a log with one interaction per row, such as the one these sequences were made of"
+            what = f"column {name!r} holds a sequence of items per row, which is not supported"
+            advice = "give a log with one interaction per row, such as the one the sequences were made from"
             raise InputError(f"{source.path}, line {_number_of(source, 1)}: {what}; {advice}")
     below = [field.strip() for field in lines[1].split(separator) if field.strip()] if len(lines) > 1 else []
     if below and all(re.fullmatch(":?-{2,}:?", field) for field in below):
-        raise InputError(f"{source.path}, line {_number_of(source, 2)}: a rule of hyphens and no row; remove it")
+        raise InputError(f"{source.path}, line {_number_of(source, 2)}: is a line of hyphens, not a row; remove it")
 
 
 def _widths(lines: Sequence[str], separator: str) -> list[int]:
-    """Fields of the records of a sample, whose last one may be cut off."""
+    """Number of fields of each record in a sample; the last record may be cut off."""
     quoted = len(separator) == 1 and any('"' in line for line in lines)
     found = [len(fields) for _, fields in split_records([line + "\n" for line in lines], separator, quoted)]
     return found[:-1] if len(lines) > 100 else found
 
 
 def _number_of(source: Source, above: int) -> int:
-    """The number of the n-th line that is not blank."""
+    """Line number of the n-th line that is not blank."""
     filled = (number for number, line in enumerate(read_lines(source, False), 1) if line.strip())
     return next(number for number in filled if (above := above - 1) == 0)

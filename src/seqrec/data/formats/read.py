@@ -1,4 +1,4 @@
-"""A log of any format → a frame with canonical columns."""
+"""Reads a log of any format into a frame with canonical columns."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import polars as pl
 
 from seqrec.data.formats.columns import canonical, choose_columns
 from seqrec.data.formats.frames import from_frame, read_path
-from seqrec.data.formats.panics import explaining
+from seqrec.data.formats.panics import handles_panics
 from seqrec.data.formats.summary import LogSummary
 from seqrec.errors import InputError
 
@@ -27,53 +27,61 @@ def read_log(
     """Read an interaction log into a polars frame with canonical columns.
 
     `source` is a path, a polars DataFrame or LazyFrame, a pandas DataFrame or a pyarrow Table.
-    **Result.** `user_id`, `item_id` (each Int64 or String), then `timestamp` (Int64, Unix seconds) and `rating`
-    (Float64) where the log has them, then the other columns (text, in text files). Rows keep the log's order,
-    that of time where there are no timestamps; but stamps finer than seconds are rounded down, and the rows
-    are then in the order of the fine stamps, which would be lost.
 
-    **Formats**, found by extension and content; `format` overrides. Files may be gzipped. Text is UTF-8, or UTF-16
-    or UTF-32 with a byte order mark; its lines end with LF, CRLF or, in the whole file, CR. A first line `sep=;` of
-    Excel says the separator; lines of comments (`#`, `%`) above the log are left out, with a warning.
-    - `csv`: separated by `,` (or `;`, `|`, tab), fields may be quoted; `tsv`: separated by tabs.
-    - `whitespace`: separated by runs of blanks or tabs; every line has as many fields as the first.
-    - `sequences`: one line per user, `user item item item …`, in the order of time.
-    - `movielens`: separated by `::`; `inter`: RecBole's tab-separated files with `name:type` headers.
-    - `jsonl`: one JSON object per line; `parquet`: one file, or a folder of parts, sorted by name. Names that begin
-      with `.` or `_` are passed over, folders `key=value` give a column, other folders with Parquet are an error.
+    **Result.** `user_id` and `item_id` (each Int64 or String), then `timestamp` (Int64, Unix seconds) and `rating`
+    (Float64) if the log has them, then the other columns (String if the file is text). Rows keep the order of the
+    log. If timestamps are finer than seconds, they are rounded down, and the rows are sorted by the fine timestamps
+    so that their order is not lost.
+
+    **Formats** are detected from the extension and the content; `format` overrides this. Files may be gzipped. Text
+    is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Lines end with LF or CRLF, or all with CR. A first line
+    `sep=;` (Excel) sets the separator. Comment lines (`#`, `%`) above the log are skipped with a warning.
+
+    - `csv`: separated by `,` (or `;`, `|`, tab); fields may be quoted. `tsv`: separated by tabs.
+    - `whitespace`: separated by runs of blanks or tabs; every line has the same number of fields.
+    - `sequences`: one line per user, `user item item item …`, oldest item first.
+    - `movielens`: separated by `::`. `inter`: RecBole's tab-separated files with `name:type` headers.
+    - `jsonl`: one JSON object per line. `parquet`: one file, or a folder of parts, sorted by name. Names that begin
+      with `.` or `_` are skipped, `key=value` folders become a column, and Parquet in other folders is an error.
+
     **Columns** are found by their usual names in any case (`USUAL_NAMES`, best first: `user_id`, `reviewerID`,
-    `item_id`, `asin`, `timestamp`, `rating`, …) or named by the parameters, also by number where there is no
-    header. The time may have another name, where the name speaks of time (`InvoiceDate`, `t_dat`) and all its
-    values are times; a column of dates and one of times of the day are put together. Where several columns may be
-    the time, none is taken. A rating column found by its name is read where it holds numbers, with null for gaps,
-    and stays as it is where it holds words.
-    The first line of a text file is a header where it holds a usual name, or no number but a word above a column
-    of numbers. Else columns are called "1", "2", …: user, item; or user, item, timestamp (a rating instead, if all
-    are in 0 to 10 and a user has one twice); or user, item, rating, timestamp (exchanged where only the third can
-    be a time). Where one of the first two holds dates, the other columns are user and item; where it holds
-    numbers that look like times, or ratings, that is an error that shows the parameters to give.
-    **Pairs or sequences?** Asked only of blank-separated lines without a header. A line of one field is an
-    error. All lines with 2 fields: pairs. All with the same larger number: columns where a first field comes
-    twice (a user has one line in sequences) or the last looks like a time, else sequences. Mixed numbers:
-    sequences; but where a first field comes twice and most lines have the same 2 to 4 fields, the first line
-    with other fields is an error. `format` settles it.
-    **Ids** are integers or strings. In text, a column becomes Int64 where every value is written as an
-    integer is (no leading zero, no `+`) and fits, or as a whole float (`12.0`); user and item are decided
-    separately. Floats must be whole, and below 2^53, from where they are no longer exact. UUIDs (also as 16 bytes)
-    become their text, as do integers beyond 64 bits.
-    **Timestamps** are numbers since 1970, whose median tells the unit (below 1e11 seconds, 1e14 milli-, 1e17
-    microseconds, else nanoseconds), or ISO dates and times; without a zone they are UTC. Whole numbers that are
-    dates (`20200913`, `20200913122640`) and days of Excel (30000 to 60000) are read as such. A number in another
-    unit than most, or with a digit too few or too many, is an error.
+    `item_id`, `asin`, `timestamp`, `rating`, …), or named by the parameters, by number if there is no header. A time
+    column may have another name if the name mentions time (`InvoiceDate`, `t_dat`) and all values are times. A date
+    column and a time-of-day column are joined. If several columns could be the time, none is used. A rating column
+    found by name is read if it holds numbers (gaps become null), and left as it is if it holds words.
 
-    Warns (`LogWarning`) of what is guessed, and of columns left aside that look as if they mattered.
+    The first line of a text file is a header if it holds a usual name, or if it holds no number and there is a word
+    above a column of numbers. Without a header, columns are called "1", "2", …, and are taken to be: user, item; or
+    user, item, timestamp (a rating instead, if all values are between 0 and 10 and some user has the same one twice);
+    or user, item, rating, timestamp (the last two swapped if only the third can be a time). If one of the first two
+    columns holds dates, the other columns are user and item. If one of them holds numbers that look like times or
+    ratings, an error shows the parameters to give.
 
-    Raises `InputError`, one line with path, line (or row) and advice, for anything else.
+    **Pairs or sequences?** This question arises only for blank-separated lines without a header. If all lines have 2
+    fields, they are pairs. If all have the same larger number of fields, they are columns if a first field occurs
+    twice (in sequences each user has one line) or the last field looks like a time, else sequences. If the numbers of
+    fields differ, the lines are sequences; but if a first field occurs twice and most lines have the same 2 to 4
+    fields, the first line with another number of fields is an error. A line of one field is always an error. `format`
+    overrides this.
+
+    **Ids** are integers or strings. In text, a column becomes Int64 if every value fits into 64 bits and is written
+    as an integer (no leading zero, no `+`) or as a whole float (`12.0`); users and items are decided separately.
+    Floats must be whole numbers below 2^53, the limit of their exactness. UUIDs (also as 16 bytes) and integers beyond
+    64 bits become strings.
+
+    **Timestamps** are numbers since 1970 or ISO dates and times (UTC unless they name a zone). The median of the
+    numbers tells their unit: seconds below 1e11, milliseconds below 1e14, microseconds below 1e17, else nanoseconds.
+    Dates written as whole numbers (`20200913`, `20200913122640`) and Excel days (30000 to 60000) are recognised. A
+    number in a different unit from most, or with a digit missing or added, is an error.
+
+    Warns (`LogWarning`) about every guess, and about unused columns that look important.
+
+    Raises `InputError`, one line with path, line (or row) and advice, if the log cannot be read.
     """
     return read_log_with_summary(source, user=user, item=item, timestamp=timestamp, rating=rating, format=format)[0]
 
 
-@explaining
+@handles_panics
 def read_log_with_summary(
     source: Any,
     *,
@@ -84,9 +92,9 @@ def read_log_with_summary(
     format: str | None = None,
     needs_rating: bool = False,
 ) -> tuple[pl.DataFrame, LogSummary]:
-    """What :func:`read_log` gives, and what was understood of the log.
+    """Like :func:`read_log`, and also return a summary of how the log was understood.
 
-    With ``needs_rating``, a rating column that is not all numbers is an error, as one that was named is.
+    With ``needs_rating``, a rating column that holds anything but numbers is an error even if no parameter names it.
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
@@ -97,9 +105,9 @@ def read_log_with_summary(
         raise InputError("the path of the log is empty; give a file")
     frame, origin = read_path(Path(os.fsdecode(source)), format, given) if is_path else from_frame(source)
     if frame.height == 0:
-        raise InputError(f"{origin.name}: has no rows (nothing below a header?); give a log with interactions")
+        raise InputError(f"{origin.name}: has no rows below the header; give a log with interactions")
     summary = LogSummary(origin.name)
     choice = choose_columns(frame, origin, given, summary)
     columns = {column.name: column for column in frame.iter_columns()}
-    del frame  # so that a column goes when it has been converted
+    del frame  # so that each column is freed once it has been converted
     return canonical(columns, origin, choice, needs_rating or rating is not None, summary), summary

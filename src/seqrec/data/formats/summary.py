@@ -1,22 +1,23 @@
-"""What was understood of a log."""
+"""Summary of how a log was understood."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from seqrec.errors import LogWarning, warn
 
 
 @dataclass
 class LogSummary:
-    """What was understood of a log.
+    """Summary of how a log was understood.
 
     Args:
-        name: the path, or what else messages call the log.
-        columns: role (``user``, ``item``, ``timestamp``, ``rating``) to the column or columns that play it.
-        ignored: the other columns, which nothing uses.
-        frame_columns: the columns of the frame that came of it.
-        time_unit: how the times are written; None without times.
-        notes: what was guessed or left aside, each of which was a :class:`LogWarning` too.
+        name: path, or another name of the log in messages.
+        columns: column (or columns) of each role: ``user``, ``item``, ``timestamp``, ``rating``.
+        ignored: columns that have no role.
+        frame_columns: columns of the resulting frame.
+        time_unit: unit or notation of the times; None without times.
+        notes: guesses and remarks; each was also a :class:`LogWarning`.
     """
 
     name: str
@@ -27,18 +28,23 @@ class LogSummary:
     notes: list[str] = field(default_factory=list)
 
     def use(self, columns: Mapping[str, str]) -> None:
-        """Note that columns which were ignored play a role after all."""
+        """Record that some ignored columns have a role after all."""
         self.columns |= columns
         self.ignored = [name for name in self.ignored if name not in columns.values()]
 
     def warn(self, note: str) -> None:
-        """Keep a note, and warn of it where the package was called."""
+        """Add a note, and show it as a warning at the line that called the package."""
         self.notes.append(note)
         warn(f"{self.name}: {note}", LogWarning)
 
 
-def some_names(names: Iterable[str], most: int = 40) -> str:
+def some_names(names: Iterable[str]) -> str:
     """The first names of columns, for a message."""
-    shown = list(names)
-    more = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return ", ".join(shown[:most]) + more
+    return some_of(names, most=40)
+
+
+def some_of(values: Iterable[Any], most: int = 5) -> str:
+    """The first values, such as ids, for a message."""
+    listed = list(values)
+    more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
+    return ", ".join(str(value) for value in listed[:most]) + more

@@ -1,4 +1,4 @@
-"""What a text file is: its format, the separator, the usual names of columns, the line of a row."""
+"""Detects the format of a text file: separator, header, usual names of columns; finds the line of a row."""
 
 import json
 import re
@@ -13,8 +13,7 @@ from seqrec.errors import InputError
 
 EXTENSIONS = {name: name for name in ("csv", "inter", "jsonl", "parquet", "tsv")}
 EXTENSIONS |= {"json": "jsonl", "ndjson": "jsonl", "pq": "parquet"}
-# The usual names, best first: of two candidates the one further left is taken. Only letters and digits count,
-# in any case: "userId", "USER ID" and "user_id" are the same name.
+# Usual names, best first. Only letters and digits count, in any case: "userId", "USER ID" and "user_id" are the same.
 USUAL_NAMES = {
     "user_id": "user_id user users uid customer_id customer reviewer_id reviewer visitor_id visitor member_id"
     " account_id client_id buyer_id shopper_id consumer_id person_id profile_id player_id listener_id"
@@ -29,16 +28,16 @@ USUAL_NAMES = {
 
 
 class Origin(NamedTuple):
-    """Where a frame came from, and what finds the line of a row again."""
+    """Where a frame came from, with what is needed to find the line of a row."""
 
-    name: str  # the path, or what else messages call it
+    name: str  # path, or another name for messages
     header: bool = True  # False: the columns are called "1", "2", …
-    separator: str | None = None  # None: no text file; "\n": JSON lines
+    separator: str | None = None  # None: not a text file; "\n": JSON lines
     quoted: bool = False
-    source: Source | None = None  # of text files
+    source: Source | None = None  # set for text files
 
     def check(self, good: pl.Series, message: Callable[[int], str]) -> None:
-        """Raise the error for the first row that is not good, with its line in a text file."""
+        """Raise an error for the first row that is not good, with its line number in a text file."""
         if good.all():
             return
         row = int((~good).arg_max() or 0)
@@ -52,7 +51,7 @@ class Origin(NamedTuple):
 
 
 def is_parquet(source: Source, format: str | None) -> bool:
-    """Whether a file is Parquet: said so, named so, or begins so."""
+    """Whether a file is Parquet by the given format, its extension or its first bytes."""
     named = EXTENSIONS.get(source.path.name.lower().removesuffix(".gz").rpartition(".")[2]) == "parquet"
     if format is None and next(read_pieces(source, 4), b"") == b"PAR1":
         return True
@@ -63,7 +62,7 @@ def is_parquet(source: Source, format: str | None) -> bool:
 
 
 def detect(extension: str | None, lines: list[str], given: dict[str, str]) -> str:
-    """The format by extension, else by content; "blanks" leaves whitespace or sequences open."""
+    """Detect the format by extension, else by content; "blanks" means either whitespace or sequences."""
     first = lines[0]
     if is_object(first):
         return "jsonl"
@@ -79,7 +78,7 @@ def detect(extension: str | None, lines: list[str], given: dict[str, str]) -> st
         count = first.count(separator)
         alike = all(line.count(separator) == count for line in lines)
         blanks = any(re.search(r"\s", line.replace(separator, "")) for line in lines)
-        # Marks inside blank-separated fields vary in number; one tab may divide a user from many items.
+        # In blank-separated text, commas and the like vary in number; a single tab may separate a user from its items.
         certain = alike and (count > 1 or not blanks) if separator == "\t" else alike or not blanks
         if count and (certain or is_header(first.split(separator), given)):
             return "tsv" if separator == "\t" else "csv"
@@ -87,7 +86,7 @@ def detect(extension: str | None, lines: list[str], given: dict[str, str]) -> st
 
 
 def is_object(line: str) -> bool:
-    """Whether a line is a JSON object, whatever the name of its file says."""
+    """Whether a line is a JSON object."""
     if not line.lstrip().startswith('{"'):
         return False
     try:
@@ -97,7 +96,7 @@ def is_object(line: str) -> bool:
 
 
 def is_header(fields: list[str], given: dict[str, str]) -> bool:
-    """Whether a line holds a usual name of a user or an item, or one that the caller gave."""
+    """Whether a line holds a usual name of a user or item column, or a name that the caller gave."""
     usual = {plain_name(name) for role in ("user_id", "item_id") for name in USUAL_NAMES[role].split()}
     wanted = {name.strip().lower() for name in given.values() if not name.strip().isdigit()}
     fields = [re.sub(r":\w+$", "", field.strip(' \t"')) for field in fields]
@@ -105,7 +104,7 @@ def is_header(fields: list[str], given: dict[str, str]) -> bool:
 
 
 def separator_of(lines: list[str], given: dict[str, str]) -> str:
-    """Of comma, semicolon, bar and tab the one that makes a header, else the most columns of one number."""
+    """Choose comma, semicolon, bar or tab: the one that makes a header, else the one with the most (equal) columns."""
     rows = {mark: [line.split(mark) for line in lines] for mark in ",;|\t" if mark in lines[0]}
     alike = {mark: len({len(row) for row in split}) == 1 for mark, split in rows.items()}
     order = {mark: (is_header(rows[mark][0], given), alike[mark], len(rows[mark][0])) for mark in rows}

@@ -1,4 +1,4 @@
-"""Which column, or which two, hold the times of the interactions."""
+"""Finds the column, or the two columns, with the times of the interactions."""
 
 import re
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ from seqrec.data.formats.times import (
 
 SAMPLE_ROWS = 1000
 YEAR_1900, YEAR_1990, YEAR_2040 = -2_208_988_800, 631_152_000, 2_208_988_800
-# Parts of a name that speak of time, alone (t_dat, created_at, watched_on) or inside of a word (unixtime, InvoiceDate).
+# Parts of names that mention time: as a word (t_dat, created_at, watched_on), or inside of one (unixtime, InvoiceDate).
 TIME_WORDS = "at on dat dt ts day days when created clicked watched played bought moment utc gmt"
 INSIDE_WORDS = ("time", "date", "stamp", "epoch", "datum", "fecha")
-# Times of people and things, not of what people did with things; and how long something took.
+# Times of users and items rather than of interactions; then durations.
 OTHER_TIMES = "birth born dob birthday release released publish published signup registered registration expiry"
 DURATIONS = "run runtime duration spent length play playtime watch elapsed"
 NAMES_OF_CLOCKS = ("time", "timeofday", "eventtime", "hhmm", "timehhmm")
@@ -36,27 +36,28 @@ class Found(NamedTuple):
 
     names: list[str]
     seconds: pl.Series
-    fine: pl.Series | None  # what the seconds were rounded from, where something was lost
+    fine: pl.Series | None  # timestamps before rounding to seconds; None if they were whole
     unit: str
 
 
 def find_times(
     columns: dict[str, pl.Series], log: Origin, named: list[str], usual: list[str], summary: LogSummary
 ) -> Found | None:
-    """The times of the log.
+    """Find the times of the log; None if there are none.
 
     Args:
-        columns: all but those of the user and the item.
-        log: where they came from.
-        named: the columns that somebody named, or that their place in a file without a header makes the times.
-        usual: the columns of usual names, best first.
-        summary: takes notes of what is guessed.
+        columns: all columns but those of the user and the item.
+        log: origin of the columns.
+        named: columns that the caller named, or that are the times by their position in a file without a header.
+        usual: columns with usual names, best first.
+        summary: receives notes about guesses.
     """
     if named:
         return _checked(columns, log, named, _parsed(columns, named), summary)
     pair = _date_and_clock(columns, usual)
     if pair is not None:
-        summary.warn(f"columns {pair[0]!r} and {pair[1]!r} are put together to the time; --timestamp names one alone")
+        which = f"columns {pair[0]!r} and {pair[1]!r}"
+        summary.warn(f"{which} are joined to the time; to use only one, name it with --timestamp")
         return _checked(columns, log, list(pair), _parsed(columns, list(pair)), summary)
     if usual:
         return _usual(columns, log, usual, summary)
@@ -66,7 +67,7 @@ def find_times(
     if pair is not None or len(clear) == 1:
         names = list(pair or clear)
         which = " and ".join(map(repr, names))
-        summary.warn(f"no time column of a usual name; {which} looks like one and is taken (--timestamp names another)")
+        summary.warn(f"no time column with a usual name; {which} is used, a guess (--timestamp names another)")
         return _checked(columns, log, names, _parsed(columns, names), summary)
     likely += [name for name in columns if name not in likely and _looks_like_times(columns[name], False)]
     if likely:
@@ -74,20 +75,20 @@ def find_times(
         flags = " or ".join(f"--timestamp {quote(name)}" for name in likely)
         summary.warn(
             f"no time column found; {', '.join(map(repr, likely))} {look} like one: give {flags} "
-            "(timestamp=). The order of the lines is taken for the order of time"
+            "(timestamp=). The lines are taken to be in time order"
         )
         return None
     doubtful = [name for name in columns if log.header and has_time_name(name) and _may_be_times(columns[name])]
     if doubtful:
         summary.warn(
-            f"no time column found; {', '.join(map(repr, doubtful))} may be one, though not all values can be read: "
-            f"--timestamp {quote(doubtful[0])} says which. The order of the lines is taken for the order of time"
+            f"no time column found; {', '.join(map(repr, doubtful))} may be one, but not all values can be read: "
+            f"--timestamp {quote(doubtful[0])} shows which. The lines are taken to be in time order"
         )
     return None
 
 
 def has_time_name(name: str) -> bool:
-    """Whether a column's name speaks of time."""
+    """Whether a column's name mentions time."""
     return bool(parts_of(name) & words(TIME_WORDS)) or any(word in plain_name(name) for word in INSIDE_WORDS)
 
 
@@ -97,12 +98,12 @@ def parts_of(name: str) -> set[str]:
 
 
 def words(text: str) -> set[str]:
-    """The words between blanks."""
+    """The blank-separated words of a text."""
     return set(text.split())
 
 
 def _parsed(columns: dict[str, pl.Series], names: list[str]) -> Times | None:
-    """One column's times, or a column of dates with one of times of the day."""
+    """Times of one column, or of a date column joined with a time-of-day column."""
     times = times_of(columns[names[0]])
     clock = clock_of(columns[names[1]]) if len(names) > 1 else None
     return times if clock is None or times is None else with_clock(times, clock)
@@ -111,7 +112,7 @@ def _parsed(columns: dict[str, pl.Series], names: list[str]) -> Times | None:
 def _checked(
     columns: dict[str, pl.Series], log: Origin, names: list[str], times: Times | None, summary: LogSummary
 ) -> Found:
-    """The times as seconds; raises the error for the first value that is none."""
+    """The times as seconds; raises for the first value that is not a time."""
     seconds, fine = seconds_of(log, columns[names[0]], times)
     assert times is not None
     if doubt := doubt_about(times, seconds):
@@ -120,13 +121,13 @@ def _checked(
 
 
 def _date_and_clock(columns: dict[str, pl.Series], likely: list[str]) -> tuple[str, str] | None:
-    """A column of dates and one of times of the day, where the best of the likely ones is one of the two."""
+    """Find a date column and a time-of-day column, one of which must be the best likely column."""
     clocks = [name for name, values in columns.items() if _is_clock(values)]
     if len(clocks) > 1:
         clocks = [name for name in clocks if plain_name(name) == "time"]
     if len(clocks) != 1:
         return None
-    # Ahead of a date goes whatever is a time by itself.
+    # A column with complete times is better than a date and a time of day.
     for name in (name for name in likely if name not in clocks):
         head = times_of(columns[name].head(SAMPLE_ROWS))
         if head is None or not head.is_whole or not head.is_days():
@@ -139,7 +140,7 @@ def _date_and_clock(columns: dict[str, pl.Series], likely: list[str]) -> tuple[s
 
 
 def _is_clock(values: pl.Series) -> bool:
-    """Whether a column holds times of the day; without colons only where its name can mean nothing else."""
+    """Whether a column holds times of the day; without colons, its name must be unambiguous."""
     if "time" not in plain_name(values.name) or parts_of(values.name) & words(DURATIONS):
         return False
     if values.dtype != pl.Time and plain_name(values.name) not in NAMES_OF_CLOCKS:
@@ -150,7 +151,7 @@ def _is_clock(values: pl.Series) -> bool:
 
 
 def _usual(columns: dict[str, pl.Series], log: Origin, usual: list[str], summary: LogSummary) -> Found:
-    """The best of the usual names; where most of its values are no times, another column whose values all are."""
+    """The column with the best usual name; if most of its values are not times, another column with only times."""
     best = usual[0]
     times = times_of(columns[best])
     if times is None or times.share < 0.5:
@@ -159,19 +160,23 @@ def _usual(columns: dict[str, pl.Series], log: Origin, usual: list[str], summary
         ]
         for other in [*usual[1:], *(name for name in named if name not in usual)]:
             if _looks_like_times(columns[other], True):
-                summary.warn(f"column {best!r} holds no times; {other!r} is taken (--timestamp names another)")
+                summary.warn(f"column {best!r} holds no times; {other!r} is used (--timestamp names another)")
                 return _checked(columns, log, [other], times_of(columns[other]), summary)
     return _checked(columns, log, [best], times, summary)
 
 
 def _looks_like_times(values: pl.Series, named: bool, finest: int = 1000) -> bool:
-    """Whether all values are times of our days; without a name that says so, dates, or numbers of today's size.
+    """Whether all values are plausible times.
 
-    Ids of 16 to 19 digits are as frequent as times in micro- or nanoseconds, the `finest` units per second.
+    Args:
+        values: the column.
+        named: whether its name mentions time; if not, only dates and numbers of a recent size count.
+        finest: units per second up to which numbers count, as ids often have the 16 to 19 digits of micro- and
+            nanoseconds.
     """
     if values.null_count():
         return False
-    for rows in (values.head(SAMPLE_ROWS), values):  # the first rows tell mostly, which spares a look at all
+    for rows in (values.head(SAMPLE_ROWS), values):  # the first rows usually decide
         times = times_of(rows)
         if times is None:
             return False
@@ -189,12 +194,12 @@ def _looks_like_times(values: pl.Series, named: bool, finest: int = 1000) -> boo
 
 
 def _is_dates_by_more_than_chance(times: Times) -> bool:
-    """Whether these are dates written as whole numbers, of which one number in twenty is one by chance."""
+    """Whether these are dates written as whole numbers. One number in 20 looks like one, so several must differ."""
     return times.unit.startswith("whole numbers") and times.stamps.n_unique() >= 3
 
 
 def _may_be_times(values: pl.Series) -> bool:
-    """Whether a column may be times with gaps, or in a way of writing that is not known."""
+    """Whether a column may hold times with gaps, or in an unknown notation."""
     there = values.drop_nulls()
     if there.dtype == pl.String:
         there = there.filter(there.str.contains("[0-9]"))
@@ -205,12 +210,12 @@ def _may_be_times(values: pl.Series) -> bool:
 
 
 def position_of_times(columns: Iterable[pl.Series]) -> list[str]:
-    """Of columns that have no names, those that can be nothing but times."""
+    """Columns, out of some without names, that are certainly times."""
     return [column.name for column in columns if _looks_like_times(column, False, 10**9)]
 
 
 def usual_times(names: Iterable[str]) -> list[str]:
-    """The columns of usual names for the time, best first."""
+    """Columns with usual names for the time, best first."""
     ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES["timestamp"].split())}
     found = [name for name in names if plain_name(name) in ranks]
     return sorted(found, key=lambda name: (ranks[plain_name(name)], name != "timestamp"))

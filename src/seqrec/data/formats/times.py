@@ -1,4 +1,4 @@
-"""Timestamps: numbers of any unit and dates → Unix seconds."""
+"""Converts timestamps, numbers in any unit or dates, to Unix seconds."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ DATE_FORMATS = [day + clock for day in ("%Y-%m-%d", "%Y/%m/%d") for clock in CLO
 DATE_FORMATS += ["%Y%m%d" + clock for clock in (*CLOCKS, " %H%M%S", " %H%M%S%#z") if clock]
 YEAR_1980, YEAR_2032, YEAR_2100 = 315_532_800, 1_956_528_000, 4_102_444_800
 UNITS = {1: "seconds", 10**3: "milliseconds", 10**6: "microseconds", 10**9: "nanoseconds"}
-# Dates written as one whole number: how they are called, the number of digits, what completes them to seconds.
-# As seconds, those of ten digits lie after 2032; the others of less than fourteen lie before 1977.
+# Dates written as one whole number: name, number of digits, and the digits that complete them to seconds. As numbers
+# since 1970, those with ten digits would be after 2032, and those with 6, 8 or 12 digits before 1977.
 WHOLE_DATES = [
     ("yyyymm", 6, "01000000"),
     ("yyyymmdd", 8, "000000"),
@@ -22,27 +22,27 @@ WHOLE_DATES = [
     ("yyyymmddHHMMSS", 14, ""),
     ("yyyymmddHHMMSSfff", 17, ""),
 ]
-EXCEL_DAYS = 30_000, 60_000  # 1982 to 2064, counted from the end of 1899
+EXCEL_DAYS = 30_000, 60_000  # 1982 to 2064, counted from 1899-12-30
 EXCEL_DAY_OF_1970 = 25_569
 DAY = 86_400
 
 
 class Times(NamedTuple):
-    """Parsed times, before anything is checked."""
+    """Parsed times, before they are checked."""
 
-    stamps: pl.Series  # Int64 or Float64, null where a value could not be read
-    per_second: int  # units of the stamps in a second
-    unit: str  # how the times are written, for people
-    is_number: bool  # counted since 1970, so that the unit is a guess; else dates
+    stamps: pl.Series  # Int64 or Float64, null if a value could not be read
+    per_second: int  # units of the stamps per second
+    unit: str  # unit or notation, for messages
+    is_number: bool  # numbers since 1970, whose unit is a guess; else dates
 
     @property
     def is_whole(self) -> bool:
-        """Whether every value could be read, and in one unit."""
+        """Whether every value could be read, all in the same unit."""
         return self.stamps.null_count() == 0 and bool(same_unit(self).all())
 
     @property
     def share(self) -> float:
-        """How many of the values could be read."""
+        """Share of the values that could be read."""
         return 1 - self.stamps.null_count() / max(len(self.stamps), 1)
 
     def seconds(self) -> pl.Series:
@@ -50,7 +50,7 @@ class Times(NamedTuple):
         return (self.stamps // self.per_second).cast(pl.Int64, strict=False)
 
     def lie_between(self, first: float, last: float) -> bool:
-        """Whether all values are times from the first to the last, in Unix seconds."""
+        """Whether all values are from ``first`` up to, but not including, ``last``, in Unix seconds."""
         low, high = self.stamps.min(), self.stamps.max()
         if low is None or high is None or not self.is_whole:
             return False
@@ -62,7 +62,7 @@ class Times(NamedTuple):
 
 
 def times_of(values: pl.Series) -> Times | None:
-    """The times that a column holds, whatever way they are written; None where it is of no such type."""
+    """The times in a column, in any notation; None if the type of the column cannot be times."""
     stamps = _from_text(values) if values.dtype == pl.String else values
     if isinstance(stamps.dtype, (pl.Date, pl.Datetime)):
         unit = stamps.dtype.time_unit if isinstance(stamps.dtype, pl.Datetime) else "ms"
@@ -72,7 +72,7 @@ def times_of(values: pl.Series) -> Times | None:
     is_integer = stamps.dtype.is_integer()
     low, high = (stamps.min(), stamps.max()) if is_integer else (None, None)
     if low is not None and high is not None and low >= YEAR_1980 and high < YEAR_2032:  # type: ignore[operator]
-        return Times(stamps.cast(pl.Int64), 1, "seconds since 1970", True)  # as below, with less work
+        return Times(stamps.cast(pl.Int64), 1, "seconds since 1970", True)  # shortcut of the code below
     floats = floats_of(stamps)
     floats = floats.set(floats.is_nan() | (floats.abs() >= 9e18), None)
     middle = floats.median()
@@ -83,22 +83,27 @@ def times_of(values: pl.Series) -> Times | None:
     found = _whole_dates(floats, exact, float(middle)) or _excel_days(floats)  # type: ignore[arg-type]
     if found is not None:
         return found
-    size = abs(float(middle))  # type: ignore[arg-type]
-    per_second = 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+    per_second = units_per_second(float(middle))  # type: ignore[arg-type]
     return Times(exact, per_second, f"{UNITS[per_second]} since 1970", True)
 
 
+def units_per_second(value: float) -> int:
+    """The unit of a number since 1970, by its size: 1 for seconds, 10^3, 10^6 or 10^9 for nanoseconds."""
+    size = abs(value)
+    return 1 if size < 1e11 else 10**3 if size < 1e14 else 10**6 if size < 1e17 else 10**9
+
+
 def is_counted(values: pl.Series) -> bool:
-    """Whether a column holds numbers that count since 1970, if they are times at all."""
+    """Whether a column holds numbers since 1970, if it holds times at all."""
     times = times_of(values)
     return times is None or times.is_number
 
 
 def same_unit(times: Times) -> pl.Series:
-    """Which of the values may be in the unit of the others, and whole: neither seconds among milliseconds nor cut off.
+    """Mask of the values that have the unit of most others and no digit missing or added.
 
-    A number that has lost or won a digit is ten times smaller or larger than its neighbours. Around the year
-    2020 that is before 1976 or after 2370, where the times of a log are not.
+    A number with a digit missing or added is about ten times smaller or larger than its neighbours. Around the year
+    2020 that means before 1976 or after 2370, where a log has no times.
     """
     if not times.is_number:
         return times.stamps.is_not_null()
@@ -108,27 +113,28 @@ def same_unit(times: Times) -> pl.Series:
     if size >= YEAR_1980:
         good = seconds.is_between(size / 8, size * 8)
     else:
-        # Small numbers may count anything, but no moments of today beside them.
+        # Small numbers may count anything, but must not be mixed with recent Unix times.
         good = seconds.abs() < (9e8 if abs(size) < 1e8 else 1e11)
     return good.fill_null(False)
 
 
 def seconds_of(log: Origin, values: pl.Series, times: Times | None) -> tuple[pl.Series, pl.Series | None]:
-    """Unix seconds, and the finer stamps they were rounded from (None where nothing was lost).
+    """Unix seconds, and the finer timestamps they were rounded from (None if the seconds are exact).
 
-    Raises the error for the first value that is no time, or none in the unit of the others.
+    Raises:
+        InputError: a value is not a time, or has a different unit from the others.
     """
     kind = "a number or an ISO date"
     if times is None:
-        numbers_of(log, values, "timestamp", kind)  # raises, as the type is none of numbers
+        numbers_of(log, values, "timestamp", kind)  # raises, because the type is not numeric
         raise AssertionError
     bad = f"is not {kind}; correct or remove it, or name another column with timestamp= (--timestamp)"
     if not times.is_number and times.unit.startswith("whole numbers"):
-        bad = f"is no date, as most are ({times.unit}); correct it"
+        bad = f"is not a date like most others ({times.unit}); correct it"
     log.check(times.stamps.is_not_null(), lambda row: f"timestamp {written(log, values[row])} {bad}")
     low, high = times.stamps.min(), times.stamps.max()
     if not (times.is_number and low >= YEAR_1980 * times.per_second and high < YEAR_2032 * times.per_second):  # type: ignore[operator]
-        other = "is in another unit than most, or cut off; use one unit for all, and correct or remove it"
+        other = "is in another unit than most others, or cut off; correct or remove it, or use one unit for all"
         log.check(same_unit(times), lambda row: f"timestamp {written(log, values[row])} {other}")
     fine, per_second = times.stamps, times.per_second
     if per_second == 1 and fine.dtype == pl.Int64:
@@ -138,22 +144,22 @@ def seconds_of(log: Origin, values: pl.Series, times: Times | None) -> tuple[pl.
 
 
 def doubt_about(times: Times, seconds: pl.Series) -> str | None:
-    """What to tell of times that were read in a way, or lie in years, that somebody may not expect."""
+    """A note about times with an unexpected notation or in unexpected years; None if there is nothing to note."""
     low, high = int(seconds.min()), int(seconds.max())  # type: ignore[arg-type]
     if not times.is_number:
         return None if times.unit == "dates" or "+" in times.unit else f"the times are read as {times.unit}"
-    # Small numbers are mostly places in an order (1, 2, 3, …), for which any unit is as good as another.
+    # Small numbers are usually positions in an order (1, 2, 3, …), for which the unit does not matter.
     if high < YEAR_1980 and low >= 10_000:
-        return f"the times are read as {times.unit} and lie before 1980; if they count something else, write them so"
+        return f"the times are read as {times.unit} and are before 1980; if that is wrong, write ISO dates"
     if low >= 1900 and high <= 2100:
-        return f"the times, such as {high}, look like years, and are read as {times.unit}; give dates if they are"
+        return f"the times, such as {high}, look like years, but are read as {times.unit}; if they are, give dates"
     if high >= YEAR_2100:
-        return f"the times are read as {times.unit} and go beyond the year 2100; correct them if they are none"
+        return f"the times are read as {times.unit} and go beyond the year 2100; correct them if that is wrong"
     return None
 
 
 def clock_of(values: pl.Series) -> pl.Series | None:
-    """Microseconds since midnight where all values are times of a day: 10:20, 10:20:30.5, 1020, 102030; else None."""
+    """Microseconds since midnight if all values are times of day (10:20, 10:20:30.5, 1020, 102030); else None."""
     if values.dtype == pl.Time:
         return None if values.null_count() else values.cast(pl.Int64) // 1000
     if values.null_count() or not (values.dtype == pl.String or values.dtype.is_integer()):
@@ -181,13 +187,13 @@ def clock_of(values: pl.Series) -> pl.Series | None:
 
 
 def with_clock(days: Times, clock: pl.Series) -> Times:
-    """Dates and times of the day put together."""
+    """Join dates with times of day."""
     midnight = days.stamps // days.per_second * 1_000_000
     return Times(midnight + clock, 1_000_000, f"{days.unit} + times of the day", False)
 
 
 def _whole_dates(floats: pl.Series, exact: pl.Series, middle: float) -> Times | None:
-    """Dates written as whole numbers, where most values are some; by chance, one number in twenty is."""
+    """Dates written as whole numbers, if most values are such; one number in twenty is by chance."""
     for name, digits, rest in WHOLE_DATES:
         if not 1900 <= middle / 10 ** (digits - 4) < 2101:
             continue
@@ -203,30 +209,30 @@ def _whole_dates(floats: pl.Series, exact: pl.Series, middle: float) -> Times | 
 
 
 def _date(digits: pl.Series) -> pl.Series:
-    """Unix milliseconds of yyyymmddHHMMSS, null where that is no date."""
+    """Unix milliseconds of yyyymmddHHMMSS; null if it is not a date."""
     iso = digits.str.replace("^(....)(..)(..)(..)(..)(..)$", "$1-$2-$3 $4:$5:$6")
-    iso = iso.set(digits.str.slice(12, 2) > "59", None)  # 60 would be a leap second, which Unix times have not
+    iso = iso.set(digits.str.slice(12, 2) > "59", None)  # 60 is a leap second, which Unix time does not have
     return iso.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.timestamp("ms")
 
 
 def _excel_days(floats: pl.Series) -> Times | None:
-    """Days as Excel counts them, where all values may be such."""
+    """Days as Excel counts them, if all values can be such days."""
     if floats.null_count() or not floats.is_between(*EXCEL_DAYS).all():
         return None
-    # To the millisecond, as fractions of a day are not exact and would round to the second before.
+    # Round to milliseconds: fractions of a day are inexact, and rounding down could give the previous second.
     stamps = ((floats - EXCEL_DAY_OF_1970) * (DAY * 1000)).round().cast(pl.Int64)
     return Times(stamps, 1000, "days of Excel", False)
 
 
 def _from_text(text: pl.Series) -> pl.Series:
-    """Int64 where all values are, UTC datetimes where some are (else null), or the text as it came."""
+    """Int64 if all values are integers, UTC datetimes (or null) if some values are dates, else the text unchanged."""
     integers = by_parts(text, lambda part: part.str.strip_chars().cast(pl.Int64, strict=False))
     if integers.null_count() == 0 or text.null_count() == len(text):
         return text if integers.null_count() else integers
     first = _plain_time(text.slice(int(text.is_not_null().arg_max() or 0), 1))
     if first.cast(pl.Float64, strict=False).null_count() == 0:
         return text
-    # The first value's format is likely that of all; the others are tried where it leaves gaps.
+    # The format of the first value is tried first, as all values usually have the same.
     patterns = sorted(DATE_FORMATS, key=lambda form: first.str.to_datetime(form, strict=False).null_count())
     parsed = by_parts(text, lambda part: _dates(_plain_time(part), patterns))
     return text if parsed.null_count() == len(parsed) else parsed
@@ -237,7 +243,7 @@ def _plain_time(text: pl.Series) -> pl.Series:
 
 
 def _dates(plain: pl.Series, patterns: list[str]) -> pl.Series:
-    """What the first fitting pattern reads, in UTC; null where none fits."""
+    """Dates in UTC, by the first pattern that fits each value; null if none fits."""
     parsed = pl.repeat(None, len(plain), dtype=pl.Datetime("us", "UTC"), eager=True)
     for pattern in patterns:
         if parsed.null_count() > plain.null_count():

@@ -1,4 +1,4 @@
-"""Ids and numbers out of a column."""
+"""Converts columns to ids and numbers."""
 
 import re
 import uuid
@@ -12,28 +12,34 @@ from seqrec.data.formats.text import Origin
 from seqrec.errors import InputError
 
 PART_ROWS = 1 << 22
-EXACT = 2**53  # from here on, two integers may be one float
+EXACT = 2**53  # below it, floats represent all integers exactly
 AS_FLOATS = r"^(0|-?[1-9][0-9]*)(\.0+|(\.[0-9]+)?[eE]\+[0-9]+)?$"
-# What other tools write for a missing value.
+# Words that other tools write for a missing value.
 MISSING = r"NaN nan NAN NA na <NA> <na> N/A n/a #N/A null Null NULL (null) none None NONE nil NIL \N NaT"
 ROUNDED = "may have been rounded, as floats are exact below 2^53 only; store ids as integers or strings"
 CONTROLS = re.compile("[\0-\x08\x0e-\x1f\x7f]")
-
-LONE = re.compile("[\ud800-\udfff]")
+LONE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which is not valid text
 
 
 def is_text(log: Origin) -> bool:
-    """Whether the columns are those of `read_text`: text, or integers that stand for it."""
+    """Whether the columns come from delimited text: they are text, or integers that `shrunk` made of it."""
     return log.separator not in (None, "\n")
 
 
 def ids_of(log: Origin, values: pl.Series, role: str, instead: list[str] | None = None) -> pl.Series:
-    """Int64 or String ids, or the error for the first that is none; `instead` are other columns that may be it."""
+    """Convert a column to Int64 or String ids; raises for the first value that is not an id.
+
+    Args:
+        log: origin of the column.
+        values: the column.
+        role: ``user`` or ``item``, for messages.
+        instead: alternative columns, for messages.
+    """
     values = _plain_type(log, values, role)
     is_text, is_float = values.dtype == pl.String, values.dtype.is_float()
     if is_text and log.separator and str(values[0]) != str(values[0]).strip():
         stripped = values.str.strip_chars()
-        # Blanks around separators ('1, 2') are no part of an id, unless only some values have them.
+        # Blanks next to separators ('1, 2') are not part of an id, unless only some values have them.
         values = stripped if (stripped != values).all() else values
     blank = by_parts(values, lambda part: part.str.strip_chars() == "") if is_text else None
     missing = values.is_null() | (blank if blank is not None else values.is_nan() if is_float else False)
@@ -44,13 +50,13 @@ def ids_of(log: Origin, values: pl.Series, role: str, instead: list[str] | None 
         log.check(~missing, lambda row: _missing(values, missing, row, role, instead or []))
     if numbers is None:
         advice = f"store integers or strings, or name another column with {role}= (--{role})"
-        raise InputError(f"{log.name}: {role} column {values.name!r} holds {values.dtype}, no ids; {advice}")
+        raise InputError(f"{log.name}: {role} column {values.name!r} holds {values.dtype}, not ids; {advice}")
     if is_text and log.separator in (None, "\n"):
         return values
     if is_text and numbers.null_count():
         return _whole_numbers(log, values, role)
     if is_text or values.dtype.is_integer():
-        # '0000143561' and '+1' are other ids than 143561 and 1.
+        # '0000143561' and '+1' are different ids from 143561 and 1.
         same = numbers.null_count() == 0 and (not is_text or bool((numbers.cast(pl.String) == values).all()))
         return numbers if same else values.cast(pl.String)
     if is_float:
@@ -61,7 +67,7 @@ def ids_of(log: Origin, values: pl.Series, role: str, instead: list[str] | None 
 
 
 def _plain_type(log: Origin, values: pl.Series, role: str) -> pl.Series:
-    """Text for what stands for text: categories, UUIDs and bytes of text, and Python's own large integers."""
+    """Convert categories, UUIDs, bytes, whole decimals and Python's large integers to text; other types stay."""
     if isinstance(values.dtype, (pl.Categorical, pl.Enum)):
         return values.cast(pl.String)
     if values.dtype == pl.Binary:
@@ -75,13 +81,13 @@ def _plain_type(log: Origin, values: pl.Series, role: str) -> pl.Series:
         if all(value is None or type(value) in (int, str, uuid.UUID) for value in found):
             text = [None if value is None else str(value) for value in found]
             good = pl.Series([value is None or value.isprintable() or not LONE.search(value) for value in text])
-            log.check(good, lambda row: f"the {role} id holds a lone surrogate, which is no text; correct it")
+            log.check(good, lambda row: f"the {role} id holds a lone surrogate, which is not valid text; correct it")
             return pl.Series(values.name, text, dtype=pl.String)
     return values
 
 
 def _text_of_bytes(log: Origin, values: pl.Series, role: str) -> pl.Series:
-    """UUIDs, where all values have their 16 bytes and some are no text; else the text that the bytes hold."""
+    """UUIDs, if all values have 16 bytes and some are not text; else the bytes decoded as text."""
 
     def decoded(value: bytes | None) -> str | None:
         try:
@@ -102,8 +108,8 @@ def _text_of_bytes(log: Origin, values: pl.Series, role: str) -> pl.Series:
 
 
 def _words_for_nothing(values: pl.Series, numbers: pl.Series) -> pl.Series | bool:
-    """Which values are what other tools write for a missing one, where all others are numbers, or there are none."""
-    for rows in (slice(0, 1000), slice(None)):  # the first rows tell mostly, which spares a look at all
+    """Mask of the words for a missing value, if all other values are numbers; else False."""
+    for rows in (slice(0, 1000), slice(None)):  # the first rows usually decide
         words = values[rows].filter(numbers[rows].is_null()).unique()
         words = words.filter(~words.str.contains(AS_FLOATS).fill_null(True))
         if not words.str.strip_chars().is_in(["", *MISSING.split()]).all():
@@ -112,7 +118,7 @@ def _words_for_nothing(values: pl.Series, numbers: pl.Series) -> pl.Series | boo
 
 
 def _whole_numbers(log: Origin, values: pl.Series, role: str) -> pl.Series:
-    """Integers for text that other tools wrote as floats, where all values are such as 12.0 or 12; else the text."""
+    """Integers for text that another tool wrote as whole floats (all values like 12.0 or 12); else the text."""
     if not all(by_parts(rows, lambda part: part.str.contains(AS_FLOATS)).all() for rows in (values[:1000], values)):
         return values
     floats = floats_of(values)
@@ -123,7 +129,7 @@ def _whole_numbers(log: Origin, values: pl.Series, role: str) -> pl.Series:
 
 
 def _missing(values: pl.Series, missing: pl.Series, row: int, role: str, instead: list[str]) -> str:
-    """What to do where ids are missing, which in a log of people who did not log in may be most."""
+    """The message about missing ids, with alternative columns: for anonymous visitors, most ids may be missing."""
     count = int(missing.sum())
     is_word = values.dtype == pl.String and (values[row] or "").strip()
     what = f"the {role} id is missing ({values[row]})" if is_word else f"the {role} id is empty"
@@ -133,36 +139,36 @@ def _missing(values: pl.Series, missing: pl.Series, row: int, role: str, instead
 
 
 def numbers_of(log: Origin, values: pl.Series, role: str, kind: str = "a number") -> pl.Series:
-    """Finite Float64 values, or the error for the first that is none."""
+    """Convert a column to finite Float64 values; raises for the first value that is not a number."""
     advice = f"correct or remove it, or name another column with {role}= (--{role})"
     if values.dtype not in (pl.String, pl.Null) and not values.dtype.is_numeric():
         raise InputError(f"{log.name}: {role} column {values.name!r} holds {values.dtype}; {advice}")
     numbers = floats_of(values)
-    good = (numbers.abs() < 9e18).fill_null(False)  # neither NaN nor infinite, and what Int64 can hold
+    good = (numbers.abs() < 9e18).fill_null(False)  # not NaN, not infinite, and within Int64
     log.check(good, lambda row: f"{role} {written(log, values[row])} is not {kind}; {advice}")
     return numbers
 
 
 def floats_of(values: pl.Series) -> pl.Series:
-    """Float64 values; null where a value is no number."""
+    """Float64 values; null for values that are not numbers."""
     if values.dtype != pl.String:
         return values.cast(pl.Float64, strict=False)
     return by_parts(values, lambda part: part.str.strip_chars().cast(pl.Float64, strict=False))
 
 
 def by_parts(values: pl.Series, change: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """The changed values; part by part, so that what comes between stays small."""
+    """Apply a function to a column part by part, so that its intermediate results stay small."""
     starts = range(0, len(values), PART_ROWS) or [0]
     return pl.concat([change(values.slice(start, PART_ROWS)) for start in starts])
 
 
 def written(log: Origin, value: object) -> str:
-    """A value as messages show it: in quotation marks where the file is text."""
+    """A value as messages show it, in quotation marks if the file is text."""
     return short(str(value) if is_text(log) and value is not None else value)
 
 
 def words_for_nothing(ids: pl.Series) -> tuple[str, int] | None:
-    """The most frequent id that other tools write for a missing one, and in how many rows it stands."""
+    """The most frequent id that is a word for a missing value, and the number of rows with such words."""
     if ids.dtype != pl.String:
         return None
     found = by_parts(ids, lambda part: part.filter(part.is_in(MISSING.split())))
