@@ -138,6 +138,9 @@ def test_one_history_or_many(numbered: Predictor) -> None:
     assert numbered.recommend(np.empty((0, 5), dtype=np.int64)) == []
     # A single item is a history of one; nothing is one history without items.
     assert numbered.recommend([3], 5) == numbered.recommend([[3]], 5)[0]
+    tensor = torch.tensor([3, 4])
+    assert numbered.recommend(tensor, 5) == numbered.recommend([3, 4], 5)
+    assert numbered.recommend(tensor[None], 5) == [numbered.recommend([3, 4], 5)]
     assert numbered.recommend([], 5).popular
     assert numbered.recommend([[]], 5)[0].popular
     thousand = [[item % ITEMS, (item * 7 + 1) % ITEMS] for item in range(1000)]
@@ -150,7 +153,8 @@ NO_HISTORIES: list[tuple[Any, str]] = [
     ("i1", "not str"), (b"i1", "not bytes"), (5, "not int"), (None, "not NoneType"), ({"a": ["i1"]}, "not dict"),
     (pl.DataFrame({"item_id": ["i1"]}), "not DataFrame"), (["i1", ["i2"]], "one history or many"),
     ([["i1"], "i2"], "one history or many"), ([[["i1"]]], "ids are integers or strings"), ([True], "not bool"),
-    ([[1.5, object()]], "not object"),
+    ([[1.5, object()]], "not object"), ({"i1", "i2"}, "in time order, not a set"),
+    ([{"i1", "i2"}], "in time order, not a set"), ([{"item_id": "i1"}], "in time order, not a dict"),
 ]  # fmt: skip
 
 
@@ -164,7 +168,7 @@ def test_what_is_no_history_is_one_line(predictor: Predictor, histories: Any, sa
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"k": 0}, "k is 0"), ({"k": ITEMS + 1}, "give at most 30"), ({"k": 2.5}, "give a whole number"),
     ({"times": [1]}, "history 1 has 2 items and 1 times"), ({"times": 5}, "list"),
-    ({"times": ["x", "y"]}, "not a time"),
+    ({"times": ["x", "y"]}, "not a time"), ({"keep_seen": "false"}, "give True or False"),
 ]  # fmt: skip
 
 

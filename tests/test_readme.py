@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import seqrec
 from seqrec.cli.app import main
@@ -67,8 +68,12 @@ def test_what_a_page_shows_runs(
             short = ["--epochs", "2"] if arguments[0] == "fit" and "--epochs" not in arguments else []
             assert main([*arguments, *short]) == 0, f"{shlex.join(arguments)}: {capsys.readouterr().err}"
     names: dict[str, object] = {"__name__": "page"}
-    for number, snippet in enumerate(blocks("python", TEXTS[page]), 1):
-        exec(compile(snippet, f"{page}, Python block {number}", "exec"), names)
+    threads = torch.get_num_threads()
+    try:
+        for number, snippet in enumerate(blocks("python", TEXTS[page]), 1):
+            exec(compile(snippet, f"{page}, Python block {number}", "exec"), names)
+    finally:
+        torch.set_num_threads(threads)  # which a server sets
 
 
 def test_every_command_is_shown() -> None:

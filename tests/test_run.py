@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seqrec import Dataset, InputError, PrepareConfig, Recommender, SplitConfig, prepare
+from seqrec import Dataset, InputError, Predictor, PrepareConfig, Recommender, SplitConfig, prepare
 from seqrec.device import pick_device
 from seqrec.run.config import RunConfig, fingerprint
 from seqrec.run.folder import Run, check_free
@@ -344,7 +344,8 @@ def test_a_run_of_format_1_says_what_to_do(run: Path) -> None:
     as_format_1(run)
     before = content(run)
     recommender = Recommender("sasrec", epochs=2, batch_size=4, **SIZES)
-    for action in (lambda: Recommender.load(run), lambda: recommender.fit(log(), run, resume=True)):
+    resume = lambda: recommender.fit(log(), run, resume=True)  # noqa: E731
+    for action in (lambda: Recommender.load(run), lambda: Predictor.load(run), resume):
         message = message_of(action)
         assert message.startswith(f"{run / 'config.json'}: format 1 is of an earlier seqrec")
         assert f"train again: seqrec fit LOG --out {run} --overwrite" in message

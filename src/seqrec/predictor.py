@@ -247,6 +247,8 @@ class Predictor:
     def _rank(
         self, people: Histories, k: int, keep_seen: bool | None, allow: np.ndarray | None, deny: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
+        if keep_seen not in (None, True, False):  # "false" would count as true
+            raise InputError(f"keep_seen is {keep_seen!r}; give True or False")
         keep = self.keep_seen if keep_seen is None else keep_seen
         allowed, denied = candidates(self.model.num_items, allow, deny)
         with torch.inference_mode():
@@ -293,8 +295,8 @@ def _is_collection(value: Any) -> bool:
     """Whether a value is a collection of ids, not a single id."""
     if type(value) in (int, str):  # the usual types of ids; this test is fast
         return False
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
+    if hasattr(value, "ndim"):  # an array or a tensor; those without dimensions hold one value
+        return bool(value.ndim)
     return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
@@ -305,9 +307,12 @@ def _lists_of(histories: Any) -> tuple[list[Any], bool]:
             f"histories must be a list of item ids or a list of such lists, not {type(histories).__name__}; give [...] "
             "or [[...], [...]]"
         )
+    if isinstance(histories, set | frozenset):
+        raise InputError(f"a history is a list of item ids in time order, not a {type(histories).__name__}; give [...]")
     if isinstance(histories, np.ndarray) and histories.ndim > 1:
         return list(histories), False
-    lists = list(histories)
+    # A tensor iterates over tensors.
+    lists = list(histories.tolist() if hasattr(histories, "numpy") and hasattr(histories, "tolist") else histories)
     many = {_is_collection(entry) for entry in lists}
     if len(many) > 1:
         raise InputError("histories mix item ids and lists of item ids; give one history or many")

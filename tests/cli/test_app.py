@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -221,3 +222,24 @@ def test_a_stop_that_a_library_swallows_is_a_stop(
     assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "stopped\n"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_stop_where_nothing_can_catch_it_is_a_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Callback:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+
+    def swallowed(arguments: list[str]) -> int:
+        callback = Callback()
+        del callback  # Python can only print what is raised here
+        while True:
+            time.sleep(0.01)
+
+    hook = sys.unraisablehook
+    monkeypatch.setattr(app, "_run", swallowed)
+    assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert sys.unraisablehook is hook

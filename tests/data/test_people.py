@@ -107,6 +107,15 @@ def test_times_go_with_items_that_are_left_out(fitted: Recommender) -> None:
     assert found.height == 6
 
 
+def test_times_of_another_kind_than_those_of_the_log_warn(fitted: Recommender) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted.recommend(histories=[["i1", "i2"]], times=[[20200913, 20200914]], k=3)
+    said = [w for w in caught if w.category is MissingTimesWarning]
+    assert len(said) == fitted.model.USES_TIMES
+    assert all("lie before 1980" in str(w.message) for w in said)
+
+
 TIMES: list[tuple[dict[str, Any], str]] = [
     ({"histories": [["i1", "i2"]], "times": [[1]]}, "history 1 has 2 items and 1 times"),
     ({"histories": [["i1"]], "times": [[1], [2]]}, "times for 2 histories"),

@@ -3,6 +3,7 @@
 Whatever takes time to import is imported inside :func:`main`, so that Ctrl-C ends it cleanly from the start.
 """
 
+import _thread
 import errno
 import os
 import signal
@@ -123,21 +124,36 @@ def _drop_output() -> None:
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """While within, whether Ctrl-C was pressed: KeyboardInterrupt is raised as ever, but a library may swallow it."""
+    """While within, whether Ctrl-C was pressed: KeyboardInterrupt is raised as ever, but a library may swallow it.
+
+    Where nothing can catch it, as in a callback of an import, Python only prints it. It is then raised again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may take signals
         return
-    pressed = False
+    pressed, timers = False, []
 
     def note(number: int, frame: Any) -> None:
         nonlocal pressed
         pressed = True
         signal.default_int_handler(number, frame)
 
-    before = signal.signal(signal.SIGINT, note)
+    def again(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            timers.append(threading.Timer(0.05, _thread.interrupt_main))  # at once, it would be lost like the first
+            timers[-1].daemon = True
+            timers[-1].start()
+        else:
+            hook(unraisable)
+
+    before, hook = signal.signal(signal.SIGINT, note), sys.unraisablehook
+    sys.unraisablehook = again
     try:
         yield lambda: pressed
     finally:
+        for timer in timers:
+            timer.cancel()
+        sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
 
 

@@ -10,7 +10,11 @@ import polars as pl
 from seqrec.data.batches import flat_histories_of
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
+<<<<<<< HEAD
 from seqrec.data.formats.summary import some_of
+=======
+from seqrec.data.formats.times import YEAR_1980
+>>>>>>> newcomer
 from seqrec.data.ids import ids_of, texts_of
 from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
@@ -106,12 +110,26 @@ def histories_from(dataset: Dataset, given: Given, indices: np.ndarray, knows_ti
         lengths = np.bincount(people[known], minlength=len(lengths))
         indices, moments = indices[known], None if moments is None else moments[known]
     if knows_time and dataset.has_timestamps and moments is None and (lengths > 1).any():
+<<<<<<< HEAD
         warn("the model uses the time between items, but these histories have no times: one second between items is "
              "assumed; give times (--times)", MissingTimesWarning)  # fmt: skip
+=======
+        warn("the model knows the time between items, and these histories come without: it takes one second from each "
+             "to the next; give times (--times)", MissingTimesWarning)  # fmt: skip
+    if knows_time and moments is not None and _too_early(dataset, moments):
+        warn("some times of the histories lie before 1980, and none of the log does; give numbers since 1970, dates "
+             "or ISO texts", MissingTimesWarning)  # fmt: skip
+>>>>>>> newcomer
     if knows_time and not dataset.has_timestamps and moments is not None:
         warn("the model was trained without times, so times of histories only set their order", MissingTimesWarning)
         moments = None
     return flat_histories_of(dataset, indices, lengths, None if moments is None else moments // MICROSECONDS)
+
+
+def _too_early(dataset: Dataset, moments: np.ndarray) -> bool:
+    """Whether times are of another kind than those of the log, such as 20200913, which a log may write for a date."""
+    first = dataset.before.first_time if dataset.before is not None else None
+    return first is not None and first >= YEAR_1980 and bool((moments < YEAR_1980 * MICROSECONDS).any())
 
 
 def given_lists(lists: list[Any], times: Any = None) -> Given:
@@ -127,6 +145,8 @@ def given_lists(lists: list[Any], times: Any = None) -> Given:
     for items in lists:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
             raise InputError(f"a history is a list of item ids, not {items!r}; give [[...], [...]]")
+        if isinstance(items, set | frozenset | Mapping):  # their order says nothing, and that of a set changes
+            raise InputError(f"a history is a list of item ids in time order, not a {type(items).__name__}; give [...]")
     parts = [ids_of(items, "histories") for items in lists]
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     moments = None if times is None else moments_of(times, lengths.tolist())

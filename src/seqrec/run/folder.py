@@ -219,10 +219,10 @@ class Run:
             raise InputError(
                 f"{path}: is missing; copy it back, or go on with seqrec fit --resume where no epoch was finished"
             )
-        header = read_header(path)
+        header, config = read_header(path), self.config
         try:
             # What config.json says is compared with what the file holds before anything of these sizes is made.
-            model = self.config.outline(len(header.names))
+            model = config.outline(len(header.names))
             header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
             model.to_empty(device="cpu")  # all is read from the file: drawing fresh weights would be in vain
         except InputError as error:
