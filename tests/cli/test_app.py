@@ -64,7 +64,7 @@ def test_similar_takes_ids_that_begin_with_a_hyphen(tmp_path: Path, capsys: pyte
     [
         (["recommend", "RUN", "--users", "a", "--strct"], "Unknown option: --strct. Did you mean --strict?"),
         (["recommend", "RUN", "--users", "a", "--keepseen"], "Unknown option: --keepseen"),
-        (["recommend", "RUN", "-x"], "Unknown option: -x (a value that begins with - is written --flag=VALUE"),
+        (["recommend", "RUN", "-x"], "Unknown option: -x (write a value that begins with - as --flag=VALUE"),
         (["recommend", "RUN", "-k", "1.5"], "1.5 is not a whole number"),
         (["recommend", "RUN", "-k", "two"], "unable to convert"),
         (["recommend", "RUN", "--users"], "no id given"),
@@ -194,7 +194,7 @@ def test_a_fault_of_the_package_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
         monkeypatch.setattr(app, "_run", broken)
         assert main(["inspect", "x"]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: this is a fault of seqrec, not of your input: {type(error).__name__}")
+        assert line.startswith(f"error: this is a bug in seqrec, not in your input: {type(error).__name__}")
         assert "SEQREC_TRACEBACK=1" in line
     monkeypatch.setenv("SEQREC_TRACEBACK", "1")
     assert main(["inspect", "x"]) == 1

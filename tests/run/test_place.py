@@ -108,7 +108,7 @@ def test_the_old_run_is_back_after_any_error(run: Path, error: BaseException, li
     assert content(run) == before
     assert names(run.parent) == ["link", "run"]
     said = [str(caught.value), *getattr(caught.value, "__notes__", [])]
-    assert any(f"{out} is the run that it was before, nothing is kept of the new one" in text for text in said)
+    assert any(f"{out} is unchanged, nothing of the new run is kept" in text for text in said)
     assert seen[0].equals(Recommender.load(run).recommend(k=2))
 
 
@@ -134,9 +134,9 @@ def test_a_checkpoint_is_kept_and_gone_on_with(run: Path) -> None:
     options = SMALL | {"epochs": 3, "checkpoint_minutes": 0, "evaluate_every": 3}
     with pytest.raises(KeyboardInterrupt) as caught:
         Recommender(**options).fit(log(2), run, overwrite=True, stop=at_step(3, raises(KeyboardInterrupt())))
-    assert "--resume goes on with the new one" in caught.value.__notes__[0]
+    assert "--resume continues the new run" in caught.value.__notes__[0]
     assert content(run) == before
-    with pytest.warns(RunWarning, match="--resume goes on with it, --overwrite begins anew"):
+    with pytest.warns(RunWarning, match="--resume continues it, --overwrite starts again"):
         Recommender.load(run)
     Recommender(**options).fit(log(2), run, resume=True)
     assert names(run.parent) == ["run"]
@@ -161,7 +161,7 @@ def test_files_of_others_are_never_deleted(run: Path, where: str) -> None:
 
 
 def test_a_file_that_came_while_the_new_run_was_made_is_kept(run: Path) -> None:
-    with pytest.warns(RunWarning, match=r"holds a file that is not of a run \(state/notes\.txt\)"):
+    with pytest.warns(RunWarning, match=r"holds a file that is not part of a run \(state/notes\.txt\)"):
         Recommender(epochs=1, **SMALL).fit(
             log(2), run, overwrite=True, stop=at_step(1, lambda: (run / "state/notes.txt").write_text("mine"))
         )
@@ -257,7 +257,7 @@ def test_a_run_that_is_being_written_says_so_to_readers(run: Path) -> None:
     assert "weights.safetensors: is missing" in heard[0]
     assert "this process on " in heard[0]
     assert heard[0].endswith("writes there, try again later")
-    with Place(run), pytest.warns(RunWarning, match="this process on .* writes there; this is what it holds now"):
+    with Place(run), pytest.warns(RunWarning, match="this process on .* writes there; this is its current content"):
         Recommender.load(run)
 
 
@@ -304,9 +304,9 @@ def test_left_between_the_two_renames(run: Path, reader: str, capsys: pytest.Cap
     run.rename(run.parent / ".run.aaaaaaaa.old")
     if reader == "evaluate":
         assert READERS[reader](run) == 0
-        assert "the run before it is back in its place" in capsys.readouterr().err
+        assert "the old run is back in its place" in capsys.readouterr().err
     else:
-        with pytest.warns(RunWarning, match="the run before it is back in its place"):
+        with pytest.warns(RunWarning, match="the old run is back in its place"):
             READERS[reader](run)
     assert content(run).keys() == before.keys()
     assert names(run.parent) == ["run"]
@@ -417,7 +417,7 @@ def test_a_reader_reads_one_run(run: Path) -> None:
         ended.set()
         thread.join()
     assert met
-    assert all("again and again" in text or "writes there" in text for text in refused), refused
+    assert all("keeps replacing" in text or "writes there" in text for text in refused), refused
     assert names(run.parent) == ["run"]
 
 

@@ -261,7 +261,7 @@ def test_a_person_may_stop_it(dataset: Dataset, tmp_path: Path, monkeypatch: pyt
 
 BAD: list[tuple[list[str], dict[str, Any], str]] = [
     ([], {}, "no model given"),
-    (["sasrec", "nothing"], {}, "unknown model 'nothing'; there are sasrec"),
+    (["sasrec", "nothing"], {}, "unknown model 'nothing'; choose one of sasrec"),
     (["markov", "sasrec", "markov"], {}, "markov is named twice"),
     (["sasrec"], {"nonsense": 1}, "none of sasrec has an option 'nonsense'"),
     (["markov"], {"embedding_dim": 8}, "none of markov has an option 'embedding_dim'"),

@@ -39,7 +39,7 @@ def everything(users: int = 6, items: int = 4) -> pl.DataFrame:
 @pytest.mark.parametrize("model", TRAINED)
 @pytest.mark.parametrize("loss", ["sampled-softmax", "gbce", "bpr-max", "top1-max", "bce"])
 def test_nobody_has_a_negative(tmp_path: Path, model: str, loss: str) -> None:
-    with pytest.raises(InputError, match=rf"6 of 6 users have met every item .*, so {loss} .* --loss cross-entropy"):
+    with pytest.raises(InputError, match=rf"6 of 6 users have seen every item .*, so {loss} .* --loss cross-entropy"):
         Recommender(model, loss=loss, **TINY).fit(everything(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -47,16 +47,18 @@ def test_nobody_has_a_negative(tmp_path: Path, model: str, loss: str) -> None:
 def test_nobody_has_a_negative_that_popularity_draws() -> None:
     # Two items are tested and validated only: training has none of them, so they are never drawn.
     log = log_of([[1, 2, 1, 2, 3, 4]] * 5)
-    with pytest.raises(InputError, match="5 of 5 users have met every item"):
+    with pytest.raises(InputError, match="5 of 5 users have seen every item"):
         Recommender(loss="sampled-softmax", popularity=1.0, **TINY).fit(log)
     Recommender(loss="sampled-softmax", popularity=0.0, **TINY).fit(log)
 
 
 def test_some_users_have_no_negative() -> None:
     log = pl.concat([everything(2, 8), walks(20, 8, 5).with_columns(pl.col("user_id") + 10)])
-    with pytest.warns(TrainingWarning, match="2 of 22 users have met every item .* nothing is learnt from them"):
+    with pytest.warns(
+        TrainingWarning, match="2 of 22 users have seen every item .* the model learns nothing from them"
+    ):
         assert Recommender(**TINY).fit(log).epochs[0]["loss"] > 0
-    with pytest.raises(InputError, match=r"2 of 22 users have met every item .* so bce"):
+    with pytest.raises(InputError, match=r"2 of 22 users have seen every item .* so bce"):
         Recommender(loss="bce", **TINY).fit(log)
 
 
@@ -260,7 +262,7 @@ def test_a_second_fit_that_fails_leaves_the_first(tmp_path: Path, failure: type[
 def test_stop_may_answer_with_anything_true(answer: Any) -> None:
     fitted = Recommender(**TINY | {"epochs": 9}).fit(walks(), stop=lambda: answer)
     assert len(fitted.epochs) == 1
-    assert "its budget ended" in fitted.summary
+    assert "the end of the budget" in fitted.summary
 
 
 def test_filters_of_a_dataset_are_its_own(tmp_path: Path) -> None:

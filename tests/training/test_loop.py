@@ -201,7 +201,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert errors == ""
-    assert "--resume goes on" in out
+    assert "--resume continues" in out
     stopped = Run(tmp_path / "run")
     assert stopped.metrics() == {}
     assert (stopped.state_header() or ({}, {}))[1]["epoch"] < 2
@@ -267,7 +267,7 @@ def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> Non
     Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     assert same_run(whole, tmp_path / "run")
     (tmp_path / "run/state/training.safetensors").unlink()
-    with pytest.raises(InputError, match=r"has no state/training\.safetensors to go on from"):
+    with pytest.raises(InputError, match=r"has no state/training\.safetensors to resume from"):
         Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     (tmp_path / "run/metrics.json").unlink()  # killed before the first checkpoint
     Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
@@ -290,7 +290,7 @@ def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> Non
 )
 def test_resume_with_other_options_is_refused(whole: Path, change: dict[str, Any], hint: str) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=f"begun with {hint}") as caught:
+    with pytest.raises(InputError, match=f"started with {hint}") as caught:
         Recommender(**SMALL | change).fit(ring(), whole, resume=True)
     assert "--overwrite" in str(caught.value)
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
@@ -414,7 +414,7 @@ def test_negatives_of_somebody_who_met_everything() -> None:
     longer = replace(split_last_two(dataset), train=replace(split_last_two(dataset).train, ends=dataset.offsets[1:]))
     model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1), 4)
     with pytest.raises(
-        InputError, match=r"2 of 2 users have met every item .*, so bce has no negative .*--loss cross-entropy"
+        InputError, match=r"2 of 2 users have seen every item .*, so bce has no negative .*--loss cross-entropy"
     ):
         train(model, longer, TrainConfig(loss="bce", epochs=1))
 
@@ -490,7 +490,7 @@ def test_a_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
 
     assert Recommender(**options).fit(ring(), tmp_path / "run", stop=stop).interrupted
     assert (Run(tmp_path / "run").state_header() or ({}, {}))[1]["step"] > 0
-    with pytest.raises(InputError, match="begun with epochs = 4, not 5"):  # whose steps would have had other rates
+    with pytest.raises(InputError, match="started with epochs = 4, not 5"):  # whose steps would have had other rates
         Recommender(**options | {"epochs": 5}).fit(ring(), tmp_path / "run", resume=True)
     Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
     Recommender(**options).fit(ring(), tmp_path / "whole")
@@ -551,7 +551,7 @@ def test_every_model_trains_on_all_windows(name: str, tmp_path: Path) -> None:
 
 
 def test_passes_that_contradict_each_other(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"random_start draws one window .* windows=all shows every one"):
+    with pytest.raises(InputError, match=r"random_start draws one window .* windows=all uses all of them"):
         Recommender(**SMALL, random_start=0.5, windows="all").fit(ring(), tmp_path / "run")
     with pytest.raises(InputError, match="warmup_steps is 500, but training has 16 steps; give fewer"):
         Recommender(**SMALL, warmup_steps=500).fit(ring(), tmp_path / "run")

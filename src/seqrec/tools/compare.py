@@ -266,7 +266,7 @@ def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dic
     chosen = {}
     for name in models:
         if name not in MODELS:
-            raise InputError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+            raise InputError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
         known = _common() | {field.name for field in fields(MODELS[name].Config)}
         chosen[name] = {key: value for key, value in options.items() if key in known}
     unknown = sorted(set(options) - set().union(*chosen.values()))
