@@ -80,7 +80,7 @@ def test_it_is_told_and_written(found: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=100)
     console.print(*tables(found))
     words = console.export_text()
-    for word in ("cross-entropy", "µs a token", "times the table", "users, evaluate sampled"):
+    for word in ("cross-entropy", "µs per token", "times the table", "users, evaluate sampled"):
         assert word in words
     write(found, tmp_path / "a" / "b")
     assert json.loads((tmp_path / "a" / "b" / "bench.json").read_text()) == found

@@ -288,7 +288,7 @@ def test_bad_terms(dataset: Dataset, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="file"):
             compare(dataset, ["markov"], out=tmp_path / out)
     short = prepare(pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "y"]}))
-    with pytest.raises(InputError, match="nobody to test on"):
+    with pytest.raises(InputError, match="no user to test on"):
         compare(short, ["popularity"])
     with pytest.raises(InputError, match="no model to draw"):
         comparison_picture({"full": []}, tmp_path / "none.png")
