@@ -1,4 +1,4 @@
-"""The command line's entry: arguments as people write them, and one line for whatever goes wrong."""
+"""The entry point of the command line: arguments as people write them, and one line per error."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ CLEAR = "\x1b[2J\x1b]52;c;aGFjaw==\x1b\\"  # clears the screen and sets the clip
 
 @pytest.fixture(scope="module")
 def hyphens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose ids begin with hyphens, as those of Yelp and YouTube do."""
+    """A run with ids that begin with hyphens, as at Yelp and YouTube."""
     folder = tmp_path_factory.mktemp("hyphens") / "run"
     rows = [(f"-Usr{u}" if u else "--u0", f"{'-' * (i % 3)}Biz{(u + i) % 7}", i) for u in range(9) for i in range(5)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
@@ -124,7 +124,7 @@ def test_whole_numbers_may_be_written_with_a_point(hyphens: Path, capsys: pytest
 
 @pytest.fixture
 def escapes(tmp_path: Path) -> Path:
-    """A run with ids that a terminal would act on."""
+    """A run with control characters in its ids."""
     rows = [(f"u{u}{CLEAR}", f"i{(u + i) % 7}{CLEAR}", i) for u in range(9) for i in range(5)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     Recommender("markov").fit(log, tmp_path / "run")
@@ -164,7 +164,7 @@ def test_a_real_terminal_gets_colours_and_nothing_of_an_id(escapes: Path) -> Non
     child = subprocess.Popen(command, cwd=escapes, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # Linux's end of a terminal whose other side is closed
+    with contextlib.suppress(OSError):  # Linux raises an error when the other side of a terminal is closed
         while part := os.read(ours, 65536):
             shown += part
     os.close(ours)
@@ -184,7 +184,7 @@ def test_files_keep_ids_as_they_are(escapes: Path) -> None:
 
 def test_a_fault_of_the_package_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Panic(BaseException):
-        """As polars' panics, which are no Exceptions."""
+        """Like polars' panics, which are not Exceptions."""
 
     for error in (TypeError("unhashable type\nsecond line"), RuntimeError("frame #0"), Panic("index out of bounds")):
 

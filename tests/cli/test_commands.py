@@ -1,4 +1,4 @@
-"""The command line: every command, every form of output, and one line for every bad input."""
+"""The command line: every command, every output format, and one line for every bad input."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def ring(numbers: bool = False) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``log.csv``, and the runs ``run`` and ``counted`` of it."""
+    """A folder with ``log.csv``, and the runs ``run`` and ``counted`` of it."""
     folder = tmp_path_factory.mktemp("cli")
     ring().write_csv(folder / "log.csv")
     Recommender(embedding_dim=8, num_blocks=1, max_length=5, epochs=3).fit(ring(), folder / "run")
@@ -50,7 +50,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own, with copies, as the working directory."""
+    """A fresh copy of the folder, as the working directory."""
     shutil.copytree(shared, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -61,7 +61,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Standard output of a command that goes well and has nothing to say on standard error."""
+    """The standard output of a command that succeeds without a message on standard error."""
     capsys.readouterr()
     assert main(arguments) == 0
     out, errors = capsys.readouterr()
@@ -78,7 +78,7 @@ def one_error(errors: str) -> str:
 
 
 def fails(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
-    """The one line of a command that must fail, and must leave the folder as it was."""
+    """The one-line error of a command that must fail and leave the folder unchanged."""
     before = tree(folder)
     capsys.readouterr()
     assert main(arguments) == 2
@@ -278,7 +278,7 @@ def test_evaluate(place: Path, capsys: pytest.CaptureFixture[str], protocol: str
 
 
 def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Standard output with ``--json -``; words go to standard error."""
+    """The standard output with ``--json -``; text goes to standard error."""
     capsys.readouterr()
     assert main([*arguments, "--json", "-"]) == 0
     out = capsys.readouterr().out
@@ -362,7 +362,7 @@ def test_blocks_of_people_change_no_output(
         found[size] = [out, (place / "out").read_bytes()]
         assert errors == b""
     assert sizes == 2 * [30] + 2 * [8, 8, 8, 6]
-    if kind == "parquet":  # whose row groups differ
+    if kind == "parquet":  # the row groups differ
         assert len({str(pl.read_parquet(content).to_dicts()) for content in [*found[30], *found[8]]}) == 1
     else:
         assert found[30] == found[8]

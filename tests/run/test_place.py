@@ -1,4 +1,4 @@
-"""A run folder under a lock: what replaces it, what failures and kills leave, and what somebody else does to it."""
+"""The lock of a run folder, its replacement, recovery after failures and kills, and changes by other programs."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def names(folder: Path) -> list[str]:
 
 
 def elsewhere(action: Callable[[], Any]) -> tuple[int, str]:
-    """How an action ends in another process, and its error."""
+    """Run an action in another process. Returns how it ended, and its error."""
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
@@ -69,7 +69,7 @@ def claim(folder: Path, act: Callable[[], Any] = lambda: None) -> None:
 
 
 def at_step(number: int, act: Callable[[], Any]) -> Callable[[], bool]:
-    """A ``stop`` that acts after a step of training."""
+    """A ``stop`` function that acts after a training step."""
     steps = [0]
 
     def stop() -> bool:
@@ -99,7 +99,7 @@ def test_the_old_run_is_back_after_any_error(run: Path, error: BaseException, li
     seen: list[Any] = []
 
     def act() -> None:
-        seen.append(Recommender.load(run).recommend(k=2))  # it answers while the new one trains
+        seen.append(Recommender.load(run).recommend(k=2))  # the old run answers while the new one trains
         raise error
 
     out = out if link else run
@@ -283,7 +283,7 @@ def test_a_file_that_is_no_lock_is_left_alone(tmp_path: Path) -> None:
 
 
 def left(run: Path, kind: str, but: str = "") -> Path:
-    """A neighbour of a run, as a kill leaves it."""
+    """A folder next to a run, as a kill leaves it."""
     copy = Path(shutil.copytree(run, run.parent / f".run.0123abcd.{kind}"))
     if but:
         (copy / but).unlink()
@@ -328,7 +328,7 @@ def test_what_is_left_is_swept(run: Path, reader: str, kind: str, capsys: pytest
 
 
 def test_what_an_earlier_version_left(run: Path) -> None:
-    """It trained in the place itself, and put the old run aside."""
+    """The killed process trained in the run folder itself, after moving the old run aside."""
     before = content(run)
     shutil.copytree(run, run.parent / ".run.abcd_efg.old")
     (run / "weights.safetensors").unlink()
@@ -349,7 +349,7 @@ def test_what_is_no_run_beside_it_is_left_alone(run: Path) -> None:
 
 def test_the_folder_around_it_is_read_only(tmp_path: Path) -> None:
     def act() -> None:
-        if os.geteuid() == 0:  # whom no permission stops
+        if os.geteuid() == 0:  # root ignores permissions
             os.setgid(65534)
             os.setuid(65534)
         claim(tmp_path / "new")
@@ -361,7 +361,7 @@ def test_the_folder_around_it_is_read_only(tmp_path: Path) -> None:
 
 
 def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Windows does: no folder is opened, and only what may be written to is flushed."""
+    """Behave like Windows: folders cannot be opened, and only writable files can be flushed."""
     opened, flushed = os.open, os.fsync
     read_only = set()
 
@@ -386,7 +386,7 @@ def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_reads_one_run(run: Path) -> None:
-    """While another process replaces the run again and again, what is read is of the one or of the other."""
+    """While another process keeps replacing the run, every read returns one run or the other, never a mixture."""
     markov = Recommender("markov").fit(log())
     wanted = {name: recommender.recommend(k=2) for name, recommender in
               (("sasrec", Recommender.load(run)), ("markov", markov))}  # fmt: skip
@@ -422,7 +422,7 @@ def test_a_reader_reads_one_run(run: Path) -> None:
 
 
 def test_a_run_opens_as_soon_as_it_has_weights(tmp_path: Path) -> None:
-    """A full disk may come right after the first weights, before any epoch was noted."""
+    """The disk may be full right after the first weights, before any epoch is recorded."""
     opened = []
 
     def look(self: Run, weights: Any, save: Any = Run.save_weights) -> None:

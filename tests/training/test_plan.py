@@ -1,4 +1,4 @@
-"""What a fit settles before it begins: the categories of the items, and the item table of a run that is resumed."""
+"""The plan of a fit: the categories of the items, and the item table of a resumed run."""
 
 from pathlib import Path
 
@@ -86,7 +86,10 @@ def test_titles_may_change_where_the_model_does_not_read_them(tmp_path: Path):
         f"title {item}" for item in loaded.recommend(users=[1], k=2)["item_id"]
     ]
     described = Recommender(**SMALL).fit(log(), items=items(*TWO))
-    for name, weights in plain.model.state_dict().items():  # an item table changes no weights where nothing reads it
+    for (
+        name,
+        weights,
+    ) in plain.model.state_dict().items():  # an item table that the model does not read changes no weights
         assert weights.equal(described.model.state_dict()[name]), name
     assert described.recommend(k=3).drop("title").equals(plain.recommend(k=3))
     assert "title" not in plain.recommend(k=3).columns
