@@ -336,7 +336,7 @@ def test_the_ending_of_the_file_says_the_format(place: Path, capsys: pytest.Capt
         run(capsys, *command.split(), "-k", "3", "--out", "b.csv", "--format", "parquet")
         assert pl.read_parquet(place / "b.csv").equals(wanted)
         assert main([*command.split(), "-k", "3", "--out", "a.xlsx"]) == 2
-        assert "end its name in .parquet, .csv, .jsonl, or give --format" in one_error(capsys.readouterr().err)
+        assert "end the name in .parquet, .csv, .jsonl, or give --format" in one_error(capsys.readouterr().err)
         assert not (place / "a.xlsx").exists()
 
 
@@ -531,7 +531,7 @@ BAD_ARGUMENTS = {
     "fit log.csv --out new --dropout much": '"much"',
     "fit log.csv --out new --model gru": '"gru".*sasrec',
     "fit log.csv --out new --model markov --dropout 0.1": "--dropout",
-    "fit log.csv --out new --loss bce --negatives 1000000000000": "negatives is 1000000000000, more than the memory",
+    "fit log.csv --out new --loss bce --negatives 1000000000000": "negatives is 1000000000000, too many for the memory",
     "fit log.csv --out new --device meta": "device 'meta'",
     "fit log.csv --out new --device tpu9": "device 'tpu9'",
     "fit log.csv --out new --valid-from 5": "split by time",
