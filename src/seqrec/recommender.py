@@ -129,7 +129,7 @@ class Recommender:
         )
         self.epochs, self.metrics, self.evaluations = [], {}, {}
         self.interrupted, self.summary = False, ""
-        # Every check and the whole counting come before the first write.
+        # All checks, and the counting of a counted model, come before the first write.
         if model.COUNTED:
             self.epochs, self.summary = counted(model, split.train)
         run = Run.resume(place, config, self.train_config.resumable) if place is not None and resume else None
@@ -294,9 +294,18 @@ class Recommender:
         seed: int = 0,
         baselines: bool = True,
     ) -> Evaluation:
-        """Rank the held-out item of each user; see :func:`seqrec.evaluate`.
+        """Evaluate the model on the held-out item of each user; see :func:`seqrec.evaluate`.
 
-        By default ``keep_seen`` is as in the run's validation. ``baselines`` also evaluates the models that only count.
+        Args:
+            protocol: items to rank against: ``full``, the whole catalogue, or ``sampled``, random unseen items.
+            split: held-out items to rank: ``test`` or ``valid``.
+            negatives: number of random items per user in the sampled protocol.
+            keep_seen: keep items of the history in a full ranking. By default as in the run's validation.
+            seed: random seed of the sampled items, and of the bootstrap for the interval of coverage.
+            baselines: also evaluate the models that only count, beside this one.
+
+        Raises:
+            InputError: an argument is out of range, or there is no held-out item.
         """
         model, dataset = self._ready()
         assert self._split is not None
