@@ -52,7 +52,7 @@ class RunConfig:
         Raises:
             ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or there are too many tensors.
         """
-        with torch.device("meta"), _Few(4 * most + 64):
+        with torch.device("meta"), _TensorLimit(4 * most + 64):
             return self.build()
 
 
@@ -94,7 +94,7 @@ def run_id(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-class _Few(TorchFunctionMode):
+class _TensorLimit(TorchFunctionMode):
     """A context in which creating more than ``most`` tensors is an error."""
 
     def __init__(self, most: int) -> None:

@@ -10,7 +10,7 @@ from seqrec.errors import InputError, RunWarning, warn
 from seqrec.files import explain_os_error
 
 _MARK = "seqrec"
-_FAR = 2**30  # on Windows nobody can read locked bytes, so a byte beyond the content is locked
+_LOCKED_BYTE = 2**30  # on Windows nobody can read locked bytes, so a byte beyond the content is locked
 _BUSY = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -157,7 +157,7 @@ def _lock(file: int) -> None:
     except ImportError:
         import msvcrt
 
-        os.lseek(file, _FAR, os.SEEK_SET)
+        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +169,7 @@ def _unlock(file: int) -> None:
     except ImportError:
         import msvcrt
 
-        os.lseek(file, _FAR, os.SEEK_SET)
+        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(file, fcntl.LOCK_UN)

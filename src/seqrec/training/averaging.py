@@ -85,19 +85,19 @@ class RunningMean:
     def _in_folder(self, run: Run, weights: Mapping[str, Tensor], epoch: int) -> Iterator[None]:
         run.check_there()
         before = run.mean_path(epoch - 1) if epoch > 1 else None
-        with _aside(run.mean_path(epoch).parent) as aside:
-            with _of_the_disk(run.folder):
+        with _temporary_file(run.mean_path(epoch).parent) as file:
+            with _disk_errors(run.folder):
                 for block in _blocks(weights):
-                    block.cpu().numpy().tofile(aside)
+                    block.cpu().numpy().tofile(file)
             if before is not None:
                 self._mix(before, weights)
             run.save_mean(weights, epoch)
             try:
                 yield
             finally:
-                aside.seek(0)
+                file.seek(0)
                 for block in _blocks(weights):
-                    block.copy_(_read(aside, block, run.folder))
+                    block.copy_(_read(file, block, run.folder))
 
     def _mix(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         """Replace the weights by the new mean, computed from the old mean in a file."""
@@ -146,9 +146,9 @@ def _damaged(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _aside(folder: Path) -> Iterator[IO[bytes]]:
+def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A temporary file without a name."""
-    with _of_the_disk(folder):
+    with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     with file:
@@ -156,7 +156,7 @@ def _aside(folder: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _of_the_disk(folder: Path) -> Iterator[None]:
+def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

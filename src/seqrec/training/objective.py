@@ -148,7 +148,7 @@ def draw_task(
             raise InputError(f"{error} for bce; choose another loss or leave such users out") from error
         asked = items.numpy()
         if shown.targets is not batch.targets:  # corruption may replace targets by items that the user never had
-            asked = _told_apart(
+            asked = _redraw_equal(
                 asked,
                 drawn,
                 lambda which: negatives_for(random, sampler, token_rows[which], 1, own)[:, 0],
@@ -243,7 +243,7 @@ def _target_correction(num_items: int, negatives: int) -> float:
     return math.log(num_items / negatives)
 
 
-def _told_apart(
+def _redraw_equal(
     items: np.ndarray, drawn: np.ndarray, draw: Callable[[np.ndarray], np.ndarray], before: np.ndarray
 ) -> np.ndarray:
     """Draw negatives again, in place, that equal the item to predict.

@@ -20,7 +20,7 @@ from seqrec.training.optim import RowAdam
 
 #: Attributes of :class:`TrainingState` in a checkpoint, in addition to the tensors and the sum of losses.
 _FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
-_FAR = 2.0**60  # a checkpoint with more tokens, seconds or loss than this is damaged
+_MOST = 2.0**60  # a checkpoint with more tokens, seconds or loss than this is damaged
 
 
 class TrainingState:
@@ -207,10 +207,10 @@ def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
         if name not in facts:
             raise ValueError(f"{name} is missing")
         value = facts[name]
-        if not fits(value, kind) or (kind is float and not abs(value) <= _FAR):
+        if not fits(value, kind) or (kind is float and not abs(value) <= _MOST):
             raise ValueError(f"{name} is not a {'list' if name == 'rows' else 'number'}, or is out of range")
-    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _FAR, "seconds": _FAR,
-            "total_seconds": _FAR, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
+    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _MOST, "seconds": _MOST,
+            "total_seconds": _MOST, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
     for name, high in most.items():
         if not 0 <= facts[name] <= high:
             raise ValueError(f"{name} is {facts[name]}, not 0 to {high}")
