@@ -346,7 +346,7 @@ def test_a_run_of_format_1_says_what_to_do(run: Path) -> None:
     recommender = Recommender("sasrec", epochs=2, batch_size=4, **SIZES)
     for action in (lambda: Recommender.load(run), lambda: recommender.fit(log(), run, resume=True)):
         message = message_of(action)
-        assert message.startswith(f"{run / 'config.json'}: format 1 is of an earlier seqrec")
+        assert message.startswith(f"{run / 'config.json'}: format 1 is from an earlier seqrec")
         assert f"train again: seqrec fit LOG --out {run} --overwrite" in message
     assert content(run) == before
     recommender.fit(log(), run, overwrite=True)
