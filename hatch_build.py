@@ -1,4 +1,4 @@
-"""Compiles the inner loops when the package is installed. Without a compiler the package works too, but slower."""
+"""Compiles the inner loops when the package is installed. Without a compiler the package also works, but slower."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 #: Ways to compile the loops, tried in this order: with threads if the compiler has OpenMP, otherwise on one thread.
 THREADS = [["-fopenmp"], ["-fopenmp-simd"], []]
-#: One library per generation of processors; `seqrec.kernels.loader` loads the best that the machine can run.
+#: One library per generation of processors. `seqrec.kernels.loader` loads the best one that the machine supports.
 PROCESSORS = {"plain": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     avx2 = ["-mavx2", "-mfma"]
@@ -25,7 +25,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 class KernelsHook(BuildHookInterface):
-    """Puts the libraries, ``kernels-….so.1``, next to their sources."""
+    """Puts the libraries ``kernels-….so.1`` next to their sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
@@ -46,7 +46,7 @@ class KernelsHook(BuildHookInterface):
 
 
 def compile_kernels(folder: Path, target: Path) -> dict[str, str]:
-    """Build every library from the sources in a folder. Returns for each why it failed, or an empty string."""
+    """Build every library from the sources in a folder. Returns for each the reason of failure, or an empty string."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if os.name != "posix" or compiler is None:
         return dict.fromkeys(PROCESSORS, "there is no C++ compiler (c++, g++, clang++ or the one that CXX names)")

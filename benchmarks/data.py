@@ -1,8 +1,10 @@
-"""Time and peak memory from a log to a saved Dataset, and to open that and train, each in a process of its own.
+"""Time and peak memory of preparing a log and saving the Dataset, and of loading it and training.
 
-python benchmarks/data.py ml-1m.txt                           a log of yours
-python benchmarks/data.py --rows 10000000                     a generated CSV of so many rows
-python benchmarks/data.py --rows 100000000 --format parquet   as Parquet; `parts`: a folder of it
+    python benchmarks/data.py ml-1m.txt                           your own log
+    python benchmarks/data.py --rows 10000000                     a generated CSV with this many rows
+    python benchmarks/data.py --rows 100000000 --format parquet   Parquet; `parts` is a folder of Parquet parts
+
+Each measurement runs in a separate process.
 """
 
 import argparse
@@ -50,16 +52,17 @@ import json
 row = recommender.epochs[0]
 print(json.dumps({
     "load": loaded - start, "fit": time.perf_counter() - loaded, "steps": 200,
-    "of them": row["seconds"], "tokens a second": row["tokens_per_second"],
+    "step_seconds": row["seconds"], "tokens_per_second": row["tokens_per_second"],
     "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
 }))
 """
 
 
 def generate(path: Path, rows: int, seed: int = 0, format: str = "csv") -> None:
-    """A log with skewed items and users, in time order: user_id,item_id,timestamp.
+    """Write a log with skewed item counts, in time order: user_id,item_id,timestamp.
 
-    A CSV, one Parquet file, or a folder of its parts; in blocks, so that any number of rows fits the memory.
+    The format is CSV, one Parquet file, or a folder of Parquet parts. Rows are written in blocks, so that any number of
+    rows fits into memory.
     """
     random = np.random.default_rng(seed)
     names = ["user_id", "item_id", "timestamp"]
@@ -70,7 +73,7 @@ def generate(path: Path, rows: int, seed: int = 0, format: str = "csv") -> None:
         size = min(BLOCK_ROWS, rows - start)
         users = random.integers(1, max(2, rows // 20), size)
         items = (random.pareto(1.0, size) * 50).astype(np.int64) % max(2, rows // 100) + 1
-        # The blocks follow each other in time.
+        # Each block starts where the one before it ends in time.
         first, last = (1_600_000_000 + 100_000_000 * row // rows for row in (start, start + size))
         times = np.sort(random.integers(first, max(last, first + 1), size))
         frame = pl.DataFrame([users, items, times], schema=names)
@@ -98,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--format", choices=("csv", "parquet", "parts"), default="csv")
-    parser.add_argument("--folder", type=Path, help="where the temporary files go")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         log = options.log

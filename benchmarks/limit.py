@@ -1,9 +1,9 @@
-"""How far is a step from the limit? Its time as a multiple of the same arithmetic as matrix products alone.
+"""The time of a training step as a multiple of the time that only its matrix products would take.
 
     python benchmarks/limit.py games.txt --dims 64,100,128 --threads 1,2
 
-SASRec with 2 blocks, histories of 50, 128 users a step. The step and the products are timed in turn; printed
-are medians of the multiples, against torch's products and, where they are compiled, against seqrec's own.
+The model is SASRec with 2 blocks, histories of 50 items and 128 users per step. The step and the products are timed
+alternately. The output is the median multiple, against torch's products and, if compiled, against seqrec's own.
 """
 
 import argparse

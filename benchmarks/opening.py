@@ -1,12 +1,12 @@
-"""What it costs to open a large run and recommend to one person by a history: seconds and memory.
+"""Time and memory of opening a large run and recommending items for one history.
 
     python benchmarks/opening.py
     python benchmarks/opening.py --users 1000000 --interactions 10000000 --texts
 
-It writes a run of an untrained SASRec with random weights and a made-up log (some 1.6 GB for 10 million users, 100
-million interactions and 1 million items of 64 numbers) to a temporary folder, which it removes. Then a fresh process
-opens the run and recommends, and reads its own peak memory: of that, what was mapped from files is what the system
-takes back when it needs room. The files were just written, so they come from the cache of the system, not the disk.
+The script writes a run of an untrained SASRec and a generated log to a temporary folder, which it removes at the end
+(about 1.6 GB for 10 million users, 100 million interactions and 1 million items of 64 numbers). Then a new process
+opens the run, recommends, and reads its own peak memory. The system can reclaim the part of it that is mapped from
+files. The files were just written, so they are read from the system's cache, not from the disk.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from seqrec.data.id_table import IdTable
 from seqrec.run.config import RunConfig
 from seqrec.run.folder import Run
 
-# Opens the run in a process of its own and prints one line of JSON.
+# Opens the run in a separate process and prints one line of JSON.
 OPEN = """
 import json, sys, time
-begun = time.perf_counter()
+first = time.perf_counter()
 import torch
 from seqrec import Recommender
 try:
@@ -42,7 +42,7 @@ def memory():
     return {name: int(lines[name].split()[0]) >> 10 for name in ("VmHWM", "RssAnon", "RssFile")}
 
 run, history = sys.argv[1], json.loads(sys.argv[2])
-found = {"import_seconds": time.perf_counter() - begun, "import_cpu_seconds": time.process_time()}
+found = {"import_seconds": time.perf_counter() - first, "import_cpu_seconds": time.process_time()}
 found["import_mb"] = memory()
 started, worked = time.perf_counter(), time.process_time()
 opened = Recommender.load(run) if Predictor is None else Predictor.load(run)
@@ -61,7 +61,7 @@ print(json.dumps({name: round(value, 3) if isinstance(value, float) else value f
 
 
 def made_up(users: int, interactions: int, items: int, texts: bool) -> Dataset:
-    """A log of histories of any length around the mean, with random items and one second between interactions."""
+    """A log with varying history lengths, random items, and one second between interactions."""
     random = np.random.default_rng(0)
     mean = interactions // users
     half = random.integers(1, 2 * mean, users // 2)
@@ -82,7 +82,7 @@ def made_up(users: int, interactions: int, items: int, texts: bool) -> Dataset:
 
 
 def write_run(folder: Path, arguments: argparse.Namespace) -> None:
-    """Write the run."""
+    """Write a run with random weights and a generated log."""
     dataset = made_up(arguments.users, arguments.interactions, arguments.items, arguments.texts)
     config = RunConfig(
         model="sasrec",
@@ -97,7 +97,7 @@ def write_run(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Write, open, print."""
+    """Write the run, open it in new processes, and print what they measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--users", type=int, default=10_000_000)
     parser.add_argument("--interactions", type=int, default=100_000_000)
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--texts", action="store_true", help="ids of 24 letters instead of integers")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         run = Path(temporary) / "run"

@@ -1,19 +1,19 @@
-"""Compare seqrec with the SASRec of RecTools and of RecBole: an epoch of training and recommending for everybody.
+"""Compare seqrec's speed with SASRec in RecTools and RecBole: training an epoch, and recommending for all users.
 
     make bench-peers LOG=games.txt
     python benchmarks/peers.py games.txt --peers rectools --loss cross-entropy --peer-steps 4 --repeats 2
 
-All train the same sizes on the same log in one run, in turn, so that a change in the machine's speed meets all:
-an epoch of each peer, an epoch of ours, and so on, then the same with recommendations. A peer lives in an
-environment of its own, ``.venv-rectools`` and ``.venv-recbole``, which is made at the first call. The ratio of
-medians counts; absolute times say little on a shared machine.
+All packages train a model of the same sizes on the same log, alternately, so that changes in the machine's speed affect
+all of them: an epoch of each peer, an epoch of seqrec, and so on, then the same with recommendations. Each peer has its
+own environment, ``.venv-rectools`` or ``.venv-recbole``, which is created by the first call. The ratio of the medians
+is the result; absolute times say little on a shared machine.
 
-An epoch is not the same everywhere, so the report says what each consists of, and gives the ratio a target beside
-the ratio an epoch. RecTools and seqrec train every position of a history at once; RecBole makes a sequence of
-every prefix and trains its last position alone: 6.3 times the sequences on games.txt, for 1.07 times the targets.
-RecBole has no BCE for SASRec: its BPR, with one negative too, stands beside ours. The other loss, cross-entropy over
-the whole catalogue, all have. Where an epoch takes too long, ``--peer-steps`` times some of its steps and the
-report scales them; of RecBole that is the default. Ours are always whole epochs.
+Epochs differ between packages, so the report describes them, and gives the ratio per target as well as per epoch.
+RecTools and seqrec train every position of a history at once. RecBole makes a sequence of every prefix and trains only
+its last position: 6.3 times the sequences on games.txt, for 1.07 times the targets. RecBole has no BCE for SASRec, so
+its BPR, also with one negative, is compared with seqrec's BCE. All packages have cross-entropy over the whole
+catalogue. If an epoch takes too long, ``--peer-steps`` times only some of its steps, and the report scales the time;
+this is the default for RecBole. seqrec always trains complete epochs.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ROOT = HERE.parent
 
 @dataclass(frozen=True)
 class Package:
-    """What to install for a peer, its names of our losses, and the steps of an epoch that are timed, 0 for all."""
+    """The requirements of a peer, its names for the losses, and the number of timed steps per epoch (0 for all)."""
 
     install: tuple[str, ...]
     losses: dict[str, str]
@@ -43,14 +43,14 @@ class Package:
 
 
 PACKAGES = {
-    # The trainer is capped at the newest that RecTools allows.
+    # RecTools does not allow a newer trainer.
     "rectools": Package(
         install=("torch", "numpy", "rectools[torch]", "pytorch-lightning<2.6"),
         losses={"bce": "BCE", "cross-entropy": "softmax"},
         steps=0,
     ),
-    # RecBole 1.2.1 names types that numpy 2 dropped and fills frames in a way that pandas 3 ignores; its
-    # TensorBoard wants the pkg_resources of an older setuptools.
+    # RecBole 1.2.1 uses types that numpy 2 removed, and assignments to frames that pandas 3 ignores. Its TensorBoard
+    # needs pkg_resources of an older setuptools.
     "recbole": Package(
         install=("torch", "numpy<2", "pandas<3", "setuptools<81", "recbole"),
         losses={"bce": "BPR", "cross-entropy": "CE"},
@@ -61,7 +61,7 @@ PACKAGES = {
 
 def main() -> None:
     options = parse()
-    # Threads are fixed before torch starts, the same number for everybody.
+    # The number of threads, the same for all packages, must be set before torch is imported.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ["MKL_NUM_THREADS"] = str(options.threads)
     for name in options.peers:
@@ -74,7 +74,7 @@ def main() -> None:
         for _ in range(options.repeats + 1):
             for name, turn in turns.items():
                 times.setdefault(f"{name} {step}", []).append(turn())
-                # A run takes minutes: say how far it is.
+                # Shows progress, because a run takes minutes.
                 print(f"{name} {step}: {times[f'{name} {step}'][-1]:.1f} s", file=sys.stderr, flush=True)
     found = {name: peer.finish() for name, peer in peers.items()} | {"seqrec": ours.epoch_of()}
     for name, about in found.items():
@@ -85,31 +85,31 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("log", type=Path, help="a log that all read: 'user item' lines in time order")
-    parser.add_argument("--peers", default=",".join(PACKAGES), help=f"of {','.join(PACKAGES)}; all without it")
+    parser.add_argument("log", type=Path, help="log for all packages: 'user item' lines in time order")
+    parser.add_argument("--peers", default=",".join(PACKAGES), help=f"from {','.join(PACKAGES)}; by default all")
     parser.add_argument("--repeats", type=int, default=3, help="timed epochs and recommendations, after one warm-up")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--loss", choices=["bce", "cross-entropy"], default="bce")
     parser.add_argument(
         "--peer-steps",
         default=None,
-        help="steps of the peers' epochs that are timed, one number for all or one a peer, as 3,200; 0: whole epochs",
+        help="number of timed steps per epoch, one for all peers or one per peer, such as 3,200; 0 for all steps",
     )
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     options.peers = options.peers.split(",")
     for name in options.peers:
         if name not in PACKAGES:
-            parser.error(f"--peers: {name!r} is none of {', '.join(PACKAGES)}")
+            parser.error(f"--peers: {name!r} is not one of {', '.join(PACKAGES)}")
     try:
         steps = [int(part) for part in options.peer_steps.split(",")] if options.peer_steps else []
     except ValueError:
-        parser.error(f"--peer-steps: {options.peer_steps!r} is not a number, nor numbers with commas between")
+        parser.error(f"--peer-steps: {options.peer_steps!r} is not a number or a list of numbers with commas")
     if not steps:
         steps = [PACKAGES[name].steps for name in options.peers]
     options.peer_steps = steps * len(options.peers) if len(steps) == 1 else steps
     if len(options.peer_steps) != len(options.peers) or min(steps) < 0:
-        parser.error("--peer-steps: give one number, or one for each of --peers, none below 0")
+        parser.error("--peer-steps: give one number, or one per peer, all at least 0")
     return options
 
 
@@ -118,7 +118,7 @@ def environment(name: str) -> Path:
 
 
 def install(name: str) -> None:
-    """Make a peer's environment, once."""
+    """Create a peer's environment, if it does not exist yet."""
     folder = environment(name)
     if (folder / ".installed").is_file():
         return
@@ -130,7 +130,7 @@ def install(name: str) -> None:
 
 
 class Peer:
-    """Another package in a process of its own that waits between steps for our turn."""
+    """Another package in a separate process, which waits between its steps."""
 
     def __init__(self, name: str, steps: int, options: argparse.Namespace) -> None:
         self.name = name
@@ -145,11 +145,11 @@ class Peer:
         self.process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        # What it does before and between its turns is over before anybody else's turn.
+        # Waiting here means that its untimed work does not overlap the turns of others.
         self._read_until("ready")
 
     def next(self, kind: str) -> float:
-        """Let it take one step; seconds."""
+        """Let the peer take one step. Returns its seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -158,9 +158,9 @@ class Peer:
         return seconds
 
     def finish(self) -> dict[str, Any]:
-        """Its own report."""
+        """Wait for the end of the peer and return its report."""
         if self.process.wait() != 0:
-            raise SystemExit(f"{self.name} failed; its message stands above")
+            raise SystemExit(f"{self.name} failed; its message is above")
         found: dict[str, Any] = json.loads(self.result.read_text())
         return found
 
@@ -171,7 +171,7 @@ class Peer:
                 message: dict[str, Any] = json.loads(line)
                 if any(key in message for key in keys):
                     return message
-        raise SystemExit(f"{self.name} ended before {keys[0]!r}; its message stands above")
+        raise SystemExit(f"{self.name} ended before {keys[0]!r}; its message is above")
 
 
 class Ours:
@@ -192,25 +192,25 @@ class Ours:
         self.recommender = Recommender("sasrec", **self.options)
 
     def epoch(self) -> float:
-        """One epoch from fresh weights; seconds of training alone."""
+        """Train one epoch from fresh weights. Returns the seconds of its steps only."""
         self.recommender.fit(self.dataset)
         return float(self.recommender.epochs[0]["seconds"])
 
     def recommend(self) -> float:
-        """Ten items for every user of the log, the whole call."""
+        """Recommend ten items for every user of the log. Returns the seconds of the complete call."""
         start = time.perf_counter()
         self.recommender.recommend(k=10)
         return time.perf_counter() - start
 
     def epoch_of(self) -> dict[str, Any]:
-        """What an epoch consists of, as the peers report it."""
+        """The sizes of an epoch, in the form of the peers' reports."""
         import numpy as np
 
         import seqrec
         from seqrec.data.batches import trainable
 
         trained = trainable(seqrec.split_last_two(self.dataset).train)
-        # No padding: a position computed is a target.
+        # There is no padding, so every computed position is a target.
         targets = int(np.minimum(trained.lengths - 1, self.options["max_length"]).sum())
         steps = -(-len(trained) // self.options["batch_size"])
         return {
@@ -221,7 +221,7 @@ class Ours:
 
 
 def report(options: argparse.Namespace, times: dict[str, list[float]], found: dict[str, dict[str, Any]]) -> None:
-    """Print what the epochs are, medians and ratios without the warm-up, and write them."""
+    """Print and write the sizes of the epochs, and medians and ratios without the warm-up."""
     import torch
 
     result: dict[str, Any] = {
@@ -251,9 +251,9 @@ def report(options: argparse.Namespace, times: dict[str, list[float]], found: di
             f"{ratio:5.1f} times faster (pairs {min(pairs):.1f} to {max(pairs):.1f})"
         )
         if step == "epoch":
-            a_target = ratio * found["seqrec"]["train_targets"] / found[name]["train_targets"]
-            result["ratios"][f"{name} target"] = a_target
-            line += f", a target {a_target:.1f} times"
+            per_target = ratio * found["seqrec"]["train_targets"] / found[name]["train_targets"]
+            result["ratios"][f"{name} target"] = per_target
+            line += f", {per_target:.1f} times per target"
         print(line)
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,6 +1,7 @@
-"""What the peers of `make bench-peers` share: the log, the clock, the turns and the command line.
+"""Code that the peers of `make bench-peers` share: the log, the clock, the turns and the command line.
 
-It runs in the environment of each peer, so it imports nothing of seqrec, and pandas only once the threads are set.
+It runs in the environment of each peer, so it does not import seqrec. It imports pandas only after setting the number
+of threads.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def say(**event: Any) -> None:
 class Turns:
     """Waits for a turn before each timed step, and times it.
 
-    Beside the wall's seconds stand the CPU seconds of all threads: far below wall x threads tells of a busy machine.
+    It also records the CPU seconds of all threads. If they are far below wall time x threads, the machine was busy.
     """
 
     def __init__(self, pace: bool) -> None:
@@ -36,7 +37,7 @@ class Turns:
         self._start_clock()
 
     def start(self, kind: str) -> None:
-        """Wait until the driver gives the turn, and start the clock."""
+        """Wait until the driver sends a line, and start the clock."""
         if self.pace:
             start = time.perf_counter()
             say(ready=kind, number=len(self.taken[kind]) + 1)
@@ -49,14 +50,14 @@ class Turns:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def end(self, kind: str, **more: Any) -> None:
-        """Stop the clock and tell the driver."""
+        """Stop the clock and report the time to the driver."""
         times = {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
         self.taken[kind].append({kind: len(self.taken[kind]) + 1, **times, **more})
         say(**self.taken[kind][-1])
 
 
 def read_log(path: Path) -> "pd.DataFrame":
-    """'user item' lines in time order."""
+    """Read 'user item' lines, which are in time order."""
     import pandas as pd
 
     return pd.read_csv(path, sep=r"\s+", header=None, names=["user_id", "item_id"])
@@ -65,8 +66,8 @@ def read_log(path: Path) -> "pd.DataFrame":
 def split(log: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]":
     """Training rows, histories for the test, test rows.
 
-    Leave-last-two-out: users with three items or more give their last item to the test and the one
-    before to validation; shorter histories train whole. The history for the test has the validation item.
+    Leave-last-two-out: for users with three or more items, the last item is for the test and the one before it for
+    validation. Users with fewer items only train. The history for the test includes the validation item.
     """
     by_user = log.groupby("user_id")["item_id"]
     from_end = by_user.cumcount(ascending=False)
@@ -75,7 +76,7 @@ def split(log: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
 
 
 def hits(recommended: "pd.DataFrame", test: "pd.DataFrame") -> dict[str, float]:
-    """HR@10 and NDCG@10 over all test users: a user without recommendations is a miss."""
+    """HR@10 and NDCG@10 over all test users. A user without recommendations counts as a miss."""
     ranks = test.merge(recommended, on=["user_id", "item_id"])["rank"]
     return {
         "hr@10": len(ranks) / len(test),
@@ -89,7 +90,7 @@ def run(
     distributions: Sequence[str],
     measure: Callable[[argparse.Namespace, Turns], dict[str, Any]],
 ) -> None:
-    """Parse, measure, and write the result; ``distributions`` are those whose versions it names."""
+    """Parse arguments, measure, and write the result, with the versions of ``distributions``."""
     args = parse(package, losses)
     # Thread pools read these when they load, so the heavy imports come after.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -112,9 +113,9 @@ def run(
 def parse(package: str, losses: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=f"Time the SASRec of {package}: epochs and recommendations.")
     parser.add_argument("--log", type=Path, required=True, help="'user item' lines in time order")
-    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
+    parser.add_argument("--json", type=Path, required=True, help="file for the result")
     parser.add_argument("--epochs-timed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=None, help="steps of an epoch that are taken; all without it")
+    parser.add_argument("--steps", type=int, default=None, help="number of steps per epoch; by default all")
     parser.add_argument("--recommend-repeats", type=int, default=1)
     parser.add_argument("--recommend-batch-size", type=int, default=256)
     parser.add_argument("--max-length", type=int, default=50)

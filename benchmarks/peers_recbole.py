@@ -1,16 +1,16 @@
 """Times RecBole's SASRec: one of the peers of `make bench-peers`.
 
-Run it with the interpreter of an environment of its own; it imports nothing of seqrec:
+Run it with the Python of its own environment; it does not import seqrec:
 
     python3.11 -m venv .venv-recbole
     .venv-recbole/bin/pip install -c constraints.txt torch 'numpy<2' 'pandas<3' 'setuptools<81' recbole
     .venv-recbole/bin/python benchmarks/peers_recbole.py --log games.txt --steps 300 --json out.json
 
-It speaks as peers_rectools.py does. RecBole has no binary cross-entropy for SASRec: its pairwise loss, BPR, is
-the nearest. It trains one target a sequence: a history of n items becomes n - 1 sequences, each a prefix of it
-padded to the full length, of which only the last position is scored. So an epoch has about as many targets as
-elsewhere, but a sequence of its own for each. Its own split, leave-one-out for validation and test, differs from
-the peers' in users of three items: their second one trains.
+Its output is like that of peers_rectools.py. RecBole has no binary cross-entropy for SASRec; its pairwise loss, BPR, is
+the nearest. It trains one target per sequence: a history of n items becomes n - 1 sequences. Each is a prefix of the
+history, padded to the full length, and only its last position is scored. So an epoch has about as many targets as in
+the other packages, but a separate sequence for each target. RecBole's split, leave-one-out for validation and test,
+differs for users with three items: it trains on their second item.
 """
 
 import argparse
@@ -32,16 +32,16 @@ LOSSES = ("BPR", "CE")
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """RecBole's configuration: its defaults but for the sizes and what costs time for nothing."""
+    """RecBole's configuration: its defaults, except for sizes and settings that only cost time."""
     return {
         "data_path": ".",
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        # Times only order the log; they would be copied into every batch, and their prefixes too.
+        # Times only order the log. Unless unused, they and their prefixes would be copied into every batch.
         "unused_col": {"inter": ["timestamp", "timestamp_list"]},
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"},
         "MAX_ITEM_LIST_LENGTH": args.max_length,
         "hidden_size": args.dimension,
-        # As wide as the embedding and with ReLU, as in the paper; RecBole's own are 256 and a GELU of four steps.
+        # The width of the embedding and ReLU, as in the paper. RecBole's defaults are 256 and a slower GELU.
         "inner_size": args.dimension,
         "hidden_act": "relu",
         "n_layers": args.blocks,
@@ -49,7 +49,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "hidden_dropout_prob": args.dropout,
         "attn_dropout_prob": args.dropout,
         "loss_type": args.loss,
-        # RecBole refuses a sampler beside the loss over the whole catalogue.
+        # RecBole refuses a sampler together with the loss over the whole catalogue.
         "train_neg_sample_args": (
             {"distribution": "uniform", "sample_num": args.negatives} if args.loss == "BPR" else None
         ),
@@ -64,7 +64,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_log(log: "pd.DataFrame", folder: Path) -> None:
-    """RecBole's atomic file. The place in the history serves as time: RecBole keeps times in 32 bits."""
+    """Write RecBole's atomic file. The position in the history serves as time, because RecBole's times have 32 bits."""
     columns = {"user_id": "user_id:token", "item_id": "item_id:token", "timestamp": "timestamp:float"}
     log = log.assign(timestamp=log.groupby("user_id").cumcount()).rename(columns=columns)
     folder.mkdir()
@@ -72,7 +72,7 @@ def write_log(log: "pd.DataFrame", folder: Path) -> None:
 
 
 def paced(turns: Turns, steps: int | None) -> type:
-    """RecBole's trainer, with a turn around each epoch and some of its steps alone."""
+    """RecBole's trainer, with a timed turn for each epoch, limited to ``steps`` steps."""
     from recbole.trainer import Trainer
 
     class Paced(Trainer):
@@ -87,7 +87,7 @@ def paced(turns: Turns, steps: int | None) -> type:
 
 
 class Recommending:
-    """Ten items for every test user, as RecBole's full evaluation scores them."""
+    """Recommends ten items for every test user, with the scores of RecBole's full evaluation."""
 
     def __init__(self, dataset: Any, test_data: Any, history: "pd.DataFrame") -> None:
         import numpy as np
@@ -97,7 +97,7 @@ class Recommending:
         users = dataset.token2id("user_id", history["user_id"].astype(str).to_numpy())
         items = dataset.token2id("item_id", history["item_id"].astype(str).to_numpy())
         shape = (dataset.user_num, dataset.item_num)
-        # RecBole leaves the seen items of a sequential model in its ranking; here they go, as everywhere else.
+        # For sequential models RecBole ranks seen items too. Here they are removed, as in the other packages.
         self.seen = csr_matrix((np.ones(len(users), dtype=bool), (users, items)), shape=shape)
 
     def frame(self, model: Any) -> "pd.DataFrame":
@@ -116,7 +116,7 @@ class Recommending:
         )
 
     def parts(self, model: Any) -> Iterator[tuple[Any, Any]]:
-        """Users and their ten items, a batch of each."""
+        """Yield users and their ten items, batch by batch."""
         import torch
 
         model.eval()
@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
 def train_and_recommend(args: argparse.Namespace, turns: Turns, log: "pd.DataFrame") -> dict[str, Any]:
     import torch
 
-    # RecBole would take our command line for its own.
+    # RecBole would parse this script's command line as its own.
     sys.argv = sys.argv[:1]
     warnings.filterwarnings("ignore", category=FutureWarning)
     from recbole.config import Config
@@ -149,8 +149,8 @@ def train_and_recommend(args: argparse.Namespace, turns: Turns, log: "pd.DataFra
     from recbole.model.sequential_recommender import SASRec
     from recbole.utils import init_seed
 
-    # RecBole's models are imported together, and one of them, SINE, switches autograd's search for NaN on for all.
-    # Whoever does not know pays 1.6 to 1.8 times as much for every step; this measures without it.
+    # RecBole imports all its models, and one of them, SINE, turns on autograd's anomaly detection for all of them.
+    # With it every step takes 1.6 to 1.8 times as long. This benchmark measures without it.
     torch.autograd.set_detect_anomaly(False)
     torch.set_num_threads(args.threads)
     config = Config(model="SASRec", dataset="log", config_dict=settings(args))

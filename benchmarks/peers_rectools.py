@@ -1,14 +1,14 @@
 """Times RecTools' SASRecModel: one of the peers of `make bench-peers`.
 
-Run it with the interpreter of an environment of its own; it imports nothing of seqrec:
+Run it with the Python of its own environment; it does not import seqrec:
 
     python3.11 -m venv .venv-rectools
     .venv-rectools/bin/pip install -c constraints.txt torch numpy 'rectools[torch]' 'pytorch-lightning<2.6'
     .venv-rectools/bin/python benchmarks/peers_rectools.py --log games.txt --epochs-timed 2 --json out.json
 
-One JSON object a line goes to stdout as things happen; `--json` gets the whole result at the end. With
-`--pace` the script prints {"ready": ...} before every epoch and every recommend and waits for a line on
-stdin, so that a driver can take turns with another package and the two never run at the same time.
+The script prints one JSON object per line on stdout for each event, and writes the complete result to `--json` at the
+end. With `--pace` it prints {"ready": ...} before every epoch and every recommend, and waits for a line on stdin, so
+that a driver can alternate between packages and no two run at the same time.
 """
 
 import argparse
@@ -25,12 +25,12 @@ LOSSES = ("BCE", "gBCE", "softmax", "sampled_softmax")
 
 
 def read(args: argparse.Namespace) -> "tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]":
-    """Training rows, histories for the test and test rows, with the columns that RecTools wants."""
+    """Training rows, histories for the test, and test rows, with the columns that RecTools needs."""
     import pandas as pd
 
     log = read_log(args.log)
     log["weight"] = 1.0
-    # RecTools wants times; the log has only an order.
+    # RecTools needs times, but the log has only an order.
     log["datetime"] = pd.to_datetime(log.index.to_numpy(), unit="s")
     return split(log)
 
@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
     train, history, test = read(args)
     train_set, history_set = Dataset.construct(train), Dataset.construct(history)
 
-    # Plain functions: the model deep-copies its trainer, which would copy a callback's lists too.
+    # Functions, because the model deep-copies its trainer, which would also copy the lists of a callback object.
     def epoch_start(trainer: Any, module: Any) -> None:
         turns.start("epoch")
 

@@ -1,10 +1,10 @@
-"""How long one Predictor takes to answer, and whether threads that share it get the answers of one.
+"""Response time of a Predictor, and a check that threads that share one get the same answers as a single thread.
 
     python benchmarks/predictor.py RUN [MANY_ITEMS]
 
-RUN is a run folder; histories of 20 items are drawn from its catalogue with a seed, and asked for one at a time on one
-thread. Then an untrained SASRec of MANY_ITEMS items (1,000,000 by default) and 64 columns answers likewise, and its
-answers are compared with a full sort of scores computed in float64. Last, 1 to 8 threads ask RUN's Predictor 10,000
+RUN is a run folder. Its Predictor answers, on one thread, for single histories of 20 items that are drawn from the
+catalogue with a fixed seed. Then an untrained SASRec with MANY_ITEMS items (by default 1,000,000) and width 64 does the
+same, and its answers are compared with a full sort of float64 scores. Last, 1 to 8 threads ask RUN's Predictor 10,000
 times.
 """
 
@@ -36,7 +36,7 @@ def main(run: str, many: int = 1_000_000) -> None:
     asked = histories(predictor, 10_000)
     show("one history of 20", lambda number: predictor.recommend(asked[number % 1000], K), 2000)
     show("a thousand at once", lambda number: predictor.recommend(asked[:1000], K), 10)
-    show("nothing known", lambda number: predictor.recommend([], K), 200)
+    show("an empty history", lambda number: predictor.recommend([], K), 200)
     large = untrained(many)
     print(f"{many:,} items x 64:")
     of_large = histories(large, 100)
@@ -47,29 +47,29 @@ def main(run: str, many: int = 1_000_000) -> None:
 
 
 def histories(predictor: Predictor, count: int) -> list[list[Any]]:
-    """Histories of different items, drawn evenly."""
+    """Histories of distinct items, drawn uniformly."""
     random = np.random.default_rng(SEED)
     ids = predictor.dataset.item_ids
     return [ids.gather(random.choice(len(ids), LENGTH, replace=False)).to_list() for _ in range(count)]
 
 
 def show(name: str, ask: Callable[[int], Any], count: int) -> None:
-    """Print the time of one call, and of it what the processor was this thread's: other programs take the rest."""
+    """Print the time of one call, and the CPU time of this thread; the difference goes to other programs."""
     for number in range(min(count, 20)):
         ask(number)
     seconds, own = [], []
     for number in range(count):
-        start, begun = time.perf_counter(), time.thread_time()
+        start, cpu_start = time.perf_counter(), time.thread_time()
         ask(number)
         seconds.append(time.perf_counter() - start)
-        own.append(time.thread_time() - begun)
+        own.append(time.thread_time() - cpu_start)
     middle, high = 1000 * np.percentile(seconds, [50, 99])
     busy = 1000 * np.percentile(own, 50)
-    print(f"  {name}: p50 {middle:.2f} ms, p99 {high:.2f} ms; processor p50 {busy:.2f} ms ({count} times)")
+    print(f"  {name}: p50 {middle:.2f} ms, p99 {high:.2f} ms; CPU p50 {busy:.2f} ms ({count} times)")
 
 
 def untrained(items: int) -> Predictor:
-    """A SASRec of many items with random weights."""
+    """A SASRec with many items and random weights."""
     torch.manual_seed(SEED)
     model = SASRec(SASRecConfig(embedding_dim=64), items).eval()
     one, ids = np.array([1], dtype=np.int32), IdTable(pl.Series("item_id", np.arange(items)))
@@ -79,7 +79,7 @@ def untrained(items: int) -> Predictor:
 
 
 def is_exact(predictor: Predictor, history: list[Any]) -> bool:
-    """Whether the list is that of a full sort, but for items whose scores float32 cannot tell apart."""
+    """Whether the list equals that of a full sort, except for items whose scores are equal in float32."""
     found = predictor.recommend(history, K)
     ids = predictor.dataset.item_indices(history)
     with torch.inference_mode():
@@ -91,7 +91,7 @@ def is_exact(predictor: Predictor, history: list[Any]) -> bool:
 
 
 def threads(predictor: Predictor, asked: list[list[Any]]) -> None:
-    """The same questions by one thread and by several."""
+    """Ask the same questions from one thread and from several, and compare the answers."""
     wanted = None
     for count in (1, 2, 4, 8):
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Does Adam by rows learn as dense Adam does? The same training with three optimizers, side by side.
+"""The same training with three optimizers: does RowAdam learn like dense Adam?
 
     python benchmarks/row_adam.py games.txt --epochs 6
 
-RowAdam (ours), torch's dense Adam and torch's SparseAdam see the same batches, negatives and dropout;
-printed are the loss and the full ranking of the validation items after each epoch.
+seqrec's RowAdam, torch's dense Adam and torch's SparseAdam see the same batches, negatives and dropout. The output is
+the loss and the NDCG@10 of the validation items (full ranking) after each epoch.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from seqrec.training.optim import RowAdam
 
 
 class Torch:
-    """Torch's own optimizers: one for the tables, dense Adam for the rest."""
+    """Torch's optimizers: one for the item table, dense Adam for the rest."""
 
     def __init__(self, model: SASRec, rate: float, sparse: bool) -> None:
         table = [model.item_embedding.weight]
@@ -43,7 +43,7 @@ class Torch:
             part.step()
 
     def catch_up(self) -> None:
-        """Nothing is behind."""
+        """Do nothing: these optimizers leave no rows behind."""
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Do two versions of seqrec learn the same? Each model, the same log, options and seed, trained by both in turn.
+"""Compare the quality of two versions of seqrec, which train the same models on the same log with the same options.
 
     git worktree add ../before v0.1.0
     python benchmarks/same_quality.py ml-100k.inter ../before --epochs 20
 
-The NDCG@10 of each test user (full ranking) is compared in pairs. Random numbers may be drawn otherwise in another
-version, so what is to be equal is the quality and not the bytes. ``--without-kernels`` compares with this version
-without its compiled loops instead.
+The NDCG@10 of each test user (full ranking) is compared in pairs. Another version may draw random numbers differently,
+so the quality should be equal, but not the bytes. ``--without-kernels`` compares with this version without its compiled
+loops instead.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from seqrec.ranking import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = "sasrec,ssept,gru4rec,caser,slirec,bert4rec,tisasrec"
-# Of what has had other defaults since: said to both.
-SAID = {"ssept": {"dropout": 0.3, "user_dim": 32, "sse_user": 0.9, "sse_item": 0.05, "sse_target": 0.0}}
+# Options whose defaults have changed since. Both versions get the same values.
+CHANGED = {"ssept": {"dropout": 0.3, "user_dim": 32, "sse_user": 0.9, "sse_item": 0.05, "sse_target": 0.0}}
 
 CHILD = """
 import json, sys
@@ -39,7 +39,7 @@ print(json.dumps([recommender.epochs[-1]["loss"], sum(row["seconds"] for row in 
 
 
 def trained(source: Path, kernels: bool, arguments: list[str]) -> tuple[np.ndarray, float, float]:
-    """NDCG@10 of each test user, the last epoch's loss and the seconds of training, of the package in ``source``."""
+    """Train with the package in ``source``. Returns NDCG@10 of each test user, the last epoch's loss, and seconds."""
     environment = os.environ | {"PYTHONPATH": str(source)} | ({} if kernels else {"SEQREC_KERNELS": "0"})
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/ndcg.npy"
@@ -71,7 +71,7 @@ def main() -> None:
         rows, losses, seconds = [], [], []
         for seed in range(options.seeds):
             given = {"epochs": options.epochs, "batch_size": options.batch_size, "evaluate_every": 0, "seed": seed}
-            arguments = [str(options.log.resolve()), model, json.dumps(given | SAID.get(model, {}))]
+            arguments = [str(options.log.resolve()), model, json.dumps(given | CHANGED.get(model, {}))]
             found = [trained(*side, arguments) for side in sides]
             rows.append(np.stack([values for values, _, _ in found]))
             losses.append([loss for _, loss, _ in found])

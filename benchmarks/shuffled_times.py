@@ -1,11 +1,11 @@
-"""Does a model that reads times use them? The same log with its real times and with shuffled ones.
+"""Does a model that reads times use them? Trains it on a log with real times and with shuffled times.
 
     python benchmarks/shuffled_times.py ml-100k.inter --model tisasrec --seeds 5 --set time_span=2048
 
-Shuffled are, by default, each user's intervals: the items keep their order, and so all that a model can lose is what
-the times say beyond it. ``--what times`` gives the items of a training history each other's times, and so loses their
-order too; the held-out items stay what they are. Trained are one model with real and one with shuffled times for each
-seed; the NDCG@10 of each test user (full ranking) is averaged over seeds and compared in pairs.
+By default each user's intervals are shuffled. The items keep their order, so the model loses only the information that
+times add to it. ``--what times`` exchanges times between the items of a training history, which also destroys the
+order; the held-out items stay the same. For each seed, one model is trained with real times and one with shuffled
+times. The NDCG@10 of each test user (full ranking) is averaged over seeds and compared in pairs.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from seqrec.ranking.protocols import ranks
 
 
 def with_shuffled_times(dataset: Dataset, what: str, seed: int) -> Dataset:
-    """The same interactions, each user's intervals or the times of the training items permuted."""
+    """The same interactions, with each user's intervals or the times of the training items permuted."""
     random = np.random.default_rng(seed)
     items, times = dataset.items.copy(), dataset.timestamps.copy()
     for low, high in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True):
         if what == "intervals":
             times[low + 1 : high] = times[low] + np.cumsum(random.permutation(np.diff(times[low:high])))
-        else:  # to give items other times is to give times other items
+        else:  # permuting the items has the same effect as permuting their times
             items[low : high - 2] = random.permutation(items[low : high - 2])
     return replace(dataset, items=items, timestamps=times)
 

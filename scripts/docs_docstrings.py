@@ -1,4 +1,4 @@
-"""An extension of griffe, which reads the docstrings for the site: turns what Google's style does not know into it."""
+"""An extension of griffe, which reads the docstrings for the site. It converts what griffe's Google style lacks."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ EXAMPLE = re.compile(r"^(\s*)Example:$", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Drops Sphinx's roles, and turns Example sections into the Examples that griffe formats as code."""
+    """Removes Sphinx roles, and renames Example sections to Examples, which griffe formats as code."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Change the docstring of one object."""

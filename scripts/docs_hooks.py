@@ -1,6 +1,6 @@
-"""Hooks of mkdocs: pages that stand outside docs/, and the links between them.
+"""Hooks of mkdocs that add pages from outside docs/ and adjust links.
 
-Every page can be read in the repository too, where its links lead to files. Here they are turned to lead to pages.
+The pages are also read in the repository, where their links lead to files. The hooks make them lead to pages.
 """
 
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-#: Files of the repository, and the names that they have on the site.
+#: Files of the repository, and their names on the site.
 PAGES = {
     "benchmarks/RESULTS.md": "results.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -22,7 +22,7 @@ LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
 def modules() -> dict[str, str]:
-    """What each module of the package is for: its path below src/, and the first line of its docstring."""
+    """The first line of the docstring of each module, by its path below src/."""
     found = {}
     for path in sorted((ROOT / "src").rglob("*.py")):
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
@@ -32,7 +32,7 @@ def modules() -> dict[str, str]:
 
 
 def module_tables() -> str:
-    """The modules of each folder as a table."""
+    """A table of the modules of each folder."""
     folders: dict[str, list[str]] = {}
     for path, said in modules().items():
         folder, _, name = path.rpartition("/")
@@ -43,8 +43,8 @@ def module_tables() -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages and files that stand outside docs/."""
-    from mkdocs.structure.files import File  # here, since the tests read this file without mkdocs
+    """Add the pages and files from outside docs/."""
+    from mkdocs.structure.files import File  # imported here, because the tests load this file without mkdocs
 
     for source, page in PAGES.items():
         if page != "index.md":

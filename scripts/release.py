@@ -1,8 +1,8 @@
-"""Build a release into dist/, and try it as somebody who has no compiler: make release. Nothing is published.
+"""Build a release into dist/ and test it without a compiler: make release. Nothing is published.
 
-The source archive is built, and from it the wheel. auditwheel gives the wheel the oldest manylinux tag that its
-libraries allow. twine checks both files. Then every Python found gets an empty environment with the wheel, and runs
-the demonstration there.
+The source archive is built, and the wheel from it. auditwheel gives the wheel the oldest manylinux tag that its
+libraries allow. twine checks both files. Then, for every Python that is found, the wheel is installed into an empty
+environment and the demonstration runs there.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ["python3.11", "python3.12", "python3.13"]
-#: torch's wheel brings this library, and is loaded first. A copy of our own would be a second pool of threads.
+#: torch's wheel contains this library and is loaded first. A second copy would start a second pool of threads.
 FROM_TORCH = "libgomp.so.1"
-#: Run in the new environment: the wheel's own loops must be in use, with the OpenMP library of torch and no other.
+#: Code for the new environment: checks that the wheel's loops are in use, and only torch's OpenMP library.
 LOOPS = """
 import pathlib, seqrec
 from seqrec.kernels import library
@@ -32,7 +32,7 @@ print("loops:", pathlib.Path(library()._name).name, "with", *openmp)
 
 
 def run(*command: str | Path, **options: object) -> None:
-    """Run a command and show it; a failure ends the release."""
+    """Show a command and run it. A failure ends the release."""
     print("$", *command, flush=True)
     done = subprocess.run(list(map(str, command)), check=False, **options)  # type: ignore[call-overload]
     if done.returncode:
@@ -40,7 +40,7 @@ def run(*command: str | Path, **options: object) -> None:
 
 
 def build(folder: Path) -> list[Path]:
-    """The source archive and the tagged wheel, in an empty ``folder``."""
+    """Build the source archive and the tagged wheel into ``folder``, which is emptied first."""
     with tempfile.TemporaryDirectory() as name:
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", name, ROOT)
         (archive,), (wheel,) = Path(name).glob("*.tar.gz"), Path(name).glob("*.whl")
@@ -56,14 +56,14 @@ def build(folder: Path) -> list[Path]:
 
 
 def cpu_torch() -> str:
-    """The CPU build of the release of torch that constraints.txt names."""
+    """The CPU build of the torch release that constraints.txt pins."""
     pinned = re.search(r"^(torch==[\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
     return f"{pinned[1]}+cpu"
 
 
 def found(pythons: list[str], torch: str) -> tuple[list[str], list[str]]:
-    """The Pythons to try, and for each of the others why it is left out."""
+    """The Pythons to test, and a line for each of the others with the reason."""
     tried, left = [], []
     for python in pythons:
         path = shutil.which(python)
@@ -96,10 +96,14 @@ def try_wheel(python: str, wheel: Path, torch: str) -> None:
 
 
 def main() -> None:
-    """Build, check, try, and say what was tried."""
+    """Build, check and test a release, and print what was tested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--any-torch", action="store_true", help="try every Python, with gigabytes of CUDA if need be")
-    parser.add_argument("pythons", nargs="*", default=PYTHONS, metavar="PYTHON", help="to try; by default 3.11 to 3.13")
+    parser.add_argument(
+        "--any-torch", action="store_true", help="test every Python, even if torch must be the build with CUDA"
+    )
+    parser.add_argument(
+        "pythons", nargs="*", default=PYTHONS, metavar="PYTHON", help="Pythons to test; by default 3.11 to 3.13"
+    )
     options = parser.parse_args()
     files = build(ROOT / "dist")
     run(sys.executable, "-m", "twine", "check", "--strict", *files)

@@ -1,7 +1,7 @@
 """Shared fixtures.
 
-Tests marked ``real`` need the folder of logs that SEQREC_DATA names, those marked ``loops`` the compiled loops,
-those marked ``cuda`` a GPU.
+Tests marked ``real`` need the folder of logs that SEQREC_DATA names. Tests marked ``loops`` need the compiled loops,
+and tests marked ``cuda`` need a GPU.
 """
 
 import json
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests on real logs where there are none, and those of the loops where these are turned off."""
+    """Leave out tests on real logs, on a GPU or of the compiled loops if these are not available."""
     missing = [] if os.environ.get("SEQREC_DATA") else ["real"]
     missing += [] if torch.cuda.is_available() else ["cuda"]
     missing += ["loops"] if os.environ.get("SEQREC_KERNELS") == "0" else []
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Sums round by their order, so a test that fails with several threads must not leave them to the next."""
+    """Reset the number of threads, on which the rounding of sums depends, even if a test failed."""
     yield
     torch.set_num_threads(1)
 
@@ -46,7 +46,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """torch and the compiled loops use two threads, whatever the machine has."""
+    """Make torch and the compiled loops use two threads, for any number of cores."""
     monkeypatch.setattr("seqrec.device.usable_processors", lambda: 2)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -56,12 +56,12 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="session")
 def in_a_fork() -> Callable[..., Any]:
-    """A function that gives what another one gives in a forked child."""
+    """A function that calls another function in a forked child and returns its result."""
     return _in_a_fork
 
 
 def _in_a_fork(work: Callable[[], Any], seconds: float = 60) -> Any:
-    """What a forked child gives, as JSON has it; a child that hangs is killed and fails."""
+    """Call a function in a forked child and return its result, through JSON. A child that hangs is killed."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Saved datasets as a stranger would change them: with the checksums of what was put there."""
+"""Changes to saved datasets as a stranger would make them: with matching checksums."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from seqrec.data.mapped import write_array
 
 
 def put(folder: Path, name: str, array: np.ndarray | None) -> None:
-    """Exchange, add or remove (None) an array of a saved dataset."""
+    """Replace, add or remove (None) an array of a saved dataset."""
     path = folder / "dataset.json"
     facts = json.loads(path.read_text())
     if array is None:
@@ -24,7 +24,7 @@ def put(folder: Path, name: str, array: np.ndarray | None) -> None:
 
 
 def put_ids(folder: Path, which: str, ids: pl.Series) -> None:
-    """Exchange the table of ids of ``user`` or ``item``."""
+    """Replace the id table of users or items."""
     values, offsets = IdTable(ids).arrays()
     put(folder, f"{which}_ids", values)
     if offsets is not None:
@@ -34,6 +34,6 @@ def put_ids(folder: Path, which: str, ids: pl.Series) -> None:
 
 
 def change(folder: Path, **facts: Any) -> None:
-    """Change what dataset.json says."""
+    """Change values in dataset.json."""
     path = folder / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))

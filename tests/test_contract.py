@@ -1,4 +1,4 @@
-"""What every model in ``MODELS`` keeps, whatever it computes."""
+"""The contract that every model in ``MODELS`` keeps."""
 
 from dataclasses import fields, is_dataclass, replace
 
@@ -18,7 +18,7 @@ from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.ranking.topk import best
 from seqrec.training.objective import mark_tables
 
-# Of a model's configuration, what makes it small enough to test; a model takes what it has.
+# Options that make a model small enough to test. Each model takes those that it has.
 SMALL = {"embedding_dim": 8, "max_length": 6, "num_blocks": 2, "num_heads": 2, "dropout": 0.3}
 NUM_ITEMS = 40
 
@@ -36,7 +36,7 @@ def dataset() -> Dataset:
 
 
 def model_of(name: str, dataset: Dataset, seed: int = 0) -> Model:
-    """A model that has learnt something, in eval mode."""
+    """A model with asymmetric weights or counts, in eval mode."""
     kind = MODELS[name]
     values = {field.name: SMALL[field.name] for field in fields(kind.Config) if field.name in SMALL}
     torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def model_of(name: str, dataset: Dataset, seed: int = 0) -> Model:
     if model.COUNTED:
         model.count(split_last_two(dataset).train)
     else:
-        with torch.no_grad():  # away from a symmetric start, as training would lead it
+        with torch.no_grad():  # breaks the symmetry of fresh weights, as training would
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -94,7 +94,7 @@ def test_sparse_tables_are_those_declared(name, dataset):
     assert {
         key for key, value in model.named_parameters() if value.grad is not None and value.grad.is_sparse
     } == declared
-    # Whatever has a row per item or user and is looked up has its gradients by row.
+    # Every embedding table with a row per item or user has sparse gradients.
     large = {dataset.num_items + 1, dataset.num_users + 1}
     assert declared >= {key for key, value in model.named_parameters() if value.dim() == 2 and len(value) in large}
 
@@ -184,7 +184,7 @@ def test_the_future_does_not_change_the_past(name, dataset):
         other, later = items.copy(), times.copy()
         other[:, cut:] = random.integers(1, NUM_ITEMS + 1, (8, length - cut))
         later[:, cut:] += 10**7
-        if not model.CAUSAL:  # what others do must not change what is predicted, at the last token, for the first
+        if not model.CAUSAL:  # other users must not change the prediction at the last token
             other[0], later[0] = items[0], times[0]
         after = scores_of(model, batch_of(model, histories_of(dataset, list(other), list(later))))
         after = after.view(8, length, -1)

@@ -1,4 +1,4 @@
-"""What people are shown: one line, without anything that a terminal would act on."""
+"""Messages for people: one line, without control characters."""
 
 import pytest
 

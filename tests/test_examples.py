@@ -1,4 +1,4 @@
-"""The notebook: in step with its script, run on a small log, and its recorded results read back.
+"""The notebook: it equals its script, runs on a small log, and its recorded results can be read.
 
 ``python tests/test_examples.py`` runs it anew on the embedded log, after a change of the script, and keeps the outputs.
 """
@@ -31,11 +31,11 @@ SCRAP = "application/scrapbook.scrap.json+json"
 SMALL = {"epochs": 3, "evaluate_every": 2, "embedding_dim": 8, "num_blocks": 1, "max_length": 12, "batch_size": 64}
 
 
-START = 1_600_000_000  # as today's times: seconds of another size would be refused
+START = 1_600_000_000  # current times: other magnitudes would be refused
 
 
 def log_of_strangers() -> pl.DataFrame:
-    """A log with users and items that are too rare to stay."""
+    """A log with users and items that are too rare for the filters."""
     rare = pl.DataFrame(
         {"user_id": ["rare"] * 3, "item_id": ["a", "b", "c"], "timestamp": [START, START + 1, START + 2]}
     )
@@ -52,7 +52,7 @@ def outputs(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def scraps(notebook: NotebookNode) -> dict[str, Any]:
-    """What the notebook recorded, as scrapbook reads it."""
+    """The results that the notebook recorded, as scrapbook reads them."""
     found = {}
     for output in outputs(notebook):
         if output.output_type == "display_data" and SCRAP in output.data:
@@ -66,7 +66,7 @@ def scraps(notebook: NotebookNode) -> dict[str, Any]:
 
 
 def parameters(notebook: NotebookNode) -> dict[str, Any]:
-    """Default values of the cell that papermill replaces."""
+    """The default values in the cell that papermill replaces."""
     (cell,) = (cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", []))
     names: dict[str, Any] = {}
     exec(cell.source, {}, names)
@@ -132,7 +132,7 @@ def test_it_runs_on_a_log_of_ones_own(execute: Any, tmp_path: Path) -> None:
     found = scraps(notebook)
     assert set(found["result"]) == {"ndcg@10", "Hit@10"}
     assert (found["data"], found["model"], found["epochs"]) == ("mine.csv", "sasrec", [2, 3])
-    # The same by hand: one name of the interface for each step of the notebook.
+    # The same steps by hand, with the public functions.
     counts = log_of_strangers().with_columns(pl.len().over("user_id").alias("u"), pl.len().over("item_id").alias("i"))
     kept = counts.filter(pl.col("u") >= 10, pl.col("i") >= 10)
     assert (found["users"], found["items"]) == (kept["user_id"].n_unique(), kept["item_id"].n_unique())
@@ -176,7 +176,7 @@ def test_without_a_network_the_embedded_log_takes_the_place(
 
 
 def run_anew() -> None:
-    """Bring the notebook into step, and run it where nothing can be fetched."""
+    """Update the notebook from its script, and run it without a network."""
     notebook = jupytext.read(SCRIPT)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"SEQREC_CACHE": folder, "https_proxy": "http://localhost:9", "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Tables written a frame at a time: what they hold, what memory holds, and what a failure leaves."""
+"""Tables written frame by frame: their content, the memory that writing needs, and failures."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def table(rows: int, first: int = 0) -> pl.DataFrame:
 def test_frames_become_one_table(tmp_path: Path, kind: str, sizes: list[int]) -> None:
     frames = [table(size, 1000 * place) for place, size in enumerate(sizes)]
     whole = pl.concat(frames)
-    write_frames(iter(frames), tmp_path / "deep" / f"out.{kind}")  # the ending says the kind
+    write_frames(iter(frames), tmp_path / "deep" / f"out.{kind}")  # the ending decides the format
     write_frames(iter(frames), tmp_path / "named", kind)
     content = (tmp_path / "named").read_bytes()
     assert content == (tmp_path / "deep" / f"out.{kind}").read_bytes()
@@ -39,7 +39,7 @@ def test_frames_become_one_table(tmp_path: Path, kind: str, sizes: list[int]) ->
         found = pl.read_parquet(content)
         assert found.equals(whole)
         assert found.schema == whole.schema
-        # What other readers see is what polars would have written.
+        # Other readers see the same as in a file that polars wrote.
         memory = BytesIO()
         whole.write_parquet(memory)
         assert pq.read_schema(tmp_path / "named").equals(pq.read_schema(memory))

@@ -12,8 +12,8 @@ import seqrec
 SOURCE = Path(seqrec.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# The order of DESIGN.md, lowest first: a module may import what stands before it, and what stands with it in its own
-# folder. A module that is not here needs a line, after a look at DESIGN.md.
+# The order of DESIGN.md, lowest first: a module may import the modules before it and those in its own folder. A new
+# module needs a line here; see DESIGN.md.
 LEVELS: list[set[str]] = [
     {"errors"},
     {"files", "device"},
@@ -27,7 +27,7 @@ LEVELS: list[set[str]] = [
     {"serve", "cluster", "tools"},
     {"cli"},
 ]
-#: Modules that must not know of what stands beside or below them: a loss never sees a trainer, a metric never a model.
+#: Modules that must not import some others: a loss never sees a trainer, a metric never sees a model.
 NARROW: dict[str, set[str]] = {
     "training.losses": {"kernels"},
     "training.drift": {"kernels"},
@@ -38,7 +38,7 @@ NARROW: dict[str, set[str]] = {
     "data.synthetic": set(),
     "data.formats": {"data.formats", "device"},
 }
-TOP = {""}  # the package itself sees everything
+TOP = {""}  # the package itself may import everything
 
 
 def module_of(file: Path) -> str:
@@ -50,7 +50,7 @@ MODULES = {module_of(file): file for file in FILES}
 
 
 def imports_of(module: str, text: str) -> set[str]:
-    """Modules of the package that a file imports anywhere, inside functions too."""
+    """Modules of the package that a file imports, including imports inside functions."""
     is_package = MODULES.get(module, Path()).name == "__init__.py"
     found = set()
     for node in ast.walk(ast.parse(text)):
@@ -82,7 +82,7 @@ def level_of(module: str) -> int:
 
 def may_import(module: str, other: str) -> bool:
     if other == "":
-        return module in ("cli.app", "cli.parser")  # which show the version
+        return module in ("cli.app", "cli.parser")  # they show the version
     if other in ("errors", "files"):
         return level_of(other) < level_of(module)
     for name, allowed in NARROW.items():
@@ -152,7 +152,7 @@ def test_every_module_has_a_docstring(module):
 
 
 def runs_at_import(tree: ast.Module) -> list[str]:
-    """Statements at the top of a module that are more than imports, definitions and names of values."""
+    """Statements at the top level of a module other than imports, definitions and assignments."""
     plain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     values = (ast.Assign, ast.AnnAssign, ast.AugAssign)
     found = []

@@ -1,4 +1,4 @@
-"""The package as others get it: the wheel, installed without the checkout, and its public names."""
+"""The wheel, installed without the checkout, and the public names of the package."""
 
 import email
 import importlib
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Installed:
-    """A virtual environment that has the wheel, and an empty folder to run in."""
+    """A virtual environment with the wheel, and an empty folder to run in."""
 
     wheel: Path
     folder: Path
@@ -60,8 +60,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     python = folder / "bin" / "python"
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    # The dependencies are those of this environment. A folder that a .pth line adds has its own .pth files left
-    # alone, so the editable seqrec there does not come along.
+    # The dependencies are those of this environment. Python ignores .pth files in a folder that a .pth line adds, so
+    # the editable seqrec of this environment is not imported.
     dependencies = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
     (root / "home").mkdir()
@@ -132,7 +132,7 @@ def test_commands_work_without_the_checkout(installed: Installed) -> None:
 
 
 def _sort_key(name: str) -> tuple[int, list[object]]:
-    """How ruff (RUF022) sorts: CONSTANTS, Classes, others; numbers within a name by their size."""
+    """The order of ruff (RUF022): CONSTANTS, Classes, others; numbers within a name by value."""
     kind = 0 if name.isupper() else 1 if name[0].isupper() else 2
     return kind, [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
@@ -182,6 +182,6 @@ def _defined_in(owner: object, module: str) -> Iterator[tuple[str, object]]:
 
 
 def _explained(value: object) -> bool:
-    """A docstring that a person wrote; dataclasses make one of their signature."""
+    """A docstring from the source; dataclasses generate one from their signature."""
     text = (value.__doc__ or "").strip()
     return bool(text) and not text.startswith(f"{getattr(value, '__name__', '')}(")

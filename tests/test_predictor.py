@@ -1,4 +1,4 @@
-"""The predictor: whose recommendations, in what shapes, from how many threads, and what it leaves alone."""
+"""The predictor: its recommendations, the shapes of its input, threads, and global state that it leaves unchanged."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ ITEMS = 30
 
 
 def log(text: bool = True) -> pl.DataFrame:
-    """40 people, 3 to 8 items each of 30, minutes to weeks apart."""
+    """40 users with 3 to 8 of 30 items each, minutes to weeks apart."""
     random = np.random.default_rng(0)
     rows = []
     for user in range(40):
@@ -75,13 +75,13 @@ def people() -> dict[str, tuple[list[str], list[int]]]:
 
 
 def rows_of(table: pl.DataFrame) -> list[list[tuple[Any, float]]]:
-    """The recommendations of a table, by person."""
+    """The recommendations of a table, by user."""
     return [list(zip(part["item_id"], part["score"], strict=True))
             for _, part in table.group_by("user_id", maintain_order=True)]  # fmt: skip
 
 
 def agree(one: list[Any], other: list[Any]) -> bool:
-    """The same items, and scores but for rounding."""
+    """Check that items are equal, and scores equal up to rounding."""
     return [[item for item, _ in row] for row in one] == [[item for item, _ in row] for row in other] and all(
         np.allclose([score for _, score in a], [score for _, score in b], rtol=1e-5, atol=1e-6)
         for a, b in zip(one, other, strict=True)
@@ -89,7 +89,7 @@ def agree(one: list[Any], other: list[Any]) -> bool:
 
 
 def knows_users(predictor: Predictor) -> bool:
-    """Whether the model has a vector of each user of the log, which a history alone does not name."""
+    """Whether the model has a vector for each user of the log, which is unknown for a given history."""
     return type(predictor.model).__name__ in ("Caser", "SSEPT")
 
 
@@ -98,7 +98,7 @@ def test_a_person_is_scored_alike_by_name_and_by_history(every: tuple[Recommende
     known = people()
     names, histories, times = list(known), *([part[place] for part in known.values()] for place in (0, 1))
     by_history, by_name = predictor.recommend(histories, 6, times), predictor.recommend_users(names, 6)
-    # The same arithmetic as that of the recommender, to the last bit.
+    # The scores equal those of the recommender to the last bit.
     assert by_name == rows_of(recommender.recommend(names, k=6))
     assert by_history == rows_of(recommender.recommend(histories=histories, times=times, k=6))
     assert agree(by_history, by_name) != knows_users(predictor)
@@ -136,7 +136,7 @@ def test_one_history_or_many(numbered: Predictor) -> None:
         assert numbered.recommend(histories, 5) == [one]
     assert numbered.recommend([[3, 4], [5], ["4", "3"]], 5)[0] == one
     assert numbered.recommend(np.empty((0, 5), dtype=np.int64)) == []
-    # A single item is a history of one; nothing is one history without items.
+    # A single item is a history of one item; an empty list is one history without items.
     assert numbered.recommend([3], 5) == numbered.recommend([[3]], 5)[0]
     tensor = torch.tensor([3, 4])
     assert numbered.recommend(tensor, 5) == numbered.recommend([3, 4], 5)
@@ -183,7 +183,7 @@ def test_of_whom_nothing_is_known_gets_what_is_popular(predictor: Predictor) -> 
     counts = log()["item_id"].value_counts()
     order = sorted(counts.rows(), key=lambda row: (-row[1], row[0]))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the fields say it
+        warnings.simplefilter("error")  # the fields hold the information instead
         nobody = predictor.recommend([], 4)
         assert nobody == [(item, float(count)) for item, count in order[:4]]
         assert (nobody.used, nobody.unknown, nobody.popular) == (0, (), True)
@@ -261,7 +261,7 @@ def test_similar_is_that_of_the_recommender(every: tuple[Recommender, Predictor]
 
 def test_many_threads_get_the_answers_of_one(every: tuple[Recommender, Predictor]) -> None:
     recommender, _ = every
-    predictor = Predictor(recommender.model, recommender.dataset)  # nothing was asked of it before
+    predictor = Predictor(recommender.model, recommender.dataset)  # it has not answered before
     known = list(people().values())
     count = 250 if isinstance(predictor.model, SASRec) else 40
     asked = [number % len(known) for number in range(count)]
@@ -286,7 +286,7 @@ def test_nothing_that_others_share_is_changed(
 
     for name in ("set_num_threads", "set_default_dtype", "manual_seed", "set_default_device"):
         monkeypatch.setattr(torch, name, refuse)
-    monkeypatch.setattr(torch.nn.Module, "train", refuse)  # which eval calls too
+    monkeypatch.setattr(torch.nn.Module, "train", refuse)  # eval calls it too
     random = torch.get_rng_state()
     before = {name: value.clone() for name, value in predictor.model.state_dict().items()}
     for grad in (True, False):
@@ -311,8 +311,8 @@ def test_a_model_in_training_is_refused(predictor: Predictor) -> None:
 def test_it_works_in_a_forked_process(run: Path, two_threads: None, in_a_fork: Any) -> None:
     del two_threads
     predictor = Predictor.load(run)
-    log().sort("user_id", "item_id").join(log(), on="user_id")  # polars' threads are there
-    (torch.ones(400, 400) @ torch.ones(400, 400)).tanh()  # and those of torch
+    log().sort("user_id", "item_id").join(log(), on="user_id")  # starts polars' threads
+    (torch.ones(400, 400) @ torch.ones(400, 400)).tanh()  # and torch's
 
     def work() -> list[Any]:
         return [
@@ -329,7 +329,7 @@ def test_it_works_in_a_forked_process(run: Path, two_threads: None, in_a_fork: A
         if not isinstance(value, list | tuple):
             yield round(value, 4) if isinstance(value, float) else value
 
-    found = in_a_fork(work)  # before it was asked for anything
+    found = in_a_fork(work)  # before its first answer
     assert list(scores(found)) == list(scores(json.loads(json.dumps(work()))))
 
 

@@ -1,4 +1,4 @@
-"""The README and docs/ show only what works: commands and snippets are run; flags, paths, links and names exist."""
+"""The README and docs/: commands and snippets run; flags, paths, links and names exist."""
 
 import importlib
 import importlib.util
@@ -37,7 +37,7 @@ def with_block(*languages: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the log that the pages speak of: walks around a ring of items; and what is known of these."""
+    """A folder with the files that the pages mention: a log of walks around a ring of items, and an item table."""
     draw = random.Random(0)
     rows = []
     for user in range(1, 121):
@@ -58,13 +58,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_page_shows_runs(
     page: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each page by itself, as somebody reads it who starts there: the commands first, then the snippets."""
+    """Each page runs on its own: first its commands, then its snippets."""
     for name in ("interactions.csv", "items.csv"):
         shutil.copy(folder / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     for name, *arguments in commands(TEXTS[page]):
         if name == "seqrec":
-            # The real ones train until it no longer helps, which is not what is tested here.
+            # The real commands train until validation no longer improves, which takes too long for a test.
             short = ["--epochs", "2"] if arguments[0] == "fit" and "--epochs" not in arguments else []
             assert main([*arguments, *short]) == 0, f"{shlex.join(arguments)}: {capsys.readouterr().err}"
     names: dict[str, object] = {"__name__": "page"}

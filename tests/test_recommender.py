@@ -1,4 +1,4 @@
-"""The public face: what it takes, what it gives, and what it says of what it does not know."""
+"""``Recommender``: its input, its results, and its warnings about unknown ids."""
 
 import warnings
 import weakref
@@ -22,7 +22,7 @@ ITEMS = 15
 
 
 def log(text: bool = True) -> pl.DataFrame:
-    """30 people, 4 to 9 items each of 15; item 0 is everybody's, so the most popular."""
+    """30 users with 4 to 9 of 15 items each. Everybody has item 0, so it is the most popular."""
     random = np.random.default_rng(0)
     rows = []
     for user in range(30):
@@ -56,7 +56,7 @@ def history(user: str) -> list[str]:
 
 
 def naive(recommender: Recommender, row: int, k: int, seen: bool = False) -> tuple[list[Any], list[float]]:
-    """One user, the whole catalogue, a sort."""
+    """The recommendations for one user, by sorting the whole catalogue."""
     model, dataset = recommender.model, recommender.dataset
     one = all_histories(dataset).take(np.array([row]))
     with torch.no_grad():
@@ -71,7 +71,7 @@ def naive(recommender: Recommender, row: int, k: int, seen: bool = False) -> tup
 
 
 def same(one: pl.DataFrame, other: pl.DataFrame) -> bool:
-    """The same lists; scores may differ in the last bit, as batches of another shape round otherwise."""
+    """Check that lists are equal. Scores may differ in the last bits, because rounding depends on batch shapes."""
     columns = ["user_id", "item_id", "rank"]
     return one[columns].equals(other[columns]) and np.allclose(one["score"], other["score"], atol=1e-5)
 
@@ -235,7 +235,7 @@ def test_of_whom_nothing_is_known(fitted: Recommender, histories: Any) -> None:
 def test_unknown_users(fitted: Recommender, numbered: Recommender) -> None:
     with pytest.warns(UnknownIdWarning, match="nobody") as caught:
         found = fitted.recommend(users=["u101", "nobody", "u102"], k=3)
-    assert caught[0].filename == __file__  # the warning points to the line that asked
+    assert caught[0].filename == __file__  # the warning points to the line of the caller
     assert found["user_id"].to_list() == ["u101"] * 3 + ["nobody"] * 3 + ["u102"] * 3
     assert found["item_id"][3] == "i500"
     with warnings.catch_warnings():
@@ -294,7 +294,7 @@ def test_fewer_where_fewer_are_left(fitted: Recommender) -> None:
 
 
 def at_once(recommender: Recommender, k: int) -> pl.DataFrame:
-    """Everybody by one call, as one table."""
+    """The recommendations for all users in one call, as one table."""
     dataset = recommender.dataset
     items, scores = best(recommender.model, all_histories(dataset), k)
     row, rank = np.nonzero(items)
@@ -305,7 +305,7 @@ def at_once(recommender: Recommender, k: int) -> pl.DataFrame:
 @pytest.mark.parametrize("model", MODELS)
 def test_blocks_change_nothing(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recommender = Recommender(model, **{} if MODELS[model].COUNTED else {"epochs": 1}).fit(log())
-    monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 4)  # 30 people: whole groups and a rest
+    monkeypatch.setattr("seqrec.ranking.scoring.USERS_AT_ONCE", 4)  # 30 users: complete groups and a rest
     wanted = at_once(recommender, 5)
     assert recommender.recommend(k=5).equals(wanted)
     for size, heights in ((8, [8, 8, 8, 6]), (7, [7, 7, 7, 7, 2]), (1, [1] * 30), (31, [30])):
@@ -343,7 +343,7 @@ def test_all_that_can_be_asked_comes_in_blocks(fitted: Recommender, tmp_path: Pa
     found = pl.read_parquet(tmp_path / "out.parquet")
     assert found.schema == wanted.schema
     assert same(found, wanted)
-    # Once for all, and at the line that asked.
+    # One warning, which points to the line of the caller.
     assert [str(w.message) for w in found_warnings] == [str(w.message) for w in wanted_warnings]
     assert {w.filename for w in (*found_warnings, *wanted_warnings)} <= {__file__}
 
@@ -366,7 +366,7 @@ def test_a_block_is_made_when_it_is_asked_for(fitted: Recommender, monkeypatch: 
     with pytest.raises(InputError, match="batch_size is 0"):
         fitted.recommend_batches(batch_size=0)
     with pytest.raises(InputError, match="unknown users: zz"):
-        fitted.recommend_batches(users=["zz"], strict=True)  # when asked, not when the first block is
+        fitted.recommend_batches(users=["zz"], strict=True)  # raises at the call, not at the first frame
 
 
 def test_a_failure_midway_leaves_no_file(
@@ -383,8 +383,8 @@ def test_a_failure_midway_leaves_no_file(
         with pytest.raises(InputError, match="not numbers"):
             fitted.recommend_to(tmp_path / name, batch_size=10, progress=True)
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr() == ("", "")  # the bar is for terminals
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were one
+    assert capsys.readouterr() == ("", "")  # the bar appears only on terminals
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     fitted.recommend_to(tmp_path / "out.csv", users=["u101"], progress=True)
     out, errors = capsys.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""The run folder: what goes in comes out, and what is damaged says so in one line."""
+"""The run folder: it keeps its content, and damage is reported in one line."""
 
 import json
 import re
@@ -111,7 +111,7 @@ def test_what_goes_in_comes_out(tmp_path: Path, text: bool) -> None:
 
     weights = {name: torch.rand_like(value) for name, value in config.build().state_dict().items()}
     opened.save_weights(weights)
-    assert not opened.begun  # there is nothing yet to go on from
+    assert not opened.begun  # there is no checkpoint to resume from
     loaded = opened.model()
     assert not loaded.training
     assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
@@ -208,7 +208,7 @@ def test_damaged_files(run: Path, name: str, damage: str) -> None:
     elif damage != "missing":
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "garbage": b"\x80\xff\x00" * 50}[damage])
     if (name, damage) == ("epochs.csv", "cut"):
-        path.write_text("epoch,loss\n1,2,3,4,5\n")  # half of a CSV file is a CSV file
+        path.write_text("epoch,loss\n1,2,3,4,5\n")  # half of a CSV file can be a valid CSV file
     message = message_of(lambda: Recommender.load(run).recommend(k=1))
     assert name in message
     assert str(run) in message
@@ -331,7 +331,7 @@ def test_counted_weights_of_another_catalogue(tmp_path: Path, model: str) -> Non
 
 
 def as_format_1(run: Path) -> None:
-    """Make of a run what an earlier seqrec wrote, as far as it is looked at."""
+    """Turn a run into one of an earlier seqrec, as far as it is read."""
     values = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(values | {"format_version": 1}))
     shutil.rmtree(run / "data")
@@ -347,7 +347,7 @@ def test_a_run_of_format_1_says_what_to_do(run: Path) -> None:
     resume = lambda: recommender.fit(log(), run, resume=True)  # noqa: E731
     for action in (lambda: Recommender.load(run), lambda: Predictor.load(run), resume):
         message = message_of(action)
-        assert message.startswith(f"{run / 'config.json'}: format 1 is of an earlier seqrec")
+        assert message.startswith(f"{run / 'config.json'}: format 1 is from an earlier seqrec")
         assert f"train again: seqrec fit LOG --out {run} --overwrite" in message
     assert content(run) == before
     recommender.fit(log(), run, overwrite=True)
@@ -371,7 +371,7 @@ def test_an_opened_run_is_the_one_that_was_there(run: Path) -> None:
     wanted = Recommender.load(run).recommend(k=2)
     dataset = Run(run).dataset
     Recommender("popularity").fit(log(shift=4), run, overwrite=True)
-    recommender = Recommender("sasrec", epochs=2, batch_size=4, **SIZES).fit(dataset)  # whose files were replaced
+    recommender = Recommender("sasrec", epochs=2, batch_size=4, **SIZES).fit(dataset)  # its files were replaced
     assert recommender.recommend(k=2).equals(wanted)
 
 

@@ -1,4 +1,4 @@
-"""A run folder that somebody sends is input: what it can and cannot do is in docs/strangers.md, line by line."""
+"""A run folder from somebody else is input. docs/strangers.md lists what it can and cannot do, line by line."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def resume(folder: Path, **changes: Any) -> Recommender:
 
 
 def refused(action: Callable[[], Any]) -> str:
-    """The one line that an action is refused with."""
+    """The one-line error of an action."""
     with pytest.raises(InputError) as caught:
         action()
     message = str(caught.value)
@@ -67,7 +67,7 @@ def refused(action: Callable[[], Any]) -> str:
 
 
 def answer(run: Path, opened: Callable[[Path], Recommender] = Recommender.load) -> pl.DataFrame | None:
-    """What a run recommends, or None where it is refused in one line. Anything else comes out as it is."""
+    """The recommendations of a run, or None if it is refused with an InputError. Other errors are raised."""
     message = ""
     try:
         return opened(run).recommend(k=3)
@@ -84,7 +84,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any], **more: str) -> None:
-    """Change tensors of a file as a stranger would: it still says that it is of this run."""
+    """Change tensors of a file as a stranger would: its mark still names this run."""
     tensors, kept = {name: value.clone() for name, value in load_file(path).items()}, metadata(path)
     changed = change(tensors)
     save_file(tensors if changed is None else changed, path, metadata=kept | more)
@@ -118,7 +118,7 @@ def test_files_of_another_run_are_refused(run: Path, tmp_path: Path, what: str) 
         assert "another run" in message
         assert "train again" in message
         assert content(folder) == before
-        if name == "weights.safetensors":  # with which training would end
+        if name == "weights.safetensors":  # training would end with these weights
             assert "another run" in refused(lambda f=folder: resume(f))
     shutil.copy(other / "config.json", run / "config.json")
     assert "train again" in refused(lambda: Recommender.load(run))
@@ -152,7 +152,7 @@ def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
     assert "which run" in refused(lambda: Recommender.load(run))
 
 
-# ---- links, pipes and other things that are no files -----------------------------------------------------------------
+# ---- links, pipes and others that are not files  -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,11 +204,11 @@ def test_what_is_no_file_is_refused_at_once(run: Path, name: str, kind: str, mon
     else:
         path.unlink()
     if kind == "pipe":
-        os.mkfifo(path)  # whose opening would wait for a writer, for ever
+        os.mkfifo(path)  # opening it would wait for a writer for ever
     elif kind == "folder" and name not in ("state", "data"):
         path.mkdir()
     elif kind == "socket":
-        monkeypatch.chdir(path.parent)  # names of sockets are short
+        monkeypatch.chdir(path.parent)  # paths of sockets must be short
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(path.name)
     else:
@@ -329,7 +329,7 @@ def test_every_value_of_the_configuration_is_looked_at(run: Path, part: str | No
             changed = {**values, name: bad}
             path.write_text(json.dumps(changed if part is None else {**whole, part: changed}))
             found = answer(run)
-            if found is not None:  # such as another number of threads, which changes nothing
+            if found is not None:  # for example another number of threads, which changes nothing
                 assert name in ("epochs", "threads", "device", "checkpoint_minutes"), (name, bad)
                 assert found.equals(wanted)
 
@@ -360,7 +360,7 @@ def test_epochs_whose_validation_begins_late(run: Path) -> None:
 
 
 def signed(run: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Change the weights and their checksum with them."""
+    """Change the weights and their checksum."""
     weights = {name: value.clone() for name, value in load_file(run / "weights.safetensors").items()}
     changed = change(weights)
     Run(run).save_weights(weights if changed is None else changed)
@@ -497,7 +497,7 @@ def test_histories_out_of_range(run: Path, kind: str) -> None:
         lambda: resume(run),
     ):
         assert str(run / "data") in refused(action)
-    if kind not in ("other order", "shifted"):  # which a few users alone do not show
+    if kind not in ("other order", "shifted"):  # a few users are not enough to detect it
         assert str(run / "data") in refused(lambda: Recommender.load(run).recommend(users=["u2"], k=1))
 
 
@@ -608,7 +608,7 @@ def test_the_running_mean(run: Path, change: Callable[[dict[str, torch.Tensor]],
 
 
 def damaged(whole: bytes, dice: random.Random) -> bytes:
-    """The content of a file with something wrong in it."""
+    """The content of a file with a random fault."""
     place = dice.randrange(len(whole))
     kind = dice.choice(["flip", "cut", "bytes", "text", "swap", "twice", "insert"])
     if kind == "flip":

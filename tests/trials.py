@@ -1,8 +1,8 @@
 """Kill, interrupt and full-disk trials of ``fit``, ``fit --overwrite`` and ``--resume``: is a run ever lost or mixed?
 
-``python tests/trials.py --trials 200 --seed 0`` prints what was tried and every failure; the tests run a short form.
-After each trial the folder must answer exactly as the old run or as the new one would: its recommendations are those
-of the weights that its own process wrote, and config, histories and weights are of one run.
+``python tests/trials.py --trials 200 --seed 0`` prints the trials and every failure; the tests run a short form.
+After each trial the folder must give exactly the recommendations of the old run or of the new one, and its config,
+histories and weights must belong to the same run.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def log(seed: int) -> pl.DataFrame:
 
 
 def options(draw: random.Random, seed: int) -> dict[str, Any]:
-    """What to fit: a counted model or a trained one, with many checkpoints or with none within an epoch."""
+    """Random options of a fit: a counted or a trained model, with many or no checkpoints within an epoch."""
     if draw.random() < 0.3:
         return {"model": draw.choice(["markov", "popularity"])}
     return TRAINED | {
@@ -54,7 +54,7 @@ def options(draw: random.Random, seed: int) -> dict[str, Any]:
 
 
 def work(chosen: dict[str, Any], seed: int, out: Path, how: str, room: int | None) -> int:
-    """Fit in a child process, forked from one that has imported everything; its number."""
+    """Fit in a forked child process, which needs no imports. Returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -79,7 +79,7 @@ def work(chosen: dict[str, Any], seed: int, out: Path, how: str, room: int | Non
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a child process: polars, once used, hangs in a fork, so this process never uses it."""
+    """Call a function in a child process, because polars must not be used before a fork: its threads would hang."""
     with tempfile.NamedTemporaryFile() as file:
         child = os.fork()
         if child == 0:
@@ -94,13 +94,13 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def made(chosen: dict[str, Any], seed: int, out: Path) -> list[str] | None:
-    """Fit a run; what it answers."""
+    """Fit a run. Returns its answers."""
     Recommender(**chosen).fit(log(seed), out)
     return answers(out)
 
 
 def answers(folder: Path) -> list[str] | None:
-    """The log's and model's marks and the recommendations of a run; None where there is no run with weights."""
+    """The marks of log and model and the recommendations of a run; None if there is no run with weights."""
     if not (folder / "config.json").is_file() or not (folder / "weights.safetensors").is_file():
         return None
     recommender = Recommender.load(folder)  # checks histories against the configuration
@@ -116,14 +116,14 @@ def mark_of(recommender: Recommender) -> str:
 
 
 def problems(place: Path, out: Path, old: list[str] | None, new: list[tuple[dict[str, Any], int]]) -> list[str]:
-    """What is wrong after a trial."""
+    """The failures after a trial."""
     found = [path.read_text() for path in place.glob("traceback-*")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if out.exists() or all_beside(out, "old") or all_beside(out, "new"):
                 try:
-                    Recommender.load(out)  # the next command puts right what was left
+                    Recommender.load(out)  # the next command cleans up
                 except InputError as error:
                     if old is not None or "weights.safetensors: is missing" not in str(error):
                         found.append(f"does not open: {error}")
@@ -133,11 +133,11 @@ def problems(place: Path, out: Path, old: list[str] | None, new: list[tuple[dict
         if old is not None and now is None:
             found.append("the old run is lost")
         if now is not None and now != old:
-            wholes = [(chosen, seed, Recommender(**chosen)) for chosen, seed in new]
-            # Each weights of a new run are those at the end of an epoch, or of a stop: resumed, it must end as the
-            # run that nothing stopped.
+            complete = [(chosen, seed, Recommender(**chosen)) for chosen, seed in new]
+            # The weights of a new run are those of the end of an epoch or of a stop. When resumed, it must end like
+            # an uninterrupted run.
             ends = {}
-            for chosen, seed, recommender in wholes:
+            for chosen, seed, recommender in complete:
                 recommender.fit(log(seed))
                 ends[mark_of(recommender)] = (chosen, seed, recommender.recommend(k=3).write_csv())
             if now[0] not in ends:
@@ -166,7 +166,7 @@ def problems(place: Path, out: Path, old: list[str] | None, new: list[tuple[dict
 
 
 def trial(draw: random.Random, place: Path) -> tuple[str, str, list[str]]:
-    """One trial: what was done, how it was ended, and what is wrong after it."""
+    """Run one trial. Returns what was done, how it ended, and the failures."""
     out = place / "run"
     action, ending = draw.choice(ACTIONS), draw.choice(ENDINGS)
     how = action.split()[0]
@@ -189,7 +189,7 @@ def trial(draw: random.Random, place: Path) -> tuple[str, str, list[str]]:
         number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}.get(ending, signal.SIGINT)
         for _ in range(2 if ending.endswith("twice") else 1):
             for child in children:
-                os.kill(child, number)  # not reaped yet, so the number is its own
+                os.kill(child, number)  # the child is not reaped yet, so the process id is still its own
             time.sleep(draw.choice([0, 0.002, 0.02]))
     ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     found = apart(problems, place, out, old, new)
@@ -201,7 +201,7 @@ def trial(draw: random.Random, place: Path) -> tuple[str, str, list[str]]:
 
 
 def trials(number: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
-    """So many trials; how many there were of each kind, and what failed."""
+    """Run ``number`` trials. Returns the number of each kind, and the failures."""
     torch.set_num_threads(1)
     kinds: Counter[str] = Counter()
     failures = []

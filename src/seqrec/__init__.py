@@ -59,7 +59,7 @@ __all__ = [
     "train",
 ]
 
-#: The module of each public name. It is imported when the name is first asked for, because torch alone takes seconds.
+#: The module of each public name. It is imported on first use, because importing torch takes seconds.
 _MODULES = {
     "MODELS": "models",
     "Dataset": "data.dataset",
@@ -96,7 +96,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """A public name, or a module of the package, imported now."""
+    """Import a public name, or a module of the package, on first use."""
     if name in _MODULES:
         value: object = getattr(_import_module(f"{__name__}.{_MODULES[name]}"), name)
     elif not name.startswith("_") and _find_spec(f"{__name__}.{name}"):

@@ -1,4 +1,4 @@
-"""The public face: fit, recommend, evaluate, save, load."""
+"""The class ``Recommender``: fit, recommend, find similar items, evaluate, save and load."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
@@ -33,28 +33,28 @@ from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 from seqrec.training.plan import check_items, counted, planned
 
-BLOCK = 2 * USERS_AT_ONCE  # people per frame
+BLOCK = 2 * USERS_AT_ONCE  # users per frame
 
 
 class Recommender:
-    """A model with the data it was trained on, from a log to recommendations.
+    """A model together with the data that it was trained on.
 
     Example:
         >>> recommender = Recommender("sasrec", embedding_dim=64, epochs=10).fit("interactions.csv")
         >>> recommender.recommend(users=["anna"], k=10)  # doctest: +SKIP
 
     Args:
-        model: a name of ``seqrec.MODELS``.
-        options: any field of the model's config (:class:`SASRecConfig`), of :class:`TrainConfig`, of
-            :class:`PrepareConfig` and of :class:`SplitConfig`, by name.
+        model: name of a model in ``seqrec.MODELS``.
+        options: fields of the model's config (such as :class:`SASRecConfig`), :class:`TrainConfig`,
+            :class:`PrepareConfig` and :class:`SplitConfig`, as keywords.
 
     Raises:
-        InputError: an unknown model or option, or a value out of range.
+        InputError: the model or an option is unknown, or a value is out of range.
     """
 
     def __init__(self, model: str = "sasrec", **options: Any) -> None:
         if model not in MODELS:
-            raise InputError(f"unknown model {model!r}; there are {', '.join(MODELS)}")
+            raise InputError(f"unknown model {model!r}; choose one of {', '.join(MODELS)}")
         kinds = (MODELS[model].Config, TrainConfig, PrepareConfig, SplitConfig)
         known = {kind: {f.name for f in fields(kind)} for kind in kinds}
         unknown = sorted(set(options) - set().union(*known.values()))
@@ -68,7 +68,7 @@ class Recommender:
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
         self._model: Model | None = None
-        self._split: Split | Run | None = None  # of a run, split when it is needed
+        self._split: Split | Run | None = None  # a loaded run is split when the split is first needed
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
@@ -88,20 +88,21 @@ class Recommender:
         """Prepare a log, split it and train.
 
         Args:
-            log: what :func:`read_log` takes (a path, a polars or pandas frame, an Arrow table), or a
-                :class:`Dataset`.
-            out: run folder, written as training goes; the test metrics are computed and kept there too.
-                Without it everything stays in memory.
-            items: descriptions of the items, which :func:`read_items` takes: titles appear beside ids in what is
-                recommended, and ``slirec`` learns the categories.
-            resume: go on with the run in ``out``, which must be of this log and these options.
-            overwrite: replace a run that ``out`` holds.
-            progress: show a bar.
-            stop: asked after every step of training, which ends where it says True; see :func:`train`.
+            log: interactions in any form that :func:`read_log` accepts (a path, a polars or pandas frame, an Arrow
+                table), or a :class:`Dataset`.
+            out: run folder, written during training. The model is then also tested, and the folder keeps the test
+                metrics. By default everything stays in memory.
+            items: descriptions of the items, in any form that :func:`read_items` accepts. Recommendations show the
+                titles beside the ids, and ``slirec`` learns the categories.
+            resume: continue the run in ``out``. The log and the options must be those that it was started with.
+            overwrite: replace the run in ``out``.
+            progress: show a progress bar.
+            stop: function that is called after every training step and ends training by returning True; see
+                :func:`train`.
 
         Raises:
-            InputError: bad input or options, an ``out`` that may not be written to, or nothing that could be learnt;
-                the recommender is as it was before.
+            InputError: the input or an option is bad, ``out`` cannot be written, or there is nothing to learn. The
+                recommender keeps the state it had before.
         """
         watch_forks()
         check_polars("fit")
@@ -110,8 +111,8 @@ class Recommender:
         if resume and overwrite:
             raise InputError("resume and overwrite exclude each other; give one")
         given = [log]
-        del log  # a frame that nobody else holds must not take memory while the model trains
-        # Nobody else can take the place between the first check and the last file.
+        del log  # frees the frame before training, unless the caller still holds it
+        # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
             self._fit(given, items, place, resume, progress, stop)
@@ -128,7 +129,7 @@ class Recommender:
         )
         self.epochs, self.metrics, self.evaluations = [], {}, {}
         self.interrupted, self.summary = False, ""
-        # All that can be found wrong is found before anything is written.
+        # All checks, and the counting of a counted model, come before the first write.
         if model.COUNTED:
             self.epochs, self.summary = counted(model, split.train)
         run = Run.resume(place, config, self.train_config.resumable) if place is not None and resume else None
@@ -171,33 +172,33 @@ class Recommender:
         deny: Iterable[Any] | None = None,
         strict: bool = False,
     ) -> pl.DataFrame:
-        """The best ``k`` items for users of the log, or for people known by a history alone.
+        """Recommend ``k`` items to each user of the log, or to each of the given histories.
 
         Args:
-            users: ids of the log, or a single one: a list, an array or a column of any library; all of its users
-                where neither is given. 128, "128" and 128.0 are the same id.
-            histories: items of each person in time order: a sequence of lists of item ids (``user_id`` is
-                then the place in the sequence), a mapping of a name to such a list, or a frame that
-                :func:`read_log` takes. Nobody needs to have been there in training.
-            times: of histories given as lists, in the same shape: numbers since 1970, dates, or ISO texts. They order
-                each history (equal ones keep their order), and tisasrec and slirec learn from them; a file or a frame
-                has them in a column.
-            k: items per person; fewer where the filters leave fewer.
-            keep_seen: recommend again what the person has met: what is in the history and, for users of the log,
-                what the filters (min_rating and the others) dropped. By default as the run was validated and tested,
-                which is without, unless most users take again what they had.
-            allow: recommend these items only.
-            deny: never recommend these items.
-            strict: an unknown user or item is an error; otherwise a warning, and somebody of whom nothing
-                is known gets the most popular items.
+            users: user ids, as a list, an array or a column of any library, or a single id. By default all users of
+                the log, unless ``histories`` is given. 128, "128" and 128.0 are the same id.
+            histories: item ids of each user in time order: a sequence of lists (``user_id`` is then the index in the
+                sequence), a mapping from names to lists, or anything that :func:`read_log` accepts. The users need
+                not be in the log.
+            times: time of each item of ``histories``, in the same shape: numbers since 1970, dates, or ISO strings.
+                Each history is sorted by time (equal times keep their order), and tisasrec and slirec also read the
+                times. Histories in a file or a frame have them in a column instead.
+            k: number of items per user. Users get fewer if the filters leave fewer.
+            keep_seen: also recommend items that the user has already seen: those of the history and, for users of the
+                log, those that filters such as ``min_rating`` dropped. By default the run decides as it did for
+                validation and test: False, unless most validation items were in the history.
+            allow: item ids; only these are recommended.
+            deny: item ids; these are never recommended.
+            strict: raise an error for an unknown user or item. By default it is a warning, and users without any known
+                item get the most popular items.
 
         Returns:
-            A frame ``user_id``, ``item_id``, ``score``, ``rank`` (from 1), by user and rank, with ``title`` after
-            ``item_id`` where titles are known. Scores of one person compare with each other only. They don't depend on
-            ``batch_size``, but their last bits may differ where other people are asked for with that person.
+            A frame with the columns ``user_id``, ``item_id``, ``score`` and ``rank`` (from 1), sorted by user and rank,
+            and with ``title`` after ``item_id`` if titles are known. Compare scores only within one user. Their last
+            bits may depend on which other users are in the same call.
 
         Raises:
-            InputError: ``k`` out of range, or something unknown with ``strict``.
+            InputError: ``k`` is out of range, or ``strict`` is set and an id is unknown.
         """
         frames = self.recommend_batches(
             users, histories, k, times=times, keep_seen=keep_seen, allow=allow, deny=deny, strict=strict
@@ -205,12 +206,14 @@ class Recommender:
         return reduce(pl.DataFrame.vstack, frames)  # pl.concat hangs in a forked process
 
     def recommend_to(self, out: str | Path, users: Any = None, histories: Any = None, k: int = 10, **more: Any) -> None:
-        """Write what :meth:`recommend` gives to a file, a block of people at a time, for any number of them.
+        """Write the result of :meth:`recommend` to a file, one batch of users at a time.
 
         Args:
-            out: the file, ending in .parquet, .csv or .jsonl; it appears under its name once it is complete.
-            users: as for :meth:`recommend`, and so are ``histories`` and ``k``.
-            more: keywords of :meth:`recommend_batches`.
+            out: file name, ending in .parquet, .csv or .jsonl. The file appears only when it is complete.
+            users: user ids, as for :meth:`recommend`.
+            histories: histories, as for :meth:`recommend`.
+            k: number of items per user.
+            more: other keywords of :meth:`recommend_batches`.
         """
         check_outputs(out)
         check_polars("writing a table")
@@ -231,10 +234,10 @@ class Recommender:
         batch_size: int = BLOCK,
         progress: bool = False,
     ) -> Generator[pl.DataFrame, None, None]:
-        """The rows of :meth:`recommend` in frames of ``batch_size`` people, each made when it is asked for.
+        """Yield the rows of :meth:`recommend` in frames of ``batch_size`` users, each computed on demand.
 
-        There is at least one, possibly without rows. Scores equal those of :meth:`recommend` to the last bit, whatever
-        ``batch_size`` is. ``progress`` shows a bar on a terminal.
+        There is at least one frame, which may be empty. The scores equal those of :meth:`recommend` to the last bit for
+        any ``batch_size``. ``progress`` shows a progress bar on a terminal.
         """
         model, dataset = self._ready()
         check_k(k, dataset.num_items)
@@ -244,7 +247,7 @@ class Recommender:
         if users is not None and histories is not None:
             raise InputError("users and histories exclude each other; ask for one at a time")
         if times is not None and histories is None:
-            raise InputError("times are of the items of histories; give histories too")
+            raise InputError("times belong to the items of histories; give histories too")
         people, asked = (
             known_people(dataset, users, strict)
             if histories is None
@@ -254,20 +257,25 @@ class Recommender:
         return recommended_tables(model, dataset, asked, blocks, batch_size, progress)
 
     def _predictor(self) -> Predictor:
-        """A predictor of the model as it is now."""
+        """A predictor that uses the model with its current weights."""
         model, dataset = self._ready()
         with evaluation_mode(model):
             return Predictor(model, dataset, self._keeps_seen(None))
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
-        """The ``k`` items nearest to each given one, by the cosine of their embeddings.
+        """Find the ``k`` items most similar to each given item, by the cosine of their embeddings.
+
+        Args:
+            items: item ids.
+            k: number of similar items per item.
+            strict: raise an error for an unknown item. By default it is a warning.
 
         Returns:
-            A frame ``item_id``, ``similar_item_id``, ``score`` (-1 to 1), ``rank`` (from 1); where titles are known,
-            ``title`` and ``similar_title`` stand after the ids.
+            A frame with the columns ``item_id``, ``similar_item_id``, ``score`` (-1 to 1) and ``rank`` (from 1). If
+            titles are known, ``title`` and ``similar_title`` follow their ids.
 
         Raises:
-            InputError: ``k`` out of range, an unknown item, or a model without embeddings.
+            InputError: ``k`` is out of range, ``strict`` is set and an item is unknown, or the model has no embeddings.
         """
         model, dataset = self._ready()
         indices = listed_items(dataset, items, strict)
@@ -286,9 +294,18 @@ class Recommender:
         seed: int = 0,
         baselines: bool = True,
     ) -> Evaluation:
-        """Rank the held-out item of each user; see :func:`seqrec.evaluate`.
+        """Evaluate the model on the held-out item of each user; see :func:`seqrec.evaluate`.
 
-        By default, items of the history are ranked if they were in validation; ``keep_seen`` decides otherwise.
+        Args:
+            protocol: items to rank against: ``full``, the whole catalogue, or ``sampled``, random unseen items.
+            split: held-out items to rank: ``test`` or ``valid``.
+            negatives: number of random items per user in the sampled protocol.
+            keep_seen: keep items of the history in a full ranking. By default as in the run's validation.
+            seed: random seed of the sampled items, and of the bootstrap for the interval of coverage.
+            baselines: also evaluate the models that only count, beside this one.
+
+        Raises:
+            InputError: an argument is out of range, or there is no held-out item.
         """
         model, dataset = self._ready()
         assert self._split is not None
@@ -313,7 +330,7 @@ class Recommender:
         )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write a run folder. A folder that holds a run already is refused unless ``overwrite`` is set."""
+        """Write a run folder. If it already holds a run, ``overwrite`` replaces it; by default that is an error."""
         check_polars("writing a run")
         model, dataset = self._ready()
         assert self._config is not None
@@ -329,7 +346,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
-        """Open a run folder. While another process replaces the run, either the old or the new one is opened."""
+        """Open a run folder. If another process is replacing the run, this opens either the old or the new one."""
         watch_forks()
         check_polars("loading a run")
         return reading(folder, lambda: cls._load(Run(folder)))
@@ -357,7 +374,7 @@ class Recommender:
 
     @property
     def dataset(self) -> Dataset:
-        """The interactions that the model was given."""
+        """The dataset that the model was trained on."""
         return self._ready()[1]
 
     @property
@@ -366,7 +383,7 @@ class Recommender:
         return self._ready()[0]
 
     def _keeps_seen(self, asked: bool | None) -> bool:
-        """What was asked for, or else what the run chose."""
+        """``asked``, or by default the value that the run chose."""
         return bool(self._config and self._config.split.keep_seen) if asked is None else asked
 
     def _ready(self) -> tuple[Model, Dataset]:

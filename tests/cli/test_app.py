@@ -1,4 +1,4 @@
-"""The command line's entry: arguments as people write them, and one line for whatever goes wrong."""
+"""The entry point of the command line: arguments as people write them, and one line per error."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ CLEAR = "\x1b[2J\x1b]52;c;aGFjaw==\x1b\\"  # clears the screen and sets the clip
 
 @pytest.fixture(scope="module")
 def hyphens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose ids begin with hyphens, as those of Yelp and YouTube do."""
+    """A run with ids that begin with hyphens, as at Yelp and YouTube."""
     folder = tmp_path_factory.mktemp("hyphens") / "run"
     rows = [(f"-Usr{u}" if u else "--u0", f"{'-' * (i % 3)}Biz{(u + i) % 7}", i) for u in range(9) for i in range(5)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
@@ -65,7 +65,7 @@ def test_similar_takes_ids_that_begin_with_a_hyphen(tmp_path: Path, capsys: pyte
     [
         (["recommend", "RUN", "--users", "a", "--strct"], "Unknown option: --strct. Did you mean --strict?"),
         (["recommend", "RUN", "--users", "a", "--keepseen"], "Unknown option: --keepseen"),
-        (["recommend", "RUN", "-x"], "Unknown option: -x (a value that begins with - is written --flag=VALUE"),
+        (["recommend", "RUN", "-x"], "Unknown option: -x (write a value that begins with - as --flag=VALUE"),
         (["recommend", "RUN", "-k", "1.5"], "1.5 is not a whole number"),
         (["recommend", "RUN", "-k", "two"], "unable to convert"),
         (["recommend", "RUN", "--users"], "no id given"),
@@ -125,7 +125,7 @@ def test_whole_numbers_may_be_written_with_a_point(hyphens: Path, capsys: pytest
 
 @pytest.fixture
 def escapes(tmp_path: Path) -> Path:
-    """A run with ids that a terminal would act on."""
+    """A run with control characters in its ids."""
     rows = [(f"u{u}{CLEAR}", f"i{(u + i) % 7}{CLEAR}", i) for u in range(9) for i in range(5)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     Recommender("markov").fit(log, tmp_path / "run")
@@ -165,7 +165,7 @@ def test_a_real_terminal_gets_colours_and_nothing_of_an_id(escapes: Path) -> Non
     child = subprocess.Popen(command, cwd=escapes, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # Linux's end of a terminal whose other side is closed
+    with contextlib.suppress(OSError):  # Linux raises an error when the other side of a terminal is closed
         while part := os.read(ours, 65536):
             shown += part
     os.close(ours)
@@ -184,7 +184,7 @@ def test_files_keep_ids_as_they_are(escapes: Path) -> None:
 
 
 class Panic(BaseException):
-    """As polars' panics, which are no Exceptions."""
+    """Like polars' panics, which are not Exceptions."""
 
 
 def test_a_fault_of_the_package_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +196,7 @@ def test_a_fault_of_the_package_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
         monkeypatch.setattr(app, "_run", broken)
         assert main(["inspect", "x"]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: this is a fault of seqrec, not of your input: {type(error).__name__}")
+        assert line.startswith(f"error: this is a bug in seqrec, not in your input: {type(error).__name__}")
         assert "SEQREC_TRACEBACK=1" in line
     monkeypatch.setenv("SEQREC_TRACEBACK", "1")
     assert main(["inspect", "x"]) == 1

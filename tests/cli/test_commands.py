@@ -1,4 +1,4 @@
-"""The command line: every command, every form of output, and one line for every bad input."""
+"""The command line: every command, every output format, and one line for every bad input."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def ring(numbers: bool = False) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``log.csv``, and the runs ``run`` and ``counted`` of it."""
+    """A folder with ``log.csv``, and the runs ``run`` and ``counted`` of it."""
     folder = tmp_path_factory.mktemp("cli")
     ring().write_csv(folder / "log.csv")
     Recommender(embedding_dim=8, num_blocks=1, max_length=5, epochs=3).fit(ring(), folder / "run")
@@ -50,7 +50,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own, with copies, as the working directory."""
+    """A fresh copy of the folder, as the working directory."""
     shutil.copytree(shared, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -61,7 +61,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Standard output of a command that goes well and has nothing to say on standard error."""
+    """The standard output of a command that succeeds without a message on standard error."""
     capsys.readouterr()
     assert main(arguments) == 0
     out, errors = capsys.readouterr()
@@ -78,7 +78,7 @@ def one_error(errors: str) -> str:
 
 
 def fails(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
-    """The one line of a command that must fail, and must leave the folder as it was."""
+    """The one-line error of a command that must fail and leave the folder unchanged."""
     before = tree(folder)
     capsys.readouterr()
     assert main(arguments) == 2
@@ -278,7 +278,7 @@ def test_evaluate(place: Path, capsys: pytest.CaptureFixture[str], protocol: str
 
 
 def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Standard output with ``--json -``; words go to standard error."""
+    """The standard output with ``--json -``; text goes to standard error."""
     capsys.readouterr()
     assert main([*arguments, "--json", "-"]) == 0
     out = capsys.readouterr().out
@@ -336,7 +336,7 @@ def test_the_ending_of_the_file_says_the_format(place: Path, capsys: pytest.Capt
         run(capsys, *command.split(), "-k", "3", "--out", "b.csv", "--format", "parquet")
         assert pl.read_parquet(place / "b.csv").equals(wanted)
         assert main([*command.split(), "-k", "3", "--out", "a.xlsx"]) == 2
-        assert "end its name in .parquet, .csv, .jsonl, or give --format" in one_error(capsys.readouterr().err)
+        assert "end the name in .parquet, .csv, .jsonl, or give --format" in one_error(capsys.readouterr().err)
         assert not (place / "a.xlsx").exists()
 
 
@@ -362,7 +362,7 @@ def test_blocks_of_people_change_no_output(
         found[size] = [out, (place / "out").read_bytes()]
         assert errors == b""
     assert sizes == 2 * [30] + 2 * [8, 8, 8, 6]
-    if kind == "parquet":  # whose row groups differ
+    if kind == "parquet":  # the row groups differ
         assert len({str(pl.read_parquet(content).to_dicts()) for content in [*found[30], *found[8]]}) == 1
     else:
         assert found[30] == found[8]
@@ -524,14 +524,14 @@ BAD_ARGUMENTS = {
     "fit log.csv --out log.csv": "log.csv: is a file",
     "fit log.csv --out .": "holds something that is not a run",
     "fit log.csv --out . --overwrite": "holds something that is not a run",
-    "fit log.csv --out run --resume --epochs 9 --embedding-dim 16": "begun with",
+    "fit log.csv --out run --resume --epochs 9 --embedding-dim 16": "started with",
     "fit log.csv": "--out",
     "fit": "--log",
     "fit log.csv --out new --dropout 1": "dropout is 1.0",
     "fit log.csv --out new --dropout much": '"much"',
     "fit log.csv --out new --model gru": '"gru".*sasrec',
     "fit log.csv --out new --model markov --dropout 0.1": "--dropout",
-    "fit log.csv --out new --loss bce --negatives 1000000000000": "negatives is 1000000000000, more than the memory",
+    "fit log.csv --out new --loss bce --negatives 1000000000000": "negatives is 1000000000000, too many for the memory",
     "fit log.csv --out new --device meta": "device 'meta'",
     "fit log.csv --out new --device tpu9": "device 'tpu9'",
     "fit log.csv --out new --valid-from 5": "split by time",
@@ -560,7 +560,7 @@ BAD_ARGUMENTS = {
     "fetch nothing": "nothing.*ml-100k",
     "compare log.csv": "--models",
     "compare log.csv --models": "no model given",
-    "compare log.csv --models sasrec,gru": "unknown model 'gru'; there are sasrec",
+    "compare log.csv --models sasrec,gru": "unknown model 'gru'; choose one of sasrec",
     "compare log.csv --models markov --minutes 0": "minutes is 0.0",
     "compare log.csv --models markov --out log.csv": "log.csv: is a file",
     "compare log.csv --models markov --embedding-dim 8": "none of markov has an option 'embedding_dim'",

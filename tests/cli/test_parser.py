@@ -1,4 +1,4 @@
-"""What is imported when, and what Ctrl-C does meanwhile."""
+"""Lazy imports, and Ctrl-C during them."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ HEAVY = {"torch", "polars", "numpy", "matplotlib", "pyarrow"}
 
 
 def imported(code: str) -> set[str]:
-    """Which of the slow libraries a process of its own has loaded after some code."""
+    """The slow libraries that a new process has loaded after running some code."""
     script = f"import sys\n{code}\nprint(*({HEAVY!r} & sys.modules.keys()), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
@@ -36,7 +36,7 @@ def test_nothing_is_imported_before_it_is_needed(code: str, expected: set[str], 
     assert imported(code.replace("LOG", str(log))) <= expected
 
 
-#: Sends the signal at the first import of a library that is slow to load, as a person would who waits for it.
+#: Sends the signal at the first import of a slow library, as an impatient user would.
 INTERRUPT = """
 import os, signal, sys
 class Finder:
@@ -68,7 +68,7 @@ def test_ctrl_c_during_an_import_is_one_line(library: str, arguments: list[str])
 
 
 def test_ctrl_c_from_outside_while_it_starts(tmp_path: Path) -> None:
-    # The process says that it has begun, and is stopped somewhere among the imports that follow.
+    # The process reports its start, and is stopped somewhere in the imports that follow.
     script = "import sys; from seqrec.cli.app import main; print('begun', flush=True); sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "fit", "log.csv", "--out", "run"]
     child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

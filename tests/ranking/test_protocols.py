@@ -345,4 +345,4 @@ def test_fewer_negatives_than_asked_are_told():
     found = evaluate(tied(few.train.dataset), few.test, protocol="sampled", train_counts=few.train.item_counts())
     assert found.fewest_negatives == 2
     assert found.negatives == 5
-    assert "some users left only 2 items unseen" in str(table(found).caption)
+    assert "for some users only 2 unseen items" in str(table(found).caption)

@@ -1,4 +1,4 @@
-"""Results are written over nothing that is read, and over no run."""
+"""Results never overwrite an input or a run."""
 
 import os
 import shutil
@@ -110,7 +110,7 @@ def test_other_names_are_nobodys(place: Path) -> None:
     assert main(["evaluate", "run", "--json", "run/sampled.json"]) == 0
     assert main(["recommend", "run", "-k", "2", "--out", "parts/users.csv"]) == 0
     (place / "other").mkdir()
-    (place / "other/config.json").write_text("{}")  # of another program
+    (place / "other/config.json").write_text("{}")  # belongs to another program
     assert main(["inspect", "log.csv", "--json", "other/config.json"]) == 0
     check_outputs("-", None, "/dev/null", reads=["log.csv"], run="run")
 
@@ -160,7 +160,7 @@ def test_a_run_that_is_replaced_keeps_its_permissions(place: Path, former: bool)
         (place / "run/users.parquet").touch()
         (place / "run/items.parquet").touch()
     else:
-        (place / "run/data/user_ids.npy").unlink()  # so that the new run has a file that the old one had not
+        (place / "run/data/user_ids.npy").unlink()  # so that the new run has a file that the old one lacked
         (place / "run/data").chmod(0o750)
     (place / "run").chmod(0o700)
     (place / private).chmod(0o600)

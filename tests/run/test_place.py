@@ -1,4 +1,4 @@
-"""A run folder under a lock: what replaces it, what failures and kills leave, and what somebody else does to it."""
+"""The lock of a run folder, its replacement, recovery after failures and kills, and changes by other programs."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def names(folder: Path) -> list[str]:
 
 
 def elsewhere(action: Callable[[], Any]) -> tuple[int, str]:
-    """How an action ends in another process, and its error."""
+    """Run an action in another process. Returns how it ended, and its error."""
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
@@ -69,7 +69,7 @@ def claim(folder: Path, act: Callable[[], Any] = lambda: None) -> None:
 
 
 def at_step(number: int, act: Callable[[], Any]) -> Callable[[], bool]:
-    """A ``stop`` that acts after a step of training."""
+    """A ``stop`` function that acts after a training step."""
     steps = [0]
 
     def stop() -> bool:
@@ -99,7 +99,7 @@ def test_the_old_run_is_back_after_any_error(run: Path, error: BaseException, li
     seen: list[Any] = []
 
     def act() -> None:
-        seen.append(Recommender.load(run).recommend(k=2))  # it answers while the new one trains
+        seen.append(Recommender.load(run).recommend(k=2))  # the old run answers while the new one trains
         raise error
 
     out = out if link else run
@@ -108,7 +108,7 @@ def test_the_old_run_is_back_after_any_error(run: Path, error: BaseException, li
     assert content(run) == before
     assert names(run.parent) == ["link", "run"]
     said = [str(caught.value), *getattr(caught.value, "__notes__", [])]
-    assert any(f"{out} is the run that it was before, nothing is kept of the new one" in text for text in said)
+    assert any(f"{out} is unchanged, nothing of the new run is kept" in text for text in said)
     assert seen[0].equals(Recommender.load(run).recommend(k=2))
 
 
@@ -121,9 +121,7 @@ def test_once_it_has_weights_the_new_run_stays(run: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt) as caught:
         Recommender(epochs=9, evaluate_every=1, **SMALL).fit(log(2), run, overwrite=True, stop=at_step(3, act))
-    assert caught.value.__notes__ == [
-        f"{run} holds the new run with its best weights so far, the one before it is removed"
-    ]
+    assert caught.value.__notes__ == [f"{run} holds the new run with its best weights so far, the old run was removed"]
     assert len(seen[0]) == 3  # the run, the old one, the lock
     assert names(run.parent) == ["run"]
     assert Recommender.load(run).train_config.epochs == 9
@@ -134,9 +132,9 @@ def test_a_checkpoint_is_kept_and_gone_on_with(run: Path) -> None:
     options = SMALL | {"epochs": 3, "checkpoint_minutes": 0, "evaluate_every": 3}
     with pytest.raises(KeyboardInterrupt) as caught:
         Recommender(**options).fit(log(2), run, overwrite=True, stop=at_step(3, raises(KeyboardInterrupt())))
-    assert "--resume goes on with the new one" in caught.value.__notes__[0]
+    assert "--resume continues the new run" in caught.value.__notes__[0]
     assert content(run) == before
-    with pytest.warns(RunWarning, match="--resume goes on with it, --overwrite begins anew"):
+    with pytest.warns(RunWarning, match="--resume continues it, --overwrite starts again"):
         Recommender.load(run)
     Recommender(**options).fit(log(2), run, resume=True)
     assert names(run.parent) == ["run"]
@@ -161,7 +159,7 @@ def test_files_of_others_are_never_deleted(run: Path, where: str) -> None:
 
 
 def test_a_file_that_came_while_the_new_run_was_made_is_kept(run: Path) -> None:
-    with pytest.warns(RunWarning, match=r"holds a file that is not of a run \(state/notes\.txt\)"):
+    with pytest.warns(RunWarning, match=r"holds a file that is not part of a run \(state/notes\.txt\)"):
         Recommender(epochs=1, **SMALL).fit(
             log(2), run, overwrite=True, stop=at_step(1, lambda: (run / "state/notes.txt").write_text("mine"))
         )
@@ -257,7 +255,7 @@ def test_a_run_that_is_being_written_says_so_to_readers(run: Path) -> None:
     assert "weights.safetensors: is missing" in heard[0]
     assert "this process on " in heard[0]
     assert heard[0].endswith("writes there, try again later")
-    with Place(run), pytest.warns(RunWarning, match="this process on .* writes there; this is what it holds now"):
+    with Place(run), pytest.warns(RunWarning, match="this process on .* writes there; this is its current content"):
         Recommender.load(run)
 
 
@@ -283,7 +281,7 @@ def test_a_file_that_is_no_lock_is_left_alone(tmp_path: Path) -> None:
 
 
 def left(run: Path, kind: str, but: str = "") -> Path:
-    """A neighbour of a run, as a kill leaves it."""
+    """A folder next to a run, as a kill leaves it."""
     copy = Path(shutil.copytree(run, run.parent / f".run.0123abcd.{kind}"))
     if but:
         (copy / but).unlink()
@@ -304,9 +302,9 @@ def test_left_between_the_two_renames(run: Path, reader: str, capsys: pytest.Cap
     run.rename(run.parent / ".run.aaaaaaaa.old")
     if reader == "evaluate":
         assert READERS[reader](run) == 0
-        assert "the run before it is back in its place" in capsys.readouterr().err
+        assert "the old run is back in its place" in capsys.readouterr().err
     else:
-        with pytest.warns(RunWarning, match="the run before it is back in its place"):
+        with pytest.warns(RunWarning, match="the old run is back in its place"):
             READERS[reader](run)
     assert content(run).keys() == before.keys()
     assert names(run.parent) == ["run"]
@@ -328,7 +326,7 @@ def test_what_is_left_is_swept(run: Path, reader: str, kind: str, capsys: pytest
 
 
 def test_what_an_earlier_version_left(run: Path) -> None:
-    """It trained in the place itself, and put the old run aside."""
+    """The killed process trained in the run folder itself, after moving the old run aside."""
     before = content(run)
     shutil.copytree(run, run.parent / ".run.abcd_efg.old")
     (run / "weights.safetensors").unlink()
@@ -349,7 +347,7 @@ def test_what_is_no_run_beside_it_is_left_alone(run: Path) -> None:
 
 def test_the_folder_around_it_is_read_only(tmp_path: Path) -> None:
     def act() -> None:
-        if os.geteuid() == 0:  # whom no permission stops
+        if os.geteuid() == 0:  # root ignores permissions
             os.setgid(65534)
             os.setuid(65534)
         claim(tmp_path / "new")
@@ -361,7 +359,7 @@ def test_the_folder_around_it_is_read_only(tmp_path: Path) -> None:
 
 
 def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Windows does: no folder is opened, and only what may be written to is flushed."""
+    """Behave like Windows: folders cannot be opened, and only writable files can be flushed."""
     opened, flushed = os.open, os.fsync
     read_only = set()
 
@@ -386,7 +384,7 @@ def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_reads_one_run(run: Path) -> None:
-    """While another process replaces the run again and again, what is read is of the one or of the other."""
+    """While another process keeps replacing the run, every read returns one run or the other, never a mixture."""
     markov = Recommender("markov").fit(log())
     wanted = {name: recommender.recommend(k=2) for name, recommender in
               (("sasrec", Recommender.load(run)), ("markov", markov))}  # fmt: skip
@@ -417,12 +415,12 @@ def test_a_reader_reads_one_run(run: Path) -> None:
         ended.set()
         thread.join()
     assert met
-    assert all("again and again" in text or "writes there" in text for text in refused), refused
+    assert all("keeps replacing" in text or "writes there" in text for text in refused), refused
     assert names(run.parent) == ["run"]
 
 
 def test_a_run_opens_as_soon_as_it_has_weights(tmp_path: Path) -> None:
-    """A full disk may come right after the first weights, before any epoch was noted."""
+    """The disk may be full right after the first weights, before any epoch is recorded."""
     opened = []
 
     def look(self: Run, weights: Any, save: Any = Run.save_weights) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says; no test looks at how fast anything is."""
+"""The benchmark measures what it reports. No test depends on speed."""
 
 import json
 from pathlib import Path
@@ -34,13 +34,13 @@ def test_the_generated_log_is_a_log() -> None:
     assert 7 < lengths.mean() < 11
     assert dataset.items.min() >= 1
     assert dataset.items.max() <= 300
-    assert np.bincount(dataset.items)[1:30].sum() > len(dataset.items) / 3  # few items have much of it
+    assert np.bincount(dataset.items)[1:30].sum() > len(dataset.items) / 3  # a few items are very popular
     assert np.array_equal(dataset.items, generated(500, 300, 9, 0).items)
 
 
 def test_arithmetic_is_what_torch_counts() -> None:
     tokens, dim, candidates = 50, 8, 7
-    x = torch.randn(tokens, dim, dtype=torch.float64, requires_grad=True)  # which goes to torch, who counts
+    x = torch.randn(tokens, dim, dtype=torch.float64, requires_grad=True)  # float64 uses torch, which counts operations
     three = torch.nn.Linear(dim, 3 * dim).double()
     network = FeedForward(dim, (dim,), 0.0).double()
     vectors = torch.randn(candidates, dim, dtype=torch.float64, requires_grad=True)
@@ -48,7 +48,7 @@ def test_arithmetic_is_what_torch_counts() -> None:
         (network(three(x)[:, :dim], x) @ vectors.T).sum().backward()
     config = SASRecConfig(embedding_dim=dim, num_blocks=1)
     assert counter.get_total_flops() == arithmetic(config, tokens, 0, candidates)
-    # Attention: of each pair two products of a head's width forward, and four on the way back.
+    # Attention has two products of a head's width per pair forward, and four backward.
     assert arithmetic(config, 0, 10, 0) == 2 * dim * 10 * (2 + 4)
 
 
@@ -72,7 +72,7 @@ def test_everything_is_measured(found: dict[str, Any]) -> None:
 def test_memory_is_that_of_the_tables() -> None:
     memory = peak_memory(300, 400_000, 64, "bce")
     assert memory["table"] == 4 * 400_001 * 64
-    # Weights and two moments are 3, the running mean is in the run; the libraries' own peak hides some of it.
+    # Weights and two moments are 3 tables; the running mean is on disk. The libraries' own peak hides a part.
     assert 2.5 < memory["peak"] / memory["table"] < 4
 
 
@@ -80,7 +80,7 @@ def test_it_is_told_and_written(found: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=100)
     console.print(*tables(found))
     words = console.export_text()
-    for word in ("cross-entropy", "µs a token", "times the table", "users, evaluate sampled"):
+    for word in ("cross-entropy", "µs per token", "times the table", "users, evaluate sampled"):
         assert word in words
     write(found, tmp_path / "a" / "b")
     assert json.loads((tmp_path / "a" / "b" / "bench.json").read_text()) == found

@@ -1,4 +1,4 @@
-"""Comparisons: the statistics against independent ones, the budget, failures, and what is written."""
+"""Comparisons: statistics checked independently, the budget, failures, and the written files."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def test_paired_t_test_is_that_of_scipy(users: int, shift: float) -> None:
 def test_paired_t_test_at_its_ends() -> None:
     same, always = np.zeros(5), np.full(5, 0.25)
     assert paired_t_test(np.column_stack([same, always])).tolist() == [1.0, 0.0]
-    assert paired_t_test(np.array([[0.3, -0.3]])).tolist() == [1.0, 1.0]  # one user tells nothing
+    assert paired_t_test(np.array([[0.3, -0.3]])).tolist() == [1.0, 1.0]  # one user is not enough for a test
     balanced = np.array([[0.5], [-0.5]])
     assert paired_t_test(balanced).tolist() == [1.0]
     assert paired_t_test(np.empty((9, 0))).shape == (0,)
@@ -62,7 +62,7 @@ def test_paired_t_test_at_its_ends() -> None:
 
 
 def test_paired_t_test_errs_as_often_as_it_says() -> None:
-    """On differences such as of NDCG, most of them 0, of two models that are equally good."""
+    """For differences like those of NDCG, mostly 0, between two equally good models."""
     random = np.random.default_rng(0)
     gains = 1 / np.log2(np.arange(2, 12))
     values = np.where(random.random((300, 4000)) < 0.1, random.choice(gains, (300, 4000)), 0.0)
@@ -71,7 +71,7 @@ def test_paired_t_test_errs_as_often_as_it_says() -> None:
 
 
 def holm_by_hand(p: list[float]) -> list[float]:
-    """Step down: an adjusted value is the highest of (n - i) p(i) up to its place."""
+    """Step down: an adjusted value is the maximum of (n - i) p(i) up to its position."""
     result = []
     for mine in p:
         smaller = sorted(p)[: sorted(p).index(mine) + 1]
@@ -82,7 +82,7 @@ def holm_by_hand(p: list[float]) -> list[float]:
 @pytest.mark.parametrize("p", [[], [0.3], [0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.0, 1.0], [0.02, 0.02]])
 def test_holm(p: list[float]) -> None:
     assert holm(np.array(p)).tolist() == pytest.approx(holm_by_hand(p))
-    if p == [0.01, 0.04, 0.03, 0.005]:  # worked out on paper
+    if p == [0.01, 0.04, 0.03, 0.005]:  # computed by hand
         assert holm(np.array(p)).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
@@ -149,7 +149,7 @@ def test_what_is_written(found: tuple[Comparison, Path]) -> None:
 
 
 def test_intervals_of_few_hits_fit_a_terminal() -> None:
-    """Everybody's last item is one of its own, which nobody can foresee."""
+    """A log in which every user's last item is unique, so that nothing can predict it."""
     log = pl.DataFrame({"user_id": np.repeat(np.arange(60), 4), "item_id": np.arange(240), "timestamp": np.arange(240)})
     comparison = compare(prepare(log), ["popularity", "recent-popularity"], CompareConfig(test_negatives=50))
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -212,7 +212,7 @@ def test_one_that_fails_tells_why_and_the_others_go_on(
 
 
 def test_minutes_end_the_training(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that every look moves on by a second."""
+    """A clock that advances by one second per reading."""
     ticks = iter(range(100_000))
     monkeypatch.setattr("seqrec.tools.compare.time.monotonic", lambda: next(ticks))
     steps = -(-120 // SMALL["batch_size"])
@@ -237,7 +237,7 @@ def test_stop_ends_an_epoch_where_it_says_so(dataset: Dataset) -> None:
     assert len(asked) == 6
     assert not recommender.interrupted
     assert [row["epoch"] for row in recommender.epochs] == [1, 2]
-    assert "ndcg@10" in recommender.epochs[1]  # what the budget paid for is validated
+    assert "ndcg@10" in recommender.epochs[1]  # the epoch that the budget cut short is validated
     assert "budget" in recommender.summary
     never = Recommender("sasrec", **SMALL).fit(dataset, stop=lambda: False)
     plain = Recommender("sasrec", **SMALL).fit(dataset)
@@ -255,13 +255,13 @@ def test_a_person_may_stop_it(dataset: Dataset, tmp_path: Path, monkeypatch: pyt
     result = compare(dataset, ["markov", "sasrec", "popularity"], out=tmp_path, **SMALL)
     assert result.interrupted
     assert [entry.results is not None for entry in result.entries] == [True, False, False]
-    assert all("person" in (entry.failed or "") for entry in result.entries[1:])
+    assert all("interrupted" in (entry.failed or "") for entry in result.entries[1:])
     assert len(json.loads((tmp_path / "compare.json").read_text())["models"]) == 3
 
 
 BAD: list[tuple[list[str], dict[str, Any], str]] = [
     ([], {}, "no model given"),
-    (["sasrec", "nothing"], {}, "unknown model 'nothing'; there are sasrec"),
+    (["sasrec", "nothing"], {}, "unknown model 'nothing'; choose one of sasrec"),
     (["markov", "sasrec", "markov"], {}, "markov is named twice"),
     (["sasrec"], {"nonsense": 1}, "none of sasrec has an option 'nonsense'"),
     (["markov"], {"embedding_dim": 8}, "none of markov has an option 'embedding_dim'"),
@@ -288,7 +288,7 @@ def test_bad_terms(dataset: Dataset, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="file"):
             compare(dataset, ["markov"], out=tmp_path / out)
     short = prepare(pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "y"]}))
-    with pytest.raises(InputError, match="nobody to test on"):
+    with pytest.raises(InputError, match="no user to test on"):
         compare(short, ["popularity"])
     with pytest.raises(InputError, match="no model to draw"):
         comparison_picture({"full": []}, tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""The running mean of the weights, in memory and in the run's folder."""
+"""The running mean of the weights, in memory and in the run folder."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from seqrec.training.averaging import RunningMean
 
 
 def run_in(folder: Path) -> Run:
-    run = object.__new__(Run)  # the folder and what its files bear are all that is needed
+    run = object.__new__(Run)  # only the folder and the id are needed
     run.folder, run.id = folder, "a run"
     return run
 
@@ -41,7 +41,7 @@ def test_the_mean_is_that_of_the_definition_in_memory_and_in_a_folder(tmp_path, 
             with mean.in_place(mine, epoch):
                 for name, value in mine.items():
                     torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-6)
-            for name, value in mine.items():  # as they were, to the last bit
+            for name, value in mine.items():  # restored to the last bit
                 assert torch.equal(value, now[name])
         run.forget_means(but=epoch)
         assert [path.name for path in (tmp_path / "state").iterdir()] == [f"mean-{epoch}.safetensors"]

@@ -1,4 +1,4 @@
-"""Training for nothing: refused, or said; and what it leaves of the process."""
+"""Trainings that cannot learn: errors and warnings; and the state of the process after a fit."""
 
 import json
 import warnings
@@ -27,41 +27,43 @@ def log_of(histories: list[list[int]]) -> pl.DataFrame:
 
 
 def walks(users: int = 30, items: int = 40, length: int = 6) -> pl.DataFrame:
-    """Nobody meets an item twice."""
+    """A log in which no user has an item twice."""
     return log_of([[(7 * user + step) % items for step in range(length)] for user in range(users)])
 
 
 def everything(users: int = 6, items: int = 4) -> pl.DataFrame:
-    """Everybody goes round all items, three times."""
+    """A log in which every user goes through all items, three times."""
     return log_of([[(user + step) % items for step in range(3 * items)] for user in range(users)])
 
 
 @pytest.mark.parametrize("model", TRAINED)
 @pytest.mark.parametrize("loss", ["sampled-softmax", "gbce", "bpr-max", "top1-max", "bce"])
 def test_nobody_has_a_negative(tmp_path: Path, model: str, loss: str) -> None:
-    with pytest.raises(InputError, match=rf"6 of 6 users have met every item .*, so {loss} .* --loss cross-entropy"):
+    with pytest.raises(InputError, match=rf"6 of 6 users have seen every item .*, so {loss} .* --loss cross-entropy"):
         Recommender(model, loss=loss, **TINY).fit(everything(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_nobody_has_a_negative_that_popularity_draws() -> None:
-    # Two items are tested and validated only: training has none of them, so they are never drawn.
+    # Two items occur only in validation and test, so training never draws them.
     log = log_of([[1, 2, 1, 2, 3, 4]] * 5)
-    with pytest.raises(InputError, match="5 of 5 users have met every item"):
+    with pytest.raises(InputError, match="5 of 5 users have seen every item"):
         Recommender(loss="sampled-softmax", popularity=1.0, **TINY).fit(log)
     Recommender(loss="sampled-softmax", popularity=0.0, **TINY).fit(log)
 
 
 def test_some_users_have_no_negative() -> None:
     log = pl.concat([everything(2, 8), walks(20, 8, 5).with_columns(pl.col("user_id") + 10)])
-    with pytest.warns(TrainingWarning, match="2 of 22 users have met every item .* nothing is learnt from them"):
+    with pytest.warns(
+        TrainingWarning, match="2 of 22 users have seen every item .* the model learns nothing from them"
+    ):
         assert Recommender(**TINY).fit(log).epochs[0]["loss"] > 0
-    with pytest.raises(InputError, match=r"2 of 22 users have met every item .* so bce"):
+    with pytest.raises(InputError, match=r"2 of 22 users have seen every item .* so bce"):
         Recommender(loss="bce", **TINY).fit(log)
 
 
 def test_most_predictions_have_no_negative() -> None:
-    # All items but one, and one negative a batch.
+    # Users have all items but one, and there is one negative per batch.
     log = log_of([[(user + step) % 9 for step in range(20)] for user in range(100)])
     log = pl.concat([log, log_of([[9]] * 3).with_columns(pl.col("user_id") + 1000)])
     options = TINY | {"negatives": 1, "batch_size": 2, "keep_seen": True}
@@ -71,7 +73,7 @@ def test_most_predictions_have_no_negative() -> None:
 
 @pytest.mark.parametrize("loss", ["sampled-softmax", "cross-entropy", "bce"])
 def test_a_catalogue_of_one_item(loss: str) -> None:
-    with pytest.raises(InputError, match="the catalogue has one item"):
+    with pytest.raises(InputError, match="the catalogue has only one item"):
         Recommender(loss=loss, **TINY).fit(log_of([[5, 5, 5, 5]] * 3))
 
 
@@ -127,11 +129,11 @@ def test_devices_that_are_not_there(tmp_path: Path, device: str, capsys: pytest.
     assert not (tmp_path / "run").exists()
 
 
-# What most users take again.
+# Logs in which most users repeat items.
 
 
 def rounds(users: int = 20, items: int = 30, own: int = 4) -> pl.DataFrame:
-    """Everybody goes round a few items of their own."""
+    """A log in which every user goes round a few own items."""
     random = np.random.default_rng(0)
     return log_of([list(random.choice(items, own, replace=False)) * 4 for _ in range(users)])
 
@@ -186,7 +188,7 @@ def test_a_period_without_targets_is_said(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((tmp_path / "run/config.json").read_text())["split"]["test_from"] == 50
 
 
-# What a fit leaves.
+# The state of the process after a fit.
 
 
 def torch_state() -> tuple[Any, ...]:
@@ -260,7 +262,7 @@ def test_a_second_fit_that_fails_leaves_the_first(tmp_path: Path, failure: type[
 def test_stop_may_answer_with_anything_true(answer: Any) -> None:
     fitted = Recommender(**TINY | {"epochs": 9}).fit(walks(), stop=lambda: answer)
     assert len(fitted.epochs) == 1
-    assert "its budget ended" in fitted.summary
+    assert "the end of the budget" in fitted.summary
 
 
 def test_filters_of_a_dataset_are_its_own(tmp_path: Path) -> None:

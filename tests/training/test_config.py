@@ -1,4 +1,4 @@
-"""Training options: their ranges, and what an option that is left open becomes."""
+"""Training options: their ranges and their defaults."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_what_is_left_open_is_resolved_once() -> None:
     assert (plain.loss, plain.negatives, plain.popularity, plain.evaluate_every) == ("cross-entropy", None, None, 0)
 
 
-#: None means something itself: no clipping, no negatives, no category, what the machine has.
+#: Options for which None is a value: no clipping, no negatives, no categories, or the machine's number of threads.
 OPEN = {"clip_norm", "threads", "negatives", "popularity"}
 
 
@@ -79,7 +79,7 @@ def test_config_json_holds_what_was_used(name: str, tmp_path: Path) -> None:
     assert training["loss"] == MODELS[name].LOSS
     assert training["evaluate_every"] == 100
     assert None not in values["model_config"].values()
-    # Named or left open, the same run.
+    # Explicit and default options give the same run.
     Recommender(name, **options, loss=training["loss"], negatives=training["negatives"]).fit(
         log, tmp_path / "run", resume=True
     )

@@ -1,4 +1,4 @@
-"""Training: it learns, one seed gives the same bytes, and a killed run ends as one that was not."""
+"""Training: it learns, the same seed gives the same bytes, and a resumed run ends like an uninterrupted one."""
 
 import json
 import os
@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
 
 
 def ring(users: int = 60, items: int = 12, seed: int = 0) -> pl.DataFrame:
-    """Everybody walks round the same ring of items from a place of their own: the next item is certain."""
+    """A log in which every user walks round the same ring of items from a different start: the next item is certain."""
     random = np.random.default_rng(seed)
     starts, lengths = random.integers(items, size=users), random.integers(4, 9, size=users)
     rows = [(u, int(starts[u] + step) % items, step) for u in range(users) for step in range(lengths[u])]
@@ -48,7 +48,7 @@ def weights(folder: Path) -> bytes:
 
 
 def epochs(folder: Path) -> pl.DataFrame:
-    """``epochs.csv`` without what the clock says."""
+    """``epochs.csv`` without the columns of times."""
     return pl.read_csv(folder / "epochs.csv").drop("seconds", "total_seconds", "tokens_per_second")
 
 
@@ -58,7 +58,7 @@ def same_run(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupted."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     Recommender(**SMALL).fit(ring(), folder)
     return folder
@@ -118,9 +118,9 @@ def test_training_leaves_the_process_as_it_was(capsys: pytest.CaptureFixture[str
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-# Children are forked from a process that has imported everything, so that a kill meets training and not
-# the import. Each is killed, with SIGKILL, at a random moment after its first new checkpoint or without
-# waiting for one, and the next goes on.
+# Children are forked from a process that has imported everything, so that a kill hits training and not the imports.
+# Each child is killed with SIGKILL at a random moment, after its first new checkpoint or without waiting for one, and
+# the next one resumes.
 KILLER = """
 import json, os, random, signal, sys, time, traceback
 import torch
@@ -192,7 +192,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
                "--evaluate-every", "1"]  # fmt: skip
     command = [sys.executable, "-m", "seqrec.cli", "fit", str(log), "--out", str(tmp_path / "run"), *options]
     command += ["--checkpoint-minutes", "0"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: sums round by their order
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: rounding depends on the number of threads
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread)
     state = tmp_path / "run/state/training.safetensors"
     while not state.exists() and process.poll() is None:
@@ -201,7 +201,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert errors == ""
-    assert "--resume goes on" in out
+    assert "--resume continues" in out
     stopped = Run(tmp_path / "run")
     assert stopped.metrics() == {}
     assert (stopped.state_header() or ({}, {}))[1]["epoch"] < 2
@@ -239,7 +239,7 @@ def test_what_kills_left_is_swept_when_a_run_goes_on(tmp_path: Path) -> None:
     for name in (".run.abcdefgh.old", ".run.abc_efgh.partial", ".run.other.old", ".other.abcdefgh.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    check_free(tmp_path / "run", overwrite=True)  # leftovers are nobody's
+    check_free(tmp_path / "run", overwrite=True)  # left-over files count as the run's own
     Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     assert [path.name for path in (tmp_path / "run").rglob(".*")] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.abcdefgh.old", ".run.other.old", "run"]
@@ -267,7 +267,7 @@ def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> Non
     Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     assert same_run(whole, tmp_path / "run")
     (tmp_path / "run/state/training.safetensors").unlink()
-    with pytest.raises(InputError, match=r"has no state/training\.safetensors to go on from"):
+    with pytest.raises(InputError, match=r"has no state/training\.safetensors to resume from"):
         Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     (tmp_path / "run/metrics.json").unlink()  # killed before the first checkpoint
     Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
@@ -290,7 +290,7 @@ def test_resume_where_nothing_is_begins_anew(whole: Path, tmp_path: Path) -> Non
 )
 def test_resume_with_other_options_is_refused(whole: Path, change: dict[str, Any], hint: str) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=f"begun with {hint}") as caught:
+    with pytest.raises(InputError, match=f"started with {hint}") as caught:
         Recommender(**SMALL | change).fit(ring(), whole, resume=True)
     assert "--overwrite" in str(caught.value)
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
@@ -308,7 +308,7 @@ def test_resume_with_another_log_or_model_is_refused(whole: Path) -> None:
 
 
 def noise() -> pl.DataFrame:
-    """No structure at all: validation soon gets worse."""
+    """A log without structure: validation soon gets worse."""
     random = np.random.default_rng(0)
     return pl.DataFrame({"user_id": np.repeat(np.arange(50), 6), "item_id": random.integers(30, size=300)})
 
@@ -390,9 +390,9 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 def test_divergence_ends_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lower the learning rate"):
         Recommender(**SMALL | {"learning_rate": 1e6}).fit(ring(), tmp_path / "first")
-    assert not (tmp_path / "first").exists()  # there never were good weights
+    assert not (tmp_path / "first").exists()  # there were never good weights
 
-    # A run that goes wrong only later: the embedding gets a value that is not a number after two epochs.
+    # A run that fails later: the embedding gets a NaN after two epochs.
     options = SMALL | {"epochs": 2}
     Recommender(**options).fit(ring(), tmp_path / "run")
     good = weights(tmp_path / "run")
@@ -414,13 +414,13 @@ def test_negatives_of_somebody_who_met_everything() -> None:
     longer = replace(split_last_two(dataset), train=replace(split_last_two(dataset).train, ends=dataset.offsets[1:]))
     model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1), 4)
     with pytest.raises(
-        InputError, match=r"2 of 2 users have met every item .*, so bce has no negative .*--loss cross-entropy"
+        InputError, match=r"2 of 2 users have seen every item .*, so bce has no negative .*--loss cross-entropy"
     ):
         train(model, longer, TrainConfig(loss="bce", epochs=1))
 
 
 def steps_of(clip_norm: float | None, table_learning_rate: float | None = None) -> torch.Tensor:
-    """How far one step moves the table of a fresh model."""
+    """The movement of a fresh model's table in one step."""
     split = split_last_two(prepare(ring()))
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1, dropout=0.0), 12)
@@ -433,9 +433,9 @@ def steps_of(clip_norm: float | None, table_learning_rate: float | None = None) 
 
 def test_clipping_and_the_tables_own_rate() -> None:
     free, tiny, loose = steps_of(None), steps_of(1e-10), steps_of(1e10)
-    assert torch.allclose(free, loose, rtol=1e-5, atol=1e-7)  # the sum of a row's gradients may be in another order
-    assert free.max() == pytest.approx(0.01, rel=0.01)  # Adam's first step is its rate
-    assert tiny.max() < 0.5 * free.max()  # but where gradients are below its epsilon
+    assert torch.allclose(free, loose, rtol=1e-5, atol=1e-7)  # a row's gradients may be summed in another order
+    assert free.max() == pytest.approx(0.01, rel=0.01)  # Adam's first step equals its rate
+    assert tiny.max() < 0.5 * free.max()  # except where gradients are below its epsilon
     assert steps_of(None, 0.002).max() == pytest.approx(0.002, rel=0.01)
     assert (free[0] == 0).all()
 
@@ -490,7 +490,7 @@ def test_a_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
 
     assert Recommender(**options).fit(ring(), tmp_path / "run", stop=stop).interrupted
     assert (Run(tmp_path / "run").state_header() or ({}, {}))[1]["step"] > 0
-    with pytest.raises(InputError, match="begun with epochs = 4, not 5"):  # whose steps would have had other rates
+    with pytest.raises(InputError, match="started with epochs = 4, not 5"):  # its steps would have had other rates
         Recommender(**options | {"epochs": 5}).fit(ring(), tmp_path / "run", resume=True)
     Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
     Recommender(**options).fit(ring(), tmp_path / "whole")
@@ -508,7 +508,7 @@ def test_learns_with_a_schedule(loss: str) -> None:
 
 
 def long_rings() -> pl.DataFrame:
-    """Everybody walks round two rings, and goes over to the second one for the last steps, which only it holds."""
+    """A log in which every user walks round one ring, and only in the last steps round a second one."""
     rows = []
     for user in range(40):
         rows += [(user, (user + step) % 12, step) for step in range(30)]
@@ -539,7 +539,7 @@ def test_every_model_trains_on_all_windows(name: str, tmp_path: Path) -> None:
     epoch = epoch_of(model, split.train, recommender.train_config)
     assert epoch.tokens == int((split.train.lengths - 1).sum())
     assert len(epoch) > -(-len(split.train) // 16)
-    # Negatives are none of the user's own items, in a window that does not show them either.
+    # A user's own items are never negatives, even outside the window.
     objective = objective_of(model, 12, recommender.train_config)
     for task in tasks_of(model, epoch, split.train, objective, objective.sampler(split.train)):
         rows = task.batch.rows if task.tokens is None else task.batch.rows[task.tokens]
@@ -551,7 +551,7 @@ def test_every_model_trains_on_all_windows(name: str, tmp_path: Path) -> None:
 
 
 def test_passes_that_contradict_each_other(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"random_start draws one window .* windows=all shows every one"):
+    with pytest.raises(InputError, match=r"random_start draws one window .* windows=all uses all of them"):
         Recommender(**SMALL, random_start=0.5, windows="all").fit(ring(), tmp_path / "run")
     with pytest.raises(InputError, match="warmup_steps is 500, but training has 16 steps; give fewer"):
         Recommender(**SMALL, warmup_steps=500).fit(ring(), tmp_path / "run")

@@ -54,7 +54,7 @@ def test_binary_cross_entropy_is_that_of_torch(shape):
 
 
 def test_gbce_weighs_the_targets_term_by_the_papers_power():
-    """log(sigma(x) ** beta) = beta * log(sigma(x)), with beta as the paper has it."""
+    """log(sigma(x) ** beta) = beta * log(sigma(x)), with beta as in the paper."""
     for negatives, num_items, t in ((1, 100, 0.75), (256, 20_000, 0.75), (16, 51, 0.3)):
         alpha = negatives / (num_items - 1)
         beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
@@ -64,7 +64,7 @@ def test_gbce_weighs_the_targets_term_by_the_papers_power():
         target, negative = logits(5, negatives)
         powers = (target.sigmoid() ** beta).log() + (1 - negative.sigmoid()).log().sum(dim=1)
         torch.testing.assert_close(binary_cross_entropy(target, negative, beta), -powers.mean())
-    assert gbce_weight(50, 50, 0.9) == gbce_weight(1, 1, 0.9) == 1.0  # all the others are negatives
+    assert gbce_weight(50, 50, 0.9) == gbce_weight(1, 1, 0.9) == 1.0  # all other items are negatives
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -83,7 +83,7 @@ def test_sampled_softmax_is_the_naive_loop(shape):
 
 
 def full_and_others(num_items: int, tokens: int, seed: int):
-    """Logits of a whole catalogue, the targets, and for each row all the other items."""
+    """Logits of the whole catalogue, the targets, and for each row all other items."""
     random = torch.Generator().manual_seed(seed)
     full = 2 * torch.randn(tokens, num_items, generator=random, dtype=torch.float64)
     targets = torch.randint(num_items, (tokens,), generator=random)
@@ -97,7 +97,7 @@ def test_sampled_softmax_against_all_others_is_cross_entropy():
     ours = sampled_softmax(full.gather(1, targets[:, None])[:, 0], full.gather(1, others))
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(gradients(ours, full)[0], gradients(expected, full)[0])
-    # A uniform correction shifts all logits alike: it changes nothing.
+    # A uniform correction shifts all logits equally, so it changes nothing.
     uniform = torch.full((20,), -math.log(20), dtype=torch.float64)
     shifted = sampled_softmax(
         full.gather(1, targets[:, None])[:, 0], full.gather(1, others), uniform[targets], uniform[:19]
@@ -163,7 +163,7 @@ def test_extreme_logits_stay_finite(loss, size):
 def test_the_correction_makes_the_gradient_that_of_the_full_softmax():
     """Negatives of a skewed distribution q: the gradient's error falls with N, and only with both corrections.
 
-    Draws that hit the target are masked, so the target stands for its own term in the full sum, which is worth N draws
+    Draws that equal the target are masked. The target is its own term of the full sum, which corresponds to N draws
     of weight 1 / q.
     """
     random = torch.Generator().manual_seed(8)
@@ -186,13 +186,13 @@ def test_the_correction_makes_the_gradient_that_of_the_full_softmax():
     assert many < 0.02
     assert few > more > many
     assert error(5000, 40, None, corrected=False) > 0.1
-    log_q = log_q + math.log(num_items)  # against a uniform sampler's probability, as training has both
+    log_q = log_q + math.log(num_items)  # relative to a uniform sampler's probability, as in training
     assert error(5000, 40, math.log(num_items / 5000)) < 0.02
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_corrected_loss_has_the_full_softmax_as_its_expectation(seed):
-    """Exactly: exp(loss) is linear in the sum over the draws, here gone through one by one."""
+    """The expectation is exact: exp(loss) is linear in the sum over draws, which are enumerated here."""
     random = torch.Generator().manual_seed(seed)
     items, count = (int(torch.randint(low, high, (), generator=random)) for low, high in ((3, 9), (1, 4)))
     full = 2 * torch.randn(items, generator=random, dtype=torch.float64)
@@ -213,7 +213,7 @@ def test_the_corrected_loss_has_the_full_softmax_as_its_expectation(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_different_uniform_negatives_need_a_correction_of_the_target_alone(seed):
-    """N different ones of I items: the target's correction is log(I / N), as training has it."""
+    """For N distinct items of I, the target's correction is log(I / N), as in training."""
     random = torch.Generator().manual_seed(seed)
     items, count = (int(torch.randint(low, high, (), generator=random)) for low, high in ((3, 9), (1, 4)))
     full = 2 * torch.randn(items, generator=random, dtype=torch.float64)
@@ -230,7 +230,7 @@ def test_different_uniform_negatives_need_a_correction_of_the_target_alone(seed)
     ("tokens", "negatives", "dim", "block"), [(37, 11, 5, 8), (300, 50, 16, 256), (1, 3, 4, 2), (16, 4, 4, 8)]
 )
 @pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # in torch, and compiled
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # torch, and the compiled loops
 def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, block, corrected, dtype):
     generator = torch.Generator().manual_seed(tokens)
 
@@ -239,10 +239,10 @@ def test_blocked_sampled_softmax_is_sampled_softmax(tokens, negatives, dim, bloc
 
     hidden, vectors, target = draw(tokens, dim), draw(negatives, dim), draw(tokens)
     left_out = torch.rand(tokens, negatives, generator=generator) < 0.2
-    left_out[0] = True  # a token without any negative
+    left_out[0] = True  # a token without negatives
     log_probability = draw(negatives).detach() if corrected else None
     logits = (hidden @ vectors.T).masked_fill(left_out, -torch.inf)
-    own = -math.log(negatives) if corrected else None  # as training has it
+    own = -math.log(negatives) if corrected else None  # as in training
     plain = sampled_softmax(target, logits, own, log_probability)
     pairs = left_out.nonzero(as_tuple=True)
     blocked = blocked_sampled_softmax(hidden, vectors, target, pairs, own, log_probability, block)

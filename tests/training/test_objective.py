@@ -1,4 +1,4 @@
-"""From a batch to a loss, against loops over predictions and negatives."""
+"""From a batch to a loss, compared with loops over predictions and negatives."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def dataset() -> Dataset:
 
 
 class Plain(Model):
-    """Hidden states and scores from one table; remembers what it was asked to score."""
+    """Hidden states and scores from one table. It records the items that it scored."""
 
     SPARSE_TABLES = frozenset({"item_embedding"})
 
@@ -72,7 +72,7 @@ class Plain(Model):
 
 
 class TwoTargets(Plain):
-    """Each token but the first of a user predicts its own item and its target; the first predicts nothing."""
+    """A model in which each token except a user's first predicts its own item and its target."""
 
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
         return replace(batch, items=torch.where(batch.positions % 2 == 0, batch.items, batch.targets))
@@ -84,7 +84,7 @@ class TwoTargets(Plain):
 
 
 class NoTargets(Plain):
-    """Predicts nothing at all."""
+    """A model without predictions."""
 
     def training_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
@@ -108,7 +108,7 @@ def objective_of(
 def loss_of(
     model: Model, histories: Histories, objective: Objective, seed: int = 0, max_length: int = 5
 ) -> tuple[Tensor, Batch]:
-    """The loss of a batch of all the histories, and the batch."""
+    """The loss of a batch of all histories, and the batch."""
     batch = pack(histories, max_length, with_targets=True)
     sampler = objective.sampler(histories)
     random = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def loss_of(
 
 
 def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 0, max_length: int = 5) -> float:
-    """The same in a loop over predictions, with the negatives drawn in the same way."""
+    """The same loss in a loop over predictions, with the same negatives."""
     batch = pack(histories, max_length, with_targets=True)
     random = np.random.default_rng(seed)
     sampler = objective.sampler(histories)
@@ -155,8 +155,8 @@ def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 
             total += math.log(1 + sum(math.exp(r - r_i) for r in scores))
             continue
         if objective.loss == "gbce":
-            alpha = min(len(drawn) / (len(table) - 2), 1)  # more negatives than items are drawn in vain
-            beta = alpha * (objective.calibration * (1 - 1 / alpha) + 1 / alpha)  # as the paper has it
+            alpha = min(len(drawn) / (len(table) - 2), 1)  # more negatives than items do not raise alpha
+            beta = alpha * (objective.calibration * (1 - 1 / alpha) + 1 / alpha)  # as in the paper
             total -= beta * math.log(1 / (1 + math.exp(-r_i))) + sum(math.log(1 / (1 + math.exp(r))) for r in scores)
             continue
         shares = [math.exp(r) / sum(map(math.exp, scores)) for r in scores]
@@ -181,7 +181,7 @@ def test_the_loss_is_the_naive_loop(dataset, loss, popularity, kind, factored):
     for negatives in (1, 12, 40):
         objective = objective_of(loss, negatives, popularity)
         found, _ = loss_of(model, histories, objective, seed=3)
-        # Logits go through float32 but where all is done at once.
+        # Logits are rounded to float32, except in the blocked losses.
         assert found.item() == pytest.approx(naive(model, histories, objective, seed=3), rel=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_sampled_softmax_without_the_targets_correction_is_the_naive_loop(datase
 
 
 class Drawn(PopularitySampler):
-    """Draws what it is told to."""
+    """A sampler that draws given items."""
 
     items: np.ndarray
 
@@ -210,7 +210,7 @@ class Drawn(PopularitySampler):
 def test_the_corrected_sampled_softmax_estimates_cross_entropy(popularity, count, factored):
     """Over all possible draws, exp(loss) of a prediction has the expectation exp(cross-entropy), exactly.
 
-    The cross-entropy is over the target and the items that its user does not own, of which no negative is drawn.
+    The cross-entropy is over the target and the items that its user does not own, since only these can be negatives.
     """
     log = [(0, i, t) for t, i in enumerate([0, 1, 2])] + [(u, i, u) for u in (1, 2, 3) for i in range(u, 6)]
     dataset = prepare(pl.DataFrame(log, schema=["user_id", "item_id", "timestamp"], orient="row"))
@@ -236,13 +236,13 @@ def test_the_corrected_sampled_softmax_estimates_cross_entropy(popularity, count
     own = one.flat()[1].tolist()
     others = [j for j in range(1, dataset.num_items + 1) if j not in own]
     full = -scores[[target, *others]].log_softmax(dim=0)[0]
-    assert expected == pytest.approx(math.exp(full.item()), rel=1e-5)  # logits go through float32
+    assert expected == pytest.approx(math.exp(full.item()), rel=1e-5)  # logits are rounded to float32
 
 
 @pytest.mark.parametrize("loss", [loss for loss in get_args(Loss) if loss != "cross-entropy"])
 @pytest.mark.parametrize("popularity", [0.0, 0.5])
 def test_an_exchanged_target_is_never_its_own_negative(dataset, loss, popularity):
-    """Stochastic shared embeddings ask for items that are not the user's; these may be drawn as negatives too."""
+    """Stochastic shared embeddings may make foreign items targets, which may be drawn as negatives too."""
     histories = split_last_two(dataset).train
     model = SSEPT(SSEPTConfig(embedding_dim=4, user_dim=4, sse_target=0.7), dataset.num_items, dataset.num_users)
     objective = objective_of(loss, 20, popularity)
@@ -273,7 +273,7 @@ def test_an_exchanged_target_is_never_its_own_negative(dataset, loss, popularity
 
 
 def test_bce_keeps_a_target_whose_exchange_would_leave_no_negative():
-    """Of the five items, the user owns all but one: it is the only negative, and so never the target."""
+    """The user owns four of the five items. The fifth is the only negative, and so never the target."""
     log = pl.DataFrame({"user_id": [1] * 4 + [2] * 2, "item_id": [0, 1, 2, 3, 3, 4], "timestamp": range(6)})
     dataset = prepare(log)
     histories = Histories(dataset, np.arange(2), dataset.offsets[:-1], dataset.offsets[1:]).take(slice(0, 1))
@@ -294,7 +294,7 @@ def test_bce_takes_negatives_of_each_prediction(dataset, kind):
     loss, batch = loss_of(model, histories, objective_of("bce", 3))
     shown = model.corrupt(batch, np.random.default_rng(0))
     tokens, items = model.training_targets(shown)
-    (both,) = model.asked  # the target and its negatives at once
+    (both,) = model.asked  # the target and its negatives together
     asked, drawn = both[:, :1], both[:, 1:]
     assert torch.equal(asked, items[:, None])
     assert drawn.shape == (len(items), 3)
@@ -310,23 +310,23 @@ def test_bce_takes_negatives_of_each_prediction(dataset, kind):
 def test_how_many_negatives_without_a_number(dataset):
     histories = split_last_two(dataset).train
     for loss, count in (("bce", 1), ("gbce", 256), ("bpr-max", 1024), ("sampled-softmax", 1024)):
-        expected = (2,) if loss == "bce" else ()  # bce's with the target
+        expected = (2,) if loss == "bce" else ()  # for bce, negatives are scored with the target
         for popularity, shared in ((0.0, min(count, dataset.num_items)), (0.5, count)):
             model = model_of(Plain, dataset, factored=False)
             loss_of(model, histories, objective_of(loss, None, popularity))
             assert model.asked[-1].shape[1:] == expected
-            assert expected or len(model.asked[-1]) == shared  # uniform ones are all different
+            assert expected or len(model.asked[-1]) == shared  # uniform negatives are distinct
 
 
 @pytest.mark.parametrize("loss", SHARED)
 @pytest.mark.parametrize("popularity", [0.0, 1.0])
 def test_a_shared_negative_never_counts_against_its_own_user(dataset, loss, popularity):
-    """The score of an item that one user owns, also beyond the window, changes nothing of that user's loss."""
+    """The score of an item that a user owns, even outside the window, does not change that user's loss."""
     histories = split_last_two(dataset).train
-    for row in np.flatnonzero(histories.lengths > 3)[:6]:  # more than the window of 2 and its target
+    for row in np.flatnonzero(histories.lengths > 3)[:6]:  # longer than the window of 2 and its target
         one = histories.take(slice(row, row + 1))
         own = dataset.items[one.starts[0] : one.ends[0]].tolist()
-        # Every item is drawn, so all the owned ones are among the negatives.
+        # Every item is drawn, so all owned items are among the negatives.
         objective = objective_of(loss, 3000, popularity)
         model = model_of(Plain, dataset)
         sampler = objective.sampler(histories)
@@ -344,13 +344,13 @@ def test_a_shared_negative_never_counts_against_its_own_user(dataset, loss, popu
 
 @pytest.mark.parametrize("loss", SHARED)
 def test_users_who_own_all_negatives_cost_nothing(loss):
-    """Everybody has every item: no negative is left to anybody."""
+    """Every user has every item, so there are no negatives."""
     log = pl.DataFrame({"user_id": np.repeat([1, 2], 5), "item_id": [*range(5), *range(5)], "timestamp": [*range(10)]})
     dataset = prepare(log)
     histories = Histories(dataset, np.arange(2), dataset.offsets[:-1], dataset.offsets[1:])
     model = model_of(Plain, dataset)
     value, _ = loss_of(model, histories, objective_of(loss))
-    if loss == "gbce":  # its target has a term of its own
+    if loss == "gbce":  # its target has a separate term
         batch = pack(histories, 5, with_targets=True)
         own = model.score(model.encode(batch), batch.targets[:, None])
         assert value.item() == pytest.approx((1 + (-own).exp()).log().mean().item(), rel=1e-6)
@@ -399,7 +399,7 @@ def test_samplers(dataset):
 
 @pytest.mark.parametrize("loss", get_args(Loss))
 def test_every_loss_trains_a_model(loss):
-    """Everybody walks round the same ring of items: what comes next is certain."""
+    """A log in which every user walks round the same ring of items: the next item is certain."""
     starts = np.random.default_rng(0).integers(12, size=60)
     rows = [(user, int(start + step) % 12, step) for user, start in enumerate(starts) for step in range(7)]
     split = split_last_two(prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")))
@@ -414,7 +414,7 @@ def test_every_loss_trains_a_model(loss):
 
 
 def test_marked_tables():
-    """The tables that a model declares have gradients by row, whatever their sizes, and no others."""
+    """Exactly the tables that a model declares have sparse gradients, whatever their sizes."""
     model = GRU4Rec(GRU4RecConfig(embedding_dim=8, separate_output=True), NUM_ITEMS)
     tables = [model.item_embedding, model.output_embedding, model.item_bias]
     sasrec = SASRec(SASRecConfig(max_length=NUM_ITEMS + 1, embedding_dim=8), NUM_ITEMS)
@@ -423,7 +423,7 @@ def test_marked_tables():
     mark_tables(sasrec)
     assert sasrec.item_embedding.sparse
     assert not sasrec.position_embedding.sparse
-    tied = GRU4Rec(GRU4RecConfig(embedding_dim=8), NUM_ITEMS)  # which has no table of outputs
+    tied = GRU4Rec(GRU4RecConfig(embedding_dim=8), NUM_ITEMS)  # it has no output table
     mark_tables(tied)
     assert sorted(tied.sparse_tables()) == ["item_bias", "item_embedding"]
 

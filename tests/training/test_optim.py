@@ -10,27 +10,27 @@ from seqrec.training.schedule import Schedule
 
 
 class Tables(nn.Module):
-    """Two tables and a dense layer, whose weights change what the tables learn."""
+    """A model with two tables and a dense layer that changes what the tables learn."""
 
     def __init__(self, sparse: bool, items: int = 40, users: int = 25, dim: int = 4) -> None:
         super().__init__()
         self.items = nn.Embedding(items, dim, padding_idx=0, sparse=sparse)
         self.users = nn.Embedding(users, dim, sparse=sparse)
         self.mix = nn.Linear(dim, dim)
-        self.whole = False  # whether the loss reads all of the items too
+        self.reads_all = False  # whether the loss also reads all items
 
     def forward(self, items: Tensor, users: Tensor) -> Tensor:
         """A loss with gradients of very different sizes."""
         x = self.items(items) * 3 + self.mix(self.users(users))
-        again = self.items(items.flip(0))  # the table is read twice in a step
+        again = self.items(items.flip(0))  # reads the table twice in a step
         loss = (x.tanh() * again).sum() / len(items) + 0.01 * x.square().mean()
-        return loss + 0.1 * self.items.weight[1:].sigmoid().sum() if self.whole else loss
+        return loss + 0.1 * self.items.weight[1:].sigmoid().sum() if self.reads_all else loss
 
 
 class Both:
     """The same model under RowAdam, and in float64 under torch's Adam with dense gradients.
 
-    With ours in float64 too, what differs is the method; float32 rounds gradients, which Adam magnifies.
+    If RowAdam runs in float64 too, only the methods differ; float32 rounds gradients, which Adam magnifies.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Both:
         self.adam.step()
 
     def difference(self) -> float:
-        """The largest difference of a weight, as a share of its tensor's largest movement."""
+        """The largest difference of any weight, as a share of the largest movement in its tensor."""
         self.row_adam.catch_up()
         worst = 0.0
         for name, value in self.theirs.state_dict().items():
@@ -81,7 +81,7 @@ class Both:
 
 
 def rare_rows(random: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
-    """A few common rows at every step, others now and then, some after hundreds of steps, some never."""
+    """Rows for each step: a few common ones at every step, others rarely, some after hundreds of steps, some never."""
     items = random.integers(1, 8, 6)
     if random.random() < 0.3:
         items[0] = random.integers(8, 30)
@@ -99,7 +99,7 @@ def test_row_adam_is_dense_adam(table_rate, dtype, tolerance):
     for step in range(400):
         both.step(*rare_rows(random, step))
         if step in (0, 1, 10, 100, 299):
-            # catch_up in between must change nothing.
+            # A catch_up in between must not change the result.
             assert both.difference() < tolerance
     assert both.difference() < tolerance
     assert (both.ours.items.weight[32:] == both.start["items.weight"][32:]).all()  # never touched
@@ -115,7 +115,7 @@ def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, toleran
     for step in range(120):
         both.ours.whole = both.theirs.whole = step // 20 % 2 == 0 or not turns
         if both.ours.whole and step % 20 == 0:
-            both.row_adam.catch_up()  # as what reads all rows in turn with a few has to
+            both.row_adam.catch_up()  # needed before all rows are read
         both.step(*rare_rows(random, step), clip)
         assert both.ours.items.weight.grad.is_sparse != both.ours.whole
         assert both.ours.users.weight.grad.is_sparse
@@ -133,7 +133,7 @@ def test_row_adam_with_other_betas(betas):
 
 @pytest.mark.parametrize("beta2", [0.95, 0.98, 0.9999, 1 - 1e-8])
 def test_row_adam_in_float32(beta2):
-    """Near 1 the second beta's difference from 1 is lost to float32."""
+    """Near 1, float32 loses the difference of the second beta from 1."""
     both = Both(betas=(0.9, beta2), dtype=torch.float32)
     random = np.random.default_rng(7)
     for step in range(400):
@@ -145,7 +145,7 @@ SCHEDULES = {
     "linear": Schedule("linear", 40, 400),
     "cosine": Schedule("cosine", 150, 400),
     "warm-up": Schedule("constant", 300, 400),
-    "short": Schedule("cosine", 0, 250),  # the rate is 0 from then on
+    "short": Schedule("cosine", 0, 250),  # the rate is 0 after step 250
     "jumps": lambda steps: np.where(np.asarray(steps) // 10 % 2, 1.0, 0.01),
 }
 
@@ -160,7 +160,7 @@ def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
         if step == 200:
             both.row_adam.catch_up()
         both.step(*rare_rows(random, step))
-        # The first movements of a warm-up are of the size that float32 rounds weights by.
+        # The first movements of a warm-up are as small as the rounding of weights in float32.
         if step in ((1, 10, 100, 299) if dtype == torch.float64 else (299,)):
             assert both.difference() < tolerance
     assert both.difference() < tolerance
@@ -169,7 +169,7 @@ def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(("start", "missed"), [(1, 1), (1, 7), (3, 90), (35, 300), (390, 30)])
 def test_the_drift_of_a_row_is_the_sum_of_its_steps(name, start, missed):
-    """The closed form against Adam's steps one by one in float64, gradients being zero."""
+    """The closed form equals Adam's steps one by one in float64, with zero gradients."""
     schedule, (beta1, beta2), rate = SCHEDULES[name], (0.9, 0.98), 0.1
     table = nn.Embedding(3, 2, sparse=True).double()
     optimizer = RowAdam(table, rate, betas=(beta1, beta2), schedule=schedule)
@@ -192,7 +192,7 @@ def test_the_drift_of_a_row_is_the_sum_of_its_steps(name, start, missed):
 
 
 def test_all_rows_that_were_asked_for_are_those_that_are_behind():
-    """On a GPU no rows are chosen, as the host would wait for their number."""
+    """On a GPU no rows are selected, because the host would wait for their number."""
     ways = [Both(), Both()]
     random = np.random.default_rng(0)
     for step in range(50):
@@ -249,14 +249,14 @@ def test_betas_without_a_closed_form(betas):
 
 @pytest.mark.parametrize("size", [1e-4, 1e-6, 1e-8, 1e-10, 1e-18, 1e-22, 1e-30])
 def test_tiny_gradients(size):
-    """Where epsilon counts, and where the second moment underflows while the first does not.
+    """Gradients so small that epsilon matters, or that the second moment underflows while the first does not.
 
-    Where epsilon is all that counts, RowAdam's drift is off by a few percent: rows hardly move then.
+    If epsilon dominates, RowAdam's drift is off by a few percent, but then rows hardly move.
     """
     ours, theirs = nn.Embedding(4, 2, sparse=True), nn.Embedding(4, 2).double()
     with torch.no_grad():
         for table in (ours, theirs):
-            table.weight.zero_()  # so that small movements are not rounded away
+            table.weight.zero_()  # otherwise small movements would be lost to rounding
     row_adam, adam = RowAdam(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
     for step in range(60):
         rows = torch.tensor([0, 1] if step % 25 == 0 else [0])
@@ -273,7 +273,7 @@ def test_a_row_that_is_missing_for_very_long():
     common = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3])
     rare = torch.tensor([30, 30, 1]), torch.tensor([20, 20, 1])
     both.step(*rare)
-    for _ in range(1500):  # past the first table of drifts, and momentum long gone
+    for _ in range(1500):  # beyond the first table of drifts, when the momentum is gone
         both.step(*common)
     both.step(*rare)
     both.step(*common)
@@ -308,7 +308,7 @@ def test_reading_in_eval_mode_changes_nothing():
 
 
 def test_steps_on_rows_that_were_read_in_eval_mode():
-    # Their values were stale when they were read, but the gradient does not ask for them here.
+    # Their values were stale when read, but this gradient does not depend on them.
     ours, theirs = nn.Embedding(9, 2, sparse=True).double().eval(), nn.Embedding(9, 2).double()
     theirs.load_state_dict(ours.state_dict())
     row_adam, adam = RowAdam(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
@@ -340,7 +340,7 @@ def test_a_table_that_no_step_touches_and_gradients_of_zero():
             optimizer.zero_grad()
             loss = model.items(items).square().sum()
             if step % 3 == 1:
-                loss = loss + (model.users(users) * 0).sum()  # a gradient, but nought
+                loss = loss + (model.users(users) * 0).sum()  # a gradient of zeros
             loss.backward()
             optimizer.step()
     both.row_adam.catch_up()
@@ -349,7 +349,7 @@ def test_a_table_that_no_step_touches_and_gradients_of_zero():
 
 
 def test_sparse_adam_learns_much_less_from_rare_rows():
-    """What RowAdam is for: torch's SparseAdam ends far from dense Adam on rows that are seldom touched."""
+    """The reason for RowAdam: torch's SparseAdam ends far from dense Adam on rows that are seldom touched."""
     both = Both()
     sparse = Tables(sparse=True).double()
     sparse.load_state_dict(both.start)
@@ -389,13 +389,13 @@ def test_clipping_is_that_of_torch(clip, tolerance):
         clipped = torch.cat([gradient.reshape(-1) for gradient in both.row_adam.gradients()])
         torch.testing.assert_close(clipped.norm().double(), norm.clamp(max=clip), rtol=2e-3, atol=1e-8)
         both.step(items, users, clip)
-    # Adam forgets the size of gradients but for its epsilon, so compare the moments too.
+    # Adam's step hardly depends on the size of gradients, so the moments are compared too.
     both.row_adam.catch_up()
     for name in ("first", "second"):
         reference = both.adam.state[both.theirs.items.weight]["exp_avg" if name == "first" else "exp_avg_sq"]
         ours = getattr(both.row_adam.tables["items.weight"], name)
         assert (ours - reference).abs().max() < 1e-3 * reference.abs().max()
-    assert both.difference() < tolerance  # epsilon is felt where gradients are tiny
+    assert both.difference() < tolerance  # epsilon matters for tiny gradients
 
 
 def test_clip_gradients_alone():
@@ -420,7 +420,9 @@ def test_step_after_clipping_uses_the_clipped_rows():
     ours, same = (Tables(sparse=True) for _ in range(2))
     same.load_state_dict(ours.state_dict())
     batch = torch.tensor([1, 1, 2]), torch.tensor([3, 4, 3])
-    optimizers = [RowAdam(model, epsilon=1.0) for model in (ours, same)]  # sizes matter with a large epsilon
+    optimizers = [
+        RowAdam(model, epsilon=1.0) for model in (ours, same)
+    ]  # with a large epsilon the size of gradients matters
     for model, optimizer, clip in zip((ours, same), optimizers, (1e-3, None), strict=True):
         model(*batch).backward()
         if clip:
@@ -434,7 +436,7 @@ def test_gradients_that_no_step_used_are_forgotten():
     model = Tables(sparse=True)
     optimizer = RowAdam(model)
     model(torch.tensor([1, 2]), torch.tensor([1, 2])).backward()
-    clip_gradients(optimizer.gradients(), 1.0)  # and no step, as after a loss that is no number
+    clip_gradients(optimizer.gradients(), 1.0)  # and no step follows, as after a loss that is NaN
     optimizer.zero_grad()
     before = model.items.weight.detach().clone()
     model(torch.tensor([5, 6]), torch.tensor([1, 2])).backward()
@@ -496,7 +498,7 @@ def test_a_state_goes_on_bit_by_bit(stop):
     loaded = {name: value.clone() for name, value in state.items()}
     advance(again, resumed, batches[stop:])
     for name, value in state.items():
-        assert torch.equal(value, loaded[name]), name  # training on does not write into what was loaded
+        assert torch.equal(value, loaded[name]), name  # further training does not write into the loaded state
     for one, other in ((model, again), (optimizer, resumed)):
         assert one.state_dict().keys() == other.state_dict().keys()
         for name, value in one.state_dict().items():
@@ -536,7 +538,7 @@ def test_a_state_that_would_lead_the_loops_astray_is_refused(name: str) -> None:
     for key in [key for key in state if key.endswith(f".{name}")]:
         value = state[key]
         wrong = [value.flatten()[:0], value.double(), value[None], torch.full_like(value, -9)]
-        wrong = wrong[:3] if name == "first" else wrong  # which may have any sign
+        wrong = wrong[:3] if name == "first" else wrong  # the first moment may have any sign
         wrong += [torch.full_like(value, 9)] if name in ("last", "step") else [torch.full_like(value, torch.inf)]
         for bad in wrong:
             with pytest.raises(ValueError, match=key):

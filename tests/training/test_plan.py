@@ -1,4 +1,4 @@
-"""What a fit settles before it begins: the categories of the items, and the item table of a run that is resumed."""
+"""The plan of a fit: the categories of the items, and the item table of a resumed run."""
 
 from pathlib import Path
 
@@ -44,18 +44,18 @@ def test_the_number_of_categories_follows_from_the_items():
 def test_what_is_chosen_of_categories_is_said():
     some = table(["a", "b"], [], ["b"], ["a"], ["b"], ["b", "a"])
     with pytest.warns(
-        TrainingWarning, match=r"of those with several \(2\) the first, and those without one \(1\) share"
+        TrainingWarning, match=r"items with several \(2\) count under the first, and items without one \(1\) share"
     ):
         _, codes = settle_categories("slirec", SLiRecConfig(), some)
     assert codes is not None
     assert codes.tolist() == [0, 2, 0, 1, 2, 1, 1]
-    with pytest.warns(TrainingWarning, match="slirec learns no categories, as all items have the same"):
+    with pytest.warns(TrainingWarning, match="slirec learns no categories, because all items have the same"):
         assert settle_categories("slirec", SLiRecConfig(), table(*[["a"]] * 6))[1] is None
 
 
 @pytest.mark.parametrize("given", [None, table(*[["a"]] * 6), ItemTable(pl.DataFrame({"item_id": [1]}))])
 def test_categories_that_are_not_there(given: ItemTable | None):
-    with pytest.raises(InputError, match="num_categories is 3, but the items have no categories that differ; give"):
+    with pytest.raises(InputError, match="num_categories is 3, but the items do not differ in their categories; give"):
         settle_categories("slirec", SLiRecConfig(num_categories=3), given)
 
 
@@ -67,9 +67,9 @@ def test_a_narrow_model_says_how_to_go_on():
 def test_a_run_is_resumed_with_the_same_items(tmp_path: Path):
     Recommender("slirec", **SMALL).fit(log(), tmp_path / "run", items=items(*TWO))
     more = SMALL | {"epochs": 2}
-    with pytest.raises(InputError, match="begun with another item table; give the same items"):
+    with pytest.raises(InputError, match="started with another item table; give the same items"):
         Recommender("slirec", **more).fit(log(), tmp_path / "run", items=items(*TWO[::-1]), resume=True)
-    with pytest.raises(InputError, match="begun with num_categories = 2, not 0"):
+    with pytest.raises(InputError, match="started with num_categories = 2, not 0"):
         Recommender("slirec", **more).fit(log(), tmp_path / "run", resume=True)
     again = Recommender("slirec", **more).fit(log(), tmp_path / "run", items=items(*TWO), resume=True)
     assert len(again.epochs) == 2
@@ -78,7 +78,7 @@ def test_a_run_is_resumed_with_the_same_items(tmp_path: Path):
 def test_titles_may_change_where_the_model_does_not_read_them(tmp_path: Path):
     plain = Recommender(**SMALL).fit(log())
     Recommender(**SMALL).fit(log(), tmp_path / "run", items=items(*TWO))
-    with pytest.warns(RunWarning, match="keeps the item table that it was begun with"):
+    with pytest.warns(RunWarning, match="keeps the item table that it was started with"):
         again = Recommender(**SMALL | {"epochs": 2}).fit(log(), tmp_path / "run", resume=True)
     assert again.recommend(k=2)["item_id"].dtype == pl.Int64
     loaded = Recommender.load(tmp_path / "run")
@@ -86,7 +86,10 @@ def test_titles_may_change_where_the_model_does_not_read_them(tmp_path: Path):
         f"title {item}" for item in loaded.recommend(users=[1], k=2)["item_id"]
     ]
     described = Recommender(**SMALL).fit(log(), items=items(*TWO))
-    for name, weights in plain.model.state_dict().items():  # an item table changes no weights where nothing reads it
+    for (
+        name,
+        weights,
+    ) in plain.model.state_dict().items():  # an item table that the model does not read changes no weights
         assert weights.equal(described.model.state_dict()[name]), name
     assert described.recommend(k=3).drop("title").equals(plain.recommend(k=3))
     assert "title" not in plain.recommend(k=3).columns

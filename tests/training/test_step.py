@@ -1,4 +1,4 @@
-"""One optimizer step: what several processes sum is what one computes."""
+"""One optimizer step: several processes that sum their gradients get the same result as one."""
 
 import threading
 from dataclasses import replace
@@ -34,7 +34,7 @@ def split() -> Split:
 
 
 class Process:
-    """One of several that train together, in a thread of its own; each has its own copy of the model."""
+    """One of several workers that train together. Each runs in its own thread, with its own copy of the model."""
 
     def __init__(self, name: str, split: Split, config: TrainConfig, rank: int, world: int) -> None:
         torch.manual_seed(0)
@@ -44,7 +44,7 @@ class Process:
         self.model = kind(sizes, dataset.num_items, dataset.num_users).train()
         mark_tables(self.model)
         self.config, self.objective = config, objective_of(self.model, dataset.num_items, config)
-        # With a tiny epsilon Adam would make a step of what rounding leaves where a gradient is 0 (biases of keys).
+        # With a tiny epsilon, Adam would turn rounding errors into steps where the gradient is 0 (biases of keys).
         self.optimizer = RowAdam(self.model, 0.01, betas=(BETA1, config.beta2), epsilon=1e-4)
         self.epoch = epoch_of(self.model, split.train, config, shard=(rank, world))
         self.tasks = [*tasks_of(self.model, self.epoch, split.train, self.objective,
@@ -70,7 +70,7 @@ class Process:
 
 
 class Exchange:
-    """Sums the gradients of threads as all-reduce does those of processes."""
+    """Sums the gradients of threads, as all-reduce does for processes."""
 
     def __init__(self, world: int) -> None:
         self.world, self.met = world, threading.Barrier(world, timeout=60)
@@ -103,7 +103,7 @@ class Exchange:
 
 
 def joined(tasks: list[Task]) -> Task:
-    """The tasks of all processes as one."""
+    """The tasks of all processes as one task."""
     batches = [task.batch for task in tasks]
     tokens = np.cumsum([0, *(len(batch.items) for batch in batches)]).tolist()
     names = ("items", "targets", "positions", "users", "timestamps")
@@ -127,7 +127,7 @@ def joined(tasks: list[Task]) -> Task:
 )
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_that_sum_gradients_train_as_one(split: Split, name: str, loss, clip, world: int) -> None:
-    # 33 users in batches of 8: the last one has a single window, and all processes but one have none of it.
+    # 33 users in batches of 8: the last batch has a single window, and all processes but one get none of it.
     config = TrainConfig(loss=loss, batch_size=8, seed=3, clip_norm=clip)
     together = [Process(name, split, config, rank, world) for rank in range(world)]
     alone = Process(name, split, config, 0, 1)
@@ -150,7 +150,7 @@ def test_processes_that_sum_gradients_train_as_one(split: Split, name: str, loss
         for key, value in process.weights().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=2e-5)
     ours, other = (process.weights() for process in together[:2])
-    assert all(torch.equal(value, other[key]) for key, value in ours.items())  # or they would drift apart
+    assert all(torch.equal(value, other[key]) for key, value in ours.items())  # otherwise the copies would drift apart
 
 
 @pytest.mark.parametrize("name", [name for name, kind in MODELS.items() if not kind.COUNTED])

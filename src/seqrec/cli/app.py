@@ -1,6 +1,6 @@
-"""The command line's entry: runs one command and turns errors into one line.
+"""Entry point of the command line: runs one command and turns errors into one line.
 
-Whatever takes time to import is imported inside :func:`main`, so that Ctrl-C ends it cleanly from the start.
+Slow imports happen inside :func:`main`, so that Ctrl-C works cleanly from the start.
 """
 
 import _thread
@@ -20,7 +20,7 @@ from seqrec import __version__
 from seqrec.errors import InputError, one_line
 
 _OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
-#: In the environment, it makes a fault of the package show where it was raised.
+#: Environment variable that shows the traceback of a bug in seqrec.
 TRACEBACK = "SEQREC_TRACEBACK"
 
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 after success, 1 after a fault of the package, 2 after input that a person can correct, 130 after Ctrl-C.
+        0 after success, 1 after a bug in seqrec, 2 after input that a person can correct, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     raise KeyboardInterrupt from error
                 raise
     except KeyboardInterrupt as error:
-        with _uninterrupted():  # a second one must not turn the end into a traceback
+        with _uninterrupted():  # a second Ctrl-C must not end in a traceback
             _say(_with_notes("stopped", error), "yellow")
         return 130
     except BrokenPipeError:
-        _drop_output()  # the reader (head, less) has gone; Python would complain once more when it closes the stream
+        _drop_output()  # the reader (head, less) has ended; otherwise Python would complain when it closes the stream
         return 0
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    """Parse and run one command; its exit status."""
+    """Parse and run one command. Returns its exit status."""
     from seqrec.cli.parser import parsed
 
     command, computes = parsed(arguments)
@@ -79,7 +79,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
-    """The line for an error, and the exit status."""
+    """The message for an error, and the exit status."""
     if isinstance(error, InputError):
         return str(error), 2
     from cyclopts import CycloptsError, UnknownOptionError
@@ -89,10 +89,10 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, CycloptsError):
         hint = ""
         if isinstance(error, UnknownOptionError) and not str(error).startswith("Unknown option: --"):
-            hint = " (a value that begins with - is written --flag=VALUE, a file ./NAME)"
+            hint = " (write a value that begins with - as --flag=VALUE, and a file as ./NAME)"
         return f"{one_line(error).rstrip('.')}{hint}. See seqrec COMMAND --help", 2
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return f"there is not enough memory ({one_line(error)}); give smaller sizes or a smaller log", 2
+        return f"not enough memory ({one_line(error)}); give smaller sizes or a smaller log", 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return str(explain_os_error(error, Path("standard output"))), 2
     if isinstance(error, OSError) and error.filename is not None and error.errno in _OF_A_PATH:
@@ -100,14 +100,14 @@ def _explained(error: BaseException) -> tuple[str, int]:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "seqrec" in Path(frame.filename).parts]
     where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return (
-        f"this is a fault of seqrec, not of your input: {type(error).__name__}{where} ({one_line(error)}); please "
-        f"report it with the command, the version ({__version__}) and what it prints with {TRACEBACK}=1",
+        f"this is a bug in seqrec, not in your input: {type(error).__name__}{where} ({one_line(error)}); please "
+        f"report it with the command, the version ({__version__}) and the output with {TRACEBACK}=1",
         1,
     )
 
 
 def _with_notes(text: str, error: BaseException) -> str:
-    """A line, and what those whom an error passed added to it, such as what became of a run."""
+    """A line, followed by the notes that were added to the error, such as the state of the run."""
     return "; ".join([text, *getattr(error, "__notes__", [])])
 
 
@@ -118,18 +118,18 @@ def _say(text: str, style: str) -> None:
 
 
 def _drop_output() -> None:
-    """Send what is still to be written to standard output nowhere."""
+    """Discard all further output to standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """While within, whether Ctrl-C was pressed: KeyboardInterrupt is raised as ever, but a library may swallow it.
+    """Record Ctrl-C inside the context: KeyboardInterrupt is raised as usual, but a library may swallow it.
 
-    Where nothing can catch it, as in a callback of an import, Python only prints it. It is then raised again.
+    If nothing can catch it, as in a callback of an import, Python only prints it. It is then raised again.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may take signals
+        yield lambda: False  # only the main thread receives signals
         return
     pressed, timers = False, []
 
@@ -159,7 +159,7 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """While within, Ctrl-C does nothing."""
+    """Ignore Ctrl-C inside the context."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Ids among the arguments: one that begins with a hyphen is an id, not a flag."""
+"""Ids among the arguments. An id that begins with a hyphen must not be read as a flag."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -9,10 +9,10 @@ _LISTS = {"recommend": ("--users", "--history")}  # flags that ids follow
 
 
 def name_ids(app: App, arguments: list[str]) -> list[str]:
-    """The arguments with each id after ``--users`` or ``--history`` joined to its flag, as ``--users=-Usr0``.
+    """Join each id after ``--users`` or ``--history`` to its flag, as in ``--users=-Usr0``.
 
-    Ids of Yelp and YouTube often begin with a hyphen. All up to the next flag that the command knows is taken for
-    ids; what is nearly such a flag stays as it is, so that a slip of the pen is an error. A lone ``--`` ends the flags.
+    Ids of Yelp and YouTube often begin with a hyphen. All arguments up to the next flag of the command are ids. An
+    argument that resembles a flag is left as it is, so that a typing error is reported. ``--`` ends the flags.
     """
     lists = _LISTS.get(arguments[0], ()) if arguments else ()
     if not lists:
@@ -31,7 +31,7 @@ def _named(arguments: list[str], lists: tuple[str, ...], known: set[str]) -> Ite
             given = True
         else:
             if flag and not given:
-                yield flag  # nothing followed: the command says so
+                yield flag  # no id followed, which the command reports
             flag, given = (argument, False) if argument in lists else ("", False)
             if not flag:
                 yield argument

@@ -1,4 +1,4 @@
-"""The commands that take a log, but for ``fit``; none needs torch to be imported or to show its help."""
+"""The commands that take a log, except ``fit``. Importing them or showing their help does not need torch."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +24,15 @@ from seqrec.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class ReadConfig(Options):
-    """How the log is read; what is not given is found out from the file.
+    """How the log is read. Options that are not given are detected from the file.
 
     Args:
-        user: Name of the user column, or its number (from 1) in a file without a header.
+        user: Name of the user column, or its number (from 1) if the file has no header. By default detected, as for the
+            other columns.
         item: Name or number of the item column.
         timestamp: Name or number of the time column.
         rating: Name or number of the rating column.
-        format: File format, if its name and content are misleading.
+        format: File format. By default detected from the file's name and content.
     """
 
     user: str | None = None
@@ -50,7 +51,7 @@ def inspect(
     filters: PrepareConfig | None = None,
     json: Json = None,
 ) -> None:
-    """Show what a log holds.
+    """Describe a log.
 
     Args:
         log: Log file, or folder of Parquet parts.
@@ -67,19 +68,19 @@ def inspect(
 def prepared(
     log: Path, read: ReadConfig | None, filters: PrepareConfig | None, items: Path | None = None
 ) -> tuple[Dataset, LogSummary]:
-    """The log as read and filtered, with what describes its items, and what was understood of it."""
+    """Read and filter a log. Returns the dataset with its item table, and a summary of how the log was read."""
     needs_rating = filters is not None and filters.min_rating is not None
     frame, summary = read_log_with_summary(log, **asdict(read or ReadConfig()), needs_rating=needs_rating)
     frames = [frame]
     del frame
-    dataset = prepare(frames.pop(), filters)  # no name keeps the frame
+    dataset = prepare(frames.pop(), filters)  # keeps no reference to the frame, so that its memory can be freed
     if dataset.item_table is not None and dataset.item_table.summary is not None:
         summary.use(dataset.item_table.summary.columns)
     return dataset if items is None else dataset.with_items(items), summary
 
 
 def show_log(console: Console, dataset: Dataset, summary: LogSummary) -> None:
-    """Print what was understood of the log and of its items, and its size and shape."""
+    """Print how the log and its item table were read, and the statistics of the log."""
     lines = summary_lines(summary)
     described = dataset.item_table.summary if dataset.item_table is not None else None
     if described is not None and described.described is not None:
@@ -90,7 +91,7 @@ def show_log(console: Console, dataset: Dataset, summary: LogSummary) -> None:
 
 
 def log_facts(dataset: Dataset, summary: LogSummary) -> dict[str, Any]:
-    """What was understood of the log and of its items, for JSON."""
+    """How the log and its item table were read, for JSON."""
     before = dataset.before or dataset.statistics
     times = {name: getattr(before, name) for name in ("first_time", "last_time")}
     facts = asdict(summary) | {name: None if time is None else moment(time) for name, time in times.items()}
@@ -99,7 +100,7 @@ def log_facts(dataset: Dataset, summary: LogSummary) -> dict[str, Any]:
 
 
 def merged(training: TrainConfig | None, split: SplitConfig | None, filters: PrepareConfig | None) -> dict[str, Any]:
-    """The options of training, split and filters by name; those that were not given have their defaults."""
+    """The options of training, split and filters by name, with defaults for those not given."""
     return vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())
 
 
@@ -108,8 +109,8 @@ def fetch_command(name: str, *, out: Path | None = None, json: Json = None) -> N
     """Download a public data set.
 
     Args:
-        name: Name of the data set, such as ml-100k or amazon-beauty; an unknown name lists them all.
-        out: Folder to put it into. By default the cache.
+        name: Name of the data set, such as ml-100k or amazon-beauty. An unknown name lists them all.
+        out: Folder to download to. By default the cache.
     """
     path = fetch(name, out)
     check_outputs(json, reads=[path])
@@ -137,7 +138,7 @@ def compare_command(
     Args:
         log: Log file, or folder of Parquet parts.
         models: Names of the models, separated by commas or spaces. The others are tested against the first.
-        out: Folder for compare.csv, compare.json and compare.png; existing ones are replaced.
+        out: Folder for compare.csv, compare.json and compare.png. Existing files are replaced.
     """
     written = [out / f"compare.{ending}" for ending in ("csv", "json", "png")] if out is not None else []
     check_outputs(*written, json, reads=[log, items])

@@ -1,4 +1,4 @@
-"""What the command line prints and writes."""
+"""Output of the command line: text, tables and JSON."""
 
 import io
 import json
@@ -18,36 +18,37 @@ if TYPE_CHECKING:
 
 
 class PlainConsole(Console):
-    """Prints ids, names and paths as they are, and leaves a reader that has gone to ``main``.
+    """A console that prints ids, names and paths unchanged, and leaves broken pipes to ``main``.
 
-    Rich would read ``[/b]`` in an id as markup and ``:smile:`` as a picture, and end the process with 1.
+    Rich would read ``[/b]`` in an id as markup and ``:smile:`` as an emoji, and would exit with status 1 on a broken
+    pipe.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
-        """Go on with the error that is being handled."""
+        """Raise the error again."""
         raise BrokenPipeError
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Text for the terminal: an id of a log must not be able to clear the screen or set the clipboard."""
+        """Text without control characters: an id must not be able to clear the screen or set the clipboard."""
         return super().render_str(printable(text, keep="\n\t"), **options)
 
 
 def output(json_to: str | None) -> Console:
-    """Where words go: standard output, or standard error where JSON takes that."""
+    """The console for text: standard output, or standard error if JSON goes to standard output."""
     return PlainConsole(stderr=json_to == "-")
 
 
 def write_json(to: str | None, values: Any) -> None:
-    """Values as JSON to a file, or to standard output for -."""
+    """Write values as JSON to a file, or to standard output for -."""
     if to is None:
         return
     from seqrec.files import replacing
 
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
-    # JSON's own escapes say the same, and nothing that a terminal would act on is left.
+    # JSON's escapes keep the values, and leave no control characters for a terminal.
     text = "\n".join(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
     if to == "-":
         _write_out((text + "\n").encode())
@@ -59,20 +60,20 @@ def write_json(to: str | None, values: Any) -> None:
 def write_table(
     frames: "Iterable[pl.DataFrame]", kind: str | None, out: Path | None, json_to: str | None, title: str
 ) -> None:
-    """Frames of one table, one after another; only JSON needs all of them at once."""
+    """Write the frames of one table, one after another. Only JSON needs all of them in memory."""
     import polars as pl
 
     from seqrec.data.formats.write import KINDS, text_of, write_frames, write_parquet
     from seqrec.files import replacing
 
     ending = out.suffix if out else ""
-    if kind is None and ending not in (*KINDS, "", ".txt"):  # a table for people holds the first rows alone
-        raise InputError(f"{out}: is of no known kind; end its name in {', '.join(KINDS)}, or give --format")
+    if kind is None and ending not in (*KINDS, "", ".txt"):  # a table for people has only the first rows
+        raise InputError(f"{out}: has an unknown ending; end the name in {', '.join(KINDS)}, or give --format")
     kind = kind or KINDS.get(ending, "table")
     if kind == "parquet" and out is None and json_to != "-" and sys.stdout.isatty():
-        raise InputError("Parquet is not for a terminal; give --out FILE")
-    whole = None if json_to is None else pl.concat(list(frames))
-    frames = frames if whole is None else [whole]
+        raise InputError("Parquet cannot be shown on a terminal; give --out FILE")
+    table = None if json_to is None else pl.concat(list(frames))
+    frames = frames if table is None else [table]
     if out is not None and kind == "table":
         with replacing(out) as new, new.open("w", encoding="utf-8") as file:
             PlainConsole(file=file, width=100).print(grid(frames, title))
@@ -87,14 +88,14 @@ def write_table(
         write_parquet(frames, memory)
         _write_out(memory.getvalue())
     else:
-        for part in text_of(frames, kind):  # not polars itself into the stream: it hides that the reader has gone
+        for part in text_of(frames, kind):  # if polars wrote to the stream itself, it would hide a broken pipe
             _write_out(part)
-    if whole is not None:
-        write_json(json_to, whole.to_dicts())
+    if table is not None:
+        write_json(json_to, table.to_dicts())
 
 
 def _write_out(content: bytes) -> None:
-    """All of it to standard output, which without a buffer (PYTHONUNBUFFERED) may take a part and say nothing."""
+    """Write bytes to standard output. Without a buffer (PYTHONUNBUFFERED) a write may silently be partial."""
     sys.stdout.flush()
     rest = memoryview(content)
     while rest:
@@ -103,7 +104,7 @@ def _write_out(content: bytes) -> None:
 
 
 def grid(frames: "Iterable[pl.DataFrame]", title: str, most: int = 200) -> Table:
-    """The first rows as a table for people."""
+    """The first rows as a table."""
     import polars as pl
 
     height, heads = 0, []
@@ -117,17 +118,17 @@ def grid(frames: "Iterable[pl.DataFrame]", title: str, most: int = 200) -> Table
     for row in shown.iter_rows():
         grid.add_row(*map(_cell, row))
     if height > most:
-        grid.caption = f"the first {most} of {height:,} rows; --format csv gives all"
+        grid.caption = f"the first {most} of {height:,} rows; --format csv writes all"
     return grid
 
 
 def _cell(value: Any) -> str:
-    """A value for people; nothing for a title that is not known."""
+    """The text of a value; empty for an unknown title."""
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else printable(str(value))
 
 
 def like(ids: list[str], dtype: "pl.DataType") -> "pl.Series":
-    """Ids of a command line in the type of the log's, so that results join with it."""
+    """Ids from the command line in the type of the log's ids, so that results can be joined with the log."""
     import polars as pl
 
     asked = pl.Series("user_id", ids, dtype=pl.String)

@@ -1,4 +1,4 @@
-"""The command ``fit``: one function for each model, under the model's name, because its flags are the model's."""
+"""The command ``fit``: one function per model, under the model's name, because each model has its own flags."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from seqrec.training.config import TrainConfig
 
 
 def __getattr__(name: str) -> Any:
-    """The command with the flags of a model; an unknown one gets those of sasrec, and is refused when it runs."""
+    """The command with the flags of a model. An unknown model gets the flags of sasrec; running it is an error."""
     if name.startswith("__"):
         raise AttributeError(name)
     return fit_command(name if name in MODELS else "sasrec")
@@ -47,26 +47,26 @@ def fit_command(model: str) -> Any:
 
         Args:
             log: Log file, or folder of Parquet parts.
-            out: Run folder to write; it must be new or empty, unless --resume or --overwrite is given.
+            out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given.
             model: Model to train. seqrec fit --model NAME --help shows its options.
             resume: Continue the run in the folder exactly where its last checkpoint left off.
             overwrite: Replace the run in the folder.
         """
-        from seqrec.recommender import Recommender  # the help needs the model, but not this
+        from seqrec.recommender import Recommender  # the help does not need it
         from seqrec.run.folder import check_free
 
         check_outputs(json, reads=[log, items], run=out)
         check_log(log, out)
         if not resume:
-            check_free(out, overwrite)  # before the log is read, which may take a while
+            check_free(out, overwrite)  # reading the log may take a while
         dataset, summary = prepared(log, read, filters, items)
         recommender = Recommender(model, **vars(sizes or config()) | merged(training, split, filters))
         console = output(json)
         show_log(console, dataset, summary)
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
         if recommender.interrupted:
-            before = ", the run before it is removed" if overwrite else ""
-            console.print(f"stopped; {out} holds what was learnt so far, --resume goes on{before}", soft_wrap=True)
+            before = "; the old run was removed" if overwrite else ""
+            console.print(f"stopped; {out} has the weights so far, --resume continues{before}", soft_wrap=True)
         else:
             console.print(recommender.summary, highlight=False)
             for evaluation in recommender.evaluations.values():

@@ -1,4 +1,4 @@
-"""The flags of the command line, made from the dataclasses of options: their help, their range and their group."""
+"""The flags of the command line, made from the dataclasses of options: help text, range and group."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ INPUT, MODEL, TRAINING, EVALUATION, OUTPUT = (
     Group(name, sort_key=number)
     for number, name in enumerate(("Input", "Model", "Training", "Evaluation", "Output"), start=1)
 )
-#: Where the flags of a dataclass stand, and those of its fields that stand elsewhere.
+#: Help group of each dataclass's flags, and of single fields that belong to another group.
 GROUPS = {"TrainConfig": TRAINING, "SplitConfig": EVALUATION, "ReadConfig": INPUT, "PrepareConfig": INPUT}
 ELSEWHERE = {
     "patience": EVALUATION,
@@ -27,7 +27,7 @@ ELSEWHERE = {
 
 
 def _is_file(kind: Any, value: Any) -> None:
-    """Refuse a flag in the place of a file name; cyclopts lets a lone - through only with all that begins so."""
+    """Refuse a flag instead of a file name. To accept -, cyclopts must accept everything that begins with it."""
     del kind
     if value is not None and value.startswith("-") and value != "-":
         raise ValueError("give a file, or - for standard output")
@@ -36,7 +36,7 @@ def _is_file(kind: Any, value: Any) -> None:
 Json = Annotated[
     str | None,
     Parameter(
-        help="Also write the result as JSON to this file; - for standard output.",
+        help="Also write the result as JSON to this file; - writes to standard output.",
         allow_leading_hyphen=True,
         validator=_is_file,
         group=OUTPUT,
@@ -45,18 +45,18 @@ Json = Annotated[
 Items = Annotated[
     Path | None,
     Parameter(
-        help="File that describes the items: their titles are shown beside ids, and slirec learns their categories.",
+        help="File that describes the items. Their titles appear beside ids, and slirec learns their categories.",
         group=INPUT,
     ),
 ]
 Format = Annotated[
     Literal["table", "csv", "jsonl", "parquet"] | None,
-    Parameter(help="Output format. By default what the ending of --out says, or a table.", group=OUTPUT),
+    Parameter(help="Output format. By default from the ending of --out, or a table.", group=OUTPUT),
 ]
 
 
 def with_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command with its help; a parameter that is a dataclass of options becomes one flag for each field."""
+    """Add help texts to a command, and turn each parameter that is a dataclass of options into one flag per field."""
     texts = texts_of(function)
     for name, hint in get_type_hints(function, include_extras=True).items():
         if name in texts:
@@ -71,7 +71,7 @@ def with_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def flags(kind: Any) -> Any:
-    """A stand-in for a dataclass of options: its fields bear what a flag needs, and it makes the dataclass itself."""
+    """A dataclass with the same fields, annotated for flags. Its constructor returns the original dataclass."""
     hints, texts = get_type_hints(kind, include_extras=True), texts_of(kind)
     annotated: Any = Annotated
     shown = []
@@ -79,7 +79,7 @@ def flags(kind: Any) -> Any:
         allowed = range_of(hints[one.name])
         text = texts[one.name] + (f" [range: {allowed}]" if allowed else "")
         group = ELSEWHERE.get(one.name) or GROUPS.get(kind.__name__, MODEL)
-        tells = one.default is not False and one.default is not None  # what None stands for is in the text
+        tells = one.default is not False and one.default is not None  # the text explains None
         hint = annotated[hints[one.name], Parameter(help=text, group=group, show_default=tells)]
         shown.append((one.name, hint, field(default=None if one.default is MISSING else one.default)))
     body = {"__module__": kind.__module__, "__new__": lambda _, **values: kind(**values)}
@@ -87,7 +87,7 @@ def flags(kind: Any) -> Any:
 
 
 def texts_of(kind: Any) -> dict[str, str]:
-    """What the docstring of a dataclass or a command says of each field, for the help of a flag."""
+    """The text of each entry under ``Args`` in a docstring, for the help of its flag."""
     found: dict[str, str] = {}
     name, inside = "", False
     for line in (inspect.getdoc(kind) or "").splitlines():
@@ -99,7 +99,7 @@ def texts_of(kind: Any) -> dict[str, str]:
             found[name] += f" {line.strip()}"
         elif line.strip():
             inside = False
-    # A field that another one names is a flag here.
+    # A text that mentions another field means its flag here.
     return {one: re.sub(r"``(\w+)``", lambda word: _flag(word[1], set(found)), text) for one, text in found.items()}
 
 

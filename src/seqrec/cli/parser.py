@@ -1,4 +1,4 @@
-"""From arguments to a command: the list of commands, each imported when it is asked for."""
+"""From arguments to a command. Commands are imported only when they are used."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,15 +9,18 @@ from cyclopts import App, Parameter, Token, convert
 import seqrec
 from seqrec.cli.arguments import name_ids
 
-#: Where each command is, and its help. What it needs is imported with it; ``fit`` has the flags of one model.
+#: The location and the help text of each command. ``fit`` has the flags of one model.
 COMMANDS = {
-    "inspect": ("commands:inspect", "Show what a log holds, before and after the filters."),
-    "fetch": ("commands:fetch_command", "Download a public data set by name, once."),
+    "inspect": ("commands:inspect", "Describe a log, before and after the filters."),
+    "fetch": ("commands:fetch_command", "Download a public data set by name, unless it is there already."),
     "fit": ("fit:{model}", "Train a model on a log and write a run folder."),
-    "evaluate": ("runs:evaluate_command", "Rank the held-out item of every user, beside simple baselines."),
+    "evaluate": (
+        "runs:evaluate_command",
+        "Evaluate a run on the held-out item of every user, beside simple baselines.",
+    ),
     "recommend": (
         "runs:recommend_command",
-        "Recommend the best items to users of the log (all by default), or for one history.",
+        "Recommend items to users of the log (by default to all of them), or for one history.",
     ),
     "similar": ("runs:similar_command", "Find the items most similar to an item."),
     "compare": (
@@ -28,10 +31,10 @@ COMMANDS = {
     "demo": ("trials:demo_command", "Train SASRec on a built-in log and compare it with the best possible score."),
     "bench": (
         "trials:bench_command",
-        "Measure how fast this machine trains, ranks and recommends, and how that scales; takes some minutes.",
+        "Measure how fast this machine trains, ranks and recommends, and how that scales. It takes a few minutes.",
     ),
 }
-#: Commands that compute nothing with torch, whose import takes seconds.
+#: Commands that do not need torch, whose import takes seconds.
 WITHOUT_TORCH = {"inspect", "fetch_command"}
 
 
@@ -39,7 +42,7 @@ def make_app(model: str = "sasrec") -> App:
     """The command line.
 
     Args:
-        model: whose flags ``fit`` has.
+        model: model whose flags ``fit`` has.
     """
     app = App(
         name="seqrec",
@@ -54,15 +57,15 @@ def make_app(model: str = "sasrec") -> App:
 
 
 def parsed(arguments: list[str]) -> tuple[Callable[[], Any], bool]:
-    """What the arguments ask for, ready to be called, and whether it computes with torch."""
+    """The command that the arguments name, ready to be called, and whether it uses torch."""
     app = make_app(_model_named(arguments))
     command, bound, _ = app.parse_args(name_ids(app, arguments), exit_on_error=False, print_error=False)
-    is_ours = command.__module__.startswith("seqrec.")  # not the printing of help
+    is_ours = command.__module__.startswith("seqrec.")  # otherwise it prints help
     return lambda: command(*bound.args, **bound.kwargs), is_ours and command.__name__ not in WITHOUT_TORCH
 
 
 def _model_named(arguments: Sequence[str]) -> str:
-    """The model that ``--model`` names; its flags are those of ``fit``."""
+    """The model that ``--model`` names, which decides the flags of ``fit``."""
     name = "sasrec"
     for index, argument in enumerate(arguments):
         if argument == "--model" and index + 1 < len(arguments):
@@ -73,19 +76,19 @@ def _model_named(arguments: Sequence[str]) -> str:
 
 
 def _converted(kind: Any, tokens: Sequence[Token]) -> Any:
-    """What cyclopts makes of the values of one flag, but for fractions, which it would round for a whole number."""
+    """Convert values as cyclopts does, but refuse fractions for whole numbers, which cyclopts would round."""
     if _holds_int(kind):
         for token in tokens:
             try:
                 fraction = not float(token.value).is_integer()
             except (ValueError, OverflowError):
-                continue  # cyclopts says what is wrong with it
+                continue  # cyclopts reports it
             if fraction:
                 raise ValueError(f"{token.value} is not a whole number")
     return convert(kind, tokens)
 
 
 def _holds_int(kind: Any) -> bool:
-    """Whether a type hint is of whole numbers: int, int | None, tuple[int, ...] and so on, but not with floats."""
+    """Whether a type hint means whole numbers: int, int | None, tuple[int, ...] and so on, without float."""
     parts = get_args(kind)
     return kind is int or (float not in parts and any(_holds_int(part) for part in parts))

@@ -1,4 +1,4 @@
-"""The commands that open a run folder; torch is imported when they run, not for their help."""
+"""The commands that open a run folder. They import torch when they run, not for their help."""
 
 from contextlib import closing
 from pathlib import Path
@@ -33,12 +33,13 @@ def evaluate_command(
 
     Args:
         run: Run folder.
-        protocol: Items to rank against. full: the whole catalogue; sampled: random items the user has not seen.
-        split: Held-out items to rank.
-        negatives: Number of random items per user, for the sampled protocol.
+        protocol: Items to rank the held-out item against. full: the whole catalogue; sampled: random items that the
+            user has not seen.
+        split: Held-out items to rank: those for the test or for validation.
+        negatives: Number of random items per user in the sampled protocol.
         keep_seen: Keep items of the history in a full ranking; --keep-seen=false removes them. By default as in the
             run's validation.
-        seed: Random seed of the sampled items and of the bootstrap that gives coverage its interval.
+        seed: Random seed of the sampled items, and of the bootstrap for the interval of coverage.
     """
     check_outputs(json, run=run)
     recommender = _loaded(run)
@@ -72,16 +73,16 @@ def recommend_command(
     Args:
         run: Run folder.
         users: User ids. By default all users of the log.
-        users_file: File with one user id per line, or CSV, JSON lines or Parquet with a column user_id.
-        history: Item ids of one person, most recent last; the person need not be in the log.
+        users_file: File of user ids: one per line, or CSV, JSON lines or Parquet with a column user_id.
+        history: Item ids of one user, most recent last. The user need not be in the log.
         times: Time of each item of --history: seconds or milliseconds since 1970, or ISO dates. The history is sorted
-            by them, and tisasrec and slirec use them.
+            by time, and tisasrec and slirec also read the times.
         k: Number of items per user.
-        keep_seen: Recommend items of the history again, and those that the filters of fit dropped from it;
-            --keep-seen=false does not. By default as in the run's validation.
-        allow: Recommend only these items: a file with one id per line, or CSV, JSON lines or Parquet with a column
+        keep_seen: Also recommend items that the user has already seen, including those that the filters of fit dropped;
+            --keep-seen=false leaves them out. By default as in the run's validation.
+        allow: File of the only items to recommend: one id per line, or CSV, JSON lines or Parquet with a column
             item_id.
-        deny: Never recommend these items: a file as for --allow.
+        deny: File of items never to recommend, as for --allow.
         strict: Make an unknown user or item an error instead of a warning.
         out: File to write to. By default standard output.
     """
@@ -90,7 +91,7 @@ def recommend_command(
     if users == [] or history == []:
         raise InputError("no id given; write one or more after --users or --history")
     if times is not None and history is None:
-        raise InputError("--times are of the items of --history; give both")
+        raise InputError("--times belong to the items of --history; give both")
     check_outputs(out, json, reads=[users_file, allow, deny], run=run)
     from seqrec.data.formats.ids import read_ids
 
@@ -136,7 +137,7 @@ def similar_command(
 
 
 def _loaded(run: Path) -> "Recommender":
-    """The run, opened; this imports torch."""
+    """Open a run. This imports torch."""
     from seqrec.recommender import Recommender
 
     return Recommender.load(run)

@@ -1,4 +1,4 @@
-"""The commands that need no log of one's own; torch and matplotlib are imported when they run."""
+"""The commands that need no log from the user. They import torch and matplotlib when they run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +50,7 @@ def bench_command(
     written = [out / f"bench.{ending}" for ending in ("json", "png")] if out is not None else []
     check_outputs(*written, json, reads=[log])
     if out is not None:
-        make_folder(out)  # before minutes of measuring rather than after them
+        make_folder(out)  # an error must come before minutes of measuring
     console = output(json)
     from seqrec.tools.bench import bench, tables, write
 

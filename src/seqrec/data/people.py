@@ -10,11 +10,8 @@ import polars as pl
 from seqrec.data.batches import flat_histories_of
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.read import read_log
-<<<<<<< HEAD
 from seqrec.data.formats.summary import some_of
-=======
 from seqrec.data.formats.times import YEAR_1980
->>>>>>> newcomer
 from seqrec.data.ids import ids_of, texts_of
 from seqrec.data.moments import MICROSECONDS, moments_of
 from seqrec.data.prepare import prepare
@@ -110,16 +107,11 @@ def histories_from(dataset: Dataset, given: Given, indices: np.ndarray, knows_ti
         lengths = np.bincount(people[known], minlength=len(lengths))
         indices, moments = indices[known], None if moments is None else moments[known]
     if knows_time and dataset.has_timestamps and moments is None and (lengths > 1).any():
-<<<<<<< HEAD
         warn("the model uses the time between items, but these histories have no times: one second between items is "
              "assumed; give times (--times)", MissingTimesWarning)  # fmt: skip
-=======
-        warn("the model knows the time between items, and these histories come without: it takes one second from each "
-             "to the next; give times (--times)", MissingTimesWarning)  # fmt: skip
     if knows_time and moments is not None and _too_early(dataset, moments):
-        warn("some times of the histories lie before 1980, and none of the log does; give numbers since 1970, dates "
+        warn("some times of the histories lie before 1980, but no time of the log does; give numbers since 1970, dates "
              "or ISO texts", MissingTimesWarning)  # fmt: skip
->>>>>>> newcomer
     if knows_time and not dataset.has_timestamps and moments is not None:
         warn("the model was trained without times, so times of histories only set their order", MissingTimesWarning)
         moments = None

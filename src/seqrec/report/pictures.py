@@ -19,14 +19,14 @@ def training_curve(epochs: pl.DataFrame, path: str | Path, best: float | None = 
     """Draw loss and validation NDCG@10 by epoch as a PNG.
 
     Args:
-        epochs: rows of ``epochs.csv``; ``ndcg@10`` may be missing, or null where it was not computed.
-        path: the PNG.
-        best: the best possible NDCG@10, drawn as a line if it is known.
+        epochs: rows of ``epochs.csv``. The column ``ndcg@10`` may be missing, or null for epochs without validation.
+        path: PNG file to write.
+        best: best possible NDCG@10, drawn as a line if it is known.
 
     Raises:
-        InputError: no epoch to draw, or the file can't be written.
+        InputError: there is no epoch to draw, or the file cannot be written.
     """
-    if not epochs["loss"].dtype.is_numeric() or epochs["loss"].count() == 0:  # of a counted model, too
+    if not epochs["loss"].dtype.is_numeric() or epochs["loss"].count() == 0:  # counted models have no loss
         raise InputError(f"{path}: there is no epoch to draw; train first")
     figure = Figure(figsize=(7.2, 3.8), dpi=150, layout="constrained")
     left = figure.subplots()
@@ -64,10 +64,13 @@ def recommendations_picture(rows: list[dict[str, Any]], path: str | Path, title:
     """Draw a table of recommendations as a PNG.
 
     Args:
-        rows: one dictionary per person, all with the same keys, such as user, history and recommended; values
-            may have several lines.
-        path: the PNG.
-        title: above the table.
+        rows: one dictionary per user, all with the same keys, such as user, history and recommended. Values may have
+            several lines.
+        path: PNG file to write.
+        title: title above the table.
+
+    Raises:
+        InputError: there is no row to draw, or the file cannot be written.
     """
     if not rows:
         raise InputError(f"{path}: there is no recommendation to draw; ask for at least one user")
@@ -88,7 +91,7 @@ def recommendations_picture(rows: list[dict[str, Any]], path: str | Path, title:
     grid.set_fontsize(8)
     unit = 1 / (sum(lines) + 1.4)
     for (row, _), cell in grid.get_celld().items():
-        cell.get_text().set_parse_math(False)  # a $ in a title is no formula
+        cell.get_text().set_parse_math(False)  # a $ in a title does not start a formula
         cell.set_height(unit * (1.4 if row == 0 else lines[row - 1]))
         cell.set_edgecolor("#d1d5db")
         if row == 0:
@@ -103,10 +106,13 @@ def comparison_picture(
     """Draw one metric of several models with its intervals as a PNG.
 
     Args:
-        panels: models by the title of their panel, such as a protocol, each ``(name, value, low, high)``; a line
-            marks the value of the first.
-        path: the PNG.
-        metric: below each panel.
+        panels: for each panel, by title, the models as ``(name, value, low, high)``. A line marks the value of the
+            first model.
+        path: PNG file to write.
+        metric: name of the metric, shown below each panel.
+
+    Raises:
+        InputError: there is no model to draw, or the file cannot be written.
     """
     most = max((len(rows) for rows in panels.values()), default=0)
     if not most:
@@ -116,7 +122,7 @@ def comparison_picture(
         axes = figure.add_subplot(1, len(panels), number + 1)
         for place, (_, value, low, high) in enumerate(rows):
             color = _ORANGE if place == 0 else _BLUE
-            # Rounding may leave an end on the wrong side of the mean: no whisker is drawn there.
+            # Rounding may put an end on the wrong side of the mean. No whisker is drawn there.
             reach = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
             axes.errorbar([value], [place], xerr=reach, fmt="o", color=color, markersize=4, capsize=3)
         axes.axvline(rows[0][1], color=_GREY, linestyle="--", linewidth=1, zorder=0)
@@ -133,9 +139,9 @@ def growth_picture(curves: Mapping[str, Sequence[tuple[float, float]]], label: s
     """Draw how a cost grows with several sizes as a PNG, one panel per size.
 
     Args:
-        curves: points ``(size, cost)`` by what grows.
-        label: of the cost.
-        path: the PNG.
+        curves: points ``(size, cost)`` by the name of the size.
+        label: label of the cost.
+        path: PNG file to write.
     """
     figure = Figure(figsize=(3.2 * len(curves), 2.8), dpi=150, layout="constrained")
     highest = max(cost for points in curves.values() for _, cost in points)

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables and text for people."""
 
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,14 @@ from seqrec.data.formats.summary import LogSummary, some_names
 if TYPE_CHECKING:
     from seqrec.ranking.protocols import Evaluation, Scores
 
-YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # Unix seconds; what datetime can hold
+YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # the range of datetime in Unix seconds
 
 
 def table(evaluation: "Evaluation", name: str = "model") -> Table:
     """The main metrics of the model beside its baselines, each with its interval (:func:`with_interval`).
 
-    It shows the metrics of the middle list length and those without a list length; ``to_dict`` has all of them. Recall
-    is left out, because with one target per user it equals the hit rate.
+    The table has the metrics for the middle list length, and those without a list length; ``to_dict`` has all metrics.
+    Recall is left out, because with one target per user it equals the hit rate.
     """
     columns: dict[str, Evaluation | Scores] = {name: evaluation, **evaluation.baselines}
     if evaluation.negatives is None:
@@ -43,15 +43,15 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
     if evaluation.unreachable:
         notes.append(f"{evaluation.unreachable:,} are in the history and count as misses; --keep-seen ranks them")
     if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
-        notes.append(f"some users left only {evaluation.fewest_negatives} items unseen to be negatives")
+        notes.append(f"for some users only {evaluation.fewest_negatives} unseen items are available as negatives")
     shown.caption = "; ".join(notes) or None
     return shown
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A mean with half the width of its interval, or with both ends if the mean is clearly off the middle.
+    """A mean with half the width of its interval, or with both ends if the mean is not near the middle.
 
-    That happens when hits, or misses, are few: ``0.0100 ±0.0301`` would allow values below 0.
+    This happens with few hits or few misses: ``0.0100 ±0.0301`` would include values below 0.
     """
     half = (high - low) / 2
     if abs((low + high) / 2 - value) <= half / 4:
@@ -60,13 +60,13 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 
 def _short(value: float) -> str:
-    """``.0123``, as narrow as possible."""
+    """A number without its leading zero, to save width: ``.0123``."""
     text = f"{value:.4f}"
     return text[1:] if text.startswith("0.") else text
 
 
 def statistics_table(dataset: Dataset) -> Table:
-    """Size and shape of the log as read and as kept, for people."""
+    """Statistics of the log, as read and as kept."""
     grid = Table(title="the log")
     for name in ("", "read", "kept"):
         grid.add_column(name, justify="left" if not name else "right")
@@ -90,7 +90,7 @@ def statistics_table(dataset: Dataset) -> Table:
     both("tied timestamps", lambda s: f"{s.tied_timestamps:.1%}")
     both("copies of rows", lambda s: "unknown" if s.copies is None else f"{s.copies:,}")
     if dataset.statistics.copies:
-        grid.caption = "copies have the same user, item and time; --duplicates drop-copies leaves one of each"
+        grid.caption = "copies have the same user, item and time; --duplicates drop-copies keeps one of each"
     return grid
 
 
@@ -104,10 +104,10 @@ def moment(seconds: int | None) -> str:
 
 
 def summary_lines(summary: LogSummary) -> list[str]:
-    """What was understood of a log, for people."""
+    """Lines that say how a log was read."""
     used = ", ".join(role if role == name else f"{role} = {name}" for role, name in summary.columns.items())
     lines = [f"{summary.name}: columns used: {used}"]
     if summary.ignored:
         lines.append(f"columns ignored: {some_names(summary.ignored)}")
-    lines.append(f"times: {summary.time_unit}" if summary.time_unit else "times: none; the order of the lines counts")
+    lines.append(f"times: {summary.time_unit}" if summary.time_unit else "times: none; the order of lines counts")
     return lines

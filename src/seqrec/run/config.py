@@ -1,4 +1,4 @@
-"""What config.json holds."""
+"""The content of ``config.json``."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ MOST_CONFIG = 2**20  # bytes
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What ``config.json`` holds. ``training`` is empty for a model that only counts."""
+    """The content of ``config.json``. ``training`` is empty for a model that only counts."""
 
     model: str
     model_config: dict[str, Any]
@@ -44,20 +44,20 @@ class RunConfig:
         return build_model(self.model, self.model_config, self.num_items, self.num_users)
 
     def outline(self, most: int) -> Model:
-        """A model of these sizes whose weights are on the device "meta", which have no content: nothing large is made.
+        """A model of these sizes on the device "meta", so that its weights take no memory.
 
         Args:
-            most: the number of weights that the file holds; a model of many more is given up early.
+            most: number of weight tensors in the file. Building a model with many more stops early.
 
         Raises:
-            ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or too many.
+            ValueError, TypeError, RuntimeError, OverflowError: the sizes are impossible, or there are too many tensors.
         """
-        with torch.device("meta"), _Few(4 * most + 64):
+        with torch.device("meta"), _TensorLimit(4 * most + 64):
             return self.build()
 
 
 def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
-    """The configuration in a JSON object. Each of its values is checked."""
+    """The configuration from a JSON object, after checking each value."""
     values = dict(values)
     version = values.pop("format_version", None)
     if type(version) is not int or version < 1:
@@ -66,17 +66,17 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
         raise InputError(f"{path}: format {version} is newer than this seqrec's {FORMAT_VERSION}; update seqrec")
     if version < FORMAT_VERSION:
         raise InputError(
-            f"{path}: format {version} is of an earlier seqrec, which kept users and items in other files; train "
+            f"{path}: format {version} is from an earlier seqrec, which kept users and items in other files; train "
             f"again: seqrec fit LOG --out {path.parent} --overwrite"
         )
     try:
         for name, kind in (("prepare", PrepareConfig), ("split", SplitConfig)):
             if not isinstance(values.get(name), dict):
-                raise InputError(f"{name} is missing or no object")
+                raise InputError(f"{name} is missing or not an object")
             values[name] = kind(**check_fields(kind, values[name]))
         config = RunConfig(**check_fields(RunConfig, values, complete=True))
         if config.model not in MODELS:
-            raise InputError(f"model is {config.model[:80]!r}; there are {', '.join(MODELS)}")
+            raise InputError(f"model is {config.model[:80]!r}, not one of {', '.join(MODELS)}")
         check_fields(MODELS[config.model].Config, config.model_config)
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({one_line(error)}); train again") from error
@@ -84,18 +84,18 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
 
 
 def run_id(values: Mapping[str, Any]) -> str:
-    """A digest of what ``config.json`` holds: the fingerprint of the data, and every option that the weights depend on.
+    """A digest of ``config.json``: of the fingerprint of the data, and of every option that the weights depend on.
 
-    Each file of weights carries it, which tells the run's own files from those of another. It depends on the
-    configuration alone: the same log, options and seed give the same bytes again.
+    Each weight file contains it, so that files of another run are recognised. It depends only on the configuration, so
+    the same log, options and seed give the same bytes again.
     """
     known = {name: value for name, value in values.items() if name != "format_version"}
     known["training"] = {name: value for name, value in known["training"].items() if name not in RESUMABLE}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-class _Few(TorchFunctionMode):
-    """A context in which making more than so many tensors is an error."""
+class _TensorLimit(TorchFunctionMode):
+    """A context in which creating more than ``most`` tensors is an error."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

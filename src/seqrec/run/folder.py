@@ -1,9 +1,13 @@
-"""The run folder: what training writes and everything else reads. No pickle anywhere.
+"""The run folder, which training writes and everything else reads. It contains no pickles.
 
-``config.json`` (model, sizes, how the log was prepared and split, how it was trained), ``data/`` (the
-:class:`seqrec.Dataset`: ids and histories), ``weights.safetensors`` (the best so far), ``metrics.json``,
-``epochs.csv`` (a row per epoch) and ``state/`` (``training.safetensors`` and the running mean of the weights: all that
-a later process needs to go on). Each file is replaced whole, so a crash leaves the last good one.
+- ``config.json``: the model, its sizes, and the options of preparing, splitting and training
+- ``data/``: the :class:`seqrec.Dataset` with its ids and histories
+- ``weights.safetensors``: the best weights so far
+- ``metrics.json``: the test metrics
+- ``epochs.csv``: one row per epoch
+- ``state/``: ``training.safetensors`` and the running mean of the weights, from which another process can resume
+
+Each file is replaced as a whole, so a crash leaves the last good one.
 """
 
 import json
@@ -50,15 +54,15 @@ _KNOWN: dict[str, Any] = {
     "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
 }
 _ADVICE = "copy it back from where the run was made, or train again"
-_PEOPLE, _ITEMS = 4, 64  # enough to see whether scores differ
+_USERS, _ITEMS = 4, 64  # enough to see whether scores differ
 
 
 class Run:
     """A run folder that exists.
 
     Args:
-        folder: where it is.
-        place: where it is to be, locked by this process. Whoever writes for a long time gives it.
+        folder: path of the run folder.
+        place: final location of the run, locked by this process. Needed for writing during training.
     """
 
     place: Place | None = None
@@ -67,10 +71,10 @@ class Run:
         self.folder, self.place = Path(folder), place
         try:
             there, known = self.folder.is_dir(), os.path.lexists(self.folder / CONFIG)
-        except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into
+        except (OSError, ValueError) as error:  # the name is too long, or a folder may not be read
             raise InputError(f"{self.folder}: cannot be opened ({one_line(error)}); check the path") from error
         if not there:
-            raise InputError(f"{self.folder}: no such run folder; seqrec fit LOG --out {self.folder} makes one")
+            raise InputError(f"{self.folder}: no such run folder; seqrec fit LOG --out {self.folder} creates one")
         if not known:
             raise InputError(f"{self.folder}: not a run folder ({CONFIG} is missing); give one that seqrec fit wrote")
         check_files(self.folder, _KNOWN, "train again, or copy the folder again")
@@ -87,9 +91,9 @@ class Run:
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Make the folder, completely or not at all, and refuse one that holds anything.
+        """Create a run folder, completely or not at all. A folder that is not empty is refused.
 
-        It holds the configuration and the data. With ``weights`` it is a finished run.
+        The run consists of the configuration and the data; ``weights`` make it a finished run.
         """
         with Place(folder) as place:
             place.settle(resume=False, overwrite=overwrite)
@@ -108,7 +112,7 @@ class Run:
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Make a run in a place that may be written to. A run that is there stays until the new one has weights."""
+        """Start a run in a locked place. A run that is already there stays until the new one has weights."""
         with place.making() as new:
             values = {"format_version": FORMAT_VERSION, **asdict(config)}
             write_json(new / CONFIG, values)
@@ -125,15 +129,15 @@ class Run:
 
     @classmethod
     def resume(cls, place: Place, config: RunConfig, but: Sequence[str]) -> "Run":
-        """Open the run of a place to go on with it, or the one that a killed process was going to put there.
+        """Open a run to continue it: the one in the place, or the one that a killed process was going to put there.
 
         Args:
-            place: locked by this process.
-            config: what the run must have been begun with.
+            place: location of the run, locked by this process.
+            config: configuration that the run must have been started with.
             but: names of options that may differ.
 
         Raises:
-            InputError: it was begun on another log or with other options, or its data is damaged.
+            InputError: the run was started on another log or with other options, or its data is damaged.
         """
         run = None
         for new in place.unfinished():
@@ -155,13 +159,13 @@ class Run:
         return run
 
     def take_over(self, unfinished: bool = False) -> None:
-        """Replace the run that was there, once this one has weights; with ``unfinished`` it need not have any."""
+        """Replace the old run as soon as this one has weights. ``unfinished`` also allows a run without weights."""
         if self.place is not None:
             self.place.take_over(unfinished)
             self.folder = self.place.current
 
     def check_there(self) -> None:
-        """Refuse to write if somebody removed or replaced the folder."""
+        """Raise an InputError if somebody removed or replaced the folder."""
         if self.place is not None:
             self.place.check()
 
@@ -176,13 +180,13 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """The digest that every file of weights of this run carries; see :func:`seqrec.run.config.run_id`."""
-        assert self.config  # which checks the values
+        """The digest that every weight file of this run contains; see :func:`seqrec.run.config.run_id`."""
+        assert self.config  # reading it checks the values
         return run_id(self._values)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The interactions that the run was given, in their files: what they hold is read, and checked, when used."""
+        """The dataset of the run. Its files are read and checked only when they are used."""
         config = self.config
         dataset = Dataset.load(self.folder / DATA, _ADVICE)
         assert dataset.saved is not None
@@ -191,14 +195,14 @@ class Run:
         for name, value in found.items():
             if getattr(config, name) != value:
                 raise InputError(
-                    f"{self.folder / DATA}: is not the data that the run was made with ({name} is another one in "
+                    f"{self.folder / DATA}: is not the data that the run was made with ({name} differs from "
                     f"{CONFIG}); copy it back or train again"
                 )
         return replace(dataset, filters=asdict(config.prepare))
 
     @cached_property
     def split(self) -> Split:
-        """The dataset, split as for training. All of it is checked first."""
+        """The dataset, split as for training. The whole dataset is checked first."""
         dataset = self.dataset.check()
         try:
             return self.config.split.apply(dataset)
@@ -209,7 +213,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from. Weights may be written before it."""
+        """Whether there is a checkpoint to resume from. Weights may be written before the first checkpoint."""
         return is_begun(self.folder)
 
     def model(self) -> Model:
@@ -217,14 +221,14 @@ class Run:
         path = self.folder / WEIGHTS
         if not path.exists():
             raise InputError(
-                f"{path}: is missing; copy it back, or go on with seqrec fit --resume where no epoch was finished"
+                f"{path}: is missing; copy it back, or continue with seqrec fit --resume if no epoch was finished"
             )
         header, config = read_header(path), self.config
         try:
-            # What config.json says is compared with what the file holds before anything of these sizes is made.
+            # The sizes in config.json are compared with the file before anything of these sizes is allocated.
             model = config.outline(len(header.names))
             header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
-            model.to_empty(device="cpu")  # all is read from the file: drawing fresh weights would be in vain
+            model.to_empty(device="cpu")  # every weight comes from the file, so none are drawn
         except InputError as error:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
@@ -246,7 +250,7 @@ class Run:
             raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
 
     def read_weights(self, model: Model) -> dict[str, Tensor]:
-        """The weights, mapped: they are this run's, fit the model, and are finite."""
+        """The weights, memory-mapped, after checking that they belong to this run, fit the model and are finite."""
         header = read_header(self.folder / WEIGHTS)
         header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
         mark = header.check_mark(self.id, "weights")
@@ -258,11 +262,11 @@ class Run:
 
     @torch.no_grad()
     def check_scores(self, model: Model) -> None:
-        """Refuse a model that gives all items the same score, tried with the first users and items of the run."""
-        if model.COUNTED or model.num_items < 2:  # counts may well be equal
+        """Refuse a model that scores all items alike. Only the first users and items of the run are tried."""
+        if model.COUNTED or model.num_items < 2:  # counts may be equal
             return
-        people = histories_of_users(self.dataset, np.arange(min(self.dataset.num_users, _PEOPLE)))
-        hidden = model.encode_last(pack(people, model.config.max_length))
+        histories = histories_of_users(self.dataset, np.arange(min(self.dataset.num_users, _USERS)))
+        hidden = model.encode_last(pack(histories, model.config.max_length))
         scores = model.score(hidden, torch.arange(1, min(model.num_items, _ITEMS) + 1))
         if (scores == scores[:, :1]).all():
             raise InputError(
@@ -270,25 +274,25 @@ class Run:
             )
 
     def check_resumable(self) -> None:
-        """Refuse a run that ended, or was saved, without the state that training would go on from.
+        """Refuse a finished or saved run that lacks the training state to resume from.
 
-        Weights alone do not tell: a kill between the first weights and the first state leaves some, too.
+        A run with weights and no state need not be finished: it may have been killed between writing the two.
         """
         if self.config.training and not self.begun and self.metrics():
-            raise InputError(f"{self.folder}: has no {STATE} to go on from; train anew with --overwrite")
+            raise InputError(f"{self.folder}: has no {STATE} to resume from; train again with --overwrite")
 
     def check_same(self, config: RunConfig, but: Sequence[str]) -> None:
-        """Refuse to resume with another log or other options than the run began with; options in ``but`` may differ."""
+        """Refuse to resume a run with another log or other options; only the options in ``but`` may differ."""
         old, new = asdict(self.config), asdict(config)
         if old["fingerprint"] != new["fingerprint"]:
-            raise InputError(f"{self.folder}: the run was begun on another log; give that log, or --overwrite")
+            raise InputError(f"{self.folder}: the run was started on another log; give that log, or --overwrite")
         for part in ("model", "model_config", "prepare", "split", "training"):
             before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
-            for name in now | before:  # a version before this one may not have known them all
+            for name in now | before:  # earlier versions had fewer options
                 plain = [list(v) if isinstance(v, tuple) else v for v in (before.get(name), now.get(name))]
                 if plain[0] != plain[1] and name not in but:
                     raise InputError(
-                        f"{self.folder}: the run was begun with {name} = {before.get(name)}, not {now.get(name)}; "
+                        f"{self.folder}: the run was started with {name} = {before.get(name)}, not {now.get(name)}; "
                         "resume with the same options, or --overwrite"
                     )
 
@@ -298,7 +302,7 @@ class Run:
         save_tensors(self.folder / WEIGHTS, weights, mark_of(self.id, "weights", weights))
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replace the training state: tensors and JSON facts in one file, so that they always belong together."""
+        """Replace the training state. Tensors and JSON facts are in one file, so that they always match."""
         self.check_there()
         save_tensors(self.folder / STATE, tensors, mark_of(self.id, "training state") | {"facts": json.dumps(facts)})
 
@@ -314,7 +318,7 @@ class Run:
         except (KeyError, ValueError) as error:
             raise InputError(f"{path}: is damaged ({one_line(error)}); train again with --overwrite") from error
         if not isinstance(facts, dict):
-            raise InputError(f"{path}: is damaged (its facts are no object); train again with --overwrite")
+            raise InputError(f"{path}: is damaged (its facts are not an object); train again with --overwrite")
         return header, facts
 
     def mean_path(self, epoch: int) -> Path:
@@ -333,13 +337,13 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace ``epochs.csv``. It has a column for everything that any epoch has."""
+        """Replace ``epochs.csv``. It has a column for every key of any row."""
         self.check_there()
         with replacing(self.folder / EPOCHS) as new:
             write_epochs(new, rows)
 
     def epochs(self) -> pl.DataFrame:
-        """``epochs.csv``."""
+        """The rows of ``epochs.csv``."""
         return read_epochs(self.folder / EPOCHS)
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -349,11 +353,11 @@ class Run:
             write_json(new, metrics)
 
     def metrics(self) -> dict[str, Any]:
-        """``metrics.json``; empty if training has not ended."""
+        """The content of ``metrics.json``; empty if training has not ended."""
         path = self.folder / METRICS
         return read_json(path) if path.exists() else {}
 
 
 def mean_part(epoch: int) -> str:
-    """The name of this part of a run, which a file of the running mean carries."""
+    """The name of the running mean of an epoch as a part of the run, stored in its file."""
     return f"running mean of epoch {epoch}"

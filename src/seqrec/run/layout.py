@@ -1,4 +1,4 @@
-"""The names in a run folder: its own files, which may be removed, and those of others, which may not."""
+"""File names in a run folder. Files of the run may be removed; files of others may not."""
 
 import os
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 from seqrec.data.saved import FACTS, FILES, FORMER_FILES
 
 CONFIG = "config.json"
-#: Options of training that may differ when a run is resumed. They do not change what is computed, except that another
-#: device or number of threads rounds differently, and that the last epoch is always validated.
+#: Options of training that may differ when a run is resumed. They do not change the result, except that another device
+#: or number of threads rounds differently, and that the last epoch is always validated.
 RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 WEIGHTS = "weights.safetensors"
 DATA = "data"
@@ -16,7 +16,7 @@ METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
 _STATE = re.compile(r"training\.safetensors|mean-\d+\.safetensors")
-#: Own names by folder. Runs of format 1 had users and items in Parquet files: such a run may be replaced, too.
+#: Names of a run's files, by folder. Runs of format 1, with users and items in Parquet files, may be replaced too.
 _OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
     "": FORMER_FILES | {CONFIG, WEIGHTS, METRICS, EPOCHS, "training.png", "recommendations.png"},
     DATA: FILES,
@@ -26,19 +26,19 @@ FOLDERS = tuple(folder for folder in _OWN if folder)
 
 
 def is_own(name: str, folder: str = "") -> bool:
-    """Whether a run has a file of this name, at its root or in one of its :data:`FOLDERS`."""
+    """Whether this is the name of a file of a run, at its root or in one of its :data:`FOLDERS`."""
     known = _OWN[folder]
     return name in known if isinstance(known, frozenset) else known.fullmatch(name) is not None
 
 
 def is_left_over(name: str, folder: str = "") -> bool:
-    """Whether a file of this name was being written when a process was killed: by us, or by safetensors beside it."""
+    """Whether this is the name of a temporary file of seqrec or safetensors, left by a process that was killed."""
     half = re.fullmatch(r"\.(.+)\.\w+\.partial", name)
     return is_own(half[1], folder) if half else re.fullmatch(r"\.tmp\w{6}", name) is not None
 
 
 def sorted_out(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """The files in a run folder, by their path in it: its own, what a killed process left, and those of others."""
+    """The relative paths of files in a run folder: the run's own, those that a killed process left, and others."""
     own, left, foreign = [], [], []
     todo = [""]
     for inside in todo:
@@ -65,26 +65,26 @@ def is_run(folder: Path) -> bool:
 
 
 def is_usable(folder: Path) -> bool:
-    """Whether a folder is a run that can answer: it has weights. One of format 1 counts, so that it is never lost."""
+    """Whether a folder is a run with weights. Runs of format 1 count too, so that they are never lost."""
     is_there = (folder / DATA / FACTS).is_file() or all((folder / name).is_file() for name in FORMER_FILES)
     return is_there and all((folder / name).is_file() for name in (CONFIG, WEIGHTS))
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a folder is a run with a checkpoint to go on from."""
+    """Whether a folder is a run with a checkpoint to resume from."""
     return is_run(folder) and (folder / STATE).is_file()
 
 
 def remove_left_over(folder: Path) -> None:
-    """Remove files that a killed process left half written in a run folder."""
+    """Remove the half-written files that a killed process left in a run folder."""
     for name in sorted_out(folder)[1]:
         (folder / name).unlink(missing_ok=True)
 
 
 def remove_run(folder: Path) -> list[str]:
-    """Remove a run's own files, and the folder where that empties it; the names of others' files, which stay.
+    """Remove a run's own files, and each folder that is then empty. Returns the names of other files, which stay.
 
-    The configuration goes first: without it nobody takes the rest for a run.
+    The configuration is removed first: without it, the remaining files do not count as a run.
     """
     own, left, foreign = sorted_out(folder)
     own.sort(key=lambda name: name != CONFIG)
@@ -97,10 +97,10 @@ def remove_run(folder: Path) -> list[str]:
 
 
 def keep_modes(old: Path, new: Path) -> None:
-    """Give the files of a run, and its folders, the permissions that those before them had.
+    """Give the files and folders of a run the permissions that they had in the old run.
 
-    A file of the data that the old run did not have, which may hold ids and histories of people, too, takes those of
-    the old run's interactions.
+    Data files that the old run lacked may also hold ids and histories of users. They get the permissions of the old
+    run's interactions.
     """
     modes = {name: _mode(old / name) for name in ["", *FOLDERS, *sorted_out(old)[0]] if _is_plain(old / name)}
     usual = next((modes[name] for name in (f"{DATA}/items.npy", "users.parquet") if name in modes), None)

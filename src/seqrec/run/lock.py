@@ -1,4 +1,4 @@
-"""One process at a time writes to a run folder. The system releases the lock of a process that is killed."""
+"""A lock, so that one process at a time writes to a run folder. The system releases it if the process is killed."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from seqrec.errors import InputError, RunWarning, warn
 from seqrec.files import explain_os_error
 
 _MARK = "seqrec"
-_FAR = 2**30  # Windows lets nobody read the bytes that are locked
+_LOCKED_BYTE = 2**30  # on Windows nobody can read locked bytes, so a byte beyond the content is locked
 _BUSY = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -23,8 +23,8 @@ class Lock:
     """A lock on a run folder: a file beside it, which exists while the lock is held.
 
     Args:
-        folder: the run folder, without symbolic links. It need not exist; the folder around it must.
-        shown: what messages call it.
+        folder: run folder, without symbolic links. It need not exist, but its parent must.
+        shown: name of the folder in messages.
     """
 
     def __init__(self, folder: Path, shown: Path) -> None:
@@ -33,11 +33,11 @@ class Lock:
         self._file: int | None = None
 
     def take(self, patience: float = 0.5) -> None:
-        """Take the lock. A process that only looks holds it for a moment, so this waits a little.
+        """Take the lock. This waits for up to ``patience`` seconds, because readers hold the lock for a moment.
 
         Raises:
-            InUseError: another process, or another thread of this one, has it.
-            InputError: the file cannot be made.
+            InUseError: another process, or another thread of this process, has the lock.
+            InputError: the lock file cannot be created.
         """
         end = time.monotonic() + patience
         while self._file is None:
@@ -64,10 +64,10 @@ class Lock:
                     raise InUseError(
                         f"{self.shown}: is in use by {_holder(content)}; wait for that to end, or choose another folder"
                     ) from error
-                text = f"{self.shown}: this file system has no locks ({error.strerror}); let nobody else write there"
+                text = f"{self.shown}: this file system has no locks ({error.strerror}); make sure nobody else writes"
                 warn(text, RunWarning)
             if is_file and not self._is_there(file):
-                return  # removed by the one who had it; the next round makes it anew
+                return  # its former holder removed it; the next attempt creates it again
             if is_file:
                 _note(file)
             self._file, file = file, -1
@@ -76,7 +76,7 @@ class Lock:
                 os.close(file)
 
     def _open(self) -> tuple[int, bool]:
-        """The lock's file; or the run folder itself, if only that may be written to."""
+        """Open the lock file; if it cannot be created or written, open the run folder itself instead."""
         flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
             return os.open(self.path, os.O_RDWR | flags, 0o666), True
@@ -95,7 +95,7 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Release the lock, and remove its file."""
+        """Release the lock and remove its file."""
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -103,16 +103,16 @@ class Lock:
             if self._is_there(file):
                 self.path.unlink(missing_ok=True)
         except OSError:
-            pass  # Windows removes no open file, and a folder may have become read-only: nobody is stopped by it
+            pass  # on Windows, or if the folder became read-only, the file stays; it blocks nobody
         try:
-            _unlock(file)  # not by closing alone: a forked child has the file, too
+            _unlock(file)  # closing is not enough: a forked child has the file open too
         except OSError:
             pass
         finally:
             os.close(file)
 
     def holder(self) -> str | None:
-        """Who holds the lock, if anybody does."""
+        """The holder of the lock, for messages, or None."""
         if not self.path.exists():
             return None
         try:
@@ -132,7 +132,7 @@ def _read(file: int) -> bytes:
 
 
 def _note(file: int) -> None:
-    """Write into the file who holds the lock. On a full disk the lock is held without that."""
+    """Write the holder into the lock file. On a full disk the lock works without it."""
     try:
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
@@ -157,7 +157,7 @@ def _lock(file: int) -> None:
     except ImportError:
         import msvcrt
 
-        os.lseek(file, _FAR, os.SEEK_SET)
+        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +169,7 @@ def _unlock(file: int) -> None:
     except ImportError:
         import msvcrt
 
-        os.lseek(file, _FAR, os.SEEK_SET)
+        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,4 +1,4 @@
-"""Where results may be written: not over the log, a file that is being read, or the files of a run."""
+"""Checks that results do not overwrite the log, another input file, or the files of a run."""
 
 import os
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from seqrec.run.layout import CONFIG, DATA, FOLDERS, WEIGHTS, is_own, sorted_out
 def check_outputs(
     *outputs: str | Path | None, reads: Iterable[str | Path | None] = (), run: str | Path | None = None
 ) -> None:
-    """Refuse outputs that would destroy what is read, or a run, before any work.
+    """Refuse outputs that would destroy an input or a run, before any work is done.
 
-    Symbolic and hard links are followed, and upper and lower case are the same. A file of any other name may be written
+    Symbolic and hard links are followed, and case is ignored. Files with names that a run does not use may be written
     into a run folder.
 
     Args:
-        outputs: files to be written. None and ``-`` (standard output) are skipped.
-        reads: files that are read, or folders of them.
-        run: the run folder that is read or written, if any. It need not exist.
+        outputs: files to write. None and ``-`` (standard output) are skipped.
+        reads: files that are read, or folders of such files.
+        run: run folder that is read or written, if any. It need not exist.
 
     Raises:
         InputError: an output would destroy something.
@@ -33,9 +33,9 @@ def check_outputs(
             real = Path(os.path.realpath(file))
             for path in inputs:
                 if _is_of(real, path):
-                    raise InputError(f"{file}: is {path}, which is read, or a part of it; write to another file")
+                    raise InputError(f"{file}: is the input {path}, or a part of it; write to another file")
             if any(real == Path(os.path.realpath(other)) or _same(real, other) for other in files[:number]):
-                raise InputError(f"{file}: is given for two results; write them to two files")
+                raise InputError(f"{file}: is given for two results; write each to its own file")
             folder = Path(os.path.realpath(run)) if run is not None else None
             if real.is_dir():
                 raise InputError(f"{file}: cannot be written (Is a directory); name a file")
@@ -46,15 +46,15 @@ def check_outputs(
 
 
 def check_log(log: str | Path, run: str | Path) -> None:
-    """Refuse a log that is in the run folder under the name of one of the run's own files."""
+    """Refuse a log inside the run folder that has the name of one of the run's files."""
     with looked_at(run):
         is_inside = Path(log).is_file() and _is_of_run(Path(os.path.realpath(log)), Path(os.path.realpath(run)))
     if is_inside:
-        raise InputError(f"{run}: has the log ({log}) where a file of the run would be; choose another folder")
+        raise InputError(f"{run}: the log ({log}) is in the way of a file of the run; choose another folder")
 
 
 def _is_of(file: Path, path: Path) -> bool:
-    """Whether a file is one that is read, or one of the parts in a folder that is read."""
+    """Whether a file is an input, or one of the parts in an input folder."""
     if not path.is_dir():
         return _same(file, path) or file == Path(os.path.realpath(path))
     inside = file.is_relative_to(os.path.realpath(path))
@@ -64,7 +64,7 @@ def _is_of(file: Path, path: Path) -> bool:
 
 
 def _is_of_run(file: Path, folder: Path | None) -> bool:
-    """Whether a file has the name of a run's own file, in this run folder or any other, or is a link to one."""
+    """Whether a file has the name of a run's file, in this run folder or any other, or is a link to one."""
     name = file.name.casefold()
     parents = file.parent, file.parent.parent
     is_inside = parents[0].name.casefold() in FOLDERS and _is_one(parents[1], folder)
@@ -76,7 +76,7 @@ def _is_of_run(file: Path, folder: Path | None) -> bool:
 
 
 def _is_one(place: Path, folder: Path | None) -> bool:
-    """Whether a folder is the one that is read or written, or another run. A config.json alone does not make a run."""
+    """Whether a folder is the given run folder, or another run. A folder with only a config.json is not a run."""
     if folder is not None and (place == folder or _same(place, folder)):
         return True
     names = (WEIGHTS, f"{DATA}/{FACTS}", *FORMER_FILES)

@@ -1,9 +1,9 @@
-"""The place of a run: who may write there, how a new run replaces an old one, and what killed processes left beside it.
+"""Locks a run folder for writing, replaces an old run by a new one, and recovers from killed processes.
 
-A run that replaces another is made in a hidden folder beside it, ``.NAME.xxxxxxxx.new``. Once it has weights, the old
-one is renamed to ``.NAME.xxxxxxxx.old``, the new one to ``NAME``, and when the work has ended the old one is removed.
-So ``NAME`` is a complete run at any moment except between the two renames, and after a kill the folders beside it tell
-how far the work was.
+A run that replaces another is written to a hidden folder next to it, ``.NAME.xxxxxxxx.new``. Once it has weights, the
+old run is renamed to ``.NAME.xxxxxxxx.old`` and the new one to ``NAME``. The old run is removed when the work has
+ended. So ``NAME`` is a complete run at any moment except between the two renames, and after a kill the hidden folders
+show how far the work had come.
 """
 
 import os
@@ -25,24 +25,24 @@ class Place:
     """A run folder that only this process may write to, inside a ``with`` block.
 
     Args:
-        folder: the run folder, which need not exist.
+        folder: run folder, which need not exist.
 
     Raises:
-        InputError: on entering, if another process is working there, or the folder cannot be written to.
+        InputError: on entering the block, if another process is writing there, or the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.shown = Path(folder)
         self.folder = Path(os.path.realpath(self.shown))
-        self.current = self.folder  # where the run that is being written stands
-        self.made: bool | None = None  # whether it was made here, rather than gone on with; None before either
+        self.current = self.folder  # folder of the run that is being written
+        self.made: bool | None = None  # True for a new run, False for a resumed one, None before either
         self._lock = Lock(self.folder, self.shown)
         self._held: list[tuple[Path, _Held]] = []
         self._parents: list[Path] = []
 
     def __enter__(self) -> "Place":
         if not self.folder.name:
-            raise InputError(f"{self.shown}: is no run folder; name a folder below it")
+            raise InputError(f"{self.shown}: cannot be a run folder; name a folder below it")
         try:
             self._parents = [parent for parent in self.folder.parents if not parent.exists()]
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ class Place:
             self._forget_parents()
 
     def settle(self, resume: bool, overwrite: bool) -> bool:
-        """Put right what a killed process left; return whether there is a run to go on with.
+        """Clean up after a killed process. Returns whether there is a run to resume.
 
         Raises:
-            InputError: the place holds something that may not be overwritten.
+            InputError: the folder holds something that may not be overwritten.
         """
         recover(self.folder, self.shown, resume=resume, overwrite=overwrite)
         if resume and is_run(self.folder):
@@ -89,9 +89,9 @@ class Place:
 
     @contextmanager
     def making(self) -> Iterator[Path]:
-        """Give a folder to write a new run's first files to. It appears completely or not at all.
+        """Yield a temporary folder for the first files of a new run. The run appears completely or not at all.
 
-        If the place holds a run, the new one stays beside it until :meth:`take_over`.
+        If the place already holds a run, the new one stays in a hidden folder until :meth:`take_over`.
         """
         partial = beside(self.folder, "partial")
         self.made = True
@@ -115,11 +115,11 @@ class Place:
             _remove(partial)
 
     def unfinished(self) -> list[Path]:
-        """The runs that killed processes were going to put here, the latest first."""
+        """The new runs that killed processes left, the latest first."""
         return all_beside(self.folder, "new")
 
     def go_on(self, run: Path) -> None:
-        """Go on with a run that is there: the one of the place, or one that is to replace it."""
+        """Resume a run: the one in the place, or a new one that will replace it."""
         for new in self.unfinished():
             if new != run and not is_begun(new):
                 _remove(new)
@@ -130,16 +130,16 @@ class Place:
         self._hold(run)
 
     def check(self) -> None:
-        """Refuse to write if somebody removed or replaced the run, or the one that it is going to replace."""
+        """Raise an InputError if somebody removed or replaced the run, or the old run that it will replace."""
         for path, held in self._held:
             if not held.is_still(path) or not is_run(path):
                 raise InputError(
-                    f"{self.shown}: was removed or replaced while the run was being written; nothing more is written "
-                    "there, train again"
+                    f"{self.shown}: was removed or replaced while the run was being written; nothing more was written, "
+                    "train again"
                 )
 
     def take_over(self, unfinished: bool = False) -> None:
-        """Replace the old run by the new one, once that has weights. Does nothing if it is in its place already."""
+        """Replace the old run by the new one, if that has weights and is not in its place yet."""
         if self.current == self.folder or not (unfinished or is_usable(self.current)):
             return
         self.check()
@@ -152,25 +152,27 @@ class Place:
         self.current = self.folder
 
     def _give_up(self, error: BaseException) -> str:
-        """Keep what can be used after an error; return the words that say what that is."""
+        """Keep what can be used after an error. Returns a text that describes it."""
         if not self._held:
-            return f"{self.shown} is the run that it was before" if self.made and is_run(self.folder) else ""
+            return f"{self.shown} is unchanged" if self.made and is_run(self.folder) else ""
         again = isinstance(error, InputError) and not isinstance(error.__cause__, OSError)
-        is_there = self._held[-1][1].is_still(self.folder)  # on the disk: an interrupt may come between two renames
+        is_there = self._held[-1][1].is_still(self.folder)  # asks the disk: an interrupt may come between two renames
         if self.current != self.folder and not is_there:
-            before = f"{self.shown} is the run that it was before" if is_run(self.folder) else f"{self.shown} is gone"
+            before = f"{self.shown} is unchanged" if is_run(self.folder) else f"{self.shown} is gone"
             if is_begun(self.current) and not again:
-                return f"{before}, --resume goes on with the new one (kept in {self.current.name})"
+                return f"{before}, --resume continues the new run (kept in {self.current.name})"
             _remove(self.current)
-            return f"{before}, nothing is kept of the new one"
+            return f"{before}, nothing of the new run is kept"
         if not is_there:
             return ""
         replaced = bool(all_beside(self.folder, "old"))
         self._clear_old()
         if replaced:
-            return f"{self.shown} holds the new run with its best weights so far, the one before it is removed"
+            return f"{self.shown} holds the new run with its best weights so far, the old run was removed"
         if is_begun(self.folder) or not self.made or (is_usable(self.folder) and not again):
-            return "" if isinstance(error, InputError) else f"{self.shown} holds what was learnt, --resume goes on"
+            return (
+                "" if isinstance(error, InputError) else f"{self.shown} holds the progress so far, --resume continues"
+            )
         _remove(self.folder)
         return "" if isinstance(error, InputError) else f"nothing is kept in {self.shown}"
 
@@ -185,13 +187,13 @@ class Place:
     def _forget_parents(self) -> None:
         for parent in self._parents:
             try:
-                parent.rmdir()  # made for a run that never came
+                parent.rmdir()  # created for a run that was not written
             except OSError:
                 return
 
 
 class _Held:
-    """The folder that a path leads to now, to recognise it later: while it is open, no other gets its number."""
+    """The folder that a path leads to now, to recognise it later. While it is open, its inode is not reused."""
 
     def __init__(self, path: Path) -> None:
         self._file: int | None = None
@@ -199,7 +201,7 @@ class _Held:
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError:
-            return  # Windows opens no folders; its numbers come but once
+            return  # Windows cannot open folders, and does not reuse their numbers
         self._about = os.fstat(self._file)
 
     def is_still(self, path: Path) -> bool:
@@ -210,7 +212,7 @@ class _Held:
             return False
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Close the folder."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -226,7 +228,7 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
     try:
         if not any(folder.iterdir()):
             return
-        # A damaged run may be overwritten, so its content is not read: only what else would be lost counts.
+        # A damaged run may be overwritten too, so only the names of files matter, not their content.
         foreign = sorted_out(folder)[2] if is_run(folder) else []
     except OSError as error:
         raise explain_os_error(error, folder) from error
@@ -235,17 +237,17 @@ def check_free(folder: str | Path, overwrite: bool = False) -> None:
     if overwrite and foreign:
         raise InputError(f"{folder}: holds other files too ({foreign[0]}), which would be lost; choose another folder")
     if not overwrite:
-        raise InputError(f"{folder}: already holds a run; go on with --resume, replace it with --overwrite")
+        raise InputError(f"{folder}: already holds a run; continue it with --resume, replace it with --overwrite")
 
 
 def recover(folder: Path, shown: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Restore or sweep what a killed process left beside a run folder, and say so. The lock must be held.
+    """Restore or remove what a killed process left next to a run folder, and warn. The caller must hold the lock.
 
     Args:
-        folder: the run folder, without symbolic links.
-        shown: what messages call it.
-        resume: a run that was to replace this one is left for the caller to go on with.
-        overwrite: it is removed.
+        folder: run folder, without symbolic links.
+        shown: name of the folder in messages.
+        resume: keep an unfinished new run, which the caller resumes.
+        overwrite: remove unfinished new runs.
     """
     with explained(shown):
         for partial in all_beside(folder, "partial"):
@@ -260,7 +262,7 @@ def recover(folder: Path, shown: Path, *, resume: bool = False, overwrite: bool 
             elif not is_empty:
                 folder.rename(beside(folder, "new"))
             old.rename(folder)
-            _say(f"{shown}: a process that was to replace this run was killed; the run before it is back in its place")
+            _say(f"{shown}: a process that was replacing this run was killed; the old run is back in its place")
             is_empty = False
         news = all_beside(folder, "new")
         new = next((new for new in news if is_begun(new) or is_usable(new)), None)
@@ -268,34 +270,34 @@ def recover(folder: Path, shown: Path, *, resume: bool = False, overwrite: bool 
             if folder.exists():
                 folder.rmdir()
             new.rename(folder)
-            _say(f"{shown}: is the run that a killed process was writing to replace the one before it, which is gone")
+            _say(f"{shown}: is the new run that a killed process was writing; the old run is gone")
         for new in all_beside(folder, "new"):
             if overwrite or not (resume or is_begun(new)):
                 _remove(new)
-                _say(f"{shown}: is the run that it was; what a killed process left of one to replace it is removed")
+                _say(f"{shown}: is unchanged; an unfinished new run of a killed process was removed")
             elif not resume:
                 _say(
-                    f"{shown}: is the run that it was; one to replace it was cut off and is kept in {new.name}: "
-                    "--resume goes on with it, --overwrite begins anew"
+                    f"{shown}: is unchanged; a process that was replacing it was killed, and its new run is kept in "
+                    f"{new.name}: --resume continues it, --overwrite starts again"
                 )
         if is_usable(folder):
             for old in all_beside(folder, "old"):
                 if not _remove(old):
-                    _say(f"{shown}: replaced another run before its process was killed; that one is removed")
+                    _say(f"{shown}: replaced an old run before its process was killed; the old run was removed")
         else:
             for old in all_beside(folder, "old"):
                 if is_usable(old):
-                    _say(f"{shown}: a run that was to be replaced is in {old}; move it to another name")
+                    _say(f"{shown}: an old run that was being replaced is in {old}; move it to another name")
                 else:
                     _remove(old)
 
 
 def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
-    """Read a run folder that another process may be writing to or replacing, so that all of it is of one run.
+    """Read a run folder that another process may be replacing, so that the result comes from a single run.
 
     Args:
-        folder: the run folder.
-        read: reads all that is wanted.
+        folder: run folder.
+        read: function that reads the folder. It is called again if the run was replaced meanwhile.
     """
     shown = Path(folder)
     with looked_at(shown):
@@ -308,7 +310,7 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
             result = read()
             if held is not None and held.is_still(real):
                 if holder:
-                    _say(f"{shown}: {holder} writes there; this is what it holds now")
+                    _say(f"{shown}: {holder} writes there; this is its current content")
                 return result
         except InputError as caught:
             error = caught
@@ -317,19 +319,19 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
             holder = holder or _before_reading(real, shown)
             if held is None and not holder and not real.is_dir():
                 break
-            time.sleep(0.05)  # between the two renames there is none
+            time.sleep(0.05)  # there is no run between the two renames
         finally:
             if held is not None:
                 held.close()
     if error is None:
-        raise InputError(f"{shown}: is replaced again and again by {holder or 'another process'}; try again later")
+        raise InputError(f"{shown}: {holder or 'another process'} keeps replacing it; try again later")
     if holder:
         raise InputError(f"{error}; {holder} writes there, try again later") from error
     raise error
 
 
 def _before_reading(folder: Path, shown: Path) -> str | None:
-    """Put right what a killed process left; return who is working there, if anybody."""
+    """Clean up after a killed process. Returns the process that is writing there, if any."""
     lock = Lock(folder, shown)
     if not lock.path.exists() and not any(all_beside(folder, kind) for kind in ("old", "new", "partial")):
         return None
@@ -343,7 +345,7 @@ def _before_reading(folder: Path, shown: Path) -> str | None:
     except InputError:
         left = [*all_beside(folder, "old"), *all_beside(folder, "new")]
         if left:
-            _say(f"{shown}: a killed process left {left[0]}, which cannot be put right from here")
+            _say(f"{shown}: a killed process left {left[0]}, which cannot be cleaned up without write access")
         return None
     try:
         recover(folder, shown)
@@ -355,20 +357,20 @@ def _before_reading(folder: Path, shown: Path) -> str | None:
 
 
 def _remove(folder: Path) -> list[str]:
-    """Remove a run, except files of others; say where they are and return their names."""
+    """Remove a run, except files that are not its own. Warns about those, and returns their names."""
     if not folder.is_dir():
         return []
     try:
         if not sorted_out(folder)[2] and not folder.name.startswith("."):
-            gone = beside(folder, "partial")  # killed midway, it is known for what it is
+            gone = beside(folder, "partial")  # if this is killed midway, the next process removes the rest
             folder.rename(gone)
             folder = gone
         foreign = remove_run(folder)
     except OSError as error:
-        _say(f"{folder}: cannot be removed ({error.strerror}); it may hold the histories of people")
+        _say(f"{folder}: cannot be removed ({error.strerror}); it may hold histories of users")
         return [folder.name]
     if foreign:
-        _say(f"{folder}: is kept, as it holds a file that is not of a run ({foreign[0]}); move that away")
+        _say(f"{folder}: is kept, because it holds a file that is not part of a run ({foreign[0]}); move that away")
     return foreign
 
 

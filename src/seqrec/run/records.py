@@ -28,10 +28,10 @@ def write_epochs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_epochs(path: Path) -> pl.DataFrame:
-    """Read ``epochs.csv``: a row per epoch, counted from 1, with numbers or nothing in each column."""
+    """Read ``epochs.csv``: one row per epoch, counted from 1. Each column holds numbers or is empty."""
     size_of(path, _ADVICE)
     try:
-        frame = pl.read_csv(path, glob=False, infer_schema_length=None)  # validations may begin after 100 rows
+        frame = pl.read_csv(path, glob=False, infer_schema_length=None)  # validation may start after 100 rows
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({one_line(error)}); {_ADVICE}") from error
     for name in ("epoch", "loss"):

@@ -1,4 +1,4 @@
-"""The safetensors files of a run. Each says which run and which part of it it belongs to, and is checked before use."""
+"""The safetensors files of a run. Each names its run and its part of the run, and is checked before use."""
 
 import json
 import zlib
@@ -15,24 +15,24 @@ from seqrec.data.checked import parse_json, size_of
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
 
-_MARK = "run"  # in the metadata; one entry, since safetensors writes several in any order
+_MARK = "run"  # the only key of the metadata, because safetensors writes several in arbitrary order
 _ADVICE = "copy it back or train again"
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
            torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
 _NAMES = {short: str(dtype) for dtype, short in _DTYPES.items()}
-_BLOCK = 2**22  # numbers looked at together
+_BLOCK = 2**22  # numbers checked at once
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a file: ``names`` with their type and shape, and the metadata."""
+    """The header of a file: the type and shape of each tensor by name, and the metadata."""
 
     path: Path
     names: dict[str, tuple[str, tuple[int, ...]]]
     metadata: dict[str, str]
 
     def check_mark(self, run: str, part: str) -> dict[str, object]:
-        """Refuse a file of another run or of another part of it; return the mark."""
+        """Refuse a file that belongs to another run, or to another part of this run. Returns the mark."""
         if _MARK not in self.metadata:
             raise InputError(
                 f"{self.path}: does not say which run it belongs to (an earlier seqrec or another program wrote it); "
@@ -45,8 +45,8 @@ class Header:
             raise InputError(f"{self.path}: is damaged (its mark can't be read); {_ADVICE}") from error
         if known[0] != run:
             raise InputError(
-                f"{self.path}: belongs to another run (of another log or with other options) than the config.json "
-                "beside it; copy the whole folder again, or train again"
+                f"{self.path}: belongs to another run (of another log or with other options) than the config.json in "
+                "the folder; copy the whole folder again, or train again"
             )
         if known[1] != part:
             raise InputError(
@@ -56,7 +56,7 @@ class Header:
         return dict(mark)
 
     def check_shapes(self, expected: Mapping[str, Tensor], free: Collection[str] = ()) -> None:
-        """Refuse tensors of other names, types and shapes than those expected.
+        """Refuse tensors whose names, types or shapes are not the expected ones.
 
         Args:
             expected: tensors by name; their content does not matter.
@@ -72,13 +72,13 @@ class Header:
             same = len(shape) == like.dim() if name in free else shape == tuple(like.shape)
             if dtype != _DTYPES.get(like.dtype) or not same:
                 raise InputError(
-                    f"{self.path}: weight {name} is {_NAMES.get(dtype, dtype)} {list(shape)} where the model has "
+                    f"{self.path}: weight {name} is {_NAMES.get(dtype, dtype)} {list(shape)}, but the model has "
                     f"{like.dtype} {list(like.shape)}; the file is of another model, train again"
                 )
 
 
 def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
-    """Metadata that says which run and part a file belongs to, and with ``tensors`` their checksum."""
+    """Metadata that names the run and the part that a file belongs to, with the checksum of ``tensors`` if given."""
     mark: dict[str, object] = {"id": run, "part": part}
     if tensors is not None:
         mark["crc32"] = checksum(tensors)
@@ -86,11 +86,11 @@ def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None) ->
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the content of tensors, by name. It detects an accident, not a forgery."""
+    """CRC-32 of the tensors' names and content. It detects accidental damage, not forgery."""
     value = 0
     for name in sorted(tensors):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        content = flat.view(torch.uint8).numpy() if len(flat) else b""  # nothing was counted
+        content = flat.view(torch.uint8).numpy() if len(flat) else b""  # a counted model may have empty tensors
         value = zlib.crc32(content, zlib.crc32(name.encode(), value))  # type: ignore[arg-type]
     return value
 
@@ -111,7 +111,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file. safetensors compares its length with the length of the file."""
+    """Read the header of a file. safetensors checks it against the length of the file."""
     size_of(path, _ADVICE)
     try:
         with safe_open(path, framework="pt") as file:
@@ -125,7 +125,7 @@ def read_header(path: Path) -> Header:
 
 
 def load_tensors(header: Header) -> dict[str, Tensor]:
-    """The tensors, mapped: the system can take back the memory that they use."""
+    """The tensors, memory-mapped, so that the system can reclaim their memory."""
     try:
         with safe_open(header.path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in header.names}
@@ -134,13 +134,13 @@ def load_tensors(header: Header) -> dict[str, Tensor]:
 
 
 def check_finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse NaN and infinity in tensors that come from a file."""
+    """Refuse NaN and infinity in tensors from a file."""
     for name, tensor in tensors:
         if tensor.is_floating_point():
             for block in tensor.detach().reshape(-1).split(_BLOCK):
                 low, high = block.aminmax() if len(block) else (block.sum(), block.sum())
                 if not (torch.isfinite(low) and torch.isfinite(high)):
                     raise InputError(
-                        f"{path}: {name} holds values that are not numbers; the file is damaged or its training "
-                        "diverged, copy it back or train again"
+                        f"{path}: {name} holds values that are not numbers (NaN or infinity); the file is damaged or "
+                        "its training diverged, copy it back or train again"
                     )

@@ -1,4 +1,4 @@
-"""``seqrec bench``: how fast this machine trains, ranks and recommends, and how that grows with size."""
+"""``seqrec bench``: how fast this machine trains, ranks and recommends, and how that scales."""
 
 import json
 import os
@@ -44,22 +44,22 @@ MEASURED: tuple[Loss, ...] = ("bce", "sampled-softmax", "gbce", "cross-entropy")
 
 
 def peak_memory(users: int, items: int, dim: int, loss: Loss) -> dict[str, float]:
-    """Bytes that training adds to a process of its own, at most, and the bytes of the item table."""
+    """Peak memory of training, measured in a separate process, and the size of the item table, in bytes."""
     arguments = json.dumps({"users": users, "items": items, "dim": dim, "loss": loss})
     script = f"from seqrec.tools.bench import _trained_alone; _trained_alone({arguments!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"training in a process of its own failed:\n{done.stderr}")
+        raise RuntimeError(f"training in a separate process failed:\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
 def _trained_alone(arguments: str) -> None:
-    """Train an epoch and print how much memory that took; in a process that does nothing else."""
+    """Train one epoch in this process, which does nothing else, and print how much memory that took."""
     values = json.loads(arguments)
     torch.set_num_threads(1)
     config = TrainConfig(epochs=1, evaluate_every=0, loss=values["loss"], device="cpu")
-    # What the libraries take once is not training's.
+    # A small training first, so that memory that libraries allocate once does not count.
     _train_in_a_folder(generated(1000, 1000, 9, 0), values["dim"], config)
     before = _peak_bytes()
     _train_in_a_folder(generated(values["users"], values["items"], 9, 0), values["dim"], config)
@@ -73,21 +73,24 @@ def _train_in_a_folder(dataset: Dataset, dim: int, config: TrainConfig) -> None:
 
 def _peak_bytes() -> int:
     status = Path("/proc/self/status")
-    if status.exists():  # of this program alone; what getrusage says may be the parent's
+    if status.exists():  # getrusage may return the peak of the parent process
         return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    import resource  # which Windows does not have
+    import resource  # not available on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def bench(log: Path | None = None, config: BenchConfig | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Measure everything; the results by name, in seconds and bytes.
+    """Run all measurements.
 
     Args:
-        log: a log to use instead of the generated one.
-        config: what to measure.
-        console: prints what is being measured.
+        log: log for the main figures. By default a generated one.
+        config: sizes of the benchmark.
+        console: console that shows what is being measured.
+
+    Returns:
+        The results by name, in seconds and bytes.
     """
     config = config or BenchConfig()
 
@@ -113,7 +116,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
     found["growth"] = _growth(split.train, sizes, config)
     tell("memory")
     found["memory"] = [
-        {"at": items, "loss": loss, **peak_memory(2000, items, config.embedding_dim, loss)}
+        {"size": items, "loss": loss, **peak_memory(2000, items, config.embedding_dim, loss)}
         for items in config.sizes_of_catalogues
         for loss in MEASURED[: 1 if config.quick else None]
         if loss != "cross-entropy" or items <= 100_000
@@ -127,7 +130,7 @@ def bench(log: Path | None = None, config: BenchConfig | None = None, console: C
 def _step_and_limit(
     histories: Histories, sizes: SASRecConfig, objective: Objective, config: BenchConfig
 ) -> dict[str, Any]:
-    """A training step, and the share of its time that its matrix products alone would take."""
+    """The time of a training step, and the share of it that its matrix products alone would take."""
     step = time_steps(histories, sizes, objective, config.steps, config.seed)
     rate = matmul_rate(step["tokens"], config.embedding_dim)
     share = {way: step["flops"] / each / step["seconds"] for way, each in rate.items()}
@@ -135,24 +138,24 @@ def _step_and_limit(
 
 
 def _growth(histories: Histories, sizes: SASRecConfig, config: BenchConfig) -> dict[str, list[dict[str, Any]]]:
-    """The time of a step for growing widths, lengths, numbers of users and catalogues."""
+    """The time of a step for increasing widths, lengths, numbers of users and catalogue sizes."""
     widths, lengths = ((16, 32), (10, 20)) if config.quick else ((32, 64, 128, 256), (10, 50, 100, 200))
     long = generated(500 if config.quick else 4000, max(histories.dataset.num_items, 1000), 150, config.seed)
     growth: dict[str, list[dict[str, Any]]] = {}
     growth["embedding_dim"] = [
-        {"at": dim, **time_steps(histories, replace(sizes, embedding_dim=dim), BCE, config.steps)} for dim in widths
+        {"size": dim, **time_steps(histories, replace(sizes, embedding_dim=dim), BCE, config.steps)} for dim in widths
     ]
     growth["max_length"] = [
-        {"at": length, **time_steps(all_histories(long), replace(sizes, max_length=length), BCE, config.steps // 2)}
+        {"size": length, **time_steps(all_histories(long), replace(sizes, max_length=length), BCE, config.steps // 2)}
         for length in lengths
     ]
     growth["users"] = [
-        {"at": users, **time_steps(all_histories(generated(users, 10_000, 9, 0)), sizes, BCE, config.steps)}
+        {"size": users, **time_steps(all_histories(generated(users, 10_000, 9, 0)), sizes, BCE, config.steps)}
         for users in ((500, 2000) if config.quick else (10_000, 100_000, 1_000_000))
     ]
     for objective in (BCE, SOFTMAX):
         growth[f"catalogue, {objective.loss}"] = [
-            {"at": items, **time_steps(all_histories(generated(config.users, items, 9, 0)), sizes, objective,
+            {"size": items, **time_steps(all_histories(generated(config.users, items, 9, 0)), sizes, objective,
                                        config.steps)}
             for items in config.sizes_of_catalogues
         ]  # fmt: skip
@@ -178,7 +181,7 @@ def _ranking(split: Split, sizes: SASRecConfig, config: BenchConfig) -> dict[str
 
 
 def _reading(rows: int) -> float:
-    """Rows per second from a CSV file to a saved dataset."""
+    """Rows per second for turning a CSV file into a saved dataset."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.csv"
         many = generated(rows // 9, 50_000, 9, 1)
@@ -188,7 +191,7 @@ def _reading(rows: int) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """The machine and versions that the figures belong to."""
+    """The machine and the versions of the software that were measured."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -216,20 +219,24 @@ def tables(found: dict[str, Any]) -> list[Table]:
             share = row["share"][way]
             limit.add_row(row["loss"], way, f"{rate / 1e9:.0f}", f"{1e3 * row['flops'] / rate:.2f}", f"{share:.0%}")
     growth = Table(title="growth of a step")
-    for name in ("with", "at", "ms", "tokens", "µs a token"):
+    for name in ("with", "size", "ms", "tokens", "µs per token"):
         growth.add_column(name, justify="left" if name == "with" else "right")
     for name, rows in found["growth"].items():
         for row in rows:
             token = 1e6 * row["seconds"] / row["tokens"]
-            growth.add_row(name, f"{row['at']:,}", f"{1000 * row['seconds']:.2f}", f"{row['tokens']:,}", f"{token:.1f}")
+            growth.add_row(
+                name, f"{row['size']:,}", f"{1000 * row['seconds']:.2f}", f"{row['tokens']:,}", f"{token:.1f}"
+            )
     memory = Table(title="memory of training")
-    for name in ("items", "loss", "MB at most", "times the table"):
+    for name in ("items", "loss", "peak MB", "times the table"):
         memory.add_column(name, justify="left" if name == "loss" else "right")
     for row in found["memory"]:
-        memory.add_row(f"{row['at']:,}", row["loss"], f"{row['peak'] / 1e6:,.0f}", f"{row['peak'] / row['table']:.1f}")
-    rates = Table(title="all else")
-    rates.add_column("what")
-    rates.add_column("a second", justify="right")
+        memory.add_row(
+            f"{row['size']:,}", row["loss"], f"{row['peak'] / 1e6:,.0f}", f"{row['peak'] / row['table']:.1f}"
+        )
+    rates = Table(title="other rates")
+    rates.add_column("work")
+    rates.add_column("per second", justify="right")
     for name, rate in found["users_per_second"].items():
         rates.add_row(f"users, {name}", f"{rate:,.0f}")
     rates.add_row("rows of CSV to a saved dataset", f"{found['rows_per_second']:,.0f}")
@@ -237,14 +244,14 @@ def tables(found: dict[str, Any]) -> list[Table]:
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
-    """``bench.json`` and ``bench.png``, each whole or not at all."""
-    from seqrec.report.pictures import growth_picture  # brings matplotlib
+    """Write ``bench.json`` and ``bench.png``, each completely or not at all."""
+    from seqrec.report.pictures import growth_picture  # imports matplotlib
 
     make_folder(folder)
     with replacing(folder / "bench.json") as new:
         new.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     curves = {
-        name: [(row["at"], 1e6 * row["seconds"] / row["tokens"]) for row in rows]
+        name: [(row["size"], 1e6 * row["seconds"] / row["tokens"]) for row in rows]
         for name, rows in found["growth"].items()
     }
-    growth_picture(curves, "microseconds a token", folder / "bench.png")
+    growth_picture(curves, "microseconds per token", folder / "bench.png")

@@ -1,4 +1,4 @@
-"""Compare several models on one log, with one budget and the same candidates, and test the differences."""
+"""Compare several models on one log, with the same budget and the same candidates, and test the differences."""
 
 import json
 import time
@@ -31,12 +31,12 @@ from seqrec.training.config import TrainConfig
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
 METRICS = (*metrics.MAIN, "mrr")
 TESTED = "ndcg@10"
-NOT_TRAINED = "not trained, because a person stopped the comparison"
+NOT_TRAINED = "not trained, because the comparison was interrupted"
 METHOD = (
-    "intervals: 95 %, over users (Agresti & Coull 1998, by the number of users that the variance is worth; of the "
-    "difference: Newcombe 1998, both parts by the former); p: two-sided paired t-test over users "
-    f"of {TESTED} minus that of the reference; p_holm: adjusted for the number of models (Holm 1979), each protocol "
-    "by itself; neither says what another training of the same model would change"
+    "intervals: 95 %, over users (Agresti & Coull 1998, with the number of users that corresponds to the variance; for "
+    "the difference Newcombe 1998, from two such intervals); p: two-sided paired t-test over users of the difference "
+    f"in {TESTED} from the reference; p_holm: adjusted for the number of models (Holm 1979), separately for each "
+    "protocol; intervals and p do not include the variation between trainings of the same model"
 )
 
 
@@ -45,16 +45,16 @@ class Entry:
     """One model of a comparison.
 
     Args:
-        model: its name.
-        failed: why it has no results; None if it has.
-        how: how training ended.
-        seconds: time that fitting took, validations included.
+        model: name of the model.
+        failed: reason why it has no results, or None.
+        how: summary of how training ended.
+        seconds: time that fitting took, including validation.
         epochs: number of trained epochs; None for a counted model.
         parameters: number of trained weights.
-        bytes: size of all weights as a run folder holds them, counts included.
-        config: the model's options.
-        results: by protocol: ``metrics`` and their ``intervals``, and beside the reference ``difference`` of
-            the NDCG@10, ``difference_interval``, ``p`` and ``p_holm`` (None for the reference itself).
+        bytes: size of all weights in a run folder, including counts.
+        config: options of the model.
+        results: for each protocol ``metrics`` and their ``intervals``, and compared with the reference ``difference``
+            (of the NDCG@10), ``difference_interval``, ``p`` and ``p_holm``, which are None for the reference itself.
     """
 
     model: str
@@ -69,22 +69,22 @@ class Entry:
 
     @property
     def outcome(self) -> str:
-        """How it went, for people."""
+        """The outcome as text."""
         return f"failed: {self.failed}" if self.failed else f"{self.how}, {_time(self.seconds or 0)}"
 
 
 @dataclass
 class Comparison:
-    """What :func:`compare` found.
+    """The result of :func:`compare`.
 
     Args:
-        entries: one per model, in the given order.
+        entries: one entry per model, in the given order.
         users: number of users in the test.
-        training: the training options that all models were given.
-        config: the other terms.
-        keep_seen: whether items of the history stayed in the full ranking, in the test and in validation.
-        reference: the first model that could be trained; all others are tested against it.
-        interrupted: whether a person stopped the comparison.
+        training: training options of all models.
+        config: other terms that are the same for all models.
+        keep_seen: whether items of the history stayed in the full ranking, in test and validation.
+        reference: first model that could be trained. All others are tested against it.
+        interrupted: whether the user interrupted the comparison.
     """
 
     entries: list[Entry]
@@ -96,13 +96,13 @@ class Comparison:
     interrupted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as ``compare.json`` has it."""
+        """The content of ``compare.json``."""
         found = asdict(self)
         entries = found.pop("entries")
         return found | found.pop("config") | {"tested": TESTED, "method": METHOD, "models": entries}
 
     def frame(self) -> pl.DataFrame:
-        """One row per model and protocol, as in ``compare.csv``; a failed model has only its reason."""
+        """One row per model and protocol, as in ``compare.csv``. A failed model has only the reason."""
         rows = []
         for entry in self.entries:
             for protocol in PROTOCOLS:
@@ -118,12 +118,12 @@ class Comparison:
                 rows.append(
                     row | {n: getattr(entry, n) for n in ("seconds", "epochs", "parameters", "bytes", "failed")}
                 )
-        texts, whole = ("model", "protocol", "failed"), ("users", "epochs", "parameters", "bytes")
-        schema = {n: pl.String if n in texts else pl.Int64 if n in whole else pl.Float64 for n in rows[0]}
+        texts, integers = ("model", "protocol", "failed"), ("users", "epochs", "parameters", "bytes")
+        schema = {n: pl.String if n in texts else pl.Int64 if n in integers else pl.Float64 for n in rows[0]}
         return pl.DataFrame(rows, schema=schema)
 
     def table(self) -> Table:
-        """Both protocols beside each other for every model, each metric with its interval."""
+        """A table of all models with both protocols, each metric with its interval."""
         seen = "kept" if self.keep_seen else "removed"
         grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         against = f"against {self.config.test_negatives} negatives"
@@ -152,7 +152,7 @@ class Comparison:
 
     def write(self, folder: str | Path) -> None:
         """Write ``compare.json``, ``compare.csv`` and ``compare.png``, each completely or not at all."""
-        from seqrec.report.pictures import comparison_picture  # brings matplotlib
+        from seqrec.report.pictures import comparison_picture  # imports matplotlib
 
         folder = Path(folder)
         with replacing(folder / "compare.json") as new:
@@ -181,23 +181,22 @@ def compare(
     console: Console | None = None,
     **options: Any,
 ) -> Comparison:
-    """Train models one after another on the same data and rank the same candidates with all.
+    """Train models one after another on the same data, and rank the same candidates with all of them.
 
-    A model that fails leaves the reason in its entry, and the others continue. Only the scores of each model are
-    kept.
+    If a model fails, its entry has the reason, and the comparison continues. Models are not kept, only their metrics.
 
     Args:
-        dataset: the data that all models are trained and tested on.
-        models: names of ``seqrec.MODELS``; the first is what the others are tested against.
-        config: the terms that are the same for all models.
-        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``, rewritten after each model, so that a
-            crash loses one model only.
-        progress: show a bar.
-        console: where the outcome of each model is printed.
-        options: any options of :class:`Recommender`; an option of some models goes to those that have it.
+        dataset: dataset that all models are trained and tested on.
+        models: names of models in ``seqrec.MODELS``. The others are tested against the first.
+        config: terms that are the same for all models.
+        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``. They are rewritten after each model, so
+            that a crash loses only one model.
+        progress: show a progress bar.
+        console: console for the outcome of each model.
+        options: options of :class:`Recommender`. An option that only some models have applies to those.
 
     Raises:
-        InputError: an unknown model or option, nobody to test on, or no model that could be trained.
+        InputError: a model or option is unknown, there is no user to test on, or no model could be trained.
     """
     config = config or CompareConfig()
     sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
@@ -206,7 +205,7 @@ def compare(
     split = plan.split_config.apply(dataset)
     targets = split.test
     if len(targets) == 0:
-        raise InputError("there is nobody to test on: no user has a target; give a longer log or another split")
+        raise InputError("there is no user to test on: nobody has a target; give a longer log or another split")
     made = out is not None and make_folder(Path(out))
     found = Comparison([], len(targets), asdict(plan.train_config), config, settle_seen(split, plan.split_config))
     values: dict[str, dict[str, np.ndarray]] = {}
@@ -236,28 +235,28 @@ def compare(
 def _tried(
     found: Comparison, entry: Entry, dataset: Dataset, targets: Targets, options: Mapping[str, Any], progress: bool
 ) -> dict[str, np.ndarray] | None:
-    """Train and rank with one model; None if it failed or a person stopped it, which its entry says."""
+    """Train one model and rank with it. Returns None if it failed or was interrupted; its entry has the reason."""
     config = found.config
     try:
         recommender = _fit(entry, dataset, {**options, "keep_seen": found.keep_seen}, config.minutes, progress)
         if not recommender.interrupted:
             return _values(recommender, targets, config, found.keep_seen, found.training["seed"])
         found.interrupted = True
-        entry.failed = "a person stopped its training"
+        entry.failed = "its training was interrupted"
     except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-        # One model that does not fit this log or this machine must not cost an hour of the others.
+        # If one model does not fit this log or machine, the results of the others must not be lost.
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         entry.failed = f"{kind}{' '.join(str(error).split())}"
     return None
 
 
 def _common() -> set[str]:
-    """Options that belong to no model."""
+    """The names of options that do not belong to a model."""
     return {field.name for kind in (TrainConfig, PrepareConfig, SplitConfig) for field in fields(kind)}
 
 
 def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of each model, out of those for all."""
+    """The options of each model, selected from the options for all."""
     if not models:
         raise InputError("no model given; name at least one")
     twice = sorted({name for name in models if models.count(name) > 1})
@@ -266,7 +265,7 @@ def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dic
     chosen = {}
     for name in models:
         if name not in MODELS:
-            raise InputError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
+            raise InputError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
         known = _common() | {field.name for field in fields(MODELS[name].Config)}
         chosen[name] = {key: value for key, value in options.items() if key in known}
     unknown = sorted(set(options) - set().union(*chosen.values()))
@@ -294,7 +293,7 @@ def _fit(
 def _values(
     recommender: Recommender, targets: Targets, config: CompareConfig, keep_seen: bool, seed: int
 ) -> dict[str, np.ndarray]:
-    """``float64[U, len(METRICS)]`` by protocol."""
+    """The metrics of each user by protocol, ``float64[U, len(METRICS)]``."""
     found: dict[str, np.ndarray] = {}
     more: dict[str, Any] = {"negatives": config.test_negatives, "keep_seen": keep_seen, "seed": seed}
     for protocol in PROTOCOLS:
@@ -304,7 +303,7 @@ def _values(
 
 
 def _judge(found: Comparison, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Fill in the results of all models so far: each new one changes what Holm's correction makes of the others."""
+    """Fill in the results of all models so far. Each new model changes the Holm correction of the others."""
     names = list(values)
     found.reference = names[0]
     results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
@@ -344,7 +343,7 @@ def _time(seconds: float) -> str:
 
 
 def _short(count: float) -> str:
-    """1234567 as ``1.2 M``."""
+    """A number with a unit prefix: 1234567 as ``1.2 M``."""
     if count < 1000:
         return f"{count:g} "
     for unit in ("k", "M"):

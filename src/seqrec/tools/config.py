@@ -1,4 +1,4 @@
-"""The options of the tools, apart from what they import, so that their help needs none of it."""
+"""The options of the tools, in their own module, so that showing help does not import the tools."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,13 +10,13 @@ _Size = Annotated[int, Range(3)]
 
 @dataclass(frozen=True)
 class CompareConfig(Options):
-    """What all models of a comparison get alike, beside the training.
+    """The terms that are the same for all models of a comparison, in addition to the training options.
 
     Args:
-        minutes: Time limit for the training of each model, validation included. --epochs and --patience may end it
-            earlier; the last validation may exceed it. A run that ends by this limit depends on the machine and cannot
-            be reproduced byte for byte.
-        test_negatives: Number of items that each target is ranked against in the sampled protocol.
+        minutes: Time limit for training each model, including validation. Training may end earlier by --epochs or
+            --patience, and the last validation may exceed the limit. A run that this limit ends cannot be reproduced
+            byte for byte.
+        test_negatives: Number of random items that the sampled protocol ranks each target against.
         embedding_dim: Width of the embeddings, for models that have them. By default each model's own.
         max_length: Number of most recent items of a history that a model sees. By default each model's own.
     """
@@ -29,16 +29,16 @@ class CompareConfig(Options):
 
 @dataclass(frozen=True)
 class BenchConfig(Options):
-    """What is measured.
+    """Sizes of the benchmark.
 
     Args:
         users: Number of users of the generated log.
         items: Number of items of the generated log.
-        mean_length: Mean history length of the generated log; lengths are geometric: most short, few long.
+        mean_length: Mean history length of the generated log. The lengths are geometric: most are short, few long.
         embedding_dim: Width of the model.
         max_length: Number of most recent items of a history that the model sees.
-        catalogues: Catalogue sizes of the generated logs that show how a step and its memory scale.
-        quick: Use small sizes and few steps, to check that everything works; the figures mean little.
+        catalogues: Catalogue sizes at which to measure how a step and its memory scale.
+        quick: Use small sizes and few steps, to check that everything works. The figures mean little.
         seed: Random seed of the log and the weights.
     """
 
@@ -53,10 +53,10 @@ class BenchConfig(Options):
 
     @property
     def sizes_of_catalogues(self) -> tuple[int, ...]:
-        """Items of the generated logs on which growth and memory are measured."""
+        """Catalogue sizes at which growth and memory are measured."""
         return (1000, 3000) if self.quick else self.catalogues
 
     @property
     def steps(self) -> int:
-        """Timed steps of training in each measurement, after a few that are not."""
+        """Number of timed training steps per measurement, after a few warm-up steps."""
         return 3 if self.quick else 40

@@ -1,4 +1,4 @@
-"""The demonstration: SASRec on a log whose best possible score is known."""
+"""The demonstration: SASRec on a generated log whose best possible score is known."""
 
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,15 @@ def run_demo(
     """Train on the built-in log, print the results, and write a run folder with two pictures.
 
     Args:
-        out: the run folder.
-        console: where tables and text are printed.
+        out: run folder.
+        console: console for tables and text.
         overwrite: replace a run in ``out``.
-        progress: show a bar.
-        options: options of the recommender. By default those of the demonstration.
+        progress: show a progress bar.
+        options: options of the recommender. By default :data:`OPTIONS`.
 
     Returns:
-        ``share_of_best`` (NDCG@10 as a share of the best possible), ``best``, ``metrics`` and
-        ``popularity`` (NDCG@10 and HR@10 each), ``run``.
+        ``run`` (the folder), ``share_of_best`` (NDCG@10 as a share of the best possible), and ``best``, ``metrics`` and
+        ``popularity`` (NDCG@10 and HR@10 each). If training was interrupted, only ``run``.
     """
     check_free(out, overwrite)
     console.print("Generating a log: users whose tastes drift, and items in genres, each with likely successors.")
@@ -47,7 +47,7 @@ def run_demo(
     recommender.fit(log.frame, out, overwrite=overwrite, progress=progress)
     result: dict[str, Any] = {"run": str(out)}
     if recommender.interrupted:
-        console.print(f"stopped; {out} holds what was learnt so far")
+        console.print(f"stopped; {out} has the weights so far")
         return result
     evaluation = recommender.evaluate()
     console.print(table(evaluation, recommender.model_name))
@@ -83,7 +83,7 @@ def _beside_best(evaluation: Evaluation, best: dict[str, float]) -> Table:
 
 
 def _in_words(recommender: Recommender, people: int = 4, k: int = 5) -> list[dict[str, str]]:
-    """A few users: the end of their history, and what comes next."""
+    """The end of the history of a few users, and the recommendations for them."""
     dataset = recommender.dataset
     users = dataset.user_ids.head(people)
     frame = recommender.recommend(users=users, k=k)

@@ -1,4 +1,4 @@
-"""Time one training step by phase, and count its arithmetic: the core of ``seqrec bench``."""
+"""The time of one training step by phase, and the number of its operations: the core of ``seqrec bench``."""
 
 import time
 from collections.abc import Callable
@@ -28,10 +28,10 @@ WARM_UP = 3  # steps that are not timed
 
 
 def generated(users: int, items: int, mean_length: int, seed: int) -> Dataset:
-    """A random log shaped like those of shops: geometric lengths from 3, items by Zipf's law. It has no structure."""
+    """A random log with the shape of a shop's log: geometric lengths from 3, and few popular items."""
     random = np.random.default_rng(seed)
     lengths = 2 + random.geometric(1 / max(mean_length - 2, 1), users)
-    # A uniform number to the third power falls on the first items most.
+    # The third power of a uniform number is mostly small, so the first items are the popular ones.
     drawn = (items * random.random(int(lengths.sum())) ** 3).astype(np.int32) + 1
     return Dataset(
         items=drawn,
@@ -46,7 +46,7 @@ def generated(users: int, items: int, mean_length: int, seed: int) -> Dataset:
 def matmul_rate(tokens: int, dim: int) -> dict[str, float]:
     """Floating-point operations per second in the matrix products of one linear layer, forward and backward.
 
-    Measured for torch's products, and for ours if they are compiled.
+    Measured for torch's products, and for seqrec's own if they are compiled.
     """
     x, weight, out = torch.randn(tokens, dim), torch.randn(dim, dim), torch.randn(tokens, dim)
     ways = {"torch": torch.mm} | ({"seqrec": kernels.product} if kernels.usable(x) else {})
@@ -58,14 +58,14 @@ def matmul_rate(tokens: int, dim: int) -> dict[str, float]:
             mm(out, weight.T)
 
     taken: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(9):  # in turn, the first of each not counted
+    for _ in range(9):  # alternating; the first of each does not count
         for way, mm in ways.items():
             taken[way].append(seconds_of(partial(products, mm)))
     return {way: 20 * 6 * tokens * dim * dim / median(seconds[1:]) for way, seconds in taken.items()}
 
 
 def arithmetic(config: SASRecConfig, tokens: int, pairs: int, candidates: int) -> float:
-    """Floating-point operations of one step, forward and backward: linear layers, attention, scores."""
+    """Floating-point operations of one step, forward and backward: linear layers, attention and scores."""
     dim = config.embedding_dim
     linear = config.num_blocks * (3 + 2) * dim * dim * tokens
     attention = config.num_blocks * 2 * dim * pairs
@@ -75,7 +75,7 @@ def arithmetic(config: SASRecConfig, tokens: int, pairs: int, candidates: int) -
 def time_steps(
     histories: Histories, config: SASRecConfig, objective: Objective, steps: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Median seconds of a training step by phase, and its arithmetic."""
+    """Median seconds of a training step, in total and by phase, and its tokens and floating-point operations."""
     torch.manual_seed(seed)
     num_items = histories.dataset.num_items
     model = SASRec(config, num_items).train()

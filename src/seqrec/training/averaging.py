@@ -16,18 +16,18 @@ from seqrec.files import explain_os_error
 from seqrec.run.folder import Run, mean_part
 from seqrec.run.tensors import check_finite, read_header
 
-_BLOCK = 2**20  # numbers at once
+_BLOCK = 2**20  # numbers per block
 
 
 class RunningMean:
     """An exponential moving average of the weights: ``mean = decay * mean + (1 - decay) * weights`` per epoch.
 
-    With a run folder the mean is kept there and not in memory: it is read once per epoch, and is as large as the
-    weights.
+    With a run folder the mean is on disk instead of in memory, because it is as large as the weights and is read only
+    once per epoch.
 
     Args:
-        decay: the share of the old mean that is kept; 0 turns averaging off.
-        run: the run folder. Default: the mean is kept in memory.
+        decay: weight of the old mean; 0 turns averaging off.
+        run: run folder that holds the mean. By default it is in memory.
     """
 
     def __init__(self, decay: float, run: Run | None) -> None:
@@ -35,7 +35,7 @@ class RunningMean:
         self._memory: dict[str, Tensor] | None = None
 
     def check(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
-        """Raise an InputError if the mean of an epoch is missing, damaged, or of another run or model."""
+        """Raise an InputError if the mean of an epoch is missing or damaged, or belongs to another run or model."""
         if not (self.decay and self.run is not None and epoch):
             return
         path = self.run.mean_path(epoch)
@@ -53,11 +53,11 @@ class RunningMean:
 
     @contextmanager
     def in_place(self, weights: Mapping[str, Tensor], epoch: int) -> Iterator[None]:
-        """Update the mean with the weights of an epoch; inside the context the mean takes their place.
+        """Update the mean with the weights of an epoch. Inside the context, the weights hold the mean.
 
         Args:
-            weights: contiguous tensors, whose content is exchanged inside the context.
-            epoch: the epoch that ended, from 1; the run has the mean of the one before.
+            weights: contiguous tensors by name. The context replaces their content and restores it at its end.
+            epoch: number of the epoch that ended, from 1. The run has the mean of the epoch before.
         """
         if not self.decay:
             yield
@@ -85,22 +85,22 @@ class RunningMean:
     def _in_folder(self, run: Run, weights: Mapping[str, Tensor], epoch: int) -> Iterator[None]:
         run.check_there()
         before = run.mean_path(epoch - 1) if epoch > 1 else None
-        with _aside(run.mean_path(epoch).parent) as aside:
-            with _of_the_disk(run.folder):
+        with _temporary_file(run.mean_path(epoch).parent) as file:
+            with _disk_errors(run.folder):
                 for block in _blocks(weights):
-                    block.cpu().numpy().tofile(aside)
+                    block.cpu().numpy().tofile(file)
             if before is not None:
                 self._mix(before, weights)
             run.save_mean(weights, epoch)
             try:
                 yield
             finally:
-                aside.seek(0)
+                file.seek(0)
                 for block in _blocks(weights):
-                    block.copy_(_read(aside, block, run.folder))
+                    block.copy_(_read(file, block, run.folder))
 
     def _mix(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        """Replace the weights by their mean with those of a file."""
+        """Replace the weights by the new mean, computed from the old mean in a file."""
         with _damaged(path), path.open("rb") as file:
             places = _places(file)
             for name, value in weights.items():
@@ -110,7 +110,7 @@ class RunningMean:
 
 
 def _exchange(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-    """Swap tensors without copying them, as they may fill most of the memory."""
+    """Swap tensors without copying them, because they may fill most of the memory."""
     for name, value in some.items():
         value.data, others[name].data = others[name].data, value.data
 
@@ -121,7 +121,7 @@ def _blocks(weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
 
 
 def _places(file: IO[bytes]) -> dict[str, int]:
-    """The offset of each tensor in a safetensors file. It is read in blocks: a mapped file would count as memory."""
+    """The offset of each tensor in a safetensors file, to read it in blocks: a mapped file would count as memory."""
     size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(min(size, 2**24)))
     return {name: 8 + size + about["data_offsets"][0] for name, about in header.items() if name != "__metadata__"}
@@ -146,9 +146,9 @@ def _damaged(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _aside(folder: Path) -> Iterator[IO[bytes]]:
+def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A temporary file without a name."""
-    with _of_the_disk(folder):
+    with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     with file:
@@ -156,7 +156,7 @@ def _aside(folder: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _of_the_disk(folder: Path) -> Iterator[None]:
+def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

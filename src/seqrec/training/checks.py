@@ -1,4 +1,4 @@
-"""Checks for trainings that could not succeed: refused before they start where possible, otherwise a warning."""
+"""Checks that training can succeed. Impossible trainings are refused before they start; doubtful ones warn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +18,12 @@ from seqrec.training.objective import Objective, Task
 from seqrec.training.step import epoch_of
 
 _PART = 2**20  # numbers summed at once
-MOST_TENSORS = 5_000  # weight tensors of a model; with more it takes long to build, and nobody could train it
+MOST_TENSORS = 5_000  # weight tensors of a model; with more, building it takes long and training is impractical
 COPIES = 3  # copies of the weights during training on the CPU: the weights and Adam's two moments
 
 
 def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig) -> Objective:
-    """What training minimises, where each option that was left open has its default."""
+    """The objective of training, with every default resolved."""
     settled = config.resolved_for(model.LOSS, num_items)
     assert settled.loss is not None
     names = ("negatives", "bpr_penalty", "calibration", "logq_correction")
@@ -34,8 +34,8 @@ def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig
 def settle_seen(split: Split, config: SplitConfig) -> bool:
     """Decide whether rankings include items of the history, and warn about an unsuitable split.
 
-    By default they do if most validation items (or test items, if there are none) were in the history
-    already: a ranking without the history would count each of them as a miss, whatever the model has learnt.
+    By default they do if most validation items (or test items, if there is no validation) were in the history already:
+    a ranking without the history would count each of these as a miss, whatever the model has learnt.
     """
     missing = [name for name, targets in (("validates", split.valid), ("tests", split.test)) if len(targets) == 0]
     if missing:
@@ -53,8 +53,8 @@ def settle_seen(split: Split, config: SplitConfig) -> bool:
         )
     elif config.keep_seen is False and share > 0.5:
         warn(
-            f"{share:.0%} of the {name} items were in the user's history already, and count as misses as items of the "
-            "history are removed; --keep-seen ranks them",
+            f"{share:.0%} of the {name} items were in the user's history already, and count as misses because items of "
+            "the history are removed; --keep-seen ranks them",
             TrainingWarning,
         )
     return share > 0.5 if config.keep_seen is None else config.keep_seen
@@ -65,10 +65,10 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
     pick_device(config.device)
     users = trainable(split.train)
     if len(users) == 0:
-        raise InputError("no user has two interactions to train on; give a longer log or a looser filter")
+        raise InputError("no user has two interactions to train on; give a longer log or looser filters")
     num_items = split.train.dataset.num_items
     if num_items == 1:
-        raise InputError("the catalogue has one item, so there is nothing to tell apart; give a log with more")
+        raise InputError("the catalogue has only one item, so there is nothing to rank; give a log with more items")
     objective = objective_of(model, num_items, config)
     if objective.loss == "cross-entropy":
         return
@@ -78,17 +78,17 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
     elif objective.popularity == 0:
         drawn = min(drawn, num_items)
     if 8 * drawn > memory():
-        raise InputError(f"negatives is {objective.negatives}, more than the memory of this machine holds; give fewer")
+        raise InputError(f"negatives is {objective.negatives}, too many for the memory of this machine; give fewer")
     without = users_without_negatives(users, objective.sampler(split.train))
     if without == len(users) or (without and objective.loss == "bce"):
         raise InputError(_without_negatives(without, len(users), objective.loss))
 
 
 def check_passes(model: Model, histories: Histories, config: TrainConfig) -> None:
-    """Raise an InputError for options of the epochs that contradict each other."""
+    """Raise an InputError if options of windows, epochs and warm-up contradict each other."""
     if model.random_start and config.windows == "all":
         raise InputError(
-            "random_start draws one window of a long history, and windows=all shows every one; leave out one of them"
+            "random_start draws one window of a long history, but windows=all uses all of them; leave out one option"
         )
     total = config.epochs * len(epoch_of(model, histories, config))
     if config.warmup_steps > total:
@@ -100,16 +100,17 @@ def warn_of_users_without_negatives(split: Split, objective: Objective, sampler:
     users = trainable(split.train)
     without = 0 if objective.loss == "cross-entropy" else users_without_negatives(users, sampler)
     if without:
-        warn(f"{_without_negatives(without, len(users), objective.loss)}; nothing is learnt from them", TrainingWarning)
+        text = _without_negatives(without, len(users), objective.loss)
+        warn(f"{text}; the model learns nothing from them", TrainingWarning)
 
 
 def users_without_negatives(users: Histories, sampler: Sampler) -> int:
-    """The number of users whose history has every item that can be drawn as a negative."""
+    """The number of users whose history contains every item that can be drawn as a negative."""
     if isinstance(sampler, UniformSampler):
         drawable = sampler.num_items
     else:
         drawable = int(np.count_nonzero(sampler.probabilities))
-    long = users.take(users.lengths >= drawable)  # nobody else can have met so many
+    long = users.take(users.lengths >= drawable)  # shorter histories cannot contain them all
     if len(long) == 0:
         return 0
     rows, items = long.flat()
@@ -120,16 +121,16 @@ def users_without_negatives(users: Histories, sampler: Sampler) -> int:
 
 def _without_negatives(without: int, users: int, loss: str) -> str:
     return (
-        f"{without:,} of {users:,} users have met every item that can be drawn, so {loss} has no negative for them; "
+        f"{without:,} of {users:,} users have seen every item that can be drawn, so {loss} has no negative for them; "
         "give --loss cross-entropy, which needs none"
     )
 
 
 class FirstEpoch:
-    """Watches the first epoch of a training, and raises or warns if it learnt nothing.
+    """Watches the first epoch, and raises an error or warns if the model learnt nothing.
 
     Args:
-        model: a model with its initial weights.
+        model: model with its initial weights.
     """
 
     def __init__(self, model: Model) -> None:
@@ -138,13 +139,13 @@ class FirstEpoch:
         self.predictions, self.idle = 0, 0
 
     def saw(self, task: Task) -> None:
-        """Count the predictions, and those of them whose negatives all belong to their own user."""
+        """Count the predictions, and those whose negatives are all items of the user."""
         self.predictions += len(task.items)
         if task.left_out is None or task.shared is None:
             return
         tokens, negatives = (part.numpy() for part in task.left_out)
         count = len(task.shared)
-        # An item that its user met twice is left out twice.
+        # An item that occurs twice in the history is left out twice.
         many = np.bincount(tokens, minlength=len(task.items)) >= count
         pairs = np.unique((tokens * count + negatives)[many[tokens]])
         self.idle += int(np.count_nonzero(np.bincount(pairs // count) == count))
@@ -153,22 +154,22 @@ class FirstEpoch:
         """Check the result of the epoch. The optimizer must have brought the weights up to date.
 
         Raises:
-            InputError: its loss is exactly 0, or no weight has changed.
+            InputError: the loss is exactly 0, or no weight has changed.
         """
         if loss == 0:
             raise InputError(
-                "the loss of the first epoch is exactly 0, so there is nothing to learn from: no prediction has "
-                "anything to be told apart from; give --loss cross-entropy, more negatives, or a log with more items"
+                "the loss of the first epoch is exactly 0, so the model learns nothing: no prediction has a negative; "
+                "give --loss cross-entropy, more negatives, or a log with more items"
             )
         if _sums(self.model) == self.before:
             raise InputError(
-                "the first epoch changed no weight, so nothing is learnt; give a higher learning rate, or a looser "
-                "clip norm"
+                "the first epoch changed no weight, so the model learns nothing; give a higher learning rate, or a "
+                "larger clip norm"
             )
         if 2 * self.idle > self.predictions:
             warn(
-                f"{self.idle / self.predictions:.0%} of the predictions of the first epoch had no negative, and "
-                "nothing is learnt from them; give more negatives or --loss cross-entropy",
+                f"{self.idle / self.predictions:.0%} of the predictions of the first epoch had no negative, so the "
+                "model learns nothing from them; give more negatives or --loss cross-entropy",
                 TrainingWarning,
             )
 
@@ -177,7 +178,7 @@ def _sums(model: Model) -> list[float]:
     """A checksum for each trained tensor."""
     weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
     kinds = [torch.float32 if weight.device.type == "mps" else torch.float64 for weight in weights]
-    # In parts, as torch makes a copy in the wider type of what it adds up.
+    # In parts, because torch copies its input into the wider type before it sums.
     return [
         sum(part.sum(dtype=kind).item() for part in weight.reshape(-1).split(_PART))
         for weight, kind in zip(weights, kinds, strict=True)
@@ -188,11 +189,11 @@ def check_sizes(build: Callable[[], Model], copies: int) -> None:
     """Refuse a model that does not fit into memory before anything large is allocated.
 
     Args:
-        build: builds the model; it is called on a device without memory.
+        build: function that builds the model. It is called on the device "meta", which allocates nothing.
         copies: number of copies of the weights that must fit into memory.
 
     Raises:
-        InputError: the weights need more memory than there is, or are too many tensors.
+        InputError: the weights need too much memory, or there are too many tensors.
     """
     sizes = _Sizes(memory(), copies)
     try:
@@ -203,22 +204,22 @@ def check_sizes(build: Callable[[], Model], copies: int) -> None:
     except Exception as error:
         if sizes.refused is not None:
             raise InputError(sizes.refused) from error
-        # Anything else may be of the device without memory; what is wrong with the sizes is found when it is built.
+        # Other errors may come from the meta device. If the sizes are wrong, building the model reports it.
 
 
 def build_checked(build: Callable[[], Model], name: str, copies: int) -> Model:
-    """Build a model; if its sizes are impossible, one line says why."""
+    """Build a model, or raise an InputError if its sizes are impossible."""
     check_sizes(build, copies)
     try:
         return build()
     except InputError:
         raise
     except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
-        raise InputError(f"{name} of these sizes cannot be made ({one_line(error)}); give smaller ones") from error
+        raise InputError(f"{name} cannot be built with these sizes ({one_line(error)}); give smaller ones") from error
 
 
 class _Sizes(TorchFunctionMode):
-    """Counts tensors as they are created, and raises once there are too many."""
+    """Counts tensors and bytes as they are created, and raises an error when there are too many."""
 
     MAKERS = frozenset({"empty", "zeros", "ones", "full", "rand", "randn", "arange", "tensor"})
 

@@ -1,4 +1,4 @@
-"""How far steps that passed over a row move it: the sums of :class:`~seqrec.training.optim.RowAdam`, in tables."""
+"""Tables of the sums by which :class:`~seqrec.training.optim.RowAdam` moves rows for the steps that they missed."""
 
 from collections.abc import Callable
 
@@ -16,23 +16,23 @@ Factors = Callable[[np.ndarray], np.ndarray]
 
 
 class Drift:
-    """``drift[s]``, the sum over all j from 1 on of ``ratio ** j * c_(s + j)``, with ratio = beta1 / sqrt(beta2).
+    """Tables of ``drift[s]``, the sum over j >= 1 of ``ratio ** j * c_(s + j)``, with ratio = beta1 / sqrt(beta2).
 
-    The steps s + 1 to t together are ``drift[s] - ratio ** (t - s) * drift[t]``.
+    The sum for the steps s + 1 to t is ``drift[s] - ratio ** (t - s) * drift[t]``.
 
     Args:
-        betas: of the optimizer.
-        schedule: factors of the learning rate. Default: 1.
+        betas: decay rates of the optimizer.
+        schedule: factors of the learning rate. By default 1.
     """
 
     def __init__(self, betas: tuple[float, float], schedule: Factors | None) -> None:
         self.betas, self.schedule = betas, schedule
-        self._steps = torch.zeros(0, 2, dtype=torch.float64)  # of each step: the drift, and beta2 to its power
+        self._steps = torch.zeros(0, 2, dtype=torch.float64)  # per step s: drift[s] and beta2 ** s
         self._missed = torch.from_numpy(_powers(*betas))
         self._copies: dict[torch.device, Tensor] = {}
 
     def tables(self, step: int) -> kernels.Drifts:
-        """The tables of the compiled loops, which reach as far as ``step``."""
+        """The tables for the compiled loops, up to at least ``step``."""
         if len(self._steps) <= step:
             beta1, beta2 = self.betas
             ratio = beta1 / beta2**0.5
@@ -54,7 +54,7 @@ class Drift:
         return kernels.Drifts(self._steps, self._missed)
 
     def on(self, device: torch.device, step: int) -> Tensor:
-        """The drifts ``float32[> step]``, kept on the device so that a read needs no copy."""
+        """The drifts up to at least ``step``, ``float32[> step]``, kept on the device so that reading needs no copy."""
         self.tables(step)
         if device not in self._copies:
             self._copies[device] = self._steps[:, 0].float().to(device)
@@ -65,6 +65,6 @@ def _powers(beta1: float, beta2: float) -> np.ndarray:
     """``float64[M, 4]``: the powers that :class:`Drift` needs for 0, 1, 2 … missed steps."""
     ratio, missed = beta1 / beta2**0.5, np.arange(_HORIZON, dtype=np.float64)
     share = ratio**missed
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 missed steps are never asked for
+    with np.errstate(divide="ignore", invalid="ignore"):  # row 0 is never used
         middle = 1 / (1 - ratio) - missed * share / (1 - share)
     return np.column_stack([share, beta1**missed, beta2**missed, beta2**middle])

@@ -1,7 +1,7 @@
 """The training loop.
 
-All randomness of a step (order, negatives, dropout) is a function of seed, epoch and step. So a checkpoint needs no
-random state, and a run that was killed and resumed ends with the same bytes as one that was not.
+The random numbers of a step (order, negatives, dropout) are a function of seed, epoch and step. So a checkpoint needs
+no random state, and a run that was killed and resumed ends with the same bytes as one that was not.
 """
 
 import signal
@@ -49,8 +49,8 @@ class Trained:
     @property
     def summary(self) -> str:
         """One line for people."""
-        how = {"early": ", stopped as validation got no better", "interrupted": ", interrupted",
-               "stopped": ", stopped where its budget ended"}.get(self.ended, "")  # fmt: skip
+        how = {"early": ", stopped because validation no longer improved", "interrupted": ", interrupted",
+               "stopped": ", stopped at the end of the budget"}.get(self.ended, "")  # fmt: skip
         return f"epochs: {len(self.epochs)}{how}; the weights are those of epoch {self.best_epoch}"
 
 
@@ -68,21 +68,22 @@ def train(
     """Train a model. It then holds the weights of the best validated epoch, on the CPU.
 
     Args:
-        model: with fresh weights.
+        model: model with fresh weights.
         split: training histories and validation targets; ``split.train`` has each user at its index.
-        config: how to train.
-        run: run folder for weights, epochs and checkpoints. Default: nothing is written.
+        config: training options.
+        run: run folder for weights, epochs and checkpoints. By default nothing is written.
         resume: continue from the run's last checkpoint.
         progress: show a progress bar.
-        stop: called after every step; when it returns True, the epoch ends there, is validated, and is the last one.
-            A run that a clock stopped in this way cannot be reproduced byte for byte.
-        keep_seen: rank items of the history too in validation.
+        stop: function that is called after every step. When it returns True, the current epoch ends early, is
+            validated, and is the last one. If the decision depends on a clock, the run cannot be reproduced byte for
+            byte.
+        keep_seen: also rank items of the history in validation.
 
     Raises:
-        InputError: there is nothing to train on or nothing to learn, or the loss is no longer a number.
+        InputError: there is nothing to train on or nothing to learn, or the loss is infinite or NaN.
 
     Warns:
-        TrainingWarning: some users contribute nothing.
+        TrainingWarning: the model learns nothing from some users.
     """
     config = config or TrainConfig()
     check_trainable(split, config, model)
@@ -90,7 +91,7 @@ def train(
     if len(split.train) != split.train.dataset.num_users:
         raise ValueError("split.train must hold every user of the dataset, each at its index")
     if stop is not None and not callable(stop):
-        raise InputError(f"stop is {stop!r}; give a function that says whether to stop")
+        raise InputError(f"stop is {stop!r}; give a function that returns True to stop")
     device = pick_device(config.device)
     with usual_torch(), own_random_state(device), threads(config.threads) as count, _stop_signals() as stopped:
         work = _Work(model, split, config, device, run, keep_seen)
@@ -103,7 +104,7 @@ def train(
 
 
 class _Work:
-    """What all epochs of one training share."""
+    """The objects that all epochs of one training share."""
 
     def __init__(
         self, model: Model, split: Split, config: TrainConfig, device: torch.device, run: Run | None, keep_seen: bool
@@ -143,7 +144,7 @@ class _Work:
             ended = how
             row = self._end_of_epoch(cut=how == "stopped")
             bar.row(row)
-            if stopped():  # while it was validated
+            if stopped():  # during validation
                 return self._ended("interrupted")
         if ended == "stopped":
             return self._ended("stopped")
@@ -152,7 +153,7 @@ class _Work:
     def _steps(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None
     ) -> Literal["running", "stopped", "interrupted"]:
-        """Run the remaining steps of an epoch; how it ended."""
+        """Run the remaining steps of an epoch. Returns how it ended."""
         state, config, device, model = self.state, self.config, self.device, self.model
         model.train()
         if state.epoch == state.step == 0:
@@ -163,7 +164,7 @@ class _Work:
             loss = optimizer_step(model, self.optimizer, task, self.objective, device, clip_norm=config.clip_norm)
             if self.first is not None:
                 self.first.saw(task)
-            # Summed on the device: reading the number at every step would wait for a GPU.
+            # The sum stays on the device: reading it at every step would wait for the GPU.
             state.loss_sum += loss.detach().to(state.loss_sum.dtype) * len(task.batch.items)
             state.tokens += len(task.batch.items)
             state.step += 1
@@ -198,7 +199,7 @@ class _Work:
 
 
 def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
-    """The users to validate on, the same ones at every epoch."""
+    """The users to validate on. They are the same at every epoch."""
     if len(targets) == 0:
         return None
     if len(targets) > config.validation_users:
@@ -232,5 +233,5 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: asked
     finally:
-        for number, handler in before.items():  # a handler that was not set from Python is None
+        for number, handler in before.items():  # None is a handler that was not set from Python
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

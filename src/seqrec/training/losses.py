@@ -1,4 +1,4 @@
-"""Training losses: plain functions of logits. T tokens, N negatives."""
+"""Training losses: plain functions of logits, for T tokens and N negatives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,29 +10,29 @@ from torch.autograd.function import once_differentiable
 
 from seqrec import kernels
 
-_CELLS = 2**22  # logits held at once: 16 MiB
+_CELLS = 2**22  # logits in memory at once: 16 MiB
 
 
 def binary_cross_entropy(target_logits: Tensor, negative_logits: Tensor, target_weight: float = 1.0) -> Tensor:
     """Binary cross-entropy of the target against its negatives (SASRec, section III-E), a mean over T.
 
-    With :func:`gbce_weight` it is gBCE, but for its constant factor of 1 / (N + 1).
+    With :func:`gbce_weight` this is gBCE without its constant factor 1 / (N + 1).
 
     Args:
         target_logits: ``[T]``.
-        negative_logits: ``[T, N]``; the negatives' terms are summed, so with one it is the paper's loss. -inf leaves
-            one out.
-        target_weight: of the target's term.
+        negative_logits: ``[T, N]``; -inf leaves a negative out. The terms of the negatives are summed, so N = 1 gives
+            the loss of the paper.
+        target_weight: weight of the target's term.
     """
     return (target_weight * F.softplus(-target_logits) + F.softplus(negative_logits).sum(dim=1)).mean()
 
 
 def binary_cross_entropy_of(hidden: Tensor, vectors: Tensor) -> Tensor:
-    """:func:`binary_cross_entropy` from hidden states and the vectors of each one's own candidates, in one pass.
+    """:func:`binary_cross_entropy` from hidden states and the vectors of each token's own candidates, in one pass.
 
     Args:
         hidden: ``[T, D]``.
-        vectors: ``[T, 1 + N, D]``, of the target and then of the negatives.
+        vectors: ``[T, 1 + N, D]``: the target's vector, then those of the negatives.
     """
     if kernels.usable(hidden, vectors):
         loss: Tensor = _Backward.apply(kernels.binary_loss, hidden, vectors)
@@ -42,17 +42,17 @@ def binary_cross_entropy_of(hidden: Tensor, vectors: Tensor) -> Tensor:
 
 
 def gbce_weight(negatives: int, num_items: int, calibration: float) -> float:
-    """The power beta of the target's probability in gBCE, which is the weight of its term.
+    """The power beta of the target's probability in gBCE, which is the weight of the target's term.
 
-    Where N of I items are drawn as negatives, an item is a negative far more rarely than it is to the user, and
-    binary cross-entropy learns probabilities that are too high. The power takes that off again (Petrov & Macdonald
-    2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative Sampling"):
+    If only N of I items are drawn as negatives, training shows too few negatives, and binary cross-entropy learns
+    probabilities that are too high. The power corrects this (Petrov & Macdonald 2023, "gSASRec: Reducing Overconfidence
+    in Sequential Recommendation Trained with Negative Sampling"):
 
         alpha = N / (I - 1),    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
 
     Args:
-        negatives: N, of each target.
-        num_items: I, of the catalogue.
+        negatives: N, number of negatives per target.
+        num_items: I, number of items in the catalogue.
         calibration: t, from 0 (plain binary cross-entropy, beta = 1) to 1 (calibrated probabilities, beta = alpha).
     """
     alpha = min(negatives / max(num_items - 1, 1), 1.0)
@@ -67,32 +67,31 @@ def sampled_softmax(
 ) -> Tensor:
     """Softmax cross-entropy of the target among itself and N sampled negatives, a mean over T.
 
-    With log-probabilities, each is subtracted from its logit (logQ correction: Bengio & Senecal 2008; Jean et al.
-    2015, eq. 8 to 11). For N negatives that a sampler draws with probabilities q, those equal to the target t left
-    out by -inf, these are ``log q_j`` for the negatives and ``-log N`` for the target:
+    The log-probabilities, if given, are subtracted from the logits (logQ correction: Bengio & Senecal 2008; Jean et al.
+    2015, eq. 8 to 11). Suppose that a sampler draws N negatives with probabilities q, and that -inf leaves out those
+    equal to the target t. The correction is then ``log q_j`` for the negatives and ``-log N`` for the target:
 
         loss = log(1 + exp(-s_t) * (1 / N) * sum over the drawn j other than t of exp(s_j) / q_j)
 
-    The sum over the draws, divided by N, has the expectation ``sum over all items j other than t of exp(s_j)``, of
-    those that can be drawn. So the loss estimates that of the full softmax, and its gradient too, the better the
-    larger N is. Whatever else is left out has no part in the softmax that is estimated.
+    The sum divided by N has the expectation ``sum over j other than t of exp(s_j)``, over all items that can be drawn.
+    So the loss and its gradient estimate those of the full softmax, and more precisely for a larger N. If -inf leaves
+    out other items too, the estimate is that of a softmax without them.
 
-    Adding one constant to all log-probabilities changes nothing: what a uniform sampler of I items needs is
-    ``log(I / N)`` for the target and 0 for the negatives, whether it draws an item once at most or not. Without the
-    target's term the loss still ranks, but it takes the N negatives for the whole catalogue, as if the target's
-    logit were ``log(I / N)`` higher than it is.
+    Adding one constant to all log-probabilities changes nothing. So a uniform sampler of I items, with or without
+    replacement, needs ``log(I / N)`` for the target and 0 for the negatives. Without the target's term the loss still
+    ranks, but it treats the N negatives as the whole catalogue, as if the target's logit were higher by ``log(I / N)``.
 
     Args:
         target_logits: ``[T]``.
         negative_logits: ``[T, N]``; -inf leaves a negative out.
-        target_log_probability: ``[T]``, or one number for all; None leaves the target's logit as it is.
-        negative_log_probability: ``[N]``; None leaves the negatives' logits as they are.
+        target_log_probability: ``[T]``, or one number for all targets. By default their logits stay as they are.
+        negative_log_probability: ``[N]``. By default the negatives' logits stay as they are.
     """
     if target_log_probability is not None:
         target_logits = target_logits - target_log_probability
     if negative_log_probability is not None:
         negative_logits = negative_logits - negative_log_probability
-    # Not one tensor of target and negatives together, which would copy all of the latter.
+    # Joining target and negatives in one tensor would copy all logits.
     return F.softplus(negative_logits.logsumexp(dim=1) - target_logits).mean()
 
 
@@ -138,11 +137,11 @@ def top1_max(target_logits: Tensor, negative_logits: Tensor) -> Tensor:
 
 
 def _shares(negative_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores with 0 for those left out, the log of their softmax, and whether a row has any."""
+    """Scores (0 for negatives left out), the logarithm of their softmax, and whether each row has any negative."""
     left_out = negative_logits == -torch.inf
     scores = negative_logits.masked_fill(left_out, 0.0)
     some = ~left_out.all(dim=1)
-    # A row without any gets even shares, which are finite; its loss is not used.
+    # A row without negatives gets equal shares, which are finite. Its loss is not used.
     shares = negative_logits.masked_fill(~some[:, None], 0.0).log_softmax(dim=1)
     return scores, shares, some
 
@@ -156,20 +155,21 @@ def blocked_sampled_softmax(
     negative_log_probability: Tensor | None = None,
     block: int | None = None,
 ) -> Tensor:
-    """:func:`sampled_softmax` from hidden states and the negatives' vectors, without holding all logits.
+    """:func:`sampled_softmax` from hidden states and the negatives' vectors, without all logits in memory.
 
-    A block of tokens at a time goes forward and at once backward: the loss is a mean, so the gradient of
-    a logit is known as soon as its row is. The logits of a block stay in the cache, which is most of what
-    makes it faster, and memory does not grow with T * N.
+    Each block of tokens runs forward and immediately backward: the loss is a mean, so the gradient of a logit is known
+    as soon as its row is. The logits of a block stay in the cache, which accounts for most of the speed, and memory
+    does not grow with T * N.
 
     Args:
         hidden: ``[T, D]``.
-        vectors: ``[N, D]``, of the negatives.
+        vectors: ``[N, D]``, the vectors of the negatives.
         target_logits: ``[T]``.
-        left_out: pairs (token, negative), two ``int64``, tokens in rising order, that don't count.
+        left_out: pairs (token, negative) that do not count, as two ``int64`` tensors with tokens in ascending order.
         target_log_probability: ``[T]``, or one number for all, subtracted from ``target_logits``.
         negative_log_probability: ``[N]``, subtracted from the negatives' logits.
-        block: tokens at a time where the compiled loops don't run; by default chosen by the number of negatives.
+        block: number of tokens per block if the compiled loops do not run. By default it depends on the number of
+            negatives.
     """
     if target_log_probability is not None:
         target_logits = target_logits - target_log_probability
@@ -180,9 +180,9 @@ def blocked_sampled_softmax(
 
 
 def blocked_cross_entropy(hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-    """:func:`cross_entropy` from hidden states and all items' vectors, without holding all logits.
+    """:func:`cross_entropy` from hidden states and all items' vectors, without all logits in memory.
 
-    As in :func:`blocked_sampled_softmax`, of which it is the case that all items but the target are the negatives.
+    This is :func:`blocked_sampled_softmax` with all items except the target as negatives.
 
     Args:
         hidden: ``[T, D]``.
@@ -198,7 +198,7 @@ def blocked_cross_entropy(hidden: Tensor, vectors: Tensor, targets: Tensor) -> T
 
 
 class _Backward(torch.autograd.Function):
-    """The mean of losses from what gives them and the gradients of their mean at once."""
+    """The mean of losses, for a function that returns the losses and the gradients of their mean together."""
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class _Backward(torch.autograd.Function):
 
 
 def _scaled(gradients: tuple[Tensor, ...], by: Tensor) -> tuple[Tensor, ...]:
-    # Nothing but the loss stands between it and the whole, as a rule; to look at it on a GPU would be to wait for it.
+    # The upstream gradient is usually 1, and testing for that on a GPU would force a synchronisation.
     one = by.device.type == "cpu" and by == 1
     return gradients if one else tuple(gradient * by for gradient in gradients)
 
@@ -253,7 +253,7 @@ def _softmax_loss(
     log_probability: Tensor | None,
     block: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What ``kernels.softmax_loss`` does, in torch."""
+    """The equivalent of ``kernels.softmax_loss`` in torch."""
     count, (tokens, negatives) = len(hidden), left_out
     block = block or min(max(_CELLS // max(len(vectors), 1), 16), 256)
     by_hidden, by_vectors, by_targets = torch.empty_like(hidden), torch.zeros_like(vectors), torch.empty_like(targets)
@@ -267,7 +267,7 @@ def _softmax_loss(
         logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_tensor(-torch.inf))
         if log_probability is not None:
             logits -= log_probability
-        # A row whose negatives are all left out has the maximum -inf; 0 in its place gives a sum of 0.
+        # If all negatives of a row are left out, its maximum is -inf. Replacing it by 0 gives a sum of 0.
         highest = logits.amax(dim=1).nan_to_num_(neginf=0.0)
         exponents = logits.sub_(highest[:, None]).exp_()
         sums = exponents.sum(dim=1)
@@ -275,7 +275,7 @@ def _softmax_loss(
         losses[rows] = F.softplus(excess).double()
         share = excess.sigmoid() / count
         by_targets[rows] = -share
-        # Each row has a factor still to come, which costs nothing on this side of the products.
+        # Scaling the rows after the products, and not the logits before, costs almost nothing.
         factors = (share / sums.clamp_min(1e-30))[:, None]
         torch.mm(exponents, vectors, out=by_hidden[rows]).mul_(factors)
         by_vectors.addmm_(exponents.T, hidden[rows] * factors)

@@ -1,4 +1,4 @@
-"""From a batch to a loss: what is predicted, against which negatives, by which loss."""
+"""From a batch to a loss: the predictions of a step, their negatives, and the loss function."""
 
 import math
 from collections.abc import Callable
@@ -39,18 +39,20 @@ from seqrec.training.losses import (
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step of training minimises.
+    """The loss function that training minimises, and its negatives.
 
     Args:
-        loss: a name of ``Loss``.
-        negatives: negatives per position (bce) or per batch (the others; cross-entropy has none). Default: see
-            :func:`default_negatives`.
-        popularity: negatives are drawn in proportion to their training count to this power; 0 for uniform.
+        loss: name of the loss function.
+        negatives: number of negatives, per position for bce and per batch for the other losses; cross-entropy has none.
+            By default :func:`default_negatives`.
+        popularity: power of an item's training count that its probability as a negative is proportional to; 0 draws
+            uniformly.
         bpr_penalty: weight of the score regularisation in bpr-max.
         calibration: t of gbce.
-        logq_correction: the logits that sampled softmax corrects for the probability of drawing their items: ``all``,
-            so that it estimates the softmax over the catalogue (except for the user's other items, which are never
-            negatives, and items that ``popularity`` never draws), or only those of the ``negatives``.
+        logq_correction: logits that sampled softmax corrects for the probability of drawing their items. ``all``
+            corrects targets and negatives, so that the loss estimates the softmax over the catalogue, except for the
+            user's other items, which are never negatives, and items that ``popularity`` never draws. ``negatives``
+            corrects only the negatives.
     """
 
     loss: Loss
@@ -72,7 +74,7 @@ class Objective:
 
 
 def mark_tables(model: Model) -> None:
-    """Give lookups in the model's sparse tables gradients by row."""
+    """Make lookups in the model's sparse tables return sparse gradients."""
     for table in model.sparse_tables().values():
         table.sparse = True
 
@@ -82,12 +84,12 @@ class Task:
     """The P predictions of a step, on the CPU or on the model's device.
 
     Args:
-        batch: the batch that the model sees.
-        tokens: ``int64[P]``, the tokens that predict, in rising order; None for every token once.
-        items: the items to predict: ``int64[P]``; for bce ``int64[P, 1 + N]``, each with its negatives.
-        shared: ``int64[N]``, the negatives of the losses that share them.
-        left_out: pairs (prediction, index into ``shared``) that do not count: two ``int64``.
-        correction: ``float32[N]``, what sampled softmax subtracts from the logits of ``shared``.
+        batch: batch that the model sees.
+        tokens: ``int64[P]``, the tokens that predict, in ascending order; None if every token predicts once.
+        items: ``int64[P]``, the items to predict; for bce ``int64[P, 1 + N]``, each item followed by its negatives.
+        shared: ``int64[N]``, the negatives, for the losses that share them.
+        left_out: pairs (prediction, index into ``shared``) that do not count, as two ``int64`` tensors.
+        correction: ``float32[N]``, the terms that sampled softmax subtracts from the logits of ``shared``.
     """
 
     batch: Batch
@@ -98,7 +100,7 @@ class Task:
     correction: Tensor | None = None
 
     def to(self, device: torch.device) -> "Task":
-        """The same on another device."""
+        """The same task on another device."""
         if self.items.device == device:
             return self
 
@@ -123,13 +125,13 @@ def draw_task(
     """Choose the predictions of a batch and draw their negatives. This does not read the model's weights.
 
     Args:
-        model: the model in training.
-        batch: a batch on the CPU.
-        histories: the complete training histories of the batch's users, in its order. A user's own items are never
+        model: model in training.
+        batch: batch on the CPU.
+        histories: complete training histories of the batch's users, in the batch's order. A user's own items are never
             drawn as negatives.
         objective: the loss and its negatives.
         sampler: ``objective.sampler(...)``.
-        random: random numbers for corruption and negatives.
+        random: generator of random numbers for corruption and negatives.
     """
     shown = model.corrupt(batch, random)
     tokens, items = model.training_targets(shown)
@@ -143,10 +145,10 @@ def draw_task(
             own = own_keys(owner, owned, model.num_items)
             drawn = negatives_for(random, sampler, token_rows, count, own)
         except ValueError as error:
-            raise InputError(f"{error} for bce; take another loss or leave such users out") from error
+            raise InputError(f"{error} for bce; choose another loss or leave such users out") from error
         asked = items.numpy()
-        if shown.targets is not batch.targets:  # some may be items that are not their user's
-            asked = _told_apart(
+        if shown.targets is not batch.targets:  # corruption may replace targets by items that the user never had
+            asked = _redraw_equal(
                 asked,
                 drawn,
                 lambda which: negatives_for(random, sampler, token_rows[which], 1, own)[:, 0],
@@ -155,7 +157,7 @@ def draw_task(
         return Task(shown, tokens, torch.from_numpy(np.column_stack([asked, drawn])))
     shared = _shared(sampler, random, count)
     token, negative = _own_negatives(token_rows, owner, owned, shared)
-    if shown.targets is not batch.targets:  # some may be items that are not their user's
+    if shown.targets is not batch.targets:  # as above
         own = own_keys(owner, owned, model.num_items)
         foreign = np.flatnonzero(~contains(own, token_rows * (model.num_items + 1) + items.numpy()))
         which, more = collisions(shared, items.numpy()[foreign])
@@ -172,11 +174,11 @@ def training_loss(
     """The loss of a step, a mean over its predictions.
 
     Args:
-        model: the model in training.
-        encode: its ``encode``.
-        task: what it predicts.
+        model: model in training.
+        encode: the model's ``encode``.
+        task: predictions of the step.
         objective: the loss.
-        device: the device of the model.
+        device: device of the model.
     """
     if len(task.items) == 0:
         return torch.zeros((), device=device, requires_grad=True)
@@ -227,28 +229,33 @@ def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.nda
 
 
 def _correction(sampler: Sampler, shared: np.ndarray) -> Tensor | None:
-    """What sampled softmax subtracts from the negatives' logits: log of their probability against the uniform one,
-    so that a power near 0 is nearly the uniform sampler's loss where training has all items."""  # fmt: skip
+    """The terms that sampled softmax subtracts from the negatives' logits: log(q * I), for I items.
+
+    A uniform sampler has q = 1 / I and needs none, so a power near 0 gives nearly its loss.
+    """
     if isinstance(sampler, UniformSampler):
         return None
     return torch.from_numpy((sampler.log_probability(shared) + np.log(sampler.num_items)).astype(np.float32))
 
 
 def _target_correction(num_items: int, negatives: int) -> float:
-    """What sampled softmax subtracts from the targets' logits: ``-log N`` against the uniform ``-log I``, as above."""
+    """The term that sampled softmax subtracts from the targets' logits: -log N, plus log I as for the negatives."""
     return math.log(num_items / negatives)
 
 
-def _told_apart(
+def _redraw_equal(
     items: np.ndarray, drawn: np.ndarray, draw: Callable[[np.ndarray], np.ndarray], before: np.ndarray
 ) -> np.ndarray:
-    """The items to predict, none of which is among its own negatives: these are drawn again, in place.
+    """Draw negatives again, in place, that equal the item to predict.
 
     Args:
-        items: ``int64[P]``.
-        drawn: ``int64[P, N]`` negatives of each.
-        draw: gives one more negative for each of some predictions.
-        before: ``int64[P]``, what takes the place of an item that leaves nothing else to draw.
+        items: ``int64[P]``, the items to predict.
+        drawn: ``int64[P, N]``, the negatives of each.
+        draw: function that draws one more negative for each of the given predictions.
+        before: ``int64[P]``, replacements for items that leave nothing else to draw.
+
+    Returns:
+        The items to predict, ``int64[P]``. None of them is among its own negatives.
     """
     for _ in range(100):
         which, place = np.nonzero(drawn == items[:, None])
@@ -262,17 +269,16 @@ def _told_apart(
 def _own_negatives(
     token_rows: np.ndarray, owner: np.ndarray, owned: np.ndarray, shared: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (prediction, index into ``shared``) where a shared negative is an item of its user, in rising order of
-    the prediction.
+    """Pairs (prediction, index into ``shared``) whose negative is one of the user's own items, ordered by prediction.
 
     Args:
-        token_rows: ``int64[P]``, the row in the batch of each prediction.
-        owner: rows of the users' own items, rising.
-        owned: the items.
-        shared: the negatives.
+        token_rows: ``int64[P]``, the row of each prediction's user in the batch.
+        owner: rows of the users' own items, in ascending order.
+        owned: items of the users.
+        shared: negatives that the batch shares.
     """
     which, negative = collisions(shared, owned)
-    rows = owner[which]  # rising, as owner is
+    rows = owner[which]  # in ascending order, as owner is
     first = np.searchsorted(rows, token_rows, side="left")
     counts = np.searchsorted(rows, token_rows, side="right") - first
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

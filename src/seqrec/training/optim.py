@@ -1,4 +1,4 @@
-"""Adam for large embedding tables: a step costs only the rows that it touches, and learns like dense Adam."""
+"""Adam for large embedding tables: equal to dense Adam, at the cost of only the rows that a step touches."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -11,38 +11,39 @@ from torch.optim.adam import adam
 from seqrec import kernels
 from seqrec.training.drift import Drift, Factors
 
-#: A state with more steps than this is damaged: such a training takes years.
+#: A state with more steps than this is damaged: training that long would take years.
 MOST_STEPS = 2**31 - 1
 
 
 class RowAdam:
     """Adam (Kingma & Ba 2015) for a model with large embedding tables.
 
-    Dense Adam moves every row of a table at every step: a row that no example touched still drifts on
-    its momentum, which decays with ``beta1``. This drift is nine tenths of the effect that an example has on a rare
-    row, so an Adam that does not move untouched rows (torch's ``SparseAdam``) learns ten times slower
-    there. RowAdam applies the missed drift in closed form just before a row is read again:
-    with the row's moments m, v after step s, the steps s + 1 to t together move it by
+    Dense Adam moves every row of a table at every step: a row that no example touched still drifts on its momentum,
+    which decays with ``beta1``. This drift is nine tenths of the effect that an example has on a rare row. An Adam
+    that does not move untouched rows (torch's ``SparseAdam``) therefore learns rare rows ten times more slowly.
+    RowAdam applies the missed drift in closed form just before a row is read again. If the row has the moments m and v
+    after step s, the steps s + 1 to t together move it by
 
         lr * m / sqrt(v) * sum over j = s + 1 .. t of (beta1 / sqrt(beta2)) ** (j - s) * c_j,
         c_j = sqrt(1 - beta2 ** j) / (1 - beta1 ** j),
 
-    where epsilon is added to sqrt(v) as at the middle of the sum (it matters for tiny gradients, and keeps
-    rows whose v has underflowed to 0 in place). The result is that of dense Adam, at the cost of the rows
-    touched. Call ``catch_up`` before the tables are read outside training.
+    where sqrt(v) also has epsilon added, with its weight at the middle of the sum. Epsilon matters for tiny gradients,
+    and keeps rows in place whose v has underflowed to 0. The result equals dense Adam, at the cost of only the touched
+    rows. Call ``catch_up`` before reading the tables outside training.
 
-    With a ``schedule`` the learning rate of step j is f_j * lr, and c_j has f_j as another factor, so that each missed
-    step moves a row at its own rate.
+    With a ``schedule``, the learning rate of step j is f_j * lr, and c_j gets the factor f_j, so that each missed step
+    moves a row at the rate of that step.
 
     Args:
-        model: its ``nn.Embedding(..., sparse=True)`` tables are updated by row, or as a whole in a step that gives them
-            a dense gradient; everything else is updated densely.
-        learning_rate: learning rate of everything but these tables.
-        table_learning_rate: learning rate of the tables. Default: ``learning_rate``.
-        betas: decay of the first and second moment. The second must not be the smaller one: otherwise a row's second
-            moment would decay before its momentum, and epsilon would change too much within the sum.
-        epsilon: added to the root of the second moment.
-        schedule: gives the factors f_j ``float64[S]`` of steps ``int64[S]``, which count from 1. Default: 1.
+        model: model to update. Its ``nn.Embedding(..., sparse=True)`` tables are updated by row, except in a step that
+            gives them a dense gradient. All other parameters are updated densely.
+        learning_rate: learning rate of the dense parameters.
+        table_learning_rate: learning rate of the tables. By default ``learning_rate``.
+        betas: decay rates of the first and second moment. The second must not be smaller than the first: otherwise a
+            row's second moment would decay before its momentum, and epsilon would change too much within the sum.
+        epsilon: number that is added to the root of the second moment.
+        schedule: function that returns the factors f_j ``float64[S]`` of steps ``int64[S]``, counted from 1. By
+            default every factor is 1.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class RowAdam:
         schedule: Factors | None = None,
     ) -> None:
         if not 0 <= betas[0] <= betas[1] < 1:
-            raise ValueError(f"betas are {betas}; the second must be as large as the first, and below 1")
+            raise ValueError(f"betas are {betas}; the second must be at least as large as the first, and below 1")
         self.table_learning_rate = learning_rate if table_learning_rate is None else table_learning_rate
         self.betas = betas
         self.epsilon = epsilon
@@ -70,14 +71,14 @@ class RowAdam:
         self.tables = {name: _Table(module.weight) for name, module in embeddings.items()}
         self.dense = {name: p for name, p in model.named_parameters() if name not in embeddings}
         self.learning_rate = learning_rate
-        self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first, second, and how many steps
+        self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first moment, second moment, number of steps
         self._hooks = [
             module.register_forward_pre_hook(self._before_reading(self.tables[name]))
             for name, module in embeddings.items()
         ]
 
     def close(self) -> None:
-        """Remove the hooks from the model, which would otherwise keep the moments alive, and free all memory."""
+        """Remove the hooks from the model and free all memory. The hooks would keep the moments alive."""
         self.zero_grad()
         for hook in self._hooks:
             hook.remove()
@@ -92,7 +93,7 @@ class RowAdam:
             table.summed = None
 
     def gradients(self) -> list[Tensor]:
-        """All gradients, those of tables summed by row. Clipping scales them in place."""
+        """All gradients, with those of tables summed by row. Clipping scales them in place."""
         dense = [p.grad for p in self.dense.values() if p.grad is not None]
         for table in self.tables.values():
             if table.weight.grad is not None:
@@ -117,7 +118,7 @@ class RowAdam:
                 continue
             if table.compiled:
                 rows, gradient = table.parts()
-                if self.schedule is not None:  # the loop would use the rate of this step for the missed ones too
+                if self.schedule is not None:  # the loop would use the rate of this step for the missed steps too
                     self._catch_up_rows(table, rows, self.steps - 1)
                 kernels.adam_step(
                     rows, gradient, self.steps, self.betas, rate, self.epsilon,
@@ -187,7 +188,7 @@ class RowAdam:
             eps=self.epsilon,
             maximize=False,
         )
-        increment_version(weights)  # which the fused step leaves out
+        increment_version(weights)  # the fused step does not
 
     @torch.no_grad()
     def catch_up(self) -> None:
@@ -223,9 +224,9 @@ class RowAdam:
         self._drift_rows(table, rows, last, behind, step)
 
     def _drift_rows(self, table: "_Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
-        """Apply the missed drift to those rows that are ``behind``, given the ``last`` step of each.
+        """Apply the missed drift to the rows that are ``behind``, given the ``last`` step of each.
 
-        On a GPU all rows come here: to select those behind, the host would have to wait for their number.
+        On a GPU, ``rows`` includes the others too: to select rows, the host would have to wait for their number.
         """
         missed = torch.where(behind, step - last, 1).to(torch.float32)[:, None]
         last = torch.where(behind, last, step)
@@ -236,7 +237,7 @@ class RowAdam:
         drift = self.drift.on(rows.device, step)
         weight = ratio**missed
         factor = drift[last][:, None] - weight * drift[step]
-        # The missed steps, counted from 1 and weighted by ratio ** step, have their middle here.
+        # The mean of the missed steps, weighted by ratio ** (step - last).
         middle = last[:, None] + 1 / (1 - ratio) - missed * weight / (1 - weight)
         root = (1 - beta2**middle).sqrt_()
         moved = first / second.sqrt().add_(self.epsilon * root) * (-self.table_learning_rate * factor)
@@ -257,7 +258,7 @@ class RowAdam:
         return state
 
     def expected_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors with the names, types and shapes that a state with these names must have.
+        """Tensors with the types and shapes that a state with these names must have.
 
         The moments of a dense parameter exist from its first gradient on, so a state may lack them.
         """
@@ -273,7 +274,7 @@ class RowAdam:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load a state from ``state_dict``.
 
-        The compiled loops use its shapes and ``last`` as indices, so everything is checked before any of it is loaded.
+        Everything is checked first, because the compiled loops trust the shapes and use ``last`` as an index.
 
         Raises:
             ValueError: the state does not fit this model.
@@ -308,7 +309,7 @@ class RowAdam:
 
 
 class _Table:
-    """An embedding table and its moments; ``last int32[rows]`` is the step that each row has reached."""
+    """An embedding table and its moments; ``last``, ``int32[rows]``, is the step that each row has reached."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -336,14 +337,14 @@ class _Table:
         return self._slots
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Row numbers, with repetitions, and the gradient of each."""
+        """Row numbers, possibly repeated, and the gradient of each."""
         if self.summed is not None:
             return self.summed
         assert self.weight.grad is not None
         return self.weight.grad._indices()[0], self.weight.grad._values()
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """Row numbers without repetitions, and the summed gradient of each."""
+        """Distinct row numbers, and the summed gradient of each."""
         if self.summed is None:
             assert self.weight.grad is not None
             gradient = self.weight.grad.coalesce()

@@ -33,12 +33,12 @@ def planned(
     """The configuration of a run with every default resolved, its split, and its model with fresh weights.
 
     Args:
-        dataset: the dataset to fit.
+        dataset: dataset to fit.
         name: name of the model.
-        sizes: the model's config.
+        sizes: config of the model.
         training: options of training.
-        filters: the filters that the dataset was prepared with.
-        split_config: how to split the dataset; if ``keep_seen`` is open, the data decide.
+        filters: filters that the dataset was prepared with.
+        split_config: options of the split. If ``keep_seen`` is None, the data decide.
 
     Raises:
         InputError: an option does not fit the data or this machine.
@@ -76,10 +76,14 @@ def planned(
 
 
 def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any, np.ndarray | None]:
-    """The config of a model with the number of categories that it learns, and the category of each item.
+    """Resolve ``num_categories`` of a model's config.
+
+    Returns:
+        The config with the number of categories that the model learns, and the category of each item,
+        ``int64[I + 1]``, or None without categories.
 
     Raises:
-        InputError: categories were asked for, and no item has any.
+        InputError: the config asks for categories, but no item has any.
     """
     asked = sizes.num_categories
     if asked != 0 and table is not None and table.categories is not None:
@@ -87,28 +91,28 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[A
         if names:
             several = int((table.categories.list.len() > 1).sum())
             missing = int((codes[1:] == 0).sum())
-            said = [f"of those with several ({several:,}) the first"] if several else []
-            said += [f"those without one ({missing:,}) share a vector"] if missing else []
+            said = [f"items with several ({several:,}) count under the first"] if several else []
+            said += [f"items without one ({missing:,}) share a vector"] if missing else []
             if said:
                 note = f"{name} learns one of {len(names):,} categories per item; {', and '.join(said)}"
                 warn(note, TrainingWarning)
             return replace(sizes, num_categories=len(names)), codes
         if asked is None:
-            warn(f"{name} learns no categories, as all items have the same", TrainingWarning)
+            warn(f"{name} learns no categories, because all items have the same", TrainingWarning)
     if asked:
         raise InputError(
-            f"num_categories is {asked}, but the items have no categories that differ; give items that have "
-            "(--items FILE), or num_categories 0"
+            f"num_categories is {asked}, but the items do not differ in their categories; give items with categories "
+            "(--items FILE), or set num_categories to 0"
         )
     return replace(sizes, num_categories=0), None
 
 
 def check_items(run: Run, dataset: Dataset, reads: bool) -> None:
-    """Compare the item table of a dataset with that of the run which training resumes.
+    """Compare the item table of a dataset with the one in the run that training resumes.
 
     Args:
-        run: what is resumed.
-        dataset: what was given.
+        run: run to resume.
+        dataset: dataset that the user gave.
         reads: whether the model learns from the item table.
 
     Raises:
@@ -119,13 +123,13 @@ def check_items(run: Run, dataset: Dataset, reads: bool) -> None:
         return
     if reads:
         raise InputError(
-            f"{run.folder}: the run was begun with another item table; give the same items, or --overwrite"
+            f"{run.folder}: the run was started with another item table; give the same items, or --overwrite"
         )
-    warn(f"{run.folder}: the run keeps the item table that it was begun with", RunWarning)
+    warn(f"{run.folder}: the run keeps the item table that it was started with", RunWarning)
 
 
 def counted(model: Model, histories: Histories) -> tuple[list[dict[str, Any]], str]:
-    """Count what a counted model counts: the row of ``epochs.csv``, and a summary for people."""
+    """Train a counted model by counting. Returns the row of ``epochs.csv``, and a summary for people."""
     started = time.perf_counter()
     model.count(histories)
     seconds = max(time.perf_counter() - started, 1e-9)

@@ -1,4 +1,4 @@
-"""What the terminal shows while training."""
+"""Progress of training on the terminal."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from seqrec import kernels
 
 
 def described(device: torch.device, count: int) -> str:
-    """The device and the number of threads, in words."""
+    """The device and the number of threads, as text."""
     loops = "" if kernels.library() else ", without the compiled loops (no C++ compiler at install, or turned off)"
     return f"on {device}, {count} thread{'s' * (count != 1)}" + (loops if device.type == "cpu" else "")
 
@@ -57,8 +57,8 @@ class EpochBar:
 
 @contextmanager
 def epoch_bar(show: bool, tokens: int) -> Iterator[EpochBar]:
-    """A progress bar for all epochs of one training; it prints nothing unless ``show`` is true."""
+    """A progress bar for all epochs of one training. It prints nothing unless ``show`` is true."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    # Its own console: silencing rich's shared one would silence everything else that prints with it.
+    # A separate console, because silencing rich's shared one would silence everything else that prints with it.
     with Progress(*columns, console=Console(quiet=not show), transient=True, disable=not show) as progress:
         yield EpochBar(progress, tokens)

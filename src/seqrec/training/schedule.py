@@ -1,4 +1,4 @@
-"""The learning rate of each step, as a function of the step and of how many there are."""
+"""The learning rate of each step, as a function of the step and the total number of steps."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,16 +10,16 @@ ScheduleName = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Shares of the learning rate, step by step.
+    """Factors of the learning rate, step by step.
 
-    The rate rises evenly over the first ``warmup`` steps and is the whole one at the last of them. Then it stays
-    (``constant``), falls evenly (``linear``), or falls as half a wave of the cosine does (``cosine``; Loshchilov &
-    Hutter 2017, without restarts) so that it would be 0 one step after the last.
+    The factor rises linearly over the first ``warmup`` steps and reaches 1 at the last of them. Then it stays at 1
+    (``constant``), falls linearly (``linear``), or falls along half a cosine wave (``cosine``; Loshchilov & Hutter
+    2017, without restarts). It would reach 0 one step after the last.
 
     Args:
-        name: how it falls.
-        warmup: steps.
-        total: steps of the whole training.
+        name: shape of the decay.
+        warmup: number of warm-up steps.
+        total: number of steps of the training.
     """
 
     name: ScheduleName
@@ -27,7 +27,7 @@ class Schedule:
     total: int
 
     def __call__(self, steps: np.ndarray) -> np.ndarray:
-        """``float64[S]`` from 0 to 1, for steps that count from 1."""
+        """The factors ``float64[S]``, from 0 to 1, of steps counted from 1."""
         done = np.asarray(steps, dtype=np.float64) - 1
         rise = np.minimum((done + 1) / max(self.warmup, 1), 1.0)
         if self.name == "constant":
@@ -37,12 +37,12 @@ class Schedule:
 
 
 def schedule_of(name: ScheduleName, warmup: float, total: int) -> Schedule | None:
-    """The schedule of a training of ``total`` steps; None where the rate is the same at every step.
+    """The schedule of a training, or None if the rate is the same at every step.
 
     Args:
-        name: of the schedule.
-        warmup: steps, or, below 1, a share of all.
-        total: steps.
+        name: shape of the decay.
+        warmup: number of warm-up steps; below 1, a share of all steps.
+        total: number of steps of the training.
     """
     steps = round(warmup * total) if warmup < 1 else int(warmup)
     return None if name == "constant" and steps <= 1 else Schedule(name, steps, total)

@@ -18,9 +18,9 @@ from seqrec.training.averaging import RunningMean
 from seqrec.training.config import VALIDATION_STEPS
 from seqrec.training.optim import RowAdam
 
-#: Attributes of :class:`TrainingState` that a checkpoint holds beside the tensors and the sum of losses.
+#: Attributes of :class:`TrainingState` in a checkpoint, in addition to the tensors and the sum of losses.
 _FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
-_FAR = 2.0**60  # more tokens, seconds or loss than this means a damaged checkpoint
+_MOST = 2.0**60  # a checkpoint with more tokens, seconds or loss than this is damaged
 
 
 class TrainingState:
@@ -48,7 +48,7 @@ class TrainingState:
         self.clock = time.perf_counter()
 
     def _count_time(self, steps: bool) -> None:
-        """Add the time since the last call to the current epoch, or between epochs to the one that ended."""
+        """Add the time since the last call to the current epoch, or to the last one if no epoch is running."""
         passed = time.perf_counter() - self.clock
         self.clock += passed
         if self.step:
@@ -60,12 +60,12 @@ class TrainingState:
     def ended_early(self, patience: int, steps: int) -> bool:
         """Whether ``patience`` validations, and 100 steps for each of them, have passed without a better result.
 
-        A validation after a few steps measures hardly anything new. If validations alone counted, a log with a few
-        steps per epoch that is validated after each of them would stop because of noise.
+        A validation after a few steps measures hardly anything new. Without the condition on steps, a small log that is
+        validated after every epoch would stop because of noise.
 
         Args:
-            patience: validations; 0 for never.
-            steps: per epoch.
+            patience: number of validations; 0 never stops early.
+            steps: number of steps per epoch.
         """
         waited = (self.epoch - self.best_epoch) * steps
         return 0 < patience <= self.worse and waited >= patience * VALIDATION_STEPS
@@ -98,13 +98,13 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Bring the weights up to date; inside the context their running mean takes their place."""
+        """Bring the weights up to date. Inside the context, they hold their running mean."""
         self.optimizer.catch_up()
         with self.mean.in_place(self.model.state_dict(keep_vars=True), self.epoch):
             yield
 
     def keep_if_better(self, value: float, counts: bool) -> None:
-        """Keep the weights if this validation is the best. Only one that ``counts`` uses up patience."""
+        """Keep the weights if this validation is the best so far. Other validations use up patience if ``counts``."""
         if value > self.best_value:
             self.best_value, self.worse = value, 0
             self.keep_weights()
@@ -120,9 +120,9 @@ class TrainingState:
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def checkpoint(self) -> None:
-        """Write all that ``restore`` needs.
+        """Write everything that ``restore`` needs.
 
-        Rows of tables are not caught up first: that would round differently from a run without a checkpoint.
+        Table rows are not caught up first, because that would round differently from a run without a checkpoint.
         """
         self._count_time(steps=True)
         self.saved_at = time.monotonic()
@@ -138,12 +138,12 @@ class TrainingState:
         self.run.take_over()
 
     def restore(self, steps: int) -> None:
-        """Continue from the run's last checkpoint; without one, start from the beginning.
+        """Continue from the run's last checkpoint. Without a checkpoint, training starts from the beginning.
 
-        Everything is checked before any of it is used: a checkpoint is a file that somebody may have sent.
+        Everything is checked before it is used, because the file may come from somebody else.
 
         Args:
-            steps: steps per epoch.
+            steps: number of steps per epoch.
         """
         assert self.run is not None
         state = self.run.state_header()
@@ -163,13 +163,13 @@ class TrainingState:
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
-            # An epoch that a time budget ended has fewer steps than the others, but at least one.
+            # An epoch that a time limit ended has fewer steps than the others, but at least one.
             least, most = (facts["epoch"] * each + facts["step"] for each in (1, steps))
             if not least <= int(parts["optimizer"]["steps"]) <= most:
                 raise ValueError(f"the optimizer took {int(parts['optimizer']['steps'])} steps, not {least} to {most}")
             self.mean.check(facts["epoch"], weights)
             if facts["best_epoch"]:
-                self.run.read_weights(self.model)  # which training ends with
+                self.run.read_weights(self.model)  # training will end with these weights
             self.optimizer.load_state_dict(parts["optimizer"])
             self.model.load_state_dict(parts["model"])
         except InputError:
@@ -207,10 +207,10 @@ def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
         if name not in facts:
             raise ValueError(f"{name} is missing")
         value = facts[name]
-        if not fits(value, kind) or (kind is float and not abs(value) <= _FAR):
-            raise ValueError(f"{name} is no {'list' if name == 'rows' else 'number'} or out of range")
-    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _FAR, "seconds": _FAR,
-            "total_seconds": _FAR, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
+        if not fits(value, kind) or (kind is float and not abs(value) <= _MOST):
+            raise ValueError(f"{name} is not a {'list' if name == 'rows' else 'number'}, or is out of range")
+    most = {"epoch": len(facts["rows"]), "step": steps, "tokens": _MOST, "seconds": _MOST,
+            "total_seconds": _MOST, "worse": facts["epoch"], "best_epoch": facts["epoch"]}  # fmt: skip
     for name, high in most.items():
         if not 0 <= facts[name] <= high:
             raise ValueError(f"{name} is {facts[name]}, not 0 to {high}")
@@ -223,4 +223,4 @@ def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
         if any(
             not fits(value, float | None) or (value is not None and not np.isfinite(value)) for value in row.values()
         ):
-            raise ValueError("a row holds other things than numbers")
+            raise ValueError("a row holds values that are not numbers")

@@ -1,4 +1,4 @@
-"""One optimizer step, and what it is given."""
+"""One optimizer step, and the batches and tasks of an epoch."""
 
 from collections.abc import Callable, Iterator
 
@@ -27,7 +27,7 @@ def epoch_of(
     shard: tuple[int, int] = (0, 1),
     columns: Columns | None = None,
 ) -> Epoch:
-    """The pass over the training histories that a model and its configuration ask for, by number, from 0."""
+    """The pass number ``number`` (from 0) over the training histories, as the model and its options define it."""
     return Epoch(
         histories,
         batch_size=config.batch_size,
@@ -44,15 +44,15 @@ def epoch_of(
 def tasks_of(
     model: Model, epoch: Epoch, histories: Histories, objective: Objective, sampler: Sampler, first_step: int = 0
 ) -> Iterator[Task]:
-    """What each step of an epoch is to predict, from ``first_step`` on.
+    """Yield the task of each step of an epoch, starting at ``first_step``.
 
     Args:
-        model: what is trained.
-        epoch: whose batches are taken.
-        histories: the whole training histories, each user at its index; no negative is one of a user's own items.
+        model: model in training.
+        epoch: epoch that provides the batches.
+        histories: complete training histories, each user at its index. A user's own items are never negatives.
         objective: the loss and its negatives.
         sampler: ``objective.sampler(histories)``.
-        first_step: from 0.
+        first_step: number of the first step, from 0.
     """
     for step in range(first_step, len(epoch)):
         batch = epoch[step]
@@ -61,10 +61,10 @@ def tasks_of(
 
 
 def seed_step(dropouts: list[Dropout], epoch: Epoch, step: int, device: torch.device) -> None:
-    """Start the random numbers of a step's forward pass, which are a function of seed, epoch, step and process."""
+    """Seed the random numbers of a step's forward pass: a function of seed, epoch, step and process."""
     seed = epoch.seed_of(step, 2)
     seed_dropout(dropouts, seed)
-    if device.type != "cpu":  # which has dropout of its own
+    if device.type != "cpu":  # the CPU uses the generators of seed_dropout instead
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
 
 
@@ -79,23 +79,28 @@ def optimizer_step(
     reduce: Reduce | None = None,
     ended: Callable[[str], None] | None = None,
 ) -> Tensor:
-    """One optimizer step; the loss, a mean over this process's predictions.
+    """Take one optimizer step.
+
+    ``reduce`` must turn the gradients of each process into those of all processes together. It is called with the model
+    and the number P of this process's predictions. Every process calls it once per step, even if P is 0, between the
+    backward pass and clipping. Before the call, each ``parameter.grad`` is the gradient of the mean loss over this
+    process's P predictions, or None. After it, ``grad`` must be the gradient of the mean over the predictions of all
+    processes: the sum of ``P * grad`` divided by the sum of P. Gradients of ``model.sparse_tables()`` are sparse (COO,
+    with repeated rows) unless the loss reads the whole catalogue; all others are dense. Sparse gradients may be
+    concatenated, because the optimizer adds up repeated rows.
 
     Args:
-        model: what is trained.
-        optimizer: its optimizer.
-        task: what is to be predicted; it may be nothing where several processes share a batch.
+        model: model in training.
+        optimizer: optimizer of the model.
+        task: predictions of this process. There may be none if several processes share a batch.
         objective: the loss.
-        device: where the model is.
-        clip_norm: joint norm that gradients are scaled down to.
-        reduce: called with the model and the number P of this process's predictions, once per step, after the
-            gradients are there and before they are clipped: by every process at every step, also where P is 0.
-            ``parameter.grad`` then is the gradient of the mean over this process's P predictions, or None where there
-            is none. That of a table of ``model.sparse_tables()`` is sparse (COO: rows with repetitions, and a vector
-            for each) unless the loss reads the whole catalogue; all others are dense. It leaves in ``grad`` the
-            gradient of the mean over the predictions of all processes: the sum of ``P * grad``, divided by the sum of
-            P. Sparse ones may be joined without adding up repeated rows, as the optimizer does that.
-        ended: told the name of each phase as it ends: forward, backward, optimizer.
+        device: device of the model.
+        clip_norm: maximum joint norm of the gradients.
+        reduce: function that combines the gradients of several processes, as described above.
+        ended: function that is called with the name of each phase when it ends: forward, backward, optimizer.
+
+    Returns:
+        The loss, a mean over this process's predictions.
     """
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
         loss = training_loss(model, model.encode, task, objective, device)
