@@ -195,3 +195,14 @@ def test_public_names_are_sorted_and_there():
     typed = {alias.name: node.module for node in imports for alias in node.names if "seqrec" in (node.module or "")}
     assert sorted(typed) == sorted(names) == sorted(seqrec._MODULES)
     assert typed == {name: f"seqrec.{module}" for name, module in seqrec._MODULES.items()}
+
+
+def test_no_function_has_the_name_of_its_module() -> None:
+    allowed = {"prepare", "fetch"}  # public functions of modules that DESIGN.md names
+    found = {
+        node.name
+        for module, file in MODULES.items()
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == module.rpartition(".")[2]
+    }
+    assert found == allowed

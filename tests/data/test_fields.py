@@ -9,7 +9,7 @@ import pytest
 
 from seqrec import MODELS, InputError, PrepareConfig, Recommender, SplitConfig, TrainConfig
 from seqrec.cli.commands import ReadConfig
-from seqrec.cli.flags import flags, texts_of
+from seqrec.cli.flags import flags_of, texts_of
 from seqrec.data.fields import Options, Range, check_fields
 from seqrec.tools.config import BenchConfig, CompareConfig
 
@@ -124,5 +124,5 @@ def test_every_option_is_explained_once_and_its_flag_makes_it(kind: Any) -> None
     texts = texts_of(kind)
     assert list(texts) == [field.name for field in fields(kind)]
     assert all(text[0].isupper() and "``" not in text for text in texts.values())
-    assert type(flags(kind)()) is kind
-    assert flags(kind)() == kind()
+    assert type(flags_of(kind)()) is kind
+    assert flags_of(kind)() == kind()

@@ -118,14 +118,14 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"words": words(36)[::2]},
     ]),
     (kernels.attention, last_attention, [*OFFSETS, *HEADS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
-    (kernels.block, block, [
+    (kernels.attention_block, block, [
         *OFFSETS, *HEADS, *({"dropout": wrong} for wrong in PROBABILITIES), {"x": floats(4, 6)}, {"x": floats(5, 8)},
         {"norm": "none"}, {"parameters": parameters(6, 4)[:11]}, {"parameters": parameters(4, 6)},
         {"parameters": [*parameters(6, 4)[:8], *parameters(6, 5)[8:10], *parameters(6, 4)[10:]]},
         {"words": [words(17), words(20), words(30)]}, {"words": [words(18), words(19), words(30)]},
         {"words": [words(18), words(20), words(29)]}, {"words": [words(18), words(20)]}, {"x": floats(5, 6).double()},
     ]),
-    (kernels.block, last_block, [*OFFSETS, *HEADS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
+    (kernels.attention_block, last_block, [*OFFSETS, *HEADS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
     (kernels.dropout, lambda: {"x": floats(4, 5), "words": words(20), "probability": 0.5}, [
         *({"probability": wrong} for wrong in PROBABILITIES), {"words": words(19)}, {"words": longs(*range(20))},
         {"x": floats(4, 5).double()},

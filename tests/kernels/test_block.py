@@ -86,13 +86,13 @@ def test_a_block_of_shapes_that_do_not_fit_is_refused():
     layers = [block.attention_norm, block.attention.query, block.attention.key_value, block.feedforward_norm]
     parameters = [part for layer in (*layers, *block.feedforward.layers) for part in (layer.weight, layer.bias)]
     x, offsets = torch.zeros(4, 12), offsets_of([4])
-    kernels.block(x, offsets, parameters, 1, "paper", 1e-8)
+    kernels.attention_block(x, offsets, parameters, 1, "paper", 1e-8)
     short = [torch.zeros(3, dtype=torch.int16)] * 3
     for wrong in ((x[:3], offsets, parameters, 1), (x, offsets, parameters[:-1], 1), (x, offsets, parameters, 5),
                   (x[:, :6].contiguous(), offsets, parameters, 1)):  # fmt: skip
         with pytest.raises(ValueError, match=r"takes|parameters"):
-            kernels.block(*wrong, "paper", 1e-8)
+            kernels.attention_block(*wrong, "paper", 1e-8)
     with pytest.raises(ValueError, match="takes words"):
-        kernels.block(x, offsets, parameters, 1, "paper", 1e-8, short, 0.1)
+        kernels.attention_block(x, offsets, parameters, 1, "paper", 1e-8, short, 0.1)
     with pytest.raises(ValueError, match="no gradients"):
-        kernels.block(x, offsets, parameters, 1, "paper", 1e-8, last_only=True)
+        kernels.attention_block(x, offsets, parameters, 1, "paper", 1e-8, last_only=True)

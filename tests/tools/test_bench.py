@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqrec import InputError
 from seqrec.models.blocks import FeedForward
 from seqrec.models.sasrec import SASRecConfig
-from seqrec.tools.bench import BenchConfig, bench, peak_memory, tables, write
+from seqrec.tools.bench import BenchConfig, measured, peak_memory, tables, write
 from seqrec.tools.steps import PHASES, arithmetic, generated
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return bench(config=BenchConfig(quick=True))
+    return measured(config=BenchConfig(quick=True))
 
 
 def test_the_generated_log_is_a_log() -> None:
@@ -90,7 +90,7 @@ def test_it_is_told_and_written(found: dict[str, Any], tmp_path: Path) -> None:
 def test_a_log_with_nothing_to_train_on(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [1, 2, 3], "item_id": [1, 2, 3]}).write_csv(tmp_path / "log.csv")
     with pytest.raises(InputError, match="no user has two interactions"):
-        bench(tmp_path / "log.csv", BenchConfig(quick=True))
+        measured(tmp_path / "log.csv", BenchConfig(quick=True))
 
 
 def test_sizes_that_make_no_log() -> None:

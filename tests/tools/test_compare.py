@@ -22,7 +22,7 @@ from seqrec.ranking.protocols import ranks
 from seqrec.ranking.statistics import holm, paired_t_test
 from seqrec.report.pictures import comparison_picture
 from seqrec.report.tables import with_interval
-from seqrec.tools.compare import CompareConfig, Comparison, compare
+from seqrec.tools.compare import CompareConfig, Comparison, compare_models
 
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 32, "num_blocks": 1, "embedding_dim": 8, "max_length": 10}
 LOG = synthetic_log(120, genres=2, items_per_genre=12, mean_length=6)
@@ -37,7 +37,7 @@ def dataset() -> Dataset:
 def found(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     folder = tmp_path_factory.mktemp("compare") / "deep" / "out"
     models = ["sasrec", "markov", "popularity"]
-    return compare(dataset, models, CompareConfig(test_negatives=7), out=folder, seed=3, **SMALL), folder
+    return compare_models(dataset, models, CompareConfig(test_negatives=7), out=folder, seed=3, **SMALL), folder
 
 
 @pytest.mark.parametrize("users", [2, 3, 30, 1000, 50_000])
@@ -151,7 +151,7 @@ def test_what_is_written(found: tuple[Comparison, Path]) -> None:
 def test_intervals_of_few_hits_fit_a_terminal() -> None:
     """A log in which every user's last item is unique, so that nothing can predict it."""
     log = pl.DataFrame({"user_id": np.repeat(np.arange(60), 4), "item_id": np.arange(240), "timestamp": np.arange(240)})
-    comparison = compare(prepare(log), ["popularity", "recent-popularity"], CompareConfig(test_negatives=50))
+    comparison = compare_models(prepare(log), ["popularity", "recent-popularity"], CompareConfig(test_negatives=50))
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(comparison.table())
     text = console.export_text()
@@ -180,7 +180,7 @@ def test_the_table_fits_a_terminal(found: tuple[Comparison, Path]) -> None:
 
 def test_same_seed_same_numbers(dataset: Dataset, found: tuple[Comparison, Path]) -> None:
     models = [entry.model for entry in found[0].entries]
-    again = compare(dataset, models, CompareConfig(test_negatives=7), seed=3, **SMALL)
+    again = compare_models(dataset, models, CompareConfig(test_negatives=7), seed=3, **SMALL)
     assert [entry.results for entry in again.entries] == [entry.results for entry in found[0].entries]
 
 
@@ -194,7 +194,7 @@ def test_one_that_fails_tells_why_and_the_others_go_on(
     orderless = prepare(read_log(LOG.frame.drop("timestamp")))
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
     models = ["recent-popularity", "sasrec", "popularity", "markov"]
-    result = compare(orderless, models, out=tmp_path, console=console, **SMALL)
+    result = compare_models(orderless, models, out=tmp_path, console=console, **SMALL)
     first, second, third, fourth = result.entries
     assert "timestamps" in (first.failed or "")
     assert second.failed == "RuntimeError: out of [memory] of some kind"
@@ -207,7 +207,7 @@ def test_one_that_fails_tells_why_and_the_others_go_on(
     assert frame.filter(pl.col("model") == "sasrec")["failed"].to_list() == [second.failed] * 2
     assert frame.filter(pl.col("model") == "sasrec")["ndcg@10"].null_count() == 2
     with pytest.raises(InputError, match=r"recent-popularity: .*timestamps.*sasrec: RuntimeError: out of"):
-        compare(orderless, models[:2], out=tmp_path / "new", **SMALL)
+        compare_models(orderless, models[:2], out=tmp_path / "new", **SMALL)
     assert not (tmp_path / "new").exists()
 
 
@@ -216,7 +216,7 @@ def test_minutes_end_the_training(dataset: Dataset, monkeypatch: pytest.MonkeyPa
     ticks = iter(range(100_000))
     monkeypatch.setattr("seqrec.tools.compare.time.monotonic", lambda: next(ticks))
     steps = -(-120 // SMALL["batch_size"])
-    result = compare(dataset, ["sasrec"], CompareConfig(minutes=(2 * steps + 1) / 60), **SMALL | {"epochs": 50})
+    result = compare_models(dataset, ["sasrec"], CompareConfig(minutes=(2 * steps + 1) / 60), **SMALL | {"epochs": 50})
     (entry,) = result.entries
     assert entry.epochs is not None
     assert entry.epochs <= 3
@@ -252,7 +252,7 @@ def test_a_person_may_stop_it(dataset: Dataset, tmp_path: Path, monkeypatch: pyt
         return whole(self, batch)
 
     monkeypatch.setattr(SASRec, "encode", press)
-    result = compare(dataset, ["markov", "sasrec", "popularity"], out=tmp_path, **SMALL)
+    result = compare_models(dataset, ["markov", "sasrec", "popularity"], out=tmp_path, **SMALL)
     assert result.interrupted
     assert [entry.results is not None for entry in result.entries] == [True, False, False]
     assert all("interrupted" in (entry.failed or "") for entry in result.entries[1:])
@@ -274,7 +274,7 @@ BAD: list[tuple[list[str], dict[str, Any], str]] = [
 @pytest.mark.parametrize(("models", "options", "wanted"), BAD)
 def test_bad_input(dataset: Dataset, tmp_path: Path, models: list[str], options: dict[str, Any], wanted: str) -> None:
     with pytest.raises(InputError, match=wanted):
-        compare(dataset, models, out=tmp_path / "new", **options)
+        compare_models(dataset, models, out=tmp_path / "new", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -286,9 +286,9 @@ def test_bad_terms(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in ("file", "file/deep"):
         with pytest.raises(InputError, match="file"):
-            compare(dataset, ["markov"], out=tmp_path / out)
+            compare_models(dataset, ["markov"], out=tmp_path / out)
     short = prepare(pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "y"]}))
     with pytest.raises(InputError, match="no user to test on"):
-        compare(short, ["popularity"])
+        compare_models(short, ["popularity"])
     with pytest.raises(InputError, match="no model to draw"):
         comparison_picture({"full": []}, tmp_path / "none.png")

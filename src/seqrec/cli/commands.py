@@ -146,10 +146,10 @@ def compare_command(
     dataset, summary = prepared(log, read, filters, items)
     console = output(json)
     show_log(console, dataset, summary)
-    from seqrec.tools.compare import compare  # imports torch
+    from seqrec.tools.compare import compare_models  # imports torch
 
     options = merged(training, split, filters)
-    found = compare(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
+    found = compare_models(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
     console.print(found.table())
     write_json(json, found.to_dict())
     return 130 if found.interrupted else 0

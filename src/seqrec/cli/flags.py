@@ -65,12 +65,12 @@ def with_flags(function: Callable[..., Any]) -> Callable[..., Any]:
             kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Options)
         ]
         if kinds:
-            function.__annotations__[name] = Annotated[flags(kinds[0]) | None, Parameter(name="*")]
+            function.__annotations__[name] = Annotated[flags_of(kinds[0]) | None, Parameter(name="*")]
     return function
 
 
 @cache
-def flags(kind: Any) -> Any:
+def flags_of(kind: Any) -> Any:
     """A dataclass with the same fields, annotated for flags. Its constructor returns the original dataclass."""
     hints, texts = get_type_hints(kind, include_extras=True), texts_of(kind)
     annotated: Any = Annotated

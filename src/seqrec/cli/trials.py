@@ -52,9 +52,9 @@ def bench_command(
     if out is not None:
         make_folder(out)  # an error must come before minutes of measuring
     console = output(json)
-    from seqrec.tools.bench import bench, tables, write
+    from seqrec.tools.bench import measured, tables, write
 
-    found = bench(log, sizes, console)
+    found = measured(log, sizes, console)
     console.print(*tables(found), sep="\n")
     if out is not None:
         write(found, out)

@@ -38,7 +38,7 @@ _LAST = _loop("block_forward", offsets=" by 1", out="[B, D] made")
 _BACKWARD = _loop("block_backward", way_back=" made")
 
 
-def block(
+def attention_block(
     x: Tensor,
     offsets: Tensor,
     parameters: list[Tensor],

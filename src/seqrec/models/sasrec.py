@@ -93,7 +93,7 @@ class SASRecBlock(nn.Module):
         return self.feedforward_norm(self.feedforward(x, x))
 
     def _kernel_parameters(self, x: Tensor, last: Tensor | None) -> list[Tensor] | None:
-        """The parameters that ``kernels.block`` takes, or None if it cannot compute this block.
+        """The parameters that ``kernels.attention_block`` takes, or None if it cannot compute this block.
 
         It computes blocks of the default shape, in which no layer has been replaced.
         """
@@ -123,7 +123,7 @@ class SASRecBlock(nn.Module):
             tokens, counts = len(x), (parameters[9].numel(), parameters[11].numel())  # sizes of the network's biases
             words = [attention.dropout.words(attention.num_heads * grouping.pairs)]
             words += [dropout.words(tokens * count) for count in counts]
-        return kernels.block(
+        return kernels.attention_block(
             x,
             grouping.offsets,
             parameters,

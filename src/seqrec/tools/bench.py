@@ -81,7 +81,9 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def bench(log: Path | None = None, config: BenchConfig | None = None, console: Console | None = None) -> dict[str, Any]:
+def measured(
+    log: Path | None = None, config: BenchConfig | None = None, console: Console | None = None
+) -> dict[str, Any]:
     """Run all measurements.
 
     Args:

@@ -171,7 +171,7 @@ class Comparison:
         comparison_picture(panels, folder / "compare.png")
 
 
-def compare(
+def compare_models(
     dataset: Dataset,
     models: Sequence[str],
     config: CompareConfig | None = None,
