@@ -1,4 +1,4 @@
-"""Item files of every form: what is found in them, what is said, and what is refused."""
+"""Item files in every format: columns found, warnings, and errors."""
 
 import gzip
 import json

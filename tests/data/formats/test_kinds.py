@@ -1,4 +1,4 @@
-"""Files that are no log, under the name of one: one line that says what they look like."""
+"""Files that are not logs, despite their names: the error says what they look like."""
 
 import bz2
 import gzip
