@@ -134,7 +134,7 @@ class Recommender:
             self.epochs, self.summary = counted(model, split.train)
         run = Run.resume(place, config, self.train_config.resumable) if place is not None and resume else None
         if run is not None:
-            check_items(run, dataset, model.USES_CATEGORIES)
+            check_items(run, dataset, "category" in model.READS)
         if place is not None and run is None:
             found = {"weights": model.state_dict(), "epochs": self.epochs} if model.COUNTED else {}
             run = Run.begin(place, config, dataset, **found)  # type: ignore[arg-type]

@@ -340,7 +340,7 @@ def with_shuffled_times(dataset: Dataset, seed: int = 1) -> Dataset:
 def hit_rate(model: Model, dataset: Dataset) -> float:
     """HR@1 after training."""
     split = split_last_two(dataset)
-    train(model, split, TrainConfig(epochs=40, learning_rate=0.01, batch_size=64, evaluate_every=0))
+    train(model, split, TrainConfig(epochs=40, learning_rate=0.01, batch_size=64, evaluate_every=0, threads=1))
     found = evaluate(model, split.test, train_counts=split.train.item_counts(), k=(1,), keep_seen=True)
     return found.metrics["hr@1"]
 

@@ -44,11 +44,8 @@ class Model(nn.Module):
     #: lookups get gradients by row, so that the cost of a step depends only on the rows that it looks up.
     SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset()
     #: Names of the extra columns that the model reads, from ``batch.of_tokens``, from ``batch.of_users`` or, if
-    #: scoring needs them for every item, from the item table.
+    #: scoring needs them for every item, from the item table: ``category`` comes by :meth:`set_categories`.
     READS: ClassVar[frozenset[str]] = frozenset()
-
-    #: Whether the model learns from the categories of items. :meth:`set_categories` sets them before training.
-    USES_CATEGORIES: ClassVar[bool] = False
 
     config: Any
     num_items: int
@@ -106,7 +103,7 @@ class Model(nn.Module):
         return (hidden[:, None] * vectors).sum(dim=2)
 
     def set_categories(self, categories: Tensor) -> None:
-        """Set each item's category, ``int64[I + 1]`` from 1, or 0 for none, for models with ``USES_CATEGORIES``."""
+        """Set each item's category, ``int64[I + 1]`` from 1, or 0 for none, for models that read ``category``."""
         raise NotImplementedError
 
     def prepare_training(self, histories: Histories) -> None:

@@ -189,7 +189,6 @@ class SLiRec(Model):
     SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
     READS: ClassVar[frozenset[str]] = frozenset({"category"})
     USES_TIMES = True
-    USES_CATEGORIES = True
     FACTORED = False
     LOSS: ClassVar[Loss] = "bce"
     config: SLiRecConfig

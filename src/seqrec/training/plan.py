@@ -47,7 +47,7 @@ def planned(
     split = split_config.apply(dataset)
     is_counted = MODELS[name].COUNTED
     categories = None
-    if MODELS[name].USES_CATEGORIES:
+    if "category" in MODELS[name].READS:
         sizes, categories = settle_categories(name, sizes, dataset.item_table)
     if not is_counted:
         check_trainable(split, training, MODELS[name])
