@@ -521,7 +521,7 @@ def test_unknown_options_and_models() -> None:
 
 
 def test_a_model_that_cannot_count_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no timestamps"):
+    with pytest.raises(InputError, match="needs timestamps"):
         Recommender("recent-popularity").fit(log().drop("timestamp"), tmp_path / "run")
     with pytest.raises(InputError, match="device"):
         Recommender(**OPTIONS, device="tpu9").fit(log(), tmp_path / "run")

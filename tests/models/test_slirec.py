@@ -428,7 +428,7 @@ def test_categories_of_the_items_are_learnt(tmp_path: Path):
 
     without = Recommender("slirec", **options).fit(log)
     with pytest.warns(
-        TrainingWarning, match=r"learns one of 6 categories per item; of those with several \(\d+\) the first"
+        TrainingWarning, match=r"learns one of 6 categories per item; items with several \(\d+\) count under the first"
     ):
         learnt = Recommender("slirec", **options).fit(log, items=items)
     assert share(learnt) > 2 * share(without)

@@ -113,11 +113,11 @@ def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, toleran
     both = Both(dtype=dtype, table_rate=0.02)
     random = np.random.default_rng(0)
     for step in range(120):
-        both.ours.whole = both.theirs.whole = step // 20 % 2 == 0 or not turns
-        if both.ours.whole and step % 20 == 0:
+        both.ours.reads_all = both.theirs.reads_all = step // 20 % 2 == 0 or not turns
+        if both.ours.reads_all and step % 20 == 0:
             both.row_adam.catch_up()  # needed before all rows are read
         both.step(*rare_rows(random, step), clip)
-        assert both.ours.items.weight.grad.is_sparse != both.ours.whole
+        assert both.ours.items.weight.grad.is_sparse != both.ours.reads_all
         assert both.ours.users.weight.grad.is_sparse
     assert both.difference() < tolerance
 
@@ -156,7 +156,7 @@ def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
     both = Both(table_rate=0.03, dtype=dtype, schedule=SCHEDULES[name])
     random = np.random.default_rng(0)
     for step in range(400):
-        both.ours.whole = both.theirs.whole = step in (200, 201)
+        both.ours.reads_all = both.theirs.reads_all = step in (200, 201)
         if step == 200:
             both.row_adam.catch_up()
         both.step(*rare_rows(random, step))
