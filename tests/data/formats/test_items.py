@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from seqrec.data.formats.items import read_items, read_items_with_summary
+from seqrec.data.formats.read import read_log
 from seqrec.errors import InputError, LogWarning
 
 
@@ -198,3 +199,10 @@ def test_the_items_of_movielens(real_data: Path):
     assert frame.height == 1682
     assert summary.columns == {"item": "item_id", "title": "movie_title", "categories": "class"}
     assert frame["title"][49] == "Star Wars"
+
+
+@pytest.mark.parametrize("read", [read_items, read_log])
+def test_a_device_is_refused_before_it_is_read(read: Any):
+    for device in ("/dev/zero", "/dev/null"):  # the first has no end
+        with pytest.raises(InputError, match="is a device, not a file"):
+            read(device)

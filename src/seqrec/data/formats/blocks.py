@@ -41,6 +41,8 @@ def open_source(path: Path, array: bool = False) -> Source:
         InputError: the file cannot be opened, or has a type that is not supported.
     """
     try:
+        if path.is_char_device() or path.is_block_device():  # such as /dev/zero, which has no end
+            raise InputError(f"{path}: is a device, not a file; give a file or a folder of Parquet parts")
         large = path.is_file() and path.stat().st_size > BLOCK_BYTES
         source = Source(path, None if large else path.read_bytes())
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
