@@ -246,6 +246,13 @@ def test_fit_writes_a_run_and_json(place: Path, capsys: pytest.CaptureFixture[st
     assert Recommender.load("new").model_config.alpha == 2.0
 
 
+def test_options_that_a_counted_model_does_not_use_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "log.csv", "--out", "new", "--model", "markov", "--windows", "all", "--epochs", "3"]) == 0
+    wanted = "warning: markov is counted in one pass and does not use --epochs, --windows\n"
+    assert capsys.readouterr().err == wanted
+    run(capsys, "fit", "log.csv", "--out", "new", "--overwrite", "--model", "markov", "--seed", "1", "--threads", "1")
+
+
 @pytest.mark.parametrize("model", [name for name in MODELS if MODELS[name].COUNTED])
 def test_counted_models_through_all_commands(place: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     run(capsys, "fit", "log.csv", "--out", "new", "--model", model)

@@ -10,6 +10,7 @@ from seqrec.cli.console import output, write_json
 from seqrec.cli.flags import INPUT, MODEL, OUTPUT, Items, Json, with_flags
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import SplitConfig
+from seqrec.errors import TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.report.tables import table
 from seqrec.run.outputs import check_log, check_outputs
@@ -59,6 +60,8 @@ def fit_command(model: str) -> Any:
         check_log(log, out)
         if not resume:
             check_free(out, overwrite)  # reading the log may take a while
+        if MODELS[model].COUNTED:
+            _warn_of_unused(model, training)
         dataset, summary = prepared(log, read, filters, items)
         recommender = Recommender(model, **vars(sizes or config()) | merged(training, split, filters))
         console = output(json)
@@ -77,3 +80,12 @@ def fit_command(model: str) -> Any:
         return 130 if recommender.interrupted else 0
 
     return fit
+
+
+def _warn_of_unused(model: str, training: TrainConfig | None) -> None:
+    """Warn about options of training given for a model that is only counted; those of the machine do no harm."""
+    plain = vars(TrainConfig())
+    given = {name for name, value in vars(training or TrainConfig()).items() if value != plain[name]}
+    if unused := sorted(given - {"device", "threads", "seed"}):
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        warn(f"{model} is counted in one pass and does not use {flags}", TrainingWarning)
