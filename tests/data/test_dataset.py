@@ -14,7 +14,7 @@ from forging import change, put, put_ids
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.id_table import IdTable
-from seqrec.data.mapped import BLOCK
+from seqrec.data.mapped import BLOCK, write_array
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import all_histories, split_last_two
 from seqrec.errors import InputError
@@ -202,14 +202,13 @@ def check_old_is_left(folder: Path, old: Dataset) -> None:
 def test_a_full_disk_midway_leaves_the_old_one(tmp_path, monkeypatch):
     old = numbers()
     old.save(tmp_path / "log")
-    save = np.save
 
-    def full(file, array):
-        if Path(file).name == "offsets.npy":
+    def full(path, array):
+        if path.name == "offsets.npy":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(file, array)
+        return write_array(path, array)
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr("seqrec.data.saved.write_array", full)
     with pytest.raises(InputError, match="log: no space left on the disk") as raised:
         some_dataset().save(tmp_path / "log")
     assert "\n" not in str(raised.value)
@@ -220,14 +219,12 @@ def test_an_interruption_midway_leaves_the_old_one(tmp_path, monkeypatch):
     old = numbers()
     old.save(tmp_path / "log")
 
-    save = np.save
-
-    def interrupt(file, array):
-        if Path(file).name == "item_ids.npy":
+    def interrupt(path, array):
+        if path.name == "item_ids.npy":
             raise KeyboardInterrupt
-        save(file, array)
+        return write_array(path, array)
 
-    monkeypatch.setattr(np, "save", interrupt)
+    monkeypatch.setattr("seqrec.data.saved.write_array", interrupt)
     with pytest.raises(KeyboardInterrupt):
         some_dataset().save(tmp_path / "log")
     check_old_is_left(tmp_path / "log", old)
@@ -519,3 +516,9 @@ def test_an_id_that_64_bits_cannot_hold_is_not_saved(tmp_path):
     with pytest.raises(InputError, match="give such ids as text"):
         dataset.save(tmp_path / "log")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_full_disk_is_noticed_by_the_smallest_array():
+    with pytest.raises(OSError, match="No space left"):
+        write_array(Path("/dev/full"), np.arange(10))
