@@ -10,9 +10,9 @@ from seqrec.data.formats.item_columns import (
     ItemSummary,
     as_categories,
     as_texts,
-    candidates,
 )
 from seqrec.data.formats.summary import some_of
+from seqrec.data.formats.text import usual_columns
 from seqrec.data.id_table import IdTable
 from seqrec.data.items import ItemTable
 from seqrec.errors import LogWarning, warn
@@ -40,7 +40,7 @@ def find_items(frame: pl.DataFrame) -> LogItems:
     found = LogItems({}, {})
     others = [name for name in frame.columns if name not in _ROLES]
     for role, names in (("title", TITLE_NAMES), ("categories", CATEGORY_NAMES)):
-        for name in candidates(others, names):
+        for name in usual_columns(others, names):
             if name in found.columns.values() or not _may_describe(frame[name], role):
                 continue
             texts = as_texts(frame[name])

@@ -34,6 +34,19 @@ class Unsafe(Exception):
     """A block whose meaning may depend on the rest of the file, or that polars cannot read."""
 
 
+def expanded(path: Path) -> tuple[Path, bool]:
+    """The path with ``~`` replaced by the home folder, and whether it is a folder.
+
+    Raises:
+        InputError: there is no such user, or the path may not be read.
+    """
+    try:
+        path = path.expanduser()
+        return path, path.is_dir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user
+        raise unreadable(path, error) from None
+
+
 def open_source(path: Path, array: bool = False) -> Source:
     """Open a file for reading. ``array`` allows a JSON array.
 

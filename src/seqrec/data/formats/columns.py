@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from seqrec.data.formats.summary import LogSummary, some_names
-from seqrec.data.formats.text import USUAL_NAMES, Origin, plain_name
+from seqrec.data.formats.text import USUAL_NAMES, Origin, usual_columns
 from seqrec.data.formats.time_columns import find_times, position_of_times, usual_times
 from seqrec.data.formats.times import clock_of, is_counted, times_of
 from seqrec.data.formats.values import PART_ROWS, floats_of, ids_of, is_text, numbers_of, words_for_nothing
@@ -73,9 +73,8 @@ def choose_columns(frame: pl.DataFrame, log: Origin, given: dict[str, str], summ
 
 def _usual(names: list[str], role: str, given: dict[str, str]) -> list[str]:
     """Columns with a usual name for a role, best first."""
-    ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES[role].split())}
-    found = [name for name in names if plain_name(name) in ranks and name not in given.values()]
-    return sorted(found, key=lambda name: (ranks[plain_name(name)], name != role))
+    left = (name for name in names if name not in given.values())
+    return usual_columns(left, USUAL_NAMES[role].split(), exact=role)
 
 
 def _guess_by_position(

@@ -12,10 +12,10 @@ from seqrec.data.formats.blocks import (
     Source,
     Unsafe,
     check_returns,
+    expanded,
     open_source,
     read_checked,
     read_sample,
-    unreadable,
 )
 from seqrec.data.formats.delimited import read_delimited
 from seqrec.data.formats.jsonlines import read_jsonl
@@ -48,11 +48,7 @@ def from_frame(source: Any) -> tuple[pl.DataFrame, Origin]:
 
 def read_path(path: Path, format: str | None, given: dict[str, str]) -> tuple[pl.DataFrame, Origin]:
     """Read a file or a folder of parts into a frame of raw columns."""
-    try:
-        path = path.expanduser()
-        is_folder = path.is_dir()
-    except (OSError, RuntimeError) as error:  # RuntimeError: no such user
-        raise unreadable(path, error) from None
+    path, is_folder = expanded(path)
     if is_folder and format not in (None, "parquet"):
         raise InputError(f"{path}: is a folder, but format={format} needs a file; give a file")
     with handled_panics(str(path)):

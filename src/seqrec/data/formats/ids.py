@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seqrec.data.formats.blocks import Source, open_source, read_checked, short, unreadable
+from seqrec.data.formats.blocks import Source, expanded, open_source, read_checked, short
 from seqrec.data.formats.parquet import read_parquet
-from seqrec.data.formats.text import EXTENSIONS, USUAL_NAMES, is_parquet, plain_name
+from seqrec.data.formats.text import EXTENSIONS, USUAL_NAMES, is_parquet, usual_columns
 from seqrec.data.formats.values import EXACT
 from seqrec.errors import InputError, LogWarning, warn
 
@@ -29,12 +29,9 @@ def read_ids(path: Path, role: str) -> list[str]:
     Raises:
         InputError: the file cannot be read, has no id, or has a value that is not an id.
     """
-    try:
-        path = path.expanduser()
-        if path.is_dir():
-            raise InputError(f"{path}: cannot be read (it is a folder); give a file with one id per line")
-    except (OSError, RuntimeError) as error:
-        raise unreadable(path, error) from None
+    path, is_folder = expanded(path)
+    if is_folder:
+        raise InputError(f"{path}: cannot be read (it is a folder); give a file with one id per line")
     source = open_source(path)
     kind = EXTENSIONS.get(path.name.lower().removesuffix(".gz").rpartition(".")[2])
     if source.content == b"":
@@ -65,9 +62,8 @@ def _decoded(source: Source) -> str:
 
 def _place(names: list[str], role: str) -> int | None:
     """Position of the best usual name for the ids; None if there is none."""
-    ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES[role].split())}
-    ranked = [(ranks[plain_name(name)], place) for place, name in enumerate(names) if plain_name(name) in ranks]
-    return min(ranked)[1] if ranked else None
+    found = usual_columns(names, USUAL_NAMES[role].split())
+    return names.index(found[0]) if found else None
 
 
 def _fields(path: Path, text: str, separator: str | None, role: str) -> Iterator[str]:

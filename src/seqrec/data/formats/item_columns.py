@@ -1,7 +1,6 @@
 """Finds the columns of an item file and converts them: title, categories, numbers, vectors, texts."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -96,12 +95,6 @@ def title_names(id_column: str) -> list[str]:
     """
     plain = plain_name(id_column)
     return TITLE_NAMES + [noun for noun in _OF_ITEMS if noun in plain or plain in ("id", "itemid", "item", "index")]
-
-
-def candidates(names: Iterable[str], usual: list[str]) -> list[str]:
-    """Columns with usual names, best first."""
-    ranks = {plain_name(name): rank for rank, name in reversed(list(enumerate(usual)))}
-    return sorted((name for name in names if plain_name(name) in ranks), key=lambda name: ranks[plain_name(name)])
 
 
 def as_texts(values: pl.Series) -> pl.Series | None:

@@ -11,11 +11,11 @@ import polars as pl
 from seqrec.data.formats.blocks import (
     SAMPLE_BYTES,
     Source,
+    expanded,
     open_source,
     read_pieces,
     read_sample,
     read_whole,
-    unreadable,
 )
 from seqrec.data.formats.delimited import read_delimited
 from seqrec.data.formats.frames import from_frame, read_in_blocks, read_text
@@ -28,7 +28,6 @@ from seqrec.data.formats.item_columns import (
     as_categories,
     as_kept,
     as_texts,
-    candidates,
     genres_of,
     title_names,
 )
@@ -38,7 +37,7 @@ from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.parts import read_folder
 from seqrec.data.formats.prelude import skip_prelude
 from seqrec.data.formats.summary import some_names
-from seqrec.data.formats.text import Origin, detect, is_header, is_parquet
+from seqrec.data.formats.text import Origin, detect, is_header, is_parquet, usual_columns
 from seqrec.data.formats.values import ids_of
 from seqrec.errors import InputError, LogWarning, warn
 
@@ -98,7 +97,7 @@ def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl
     found["item_id"] = ids_of(origin, columns.pop(id_column), "item").alias("item_id")
     summary.columns["item"] = id_column
     for role, names in (("title", title_names(id_column)), ("categories", CATEGORY_NAMES)):
-        for name in candidates(columns, names):
+        for name in usual_columns(columns, names):
             values = _of_role(role, columns[name], declared.get(name), summary)
             if values is not None:
                 found[role] = values.alias(role)
@@ -137,7 +136,7 @@ def _id_column(names: list[str], item: str | None, origin: Origin, summary: Item
         if not same:
             raise InputError(f"{origin.name}: has no column {item!r}; choose from {some_names(names)}")
         return sorted(same, key=lambda name: name != item)[0]
-    if found := candidates(names, ID_NAMES):
+    if found := usual_columns(names, ID_NAMES):
         return found[0]
     if origin.header:
         summary.warn(f"no column has a usual name for item ids; the first one, {names[0]!r}, is used")
@@ -173,11 +172,7 @@ def _named(
 
 def _read_path(path: Path, item: str | None) -> tuple[pl.DataFrame, Origin, dict[str, str]]:
     """Raw columns of a file or a folder of Parquet parts, and the types that RecBole's header declares."""
-    try:
-        path = path.expanduser()
-        is_folder = path.is_dir()
-    except (OSError, RuntimeError) as error:  # RuntimeError: no such user
-        raise unreadable(path, error) from None
+    path, is_folder = expanded(path)
     if is_folder:
         return read_folder(path), Origin(str(path)), {}
     source = open_source(path, array=True)

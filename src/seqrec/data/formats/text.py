@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
@@ -114,3 +114,18 @@ def separator_of(lines: list[str], given: dict[str, str]) -> str:
 def plain_name(name: str) -> str:
     """The letters and digits of a name, in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def usual_columns(names: Iterable[str], usual: Iterable[str], exact: str | None = None) -> list[str]:
+    """Columns whose names are among the usual ones, best first.
+
+    Args:
+        names: names of columns.
+        usual: usual names, best first.
+        exact: name that comes before others with the same letters and digits.
+    """
+    ranks: dict[str, int] = {}
+    for rank, name in enumerate(usual):
+        ranks.setdefault(plain_name(name), rank)
+    found = [name for name in names if plain_name(name) in ranks]
+    return sorted(found, key=lambda name: (ranks[plain_name(name)], name != exact))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 
 from seqrec.data.formats.summary import LogSummary
-from seqrec.data.formats.text import USUAL_NAMES, Origin, plain_name
+from seqrec.data.formats.text import USUAL_NAMES, Origin, plain_name, usual_columns
 from seqrec.data.formats.times import (
     YEAR_1980,
     YEAR_2100,
@@ -216,6 +216,4 @@ def position_of_times(columns: Iterable[pl.Series]) -> list[str]:
 
 def usual_times(names: Iterable[str]) -> list[str]:
     """Columns with usual names for the time, best first."""
-    ranks = {plain_name(name): rank for rank, name in enumerate(USUAL_NAMES["timestamp"].split())}
-    found = [name for name in names if plain_name(name) in ranks]
-    return sorted(found, key=lambda name: (ranks[plain_name(name)], name != "timestamp"))
+    return usual_columns(names, USUAL_NAMES["timestamp"].split(), exact="timestamp")
