@@ -20,7 +20,16 @@ from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.ranking import scoring
 from seqrec.ranking.scoring import Catalogue
-from seqrec.ranking.topk import best_of, by_popularity, candidates, check_k, most_popular, nearest, unit_vectors
+from seqrec.ranking.topk import (
+    best_of,
+    by_popularity,
+    candidates,
+    check_k,
+    check_keep_seen,
+    most_popular,
+    nearest,
+    unit_vectors,
+)
 from seqrec.run.folder import Run
 from seqrec.run.place import reading
 
@@ -150,8 +159,8 @@ class Predictor:
         Args:
             users: one id, or a collection of ids. An unknown user has an empty history.
             k: number of items per user.
-            keep_seen: as for :meth:`recommend`. Without it, items of interactions that the filters of ``fit`` dropped
-                are not recommended either.
+            keep_seen: as for :meth:`recommend`. If seen items are not recommended, items of interactions that the
+                filters of ``fit`` dropped are not recommended either.
             allow: as for :meth:`recommend`.
             deny: as for :meth:`recommend`.
 
@@ -208,6 +217,11 @@ class Predictor:
             ``items int64[R, k]`` and ``scores float32[R, k]`` of the next R people; 0 and -inf if fewer items are left.
             Empty histories get the most popular items. There is at least one block.
         """
+        check_keep_seen(keep_seen)
+        keep = self.keep_seen if keep_seen is None else keep_seen
+        allowed, denied = candidates(self.model.num_items, allow, deny)
+        with torch.inference_mode():
+            catalogue = self.catalogue if allowed is None else self.catalogue.only(allowed)
         size = size or max(len(people), 1)
         items, scores = np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
         group = scoring.USERS_AT_ONCE
@@ -215,7 +229,14 @@ class Predictor:
         for _ in range(0, max(len(people), 1), size):
             parts = [(items, scores)]
             while done < len(people) and sum(len(part[0]) for part in parts) < size:
-                parts.append(self._rank(people.take(slice(done, done + group)), k, keep_seen, allow, deny))
+                some = people.take(slice(done, done + group))
+                with torch.inference_mode():
+                    found = best_of(catalogue, some, k, denied, keep_seen=keep)
+                empty = some.lengths == 0
+                if empty.any():
+                    popular = most_popular(self._popular, self.dataset.item_counts, k, allowed, denied)
+                    found[0][empty], found[1][empty] = popular
+                parts.append(found)
                 done += group
             items, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
             yield items[:size], scores[:size]
@@ -243,22 +264,6 @@ class Predictor:
     @cached_property
     def _popular(self) -> np.ndarray:
         return by_popularity(self.dataset.item_counts)
-
-    def _rank(
-        self, people: Histories, k: int, keep_seen: bool | None, allow: np.ndarray | None, deny: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if keep_seen not in (None, True, False):  # "false" would count as true
-            raise InputError(f"keep_seen is {keep_seen!r}; give True or False")
-        keep = self.keep_seen if keep_seen is None else keep_seen
-        allowed, denied = candidates(self.model.num_items, allow, deny)
-        with torch.inference_mode():
-            catalogue = self.catalogue if allowed is None else self.catalogue.only(allowed)
-            items, scores = best_of(catalogue, people, k, denied, keep_seen=keep)
-        empty = people.lengths == 0
-        if empty.any():
-            popular = most_popular(self._popular, self.dataset.item_counts, k, allowed, denied)
-            items[empty], scores[empty] = popular
-        return items, scores
 
     def _named(
         self,

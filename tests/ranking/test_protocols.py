@@ -318,6 +318,8 @@ def test_bad_input_is_refused(dataset, split):
         evaluate(model, split.test, train_counts=counts, protocol="half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="nobody to evaluate on"):
         evaluate(model, split.test.take(slice(0, 0)), train_counts=counts)
+    with pytest.raises(InputError, match="keep_seen is 'false'; give True or False"):
+        evaluate(model, split.test, train_counts=counts, keep_seen="false")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="negatives is 0"):
         ranks(model, split.test, protocol="sampled", negatives=0)
     with pytest.raises(InputError, match="lengths of the lists"):

@@ -15,6 +15,7 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
 from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, rank, require_numbers
+from seqrec.ranking.topk import check_keep_seen
 
 Protocol = Literal["full", "sampled"]
 # Number of targets whose negatives are drawn with one seed. Changing it changes every sampled result.
@@ -231,6 +232,7 @@ def _rank(
     batch_size: int,
 ) -> list[_Ranking]:
     """Ranks from all models, in one pass over the users, so that negatives are drawn only once."""
+    check_keep_seen(keep_seen)
     count = len(targets)
     rankings = [
         _Ranking(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, top), np.int32)) for _ in models

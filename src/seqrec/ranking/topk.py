@@ -171,6 +171,12 @@ def check_k(k: int, most: int) -> None:
         raise InputError(f"k is {k}, but there are only {most} items to choose from; give at most {most}")
 
 
+def check_keep_seen(keep_seen: bool | None) -> None:
+    """Raise an InputError unless it is True, False or None: the text "false" would count as true."""
+    if keep_seen not in (None, True, False):
+        raise InputError(f"keep_seen is {keep_seen!r}; give True or False")
+
+
 def candidates(
     num_items: int, allow: np.ndarray | None, deny: np.ndarray | None
 ) -> tuple[np.ndarray | None, np.ndarray]:
