@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, OUTPUT, Items, Json, with_flags
+from seqrec.cli.flags import INPUT, Items, Json, Out, with_flags
 from seqrec.data.dataset import Dataset
 from seqrec.data.fetch import fetch
 from seqrec.data.fields import Options
@@ -130,7 +130,7 @@ def compare_command(
     split: SplitConfig | None = None,
     read: ReadConfig | None = None,
     filters: PrepareConfig | None = None,
-    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    out: Out = None,
     json: Json = None,
 ) -> int:
     """Train several models under one budget.

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, MODEL, OUTPUT, Items, Json, with_flags
+from seqrec.cli.flags import INPUT, MODEL, OUTPUT, Items, Json, flag, with_flags
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import SplitConfig
 from seqrec.errors import TrainingWarning, warn
@@ -87,5 +87,4 @@ def _warn_of_unused(model: str, training: TrainConfig | None) -> None:
     plain = vars(TrainConfig())
     given = {name for name, value in vars(training or TrainConfig()).items() if value != plain[name]}
     if unused := sorted(given - {"device", "threads", "seed"}):
-        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
-        warn(f"{model} is counted in one pass and does not use {flags}", TrainingWarning)
+        warn(f"{model} is counted in one pass and does not use {', '.join(map(flag, unused))}", TrainingWarning)

@@ -49,6 +49,7 @@ Items = Annotated[
         group=INPUT,
     ),
 ]
+Out = Annotated[Path | None, Parameter(group=OUTPUT)]
 Format = Annotated[
     Literal["table", "csv", "jsonl", "parquet"] | None,
     Parameter(help="Output format. By default from the ending of --out, or a table.", group=OUTPUT),
@@ -100,8 +101,12 @@ def texts_of(kind: Any) -> dict[str, str]:
         elif line.strip():
             inside = False
     # A text that mentions another field means its flag here.
-    return {one: re.sub(r"``(\w+)``", lambda word: _flag(word[1], set(found)), text) for one, text in found.items()}
+    return {
+        one: re.sub(r"``(\w+)``", lambda word: flag(word[1]) if word[1] in found else word[1], text)
+        for one, text in found.items()
+    }
 
 
-def _flag(name: str, known: set[str]) -> str:
-    return f"--{name.replace('_', '-')}" if name in known else name
+def flag(name: str) -> str:
+    """The flag of an option."""
+    return f"--{name.replace('_', '-')}"

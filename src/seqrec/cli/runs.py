@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from seqrec.cli.console import like, output, write_json, write_table
-from seqrec.cli.flags import INPUT, OUTPUT, Format, Json, with_flags
+from seqrec.cli.flags import INPUT, Format, Json, Out, with_flags
 from seqrec.errors import InputError
 from seqrec.run.outputs import check_outputs
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from seqrec.recommender import Recommender
 
 _CHOICE = Group("Recommendation", sort_key=2)
-_K = ["-k", "--k"]
+_K = Annotated[int, Parameter(name=["-k", "--k"], group=_CHOICE)]
 
 
 @with_flags
@@ -59,12 +59,12 @@ def recommend_command(
     users_file: Annotated[Path | None, Parameter(group=INPUT)] = None,
     history: Annotated[list[str] | None, Parameter(group=INPUT)] = None,
     times: Annotated[list[str] | None, Parameter(group=INPUT)] = None,
-    k: Annotated[int, Parameter(name=_K, group=_CHOICE)] = 10,
+    k: _K = 10,
     keep_seen: Annotated[bool | None, Parameter(group=_CHOICE)] = None,
     allow: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
     deny: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
     strict: Annotated[bool, Parameter(group=_CHOICE, show_default=False)] = False,
-    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    out: Out = None,
     format: Format = None,
     json: Json = None,
 ) -> None:
@@ -116,8 +116,8 @@ def recommend_command(
 def similar_command(
     run: Annotated[Path, Parameter(group=INPUT)],
     *items: Annotated[str, Parameter(allow_leading_hyphen=True, group=INPUT)],
-    k: Annotated[int, Parameter(name=_K, group=_CHOICE)] = 10,
-    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    k: _K = 10,
+    out: Out = None,
     format: Format = None,
     json: Json = None,
 ) -> None:

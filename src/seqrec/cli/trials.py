@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, OUTPUT, Json, with_flags
+from seqrec.cli.flags import INPUT, Json, Out, with_flags
 from seqrec.files import make_folder
 from seqrec.run.outputs import check_outputs
 from seqrec.tools.config import BenchConfig
@@ -38,7 +38,7 @@ def bench_command(
     log: Annotated[Path | None, Parameter(group=INPUT)] = None,
     *,
     sizes: BenchConfig | None = None,
-    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    out: Out = None,
     json: Json = None,
 ) -> None:
     """Measure this machine.
