@@ -206,3 +206,13 @@ def test_no_function_has_the_name_of_its_module() -> None:
         if isinstance(node, ast.FunctionDef) and node.name == module.rpartition(".")[2]
     }
     assert found == allowed
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = [
+        f"{module}.{node.name}"
+        for module, file in MODULES.items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert long == []

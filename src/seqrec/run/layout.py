@@ -84,7 +84,7 @@ def remove_left_over(folder: Path) -> None:
 def remove_run(folder: Path) -> list[str]:
     """Remove a run's own files, and each folder that is then empty. Returns the names of other files, which stay.
 
-    The configuration is removed first: without it, the remaining files do not count as a run.
+    The configuration is removed first, because files without a configuration do not count as a run.
     """
     own, left, foreign = sorted_out(folder)
     own.sort(key=lambda name: name != CONFIG)

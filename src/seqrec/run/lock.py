@@ -132,7 +132,7 @@ def _read(file: int) -> bytes:
 
 
 def _note(file: int) -> None:
-    """Write the holder into the lock file. On a full disk the lock works without it."""
+    """Write the holder into the lock file. The lock also works if a full disk does not take the holder."""
     try:
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)

@@ -49,7 +49,7 @@ def read_objects(source: Source) -> tuple[pl.DataFrame, Origin]:
 
 
 def _by_key(source: Source, rows: Iterable[Row]) -> dict[str, list[Any]]:
-    """Values of each key, None for objects without it; values that cannot be a column are replaced by ``{}``."""
+    """Values of each key, None for objects that lack the key; values that cannot be a column are replaced by ``{}``."""
     columns: dict[str, list[Any]] = {}
     count = 0
     for row in rows:

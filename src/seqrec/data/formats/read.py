@@ -57,12 +57,8 @@ def read_log(
     columns holds dates, the other columns are user and item. If one of them holds numbers that look like times or
     ratings, an error shows the parameters to give.
 
-    **Pairs or sequences?** This question arises only for blank-separated lines without a header. If all lines have 2
-    fields, they are pairs. If all have the same larger number of fields, they are columns if a first field occurs
-    twice (in sequences each user has one line) or the last field looks like a time, else sequences. If the numbers of
-    fields differ, the lines are sequences; but if a first field occurs twice and most lines have the same 2 to 4
-    fields, the first line with another number of fields is an error. A line of one field is always an error. `format`
-    overrides this.
+    Blank-separated lines without a header can be pairs, columns or sequences: docs/formats.md tells how this is
+    decided.
 
     **Ids** are integers or strings. In text, a column becomes Int64 if every value fits into 64 bits and is written
     as an integer (no leading zero, no `+`) or as a whole float (`12.0`); users and items are decided separately.
