@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from seqrec.data.batches import Batch, Columns, histories_of, pack
 from seqrec.data.dataset import Dataset
@@ -59,6 +60,16 @@ def batch_of(model: Model, histories: Histories, with_targets: bool = False) -> 
     return pack(histories, model.max_length, with_targets)
 
 
+def predicted(model: Model, dataset: Dataset) -> tuple[Batch, Tensor, Tensor, Tensor]:
+    """A corrupted training batch, its hidden states, those that predict, and the items that they predict."""
+    histories = all_histories(dataset)
+    batch = batch_of(model, histories.take(histories.lengths >= 2), with_targets=True)
+    batch = model.corrupt(batch, np.random.default_rng(0))
+    tokens, items = model.training_targets(batch)
+    hidden = model.encode(batch)
+    return batch, hidden, hidden if tokens is None else hidden[tokens], items
+
+
 def test_the_class(name, dataset):
     kind = MODELS[name]
     assert issubclass(kind, Model)
@@ -84,13 +95,8 @@ def test_sparse_tables_are_those_declared(name, dataset):
         assert len(table.weight) in (dataset.num_items + 1, dataset.num_users + 1)
     mark_tables(model)
     seed_dropout(dropouts_of(model), [0])
-    histories = all_histories(dataset)
-    batch = batch_of(model, histories.take(histories.lengths >= 2), with_targets=True)
-    batch = model.corrupt(batch, np.random.default_rng(0))
-    tokens, items = model.training_targets(batch)
-    hidden = model.encode(batch)
-    hidden = hidden if tokens is None else hidden[tokens]
-    model.score(hidden, torch.stack([items, items % NUM_ITEMS + 1], dim=1)).square().sum().backward()
+    _, _, predictions, items = predicted(model, dataset)
+    model.score(predictions, torch.stack([items, items % NUM_ITEMS + 1], dim=1)).square().sum().backward()
     assert {
         key for key, value in model.named_parameters() if value.grad is not None and value.grad.is_sparse
     } == declared
@@ -288,13 +294,8 @@ def test_gradients_reach_every_parameter(name, dataset):
         assert torch.equal(scores_of(model, batch), before)
         return
     seed_dropout(dropouts_of(model), [0])
-    histories = all_histories(dataset)
-    batch = batch_of(model, histories.take(histories.lengths >= 2), with_targets=True)
-    batch = model.corrupt(batch, np.random.default_rng(0))
-    tokens, items = model.training_targets(batch)
-    hidden = model.encode(batch)
+    batch, hidden, predictions, items = predicted(model, dataset)
     assert len(hidden) == len(batch.items)
-    predictions = hidden if tokens is None else hidden[tokens]
     loss = torch.nn.functional.cross_entropy(model.score(predictions)[:, 1:], items - 1)
     penalty = model.penalty(batch)
     (loss if penalty is None else loss + penalty).backward()
