@@ -84,6 +84,11 @@ def seed_dropout(dropouts: Iterable[Dropout], seed: list[int]) -> None:
         dropout.random = random
 
 
+def mean_squared_norm(vectors: Tensor) -> Tensor:
+    """The mean squared Euclidean norm of vectors ``[R, D]``, for penalties on embeddings."""
+    return vectors.square().sum(dim=1).mean()
+
+
 def softmax(scores: Tensor) -> Tensor:
     """Softmax over the keys of each query."""
     return scores.softmax(dim=-1)

@@ -13,7 +13,7 @@ from seqrec.data.negatives import Loss
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, UserEmbedding
+from seqrec.models.blocks import Dropout, UserEmbedding, mean_squared_norm
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ class Caser(Model):
         """``l2`` times the mean squared norms of the batch's embeddings plus the squared weights of the filters."""
         if self.config.l2 == 0.0:
             return None
-        squares = self.item_embedding(batch.items).square().sum(dim=1).mean()
-        squares = squares + self.output(batch.targets).square().sum(dim=1).mean()
+        squares = mean_squared_norm(self.item_embedding(batch.items))
+        squares = squares + mean_squared_norm(self.output(batch.targets))
         if self.user_embedding is not None:
-            squares = squares + self.user_embedding(batch.users).square().sum(dim=1).mean()
+            squares = squares + mean_squared_norm(self.user_embedding(batch.users))
         dense = [*self.horizontal, self.fully_connected.weight]
         if self.vertical is not None:
             dense.append(self.vertical)

@@ -11,7 +11,7 @@ from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, reset_layers
+from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, mean_squared_norm, reset_layers
 from seqrec.models.grouping import Grouping, group
 
 
@@ -215,5 +215,4 @@ class SASRec(Model):
         """``l2`` times the mean squared norm of the embeddings of the batch's items and targets."""
         if self.config.l2 == 0.0:
             return None
-        looked_up = self.item_embedding(torch.cat([batch.items, batch.targets]))
-        return self.config.l2 * looked_up.square().sum(dim=1).mean()
+        return self.config.l2 * mean_squared_norm(self.item_embedding(torch.cat([batch.items, batch.targets])))

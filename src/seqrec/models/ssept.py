@@ -12,7 +12,7 @@ from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, UserEmbedding, add_positions, reset_layers
+from seqrec.models.blocks import Dropout, UserEmbedding, add_positions, mean_squared_norm, reset_layers
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig, through_blocks
 
 
@@ -197,7 +197,7 @@ class SSEPT(Model):
             return None
         items = self.item_embedding(torch.cat([batch.items, batch.targets]))
         users = self.user_embedding(batch.users)
-        return self.config.l2 * (items.square().sum(dim=1).mean() + users.square().sum(dim=1).mean())
+        return self.config.l2 * (mean_squared_norm(items) + mean_squared_norm(users))
 
 
 def _replaced(values: Tensor, probability: float, first: int, count: int, random: np.random.Generator) -> Tensor:

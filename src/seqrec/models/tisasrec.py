@@ -10,7 +10,7 @@ from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Dropped, Length, Options, Range, Weight
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, reset_layers, split_heads
+from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, mean_squared_norm, reset_layers, split_heads
 from seqrec.models.grouping import Grouping, group
 
 # Longer than any interval in seconds, and small enough that millions of multiples of it fit into 64 bits.
@@ -255,5 +255,4 @@ class TiSASRec(Model):
         """``l2`` times the mean squared norm of the embeddings of the batch's items and targets."""
         if self.config.l2 == 0.0:
             return None
-        looked_up = self.item_embedding(torch.cat([batch.items, batch.targets]))
-        return self.config.l2 * looked_up.square().sum(dim=1).mean()
+        return self.config.l2 * mean_squared_norm(self.item_embedding(torch.cat([batch.items, batch.targets])))
