@@ -75,18 +75,21 @@ class ItemTable:
         return self.frame[name].to_numpy()
 
     @cached_property
-    def _by_category(self) -> tuple[pl.Series, np.ndarray, np.ndarray]:
-        """Sorted category names, item indices by category ``int32[M]``, and the offsets of each ``int64[C + 1]``."""
+    def _coded(self) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+        """Sorted category names; and for each entry of the lists, its item ``int64[M]`` and its category from 0."""
         if self.categories is None:
-            return pl.Series([], dtype=pl.String), np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64)
-        lengths = self.categories.list.len().to_numpy()
-        flat = self.categories.explode().drop_nulls()
-        names = flat.unique().sort()
-        codes = IdTable(names).find(flat) if len(names) else np.zeros(0, dtype=np.int64)
+            return pl.Series([], dtype=pl.String), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        entries = self.categories.explode().drop_nulls()
+        names = entries.unique().sort()
+        items = np.repeat(np.arange(1, len(self) + 1), self.categories.list.len().to_numpy())
+        return names, items, IdTable(names).find(entries)
+
+    @cached_property
+    def _by_category(self) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+        """Sorted category names, item indices by category ``int64[M]``, and the offsets of each ``int64[C + 1]``."""
+        names, items, codes = self._coded
         order = np.argsort(codes, kind="stable")
-        items = np.repeat(np.arange(1, len(self) + 1, dtype=np.int32), lengths)[order]
-        offsets = np.searchsorted(codes[order], np.arange(len(names) + 1))
-        return names, items, offsets.astype(np.int64)
+        return names, items[order], np.searchsorted(codes[order], np.arange(len(names) + 1)).astype(np.int64)
 
     @property
     def category_names(self) -> list[str]:
@@ -106,7 +109,7 @@ class ItemTable:
                 f"there are {len(names):,} categories: {some_of(names)}" if len(names) else "there are no categories"
             )
             raise InputError(f"no item has the category {category!r}; {there}")
-        return items[offsets[place] : offsets[place + 1]].astype(np.int64)
+        return items[offsets[place] : offsets[place + 1]]
 
     def first_categories(self, most: int | None = None) -> tuple[np.ndarray, list[str]]:
         """One category per item, the first in its list, for models that take only one.
@@ -120,21 +123,18 @@ class ItemTable:
             Category of each item, ``int64[I + 1]``, 0 if unknown; and the names of categories 1, 2, …, most frequent
             first.
         """
-        names, _, offsets = self._by_category
+        names, rows, entries = self._coded
         codes = np.zeros(len(self) + 1, dtype=np.int64)
-        if self.categories is None or len(names) == 0:
+        if len(names) == 0:
             return codes, []
-        lengths = self.categories.list.len().to_numpy()
-        flat = IdTable(names).find(self.categories.explode().drop_nulls())
-        rows = np.repeat(np.arange(1, len(self) + 1), lengths)
-        telling = np.diff(offsets) < np.count_nonzero(lengths)
-        rows, flat = rows[telling[flat]], flat[telling[flat]]
+        telling = np.bincount(entries) < len(np.unique(rows))
+        rows, entries = rows[telling[entries]], entries[telling[entries]]
         owners, first = np.unique(rows, return_index=True)  # the first place of each item
-        counts = np.bincount(flat[first], minlength=len(names))
+        counts = np.bincount(entries[first], minlength=len(names))
         order = np.lexsort((np.arange(len(names)), -counts))[: np.count_nonzero(counts)][:most]
         number = np.zeros(len(names), dtype=np.int64)
         number[order] = np.arange(1, len(order) + 1)
-        codes[owners] = number[flat[first]]
+        codes[owners] = number[entries[first]]
         return codes, names.gather(order).to_list()
 
 
