@@ -279,7 +279,7 @@ class Predictor:
         allowed = None if allow is None else known_items(self.dataset, allow, "allow", strict=False)
         denied = None if deny is None else known_items(self.dataset, deny, "deny", strict=False)
         ((items, scores),) = self.rank(people, k, keep_seen=keep_seen, allow=allowed, deny=denied)
-        used = np.minimum(people.lengths, int(self.model.config.max_length)).tolist()
+        used = np.minimum(people.lengths, self.model.max_length).tolist()
         pairs = self._ids_and_scores(items, scores)
         return [
             Recommendations(zip(*pair, strict=True), used[row], unknown.get(row, ())) for row, pair in enumerate(pairs)

@@ -97,7 +97,7 @@ def evaluate(
     training runs.
 
     Args:
-        model: any model; it sees the last ``config.max_length`` items of each history.
+        model: any model; it sees the last ``max_length`` items of each history.
         targets: one target per user.
         train_counts: interactions of each item in training, ``int64[I + 1]``.
         protocol: ``full`` or ``sampled``.

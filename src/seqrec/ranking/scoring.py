@@ -54,7 +54,7 @@ def last_states(model: Model, histories: Histories, *, max_length: int | None = 
     Raises:
         ValueError: a history is empty.
     """
-    max_length = max_length or int(model.config.max_length)
+    max_length = max_length or model.max_length
     lengths = np.minimum(histories.lengths, max_length)
     if len(lengths) and lengths.min() < 1:
         raise ValueError("an empty history has no state; leave it out")

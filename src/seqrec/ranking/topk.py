@@ -31,7 +31,7 @@ def best(
         model: any model. Its training flag is restored afterwards.
         histories: M histories. Nothing is recommended after an empty one, which no model can score.
         k: number of items per history; may be larger than the catalogue.
-        max_length: number of items of a history that the model sees. By default its ``config.max_length``.
+        max_length: number of items of a history that the model sees. By default its ``max_length``.
         keep_seen: whether to recommend items of the history too. Otherwise no item of the complete history is
             recommended, even if the model sees only a part of it, and no item of the user's interactions that the
             filters of :class:`PrepareConfig` dropped.

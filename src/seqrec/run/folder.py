@@ -266,7 +266,7 @@ class Run:
         if model.COUNTED or model.num_items < 2:  # counts may be equal
             return
         histories = histories_of_users(self.dataset, np.arange(min(self.dataset.num_users, _USERS)))
-        hidden = model.encode_last(pack(histories, model.config.max_length))
+        hidden = model.encode_last(pack(histories, model.max_length))
         scores = model.score(hidden, torch.arange(1, min(model.num_items, _ITEMS) + 1))
         if (scores == scores[:, :1]).all():
             raise InputError(

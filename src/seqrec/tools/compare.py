@@ -75,7 +75,7 @@ class Entry:
 
 @dataclass
 class Comparison:
-    """The result of :func:`compare`.
+    """The result of :func:`compare_models`.
 
     Args:
         entries: one entry per model, in the given order.
