@@ -26,6 +26,10 @@ def longs(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
 def words(count: int) -> Tensor:
     return torch.zeros(count, dtype=torch.int16)
 
@@ -96,7 +100,22 @@ def softmax_loss() -> dict[str, Any]:
 
 def rank() -> dict[str, Any]:
     return {"states": floats(5, 3), "vectors": floats(7, 3), "k": 2, "left_out": (longs(0, 4), longs(6, 0)),
-            "skipped": torch.zeros(7, dtype=torch.bool), "targets": longs(0, 1, 2, 3, 6)}  # fmt: skip
+            "skipped": torch.zeros(7, dtype=torch.bool), "targets": longs(0, 1, 2, 3, 6),
+            "added": (longs(0, 0, 4), longs(0, 6, 1), floats(3))}  # fmt: skip
+
+
+def pairs() -> dict[str, Any]:
+    return {"items": ints(1, 2, 0, 3), "starts": longs(0, 2), "ends": longs(2, 4), "forward": floats(2),
+            "backward": floats(1), "num_items": 3, "most": 2, "factors": floats(4)}  # fmt: skip
+
+
+def sums() -> dict[str, Any]:
+    table = kernels.Rows(longs(0, 1, 3, 3), ints(2, 0, 2), floats(3))
+    return {"table": table, "offsets": longs(0, 2, 2), "entries": ints(1, 2), "coefficients": floats(2)}
+
+
+def table_of(**wrong: Tensor) -> dict[str, Any]:
+    return {"table": sums()["table"]._replace(**wrong)}
 
 
 OFFSETS = [
@@ -178,6 +197,25 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"left_out": (longs(4, 0), longs(6, 0))}, {"left_out": (longs(0, 5), longs(6, 0))},
         {"left_out": (longs(0, 4), longs(7, 0))}, {"left_out": (longs(0, 4), longs(6))}, {"vectors": floats(7, 2)},
         {"states": floats(5, 3).double()}, {"states": floats(3)},
+        {"added": (longs(0, 0, 4), longs(6, 0, 1), floats(3))}, {"added": (longs(4, 0, 0), longs(0, 0, 1), floats(3))},
+        {"added": (longs(0, 0, 5), longs(0, 6, 1), floats(3))}, {"added": (longs(0, 0, 4), longs(0, 7, 1), floats(3))},
+        {"added": (longs(0, 0, 4), longs(0, 6, -1), floats(3))},
+        {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(2))}, {"added": (longs(0, 4), longs(0, 6, 1), floats(3))},
+        {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(3).double())},
+    ]),
+    (kernels.count_pairs, pairs, [
+        {"items": ints(1, 2, 0, 4)}, {"items": ints(1, 2, 0, -1)}, {"items": longs(1, 2, 0, 3)}, {"starts": longs(0)},
+        {"starts": longs(0, 1)}, {"starts": longs(-1, 2)}, {"ends": longs(2, 5)}, {"ends": longs(2, 1)},
+        {"ends": longs(0, 2**62)}, {"starts": floats(2)}, {"starts": longs(1, 0)}, {"most": 0}, {"num_items": -1},
+        {"forward": floats(2, 1)}, {"forward": floats(2) + torch.inf}, {"backward": floats(1) + torch.nan},
+        {"forward": floats(2).double()}, {"factors": floats(3)}, {"num_items": 2, "factors": None},
+    ]),
+    (kernels.sum_rows, sums, [
+        table_of(offsets=longs(0, 4, 3, 3)), table_of(offsets=longs(0, -1, 3, 3)), table_of(offsets=longs(0, 1, 4, 4)),
+        table_of(offsets=longs(0, 3, 1, 3)), table_of(offsets=longs(0, -(2**62), 2**62, 3)), table_of(offsets=longs()),
+        table_of(columns=ints(2, 3, 0)), table_of(columns=ints(2, -1, 0)), table_of(columns=longs(2, 0, 2)),
+        table_of(values=floats(2)), {"offsets": longs(0, 2, 3)}, {"offsets": longs(0, 2, 1)}, {"entries": ints(1, 3)},
+        {"entries": ints(1, -1)}, {"coefficients": floats(3)}, {"entries": longs(1, 2)},
     ]),
 ]  # fmt: skip
 
@@ -194,7 +232,7 @@ def test_what_does_not_fit_is_refused(function, right, wrong):
 
 
 def test_every_loop_is_in_the_table():
-    others = {"Drifts", "Ranked", "dropped_words", "library", "usable"}
+    others = {"Drifts", "Ranked", "Rows", "dropped_words", "library", "usable"}
     assert {function.__name__ for function, *_ in CASES} == set(kernels.__all__) - others
 
 
@@ -226,6 +264,13 @@ def test_without_the_library_it_says_so(monkeypatch):
     assert loader.library() is not None
 
 
+@pytest.mark.parametrize("wrong", [-(2**63), -(2**31), -1, 5, 6, 2**31, 2**32, 2**63 - 1])
+def test_numbers_at_the_ends_of_their_type_are_not_below(wrong):
+    declared = Loop("lanes", "x: int64[N] below E")
+    with pytest.raises(ValueError, match="its values are from"):
+        declared(x=longs(0, 1, 2, 3, 4, 4, 4, 4, 4, wrong, 1), E=5)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_what_numbers_are_is_told_as_numpy_does(seed):
     random = np.random.default_rng(seed)
@@ -247,4 +292,9 @@ def test_what_numbers_are_is_told_as_numpy_does(seed):
         right = values[0] == 0 and values[-1] == 5 and (steps >= least).all() and (steps <= most).all()
         assert refused(f"x: int64[N] {words}", x=x, E=5, L=most) != right
     assert refused("x: int64[N] below E", x=x, E=5) != ((values >= 0) & (values < 5)).all()
+    assert refused("x: int64[N] below E + 1", x=x, E=5) != ((values >= 0) & (values <= 5)).all()
+    assert refused("x: int32[N] below E", x=x.int(), E=5) != ((values >= 0) & (values < 5)).all()
     assert refused("x: int64[N] sorted", x=x) != (steps >= 0).all()
+    rows = random.integers(0, 2, len(values))
+    right = ((steps >= 0) | (np.diff(rows) != 0)).all()
+    assert refused("rows: int64[N]", "x: int64[N] sorted within rows", x=x, rows=torch.from_numpy(rows)) != right

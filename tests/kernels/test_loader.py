@@ -76,7 +76,7 @@ def test_older_processors_have_loops_of_their_own(processor):
     if os.environ.get("ATEN_CPU_CAPABILITY"):
         return
     folder = Path(__file__).parent
-    tests = [str(folder / f"test_{name}.py") for name in ("layers", "block", "scores", "adam")]
+    tests = [str(folder / f"test_{name}.py") for name in ("layers", "block", "scores", "counts", "adam")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *tests],
         env=os.environ | {"ATEN_CPU_CAPABILITY": processor},

@@ -111,24 +111,27 @@ def test_softmax_loss_of_no_numbers_is_none():
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (129, 500, 17), (3, 5000, 9)])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_rank_is_a_full_sort(shape, threads):
-    """Scores are whole numbers, so that many tie and none is rounded."""
+@pytest.mark.parametrize("more", [0, 1, 40])
+def test_rank_is_a_full_sort(shape, threads, more):
+    """Scores are whole numbers, so that many tie and none is rounded. Some pairs are added to twice or ignored, too."""
     count, items, dim = shape
     torch.manual_seed(0)
     states, vectors = torch.randint(-2, 3, (count, dim)).float(), torch.randint(-2, 3, (items, dim)).float()
+    pairs = torch.randint(0, count * items, (more * count,)).sort().values
+    added = pairs // items, pairs % items, torch.randint(-3, 4, pairs.shape).float()
     rows = torch.randint(0, count, (3 * count,)).sort().values
     left_out = rows, torch.randint(0, items, (len(rows),))
     skipped = torch.rand(items) < 0.1
     targets = torch.randint(0, items, (count,))
     skipped[targets] = False
-    scores = states @ vectors.T
+    scores = (states @ vectors.T).index_put(added[:2], added[2], accumulate=True)
     own = scores.gather(1, targets[:, None])
     scores[:, skipped] = -torch.inf
     scores[left_out] = -torch.inf
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     for k in {0, 1, min(10, items), items}:
-        found = kernels.rank(states, vectors, k, left_out, skipped, targets)
+        found = kernels.rank(states, vectors, k, left_out, skipped, targets, added if more else None)
         assert found.numbers
         assert torch.equal(found.greater, (scores > own).sum(dim=1))
         assert torch.equal(found.ties, (scores == own).sum(dim=1))
@@ -140,13 +143,25 @@ def test_rank_is_a_full_sort(shape, threads):
     assert kernels.rank(states, vectors, 1).columns[:, 0].tolist() == (states @ vectors.T).argmax(dim=1).tolist()
 
 
-def test_a_target_ties_with_itself_alone():
-    """Its score has the same bits as in the tile, whatever the width and its place in the tile."""
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_target_ties_with_itself_alone(threads):
+    """Its score has the same bits as in the tile, whatever the width, its place in the tile and what is added."""
     torch.manual_seed(0)
+    torch.set_num_threads(threads)
     for dim in (1, 7, 31, 64, 100):
         states, vectors = torch.randn(200, dim), torch.randn(700, dim)
         targets = torch.randint(0, 700, (200,))
         assert (kernels.rank(states, vectors, targets=targets).ties == 1).all()
+        rows, columns = torch.arange(200).repeat_interleave(3), targets.repeat_interleave(3)
+        rows, columns = torch.cat([rows, rows]), torch.cat([columns, torch.randint(0, 700, (600,))])
+        order = (rows * 700 + columns).argsort()
+        added = rows[order], columns[order], torch.randn(1200) / 3
+        found = kernels.rank(states, vectors, 700, targets=targets, added=added)
+        assert (found.ties == 1).all()
+        place = (found.columns == targets[:, None]).nonzero()[:, 1]
+        assert torch.equal(place, found.greater)
+        exact = (states.double() @ vectors.double().T).index_put(added[:2], added[2].double(), accumulate=True)
+        torch.testing.assert_close(found.scores.double(), exact.gather(1, found.columns), rtol=1e-5, atol=1e-5)
 
 
 def test_rank_of_no_numbers_and_of_minus_infinity():

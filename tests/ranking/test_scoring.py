@@ -53,21 +53,27 @@ def test_rank_is_a_full_sort(
             catalogue = Catalogue(model, catalogue.items, catalogue.vectors.double())
         columns = list(range(1, ITEMS + 1)) if items is None else list(range(len(items)))
         vectors = model.item_embedding.weight.numpy()[slice(None) if items is None else items]
-        scores = states.numpy() @ vectors.T
         targets = random.choice(columns[-4:], rows)
         pairs = sorted({(int(random.integers(rows)), int(random.choice(columns[:-4]))) for _ in range(3 * rows)})
         left_out = np.array([row for row, _ in pairs]), np.array([column for _, column in pairs])
         denied = np.array([columns[0], columns[3]])
+        more = np.unique(random.integers(rows * (ITEMS + 1), size=10 * rows))
+        added = catalogue.added_columns(
+            (more // (ITEMS + 1), more % (ITEMS + 1), random.integers(-2, 3, len(more)).astype(np.float32))
+        )
         usable = [column for column in columns if column not in denied]
-        asked: list[dict[str, Any]] = [{}, {"targets": targets}]
+        asked: list[dict[str, Any]] = [{}, {"targets": targets}, {"added": added}, {"added": added, "targets": targets}]
         for extra in asked:
+            scores = states.numpy() @ vectors.T
+            if "added" in extra:
+                np.add.at(scores, added[:2], added[2])
             found = rank(catalogue, states, 9, left_out=left_out, denied=denied, batch_size=11, **extra)
             for row in range(rows):
                 best, above, ties = brute(scores[row], usable, 9, set(pairs), int(targets[row]), row)
                 rest = 9 - len(best)
                 assert found.columns[row].tolist() == best + [-1] * rest
                 assert found.scores[row].tolist() == [*scores[row, best].tolist(), *[-np.inf] * rest]
-                if extra:
+                if "targets" in extra:
                     assert found.greater is not None
                     assert found.ties is not None
                     assert (found.greater[row], found.ties[row]) == (above, ties)

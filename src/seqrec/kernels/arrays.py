@@ -38,8 +38,9 @@ class Loop:
 
               - ``rising to T``: offsets that start at 0, never decrease and end at T. With ``by 1`` no history is
                 empty, with ``up to L`` none is longer than L.
-              - ``below N``: all values are from 0 to N - 1.
-              - ``sorted``: the values never decrease.
+              - ``below N`` or ``below N + 1``: all values are from 0 to one less. For ``int64`` and ``int32``.
+              - ``sorted``: the values never decrease. With ``within rows`` they may where the array ``rows``, of the
+                same length and declared before, has another value.
               - ``strided``: a matrix with gaps is allowed, and its two strides are passed too.
               - ``halves``: two pointers are passed, to the left and to the right half of the rows.
               - ``made``: the call allocates the array, and the function writes it.
@@ -131,9 +132,13 @@ class Loop:
 def _content_checks(compiled: ctypes.CDLL) -> dict[str, Any]:
     """The compiled functions that check an array's values, by their names in generated code."""
     checks = {}
-    for name, more in (("rising", 3), ("below", 1), ("sorted", 0)):
+    number, array = ctypes.c_int64, ctypes.c_void_p
+    for name, *more in (
+        ("rising", number, number, number), ("below", number), ("below_int32", number), ("sorted",),
+        ("sorted_within", array),
+    ):  # fmt: skip
         checks[name] = getattr(compiled, f"seqrec_{name}")
-        checks[name].argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * (1 + more)]
+        checks[name].argtypes = [array, number, *more]
     return checks
 
 
@@ -147,10 +152,10 @@ def _wrong_content(array: Array, x: Tensor, sizes: dict[str, int]) -> str:
             steps = np.diff(values)
             sizes_of_steps = f"{steps.min(initial=0)} to {steps.max(initial=0)}"
             return f"but it runs from {values[0]} to {values[-1]} in steps of {sizes_of_steps}"
-        if word == "below" and (values.min() < 0 or values.max() >= sizes[more[0]]):
+        if word == "below" and (values.min() < 0 or values.max() >= sizes[more[0]] + int("+" in more)):
             return f"but its values are from {values.min()} to {values.max()}"
         if word == "sorted" and (values[1:] < values[:-1]).any():
-            return "but it is not sorted"
+            return f"but it is not {' '.join([word, *more])}"
     return ""
 
 

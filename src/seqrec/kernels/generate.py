@@ -92,7 +92,11 @@ def _content_lines(array: Array) -> list[str]:
         if word == "rising":
             given += [more[1], str(int("by" in more)), more[-1] if "up" in more else more[1]]
         elif word == "below":
-            given += more
+            word = "below_int32" if array.kind == "int32" else word
+            given += [" ".join(more)]
+        elif word == "sorted" and more:
+            word = "sorted_within"
+            given += [f"{more[-1]}.data_ptr()"]
         elif word != "sorted":
             continue
         lines += [f"if not {word}({', '.join(given)}): refuse('{array.name}', given, locals())"]

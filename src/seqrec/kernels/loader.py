@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VERSION = 18
+VERSION = 19
+#: The functions that return a size, an int64.
+SIZES = "adam_catch_up", "block_saves", "count_pairs", "count_pairs_room", "sum_rows", "sum_rows_room"
 #: The builds that a processor can run, best first, by torch's name for its capability. Others run only ``plain``.
 RUNS = {"AVX512": ("avx512", "avx2", "plain"), "AVX2": ("avx2", "plain")}
 
@@ -30,7 +32,8 @@ def library() -> ctypes.CDLL | None:
         try:
             found = ctypes.CDLL(str(Path(__file__).with_name(name_of(processor))))
             found.seqrec_kernels_version.restype = ctypes.c_int32
-            found.seqrec_adam_catch_up.restype = found.seqrec_block_saves.restype = ctypes.c_int64
+            for name in SIZES:
+                getattr(found, f"seqrec_{name}").restype = ctypes.c_int64
             if found.seqrec_kernels_version() == VERSION:
                 return found
         except (OSError, AttributeError):

@@ -1,86 +1,13 @@
-// Scores of candidates, losses over them, and ranking. scores.py describes what each function computes.
-//
-// Products with a catalogue are computed in tiles, with a row per item and a column per token. A tile is still in the
-// cache for the next operation, and sums over items add rows, without sums across a vector.
+// Scores of candidates and losses over them. scores.py describes what each function computes.
 
 #include "attention.h"
+#include "tiles.h"
 
 using namespace seqrec;
 
 namespace {
 
-constexpr int64_t TOKENS = 128;     // tokens per tile: complete panels; a tile and its vectors fill half the cache
-constexpr int64_t ITEMS = 240;      // highest number of items per tile: a multiple of ROWS on every processor
 constexpr int64_t KEPT = 1 << 22;  // highest number of exponentials kept for backward: 16 MiB
-
-// An item to ignore for a token. Tokens count from the first one of the block.
-struct Pair {
-    int64_t item, token;
-};
-
-// A block of tokens: their states, as given and in panels padded with zeros, and the items to ignore for them.
-struct Block {
-    int64_t first, count, width;  // width: count padded to complete panels
-    int64_t row;                  // row length of a tile; not a power of two, so that rows fall into different cache sets
-    const float* states;
-    Room memory;
-    Panels across;
-    std::vector<Pair> left_out;  // sorted by item
-
-    Block(const float* all, int64_t first, int64_t count, int64_t dim) : first(first), count(count) {
-        width = panel_size(1, count);
-        row = width + 16;
-        states = all + first * dim;
-        memory = room(width * dim);
-        std::fill(memory.get(), memory.get() + width * dim, 0.0f);
-        across = panels(transposed(states, dim), dim, count, memory.get());
-    }
-
-    // Picks the pairs of this block from those of all tokens, which are sorted by token.
-    void leave_out(const int64_t* tokens, const int64_t* items, int64_t pairs) {
-        const int64_t* low = std::lower_bound(tokens, tokens + pairs, first);
-        const int64_t* high = std::lower_bound(low, tokens + pairs, first + count);
-        for (const int64_t* at = low; at < high; ++at) left_out.push_back({items[at - tokens], *at - first});
-        std::sort(left_out.begin(), left_out.end(), [](const Pair& a, const Pair& b) { return a.item < b.item; });
-    }
-};
-
-// The items' vectors, in tiles of about the same height, whose number is a multiple of the number of threads.
-struct Catalogue {
-    const float* vectors;
-    int64_t count, dim, height, tiles;
-
-    Catalogue(const float* vectors, int64_t count, int64_t dim, int64_t threads) : vectors(vectors), count(count), dim(dim) {
-        const int64_t each = (count + ITEMS * threads - 1) / (ITEMS * threads) * threads;
-        height = std::max<int64_t>((count + each - 1) / std::max<int64_t>(each, 1) + ROWS - 1, ROWS) / ROWS * ROWS;
-        tiles = (count + height - 1) / height;
-    }
-    int64_t first(int64_t tile) const { return tile * height; }
-    int64_t items(int64_t tile) const { return std::min(height, count - first(tile)); }
-    const float* of(int64_t tile) const { return vectors + first(tile) * dim; }
-
-    // The scores of a tile, items by tokens; -inf for pairs to ignore.
-    void score(int64_t tile, const Block& block, float* out) const {
-        product<ZERO>(items(tile), block.width, dim, plain(of(tile), dim), block.across, out, block.row);
-        for_pairs(tile, block, [&](int64_t item, int64_t token) { out[item * block.row + token] = -INFINITY; });
-    }
-
-    // Calls `each` for the pairs of a block that are in a tile, with their row and column in the tile.
-    template <typename Each>
-    void for_pairs(int64_t tile, const Block& block, Each each) const {
-        const int64_t from = first(tile);
-        auto pair = std::lower_bound(block.left_out.begin(), block.left_out.end(), from,
-                                     [](const Pair& a, int64_t item) { return a.item < item; });
-        for (; pair != block.left_out.end() && pair->item < from + items(tile); ++pair) each(pair->item - from, pair->token);
-    }
-};
-
-// One score, with the same additions in the same order as in a tile, so that the bits are the same.
-float score_of(const float* state, const float* vector, int64_t dim) {
-    float score;
-    product<ZERO>(1, 1, dim, plain(vector, 0), rows_of(state, 1), &score, 1);
-    return score;
-}
 
 // Replaces -inf, the maximum over no items, by 0, so that exponentials below it are 0 instead of NaN.
 inline Vector finite(Vector highest) { return highest > Vector{} - INFINITY ? highest : Vector{}; }
@@ -156,71 +83,6 @@ Panels filled_up(const float* rows, int64_t count, int64_t dim, const float* fac
     }
     return rows_of(memory, wide);
 }
-
-struct Candidate {
-    float score;
-    int64_t item;
-};
-
-inline bool better(const Candidate& a, const Candidate& b) {
-    return a.score > b.score || (a.score == b.score && a.item < b.item);
-}
-
-// The best candidates of each token of a block so far. A list collects candidates that score above the worst of the
-// best k, and is cut to k when it is full; soon few candidates qualify. Items come in ascending order, so a candidate
-// that ties with the worst is never better.
-struct Best {
-    int64_t k, room;
-    std::vector<std::vector<Candidate>> found;
-    float least[TOKENS];
-
-    Best(int64_t k, int64_t count) : k(k), room(2 * k + 16), found(count) {
-        std::fill(least, least + TOKENS, INFINITY);  // padding tokens collect no candidates
-        std::fill(least, least + count, -INFINITY);
-        for (auto& list : found) list.reserve(room);
-    }
-
-    void cut(int64_t token) {
-        std::vector<Candidate>& list = found[token];
-        if (int64_t(list.size()) <= k) return;
-        std::nth_element(list.begin(), list.begin() + (k - 1), list.end(), better);
-        list.resize(k);
-        least[token] = list.back().score;
-    }
-
-    void take(const float* tile, int64_t items, int64_t first, const Block& block, const uint8_t* skipped) {
-        for (int64_t i = 0; i < items; ++i) {
-            if (skipped && skipped[first + i]) continue;
-            const float* row = tile + i * block.row;
-            for (int64_t t = 0; t < block.width; t += LANES)
-                for (uint32_t bits = above(load(row + t), load(least + t)); bits; bits &= bits - 1) {
-                    const int64_t token = t + __builtin_ctz(bits);
-                    found[token].push_back({row[token], first + i});
-                    if (int64_t(found[token].size()) >= room) cut(token);
-                }
-        }
-    }
-};
-
-// For each token, the numbers of candidates that score above the target and equal to it, and the number of NaN scores.
-struct Ranks {
-    float targets[TOKENS] = {};
-    int32_t greater[TOKENS] = {}, ties[TOKENS] = {}, odd[TOKENS] = {};
-
-    void take(const float* tile, int64_t items, int64_t first, const Block& block, const uint8_t* skipped, bool ranked) {
-        for (int64_t t = 0; t < block.width; t += LANES) {
-            const Vector target = load(targets + t);
-            Whole above{}, equal{}, none{};
-            for (int64_t i = 0; i < items; ++i) {
-                if (skipped && skipped[first + i]) continue;
-                const Vector x = load(tile + i * block.row + t);
-                none -= x != x;
-                if (ranked) above -= x > target, equal -= x == target;
-            }
-            for (int l = 0; l < LANES; ++l) greater[t + l] += above[l], ties[t + l] += equal[l], odd[t + l] += none[l];
-        }
-    }
-};
 
 void add_times(int64_t count, float factor, const float* x, float* to) {
 #pragma omp simd
@@ -312,67 +174,6 @@ void seqrec_binary_loss(
             score_gradients(state, candidates, by.data(), count, dim, by_hidden + n * dim, by_vectors + n * count * dim);
         }
     }
-}
-
-// The best k candidates for each state, by score and then by index; -1 and -inf if there are fewer. If targets are
-// given, also the number of candidates that score above the target (-1 if the target scores -inf), and the number that
-// score the same, including the target (1 if it scores -inf). Returns whether a score is NaN. Threads divide the states
-// among them, and if there are few states, the candidates too.
-int32_t seqrec_rank(
-    const float* states, const float* vectors, const int64_t* rows, const int64_t* left_out, int64_t pairs,
-    const uint8_t* skipped, int64_t count, int64_t items, int64_t dim, int64_t k, int64_t* best_items, float* best_scores,
-    const int64_t* targets, int64_t* greater, int64_t* ties, int32_t threads
-) {
-    const Catalogue catalogue(vectors, items, dim, threads);
-    const int64_t blocks = (count + TOKENS - 1) / TOKENS, tiles = catalogue.tiles;
-    const int64_t parts = std::max<int64_t>(1, std::min(tiles, threads / std::max<int64_t>(blocks, 1)));
-    std::vector<std::unique_ptr<Best>> bests(blocks * parts);
-    std::vector<std::unique_ptr<Ranks>> ranks(blocks * parts);
-    int32_t odd = 0;
-#pragma omp parallel num_threads(threads) reduction(| : odd)
-    {
-        const auto tile = room(ITEMS * (TOKENS + 16));
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < blocks * parts; ++task) {
-            const int64_t first = task / parts * TOKENS, part = task % parts;
-            Block block(states, first, std::min(TOKENS, count - first), dim);
-            block.leave_out(rows, left_out, pairs);
-            bests[task] = std::make_unique<Best>(k, block.count), ranks[task] = std::make_unique<Ranks>();
-            Best& best = *bests[task];
-            Ranks& rank = *ranks[task];
-            for (int64_t t = 0; targets && t < block.count; ++t)
-                rank.targets[t] = score_of(block.states + t * dim, vectors + targets[first + t] * dim, dim);
-            for (int64_t n = tiles * part / parts; n < tiles * (part + 1) / parts; ++n) {
-                catalogue.score(n, block, tile.get());
-                if (k) best.take(tile.get(), catalogue.items(n), catalogue.first(n), block, skipped);
-                rank.take(tile.get(), catalogue.items(n), catalogue.first(n), block, skipped, targets != nullptr);
-            }
-            for (int64_t t = 0; t < block.count; ++t) odd |= rank.odd[t] != 0;
-        }
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < count; ++row) {
-            const int64_t task = row / TOKENS * parts, token = row % TOKENS;
-            std::vector<Candidate> all;
-            for (int64_t part = 0; part < parts; ++part) {
-                const auto& found = bests[task + part]->found[token];
-                all.insert(all.end(), found.begin(), found.end());
-            }
-            const int64_t some = std::min<int64_t>(k, int64_t(all.size()));
-            std::partial_sort(all.begin(), all.begin() + some, all.end(), better);
-            for (int64_t n = 0; n < k; ++n) {
-                best_items[row * k + n] = n < some ? all[n].item : -1;
-                best_scores[row * k + n] = n < some ? all[n].score : -INFINITY;
-            }
-            if (!targets) continue;
-            greater[row] = ties[row] = 0;
-            for (int64_t part = 0; part < parts; ++part) {
-                greater[row] += ranks[task + part]->greater[token];
-                ties[row] += ranks[task + part]->ties[token];
-            }
-            if (ranks[task]->targets[token] == -INFINITY) greater[row] = -1, ties[row] = 1;
-        }
-    }
-    return odd;
 }
 
 // If the exponentials of a block of tokens fit into KEPT, they are kept between forward and backward, for as many

@@ -1,4 +1,4 @@
-"""Scores of candidates, losses over them, and ranking; see ``scores.cpp``."""
+"""Scores of candidates, losses over them, and ranking; see ``scores.cpp`` and ``rank.cpp``."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +24,9 @@ _SOFTMAX_LOSS = Loop(
 )  # fmt: skip
 _RANK = Loop(
     "rank", "states: float32[R, D]", "vectors: float32[C, D]", "rows: int64[P] sorted, below R",
-    "columns: int64[P] below C", "P", "skipped: bool[C]?", "R", "C", "D", "K", "best: int64[R, K] made",
+    "columns: int64[P] below C", "P", "added_rows: int64[Q] sorted, below R",
+    "added_columns: int64[Q] below C, sorted within added_rows", "added_values: float32[Q]", "Q", "skipped: bool[C]?",
+    "R", "C", "D", "K", "best: int64[R, K] made",
     "scores: float32[R, K] made", "targets: int64[R]? below C", "greater: int64[R]?", "ties: int64[R]?",
 )  # fmt: skip
 
@@ -162,6 +164,7 @@ def rank(
     left_out: tuple[Tensor, Tensor] | None = None,
     skipped: Tensor | None = None,
     targets: Tensor | None = None,
+    added: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Ranked:
     """Rank candidates by dot products, a tile of scores at a time, without storing all scores.
 
@@ -172,17 +175,22 @@ def rank(
         left_out: pairs (row, column) to ignore, two ``int64`` tensors, sorted by row.
         skipped: candidates to ignore for all rows, ``bool[C]``.
         targets: column of each row's target, ``int64[R]``. None if its rank is not needed.
+        added: finite values to add to some of the dot products: rows and columns, two ``int64`` tensors, sorted by row
+            and then by column, and ``float32`` values. Pairs to ignore are ignored nevertheless.
     """
     if states.dim() != 2 or vectors.dim() != 2 or not 0 <= k <= len(vectors):
         raise ValueError(f"k {k}, states {tuple(states.shape)} and vectors {tuple(vectors.shape)} don't fit together")
     states, vectors = states.contiguous(), vectors.contiguous()
     nothing = torch.zeros(0, dtype=torch.int64)
     rows, columns = map(integers, left_out or (nothing, nothing))
+    *places, values = added or (nothing, nothing, torch.zeros(0))
+    added_rows, added_columns = map(integers, places)
     greater, ties = (None if targets is None else torch.empty(len(states), dtype=torch.int64) for _ in range(2))
     targets = None if targets is None else integers(targets)
     skipped = None if skipped is None else skipped.contiguous()
     odd, best, scores = _RANK(
-        states=states, vectors=vectors, rows=rows, columns=columns, skipped=skipped, K=k, targets=targets,
+        states=states, vectors=vectors, rows=rows, columns=columns, added_rows=added_rows,
+        added_columns=added_columns, added_values=values.contiguous(), skipped=skipped, K=k, targets=targets,
         greater=greater, ties=ties,
     )  # fmt: skip
     return Ranked(best, scores, greater, ties, odd == 0)

@@ -22,6 +22,8 @@ ATTENTION_CELLS = 2**24  # highest number of users times squared length in a bat
 FEW = 8
 
 Pairs = tuple[np.ndarray, np.ndarray]  # sorted rows, and an item or a column for each: two int64[P]
+# Pairs sorted by row and then by item or column, and a finite number for each, float32[P], to add to its score.
+Added = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @contextmanager
@@ -112,14 +114,25 @@ class Catalogue:
     def columns_of(self, pairs: Pairs) -> Pairs:
         """Pairs of a row and a column from pairs of a row and an item. Items without a column are left out."""
         rows, items = pairs
+        there, columns = self._places(items)
+        return rows[there], columns
+
+    def added_columns(self, added: Added) -> Added:
+        """The same as :meth:`columns_of`, with the numbers to add."""
+        rows, items, values = added
+        there, columns = self._places(items)
+        return rows[there], columns, values[there]
+
+    def _places(self, items: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
+        """Which of the items have a column, and their columns ``int64``."""
         if self.items is None:
-            return rows, items.astype(np.int64, copy=False)
+            return slice(None), items.astype(np.int64, copy=False)
         if len(self.items) == 0:
-            return rows[:0], items[:0].astype(np.int64)
+            return slice(0), items[:0].astype(np.int64)
         place = np.searchsorted(self.items, items)
         place[place == len(self.items)] = 0
         there = self.items[place] == items
-        return rows[there], place[there]
+        return there, place[there]
 
     def items_of(self, columns: np.ndarray) -> np.ndarray:
         """The items of columns, ``int64`` of any shape; 0 for column -1."""
@@ -155,6 +168,7 @@ def rank(
     left_out: Pairs | None = None,
     denied: np.ndarray | None = None,
     targets: np.ndarray | None = None,
+    added: Added | None = None,
     batch_size: int = 512,
 ) -> Ranking:
     """Score the catalogue for each state, and find the best columns and the ranks of targets.
@@ -168,6 +182,8 @@ def rank(
         left_out: pairs of a row and a column to ignore. If a target is among them, its rank has no meaning.
         denied: columns to ignore in all rows, ``int64``. The padding is always ignored.
         targets: column of each state's target, ``int64[R]``. None if ranks are not needed.
+        added: rows and columns, and numbers to add to their scores, as from :meth:`Catalogue.added_columns`. What is
+            ignored stays ignored.
         batch_size: highest number of states that torch scores at once.
 
     Raises:
@@ -184,7 +200,7 @@ def rank(
         return ranking
     vectors = catalogue.vectors
     if vectors is not None and (targets is not None or count >= FEW) and kernels.usable(states, vectors):
-        _rank_compiled(vectors, states, left_out, denied, targets, ranking)
+        _rank_compiled(vectors, states, left_out, denied, targets, added, ranking)
         return ranking
     rows = min(batch_size, catalogue.rows, count)
     kind = states.dtype if vectors is None else vectors.dtype
@@ -192,24 +208,36 @@ def rank(
     for start in range(0, count, rows):
         part = slice(start, start + rows)
         into = Ranking(*(None if found is None else found[part] for found in ranking))  # type: ignore[arg-type]
-        pairs = None
+        pairs = more = None
         if left_out is not None:
-            low, high = np.searchsorted(left_out[0], [start, start + rows])
-            pairs = left_out[0][low:high] - start, left_out[1][low:high]
+            own = _of_rows(left_out[0], start, rows)
+            pairs = left_out[0][own] - start, left_out[1][own]
+        if added is not None:
+            own = _of_rows(added[0], start, rows)
+            more = added[0][own] - start, added[1][own], added[2][own]
         wanted = None if targets is None else targets[part]
-        _rank_block(catalogue.score(states[part], memory), pairs, denied, wanted, into)
+        _rank_block(catalogue.score(states[part], memory), pairs, denied, wanted, more, into)
     return ranking
+
+
+def _of_rows(rows: np.ndarray, start: int, count: int) -> slice:
+    """Where the pairs of ``count`` rows from ``start`` on are, given the sorted rows of all pairs."""
+    return slice(*np.searchsorted(rows, [start, start + count]).tolist())
 
 
 def _rank_compiled(
     vectors: Tensor, states: Tensor, left_out: Pairs | None, denied: np.ndarray, targets: np.ndarray | None,
-    into: Ranking,
+    added: Added | None, into: Ranking,
 ) -> None:  # fmt: skip
     skipped = torch.zeros(len(vectors), dtype=torch.bool)
     skipped[torch.from_numpy(denied)] = True
     pairs = None if left_out is None else (torch.from_numpy(left_out[0]), torch.from_numpy(left_out[1]))
     wanted = None if targets is None else torch.from_numpy(targets)
-    found = kernels.rank(states, vectors, min(into.columns.shape[1], len(vectors)), pairs, skipped, wanted)
+    more = None
+    if added is not None:
+        more = torch.from_numpy(added[0]), torch.from_numpy(added[1]), torch.from_numpy(added[2])
+    k = min(into.columns.shape[1], len(vectors))
+    found = kernels.rank(states, vectors, k, pairs, skipped, wanted, more)
     require(found.numbers)
     width = found.columns.shape[1]
     into.columns[:, :width], into.scores[:, :width] = found.columns.numpy(), found.scores.numpy()
@@ -218,10 +246,14 @@ def _rank_compiled(
 
 
 def _rank_block(
-    scores: Tensor, left_out: Pairs | None, denied: np.ndarray, targets: np.ndarray | None, into: Ranking
-) -> None:
+    scores: Tensor, left_out: Pairs | None, denied: np.ndarray, targets: np.ndarray | None, added: Added | None,
+    into: Ranking,
+) -> None:  # fmt: skip
     """Rank ``scores[R, C]``, which are overwritten."""
     device = scores.device
+    if added is not None:
+        flat = torch.from_numpy(added[0] * scores.shape[1] + added[1]).to(device)
+        scores.view(-1).index_add_(0, flat, torch.from_numpy(added[2]).to(device, scores.dtype))
     # The target's score must come from the same matrix: computed separately, it could differ in the last bit.
     target = None if targets is None else scores.gather(1, torch.from_numpy(targets).to(device)[:, None])
     scores[:, torch.from_numpy(denied).to(device)] = -torch.inf

@@ -1,0 +1,309 @@
+// Counts of items that are near each other in histories, and sums of rows of such counts. counts.py describes what each
+// function computes.
+//
+// A result has rows of unknown lengths. Threads write them in parts, each part one row after another into room for its
+// longest possible rows; then the parts are joined. Room that is never written costs no memory.
+
+#include "common.h"
+
+#include <cstdlib>
+
+using namespace seqrec;
+
+namespace {
+
+constexpr int64_t WORK = 1 << 14;      // number of additions in a part of the rows
+constexpr int32_t END = -1;            // stands between two histories
+constexpr int64_t AHEAD = 8;           // number of occurrences to fetch before they are needed
+
+struct Release {
+    void operator()(void* memory) const { std::free(memory); }
+};
+
+// Zeros, in pages that take memory only when they are first written.
+template <typename Number>
+std::unique_ptr<Number[], Release> zeros(int64_t count) {
+    void* memory = std::calloc(std::max<int64_t>(count, 1), sizeof(Number));
+    if (memory == nullptr) throw std::bad_alloc();
+    return std::unique_ptr<Number[], Release>(static_cast<Number*>(memory));
+}
+
+// One sum per item. Bits mark the items that have one, in words of 64, and other bits mark the words that have a bit.
+// So reading the sums in the order of items, and clearing them, takes no sorting and no pass over the catalogue.
+struct Sums {
+    std::unique_ptr<double[], Release> values;
+    std::unique_ptr<uint64_t[], Release> marks, groups;
+    std::vector<int64_t> touched;  // words of `groups` that have a bit
+
+    explicit Sums(int64_t items)
+        : values(zeros<double>(items)), marks(zeros<uint64_t>(items / 64 + 1)), groups(zeros<uint64_t>(items / 4096 + 1)) {}
+
+    void add(int64_t item, double value) {
+        values[item] += value;
+        uint64_t& mark = marks[item / 64];
+        if (!mark) {
+            uint64_t& group = groups[item / 4096];
+            if (!group) touched.push_back(item / 4096);
+            group |= uint64_t(1) << item / 64 % 64;
+        }
+        mark |= uint64_t(1) << item % 64;
+    }
+
+    // Calls `each` with every item that has a sum, in ascending order, and the sum; then there are none.
+    template <typename Each>
+    void take(Each each) {
+        std::sort(touched.begin(), touched.end());
+        for (const int64_t place : touched) {
+            for (uint64_t group = groups[place]; group; group &= group - 1) {
+                const int64_t word = place * 64 + __builtin_ctzll(group);
+                for (uint64_t mark = marks[word]; mark; mark &= mark - 1) {
+                    const int64_t item = word * 64 + __builtin_ctzll(mark);
+                    each(item, values[item]);
+                    values[item] = 0;
+                }
+                marks[word] = 0;
+            }
+            groups[place] = 0;
+        }
+        touched.clear();
+    }
+};
+
+// Rows that one thread writes, and the place in the result where their room begins.
+struct Section {
+    int64_t low, high, begin;
+};
+
+// Divides rows into parts of about the same work, given as the number of additions for a row. The room for a row is
+// that number, but at most `most`. The last part is empty and begins where all room ends.
+template <typename Additions>
+std::vector<Section> divided(int64_t rows, int64_t most, Additions additions) {
+    std::vector<Section> parts;
+    int64_t room = 0, low = 0, begin = 0, work = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t some = additions(row);
+        room += std::min(some, most), work += some + 1;
+        if (work < WORK && row < rows - 1) continue;
+        parts.push_back({low, row + 1, begin});
+        low = row + 1, begin = room, work = 0;
+    }
+    parts.push_back({rows, rows, room});
+    return parts;
+}
+
+// Moves the rows of all parts together, and turns their lengths, offsets[row + 1], into offsets. Returns the last one.
+template <typename Item>
+int64_t joined(const std::vector<Section>& parts, int64_t* offsets, Item* items, float* values) {
+    int64_t end = offsets[0] = 0;
+    for (const Section& part : parts) {
+        const int64_t start = end;
+        for (int64_t row = part.low; row < part.high; ++row) end = offsets[row + 1] += end;
+        std::memmove(items + start, items + part.begin, (end - start) * sizeof(Item));
+        std::memmove(values + start, values + part.begin, (end - start) * sizeof(float));
+    }
+    return end;
+}
+
+// Number of times that each item occurs in the histories, which are ranges of `items`.
+std::vector<int64_t> occurrences(const int32_t* items, const int64_t* ranges, int64_t histories, int64_t catalogue) {
+    std::vector<int64_t> counts(catalogue);
+    for (int64_t m = 0; m < histories; ++m)
+        for (int64_t n = ranges[2 * m]; n < ranges[2 * m + 1]; ++n) ++counts[items[n]];
+    if (catalogue) counts[0] = 0;  // the padding
+    return counts;
+}
+
+// The histories one after another, with END around each, and the places of each item among them.
+struct Places {
+    std::vector<int32_t> stream;
+    std::vector<int64_t> starts;    // the places of an item are places[starts[item]:starts[item + 1]]
+    std::vector<uint32_t> places;
+
+    Places(const int32_t* items, const int64_t* ranges, int64_t histories, const std::vector<int64_t>& counts)
+        : starts(counts.size() + 1) {
+        int64_t all = histories + 1;
+        for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
+        stream.reserve(all);
+        stream.push_back(END);
+        for (size_t item = 0; item < counts.size(); ++item) starts[item + 1] = starts[item] + counts[item];
+        places.resize(starts.back());
+        std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+        for (int64_t m = 0; m < histories; ++m) {
+            for (int64_t n = ranges[2 * m]; n < ranges[2 * m + 1]; ++n) {
+                if (items[n] != 0) places[next[items[n]]++] = uint32_t(stream.size());
+                stream.push_back(items[n]);
+            }
+            stream.push_back(END);
+        }
+    }
+};
+
+// Adds the weights of the items around one place, up to the ends of its history, in steps of 1 or -1.
+void add_around(const int32_t* at, int64_t step, const float* weights, int64_t distances, Sums& sums) {
+    const int32_t item = *at;
+    for (int64_t d = 0; d < distances; ++d) {
+        const int32_t other = *(at += step);
+        if (other == END) return;
+        if (other != item && other != 0 && weights[d] != 0) sums.add(other, weights[d]);
+    }
+}
+
+struct Entry {
+    float value, order;
+    int32_t item;
+};
+
+// Writes the sums of a row, or of more than `most` those that are highest after multiplication by the items' factors.
+int64_t write_highest(
+    Sums& sums, int64_t most, const float* factors, std::vector<Entry>& row, int32_t* items, float* values
+) {
+    row.clear();
+    sums.take([&](int64_t item, double sum) {
+        const float value = float(sum), order = factors ? value * factors[item] : value;
+        row.push_back({value, order == order ? order : -INFINITY, int32_t(item)});  // sorting needs numbers
+    });
+    if (int64_t(row.size()) > most) {
+        std::nth_element(row.begin(), row.begin() + (most - 1), row.end(), [](const Entry& a, const Entry& b) {
+            return a.order > b.order || (a.order == b.order && a.item < b.item);
+        });
+        row.resize(most);
+        std::sort(row.begin(), row.end(), [](const Entry& a, const Entry& b) { return a.item < b.item; });
+    }
+    for (size_t n = 0; n < row.size(); ++n) items[n] = row[n].item, values[n] = row[n].value;
+    return int64_t(row.size());
+}
+
+// The parts of a result of count_pairs.
+std::vector<Section> parts_of(const std::vector<int64_t>& counts, int64_t distances, int64_t most) {
+    const int64_t items = int64_t(counts.size());
+    return divided(items, std::min(most, items), [&](int64_t item) { return counts[item] * distances; });
+}
+
+// A table of rows by item, from a file that may hold anything, so each index is checked where it is used: a table is
+// large, and a call reads few of its rows.
+struct Table {
+    const int64_t* offsets;
+    const int32_t* items;
+    const float* values;
+    int64_t entries, catalogue;
+
+    // The number of entries of a row; -1 if they are not all in the table.
+    int64_t length(int32_t row) const {
+        const int64_t low = offsets[row], high = offsets[row + 1];
+        return 0 <= low && low <= high && high <= entries ? high - low : -1;
+    }
+
+    // Adds a row, multiplied. Returns false if one of its items is not in the catalogue.
+    bool add(int32_t row, double times, Sums& sums) const {
+        bool right = true;
+        for (int64_t n = offsets[row]; n < offsets[row + 1]; ++n) {
+            if (items[n] >= 0 && items[n] < catalogue) sums.add(items[n], times * values[n]);
+            else right = false;
+        }
+        return right;
+    }
+
+    // Parts of the sums of rows; the last one begins at -1 if a row is not in the table.
+    std::vector<Section> parts(const int64_t* sums, const int32_t* rows, int64_t count) const {
+        bool right = true;
+        auto parts = divided(count, catalogue, [&](int64_t sum) {
+            int64_t all = 0;
+            for (int64_t n = sums[sum]; n < sums[sum + 1]; ++n) {
+                const int64_t some = length(rows[n]);
+                right &= some >= 0;
+                all += std::max<int64_t>(some, 0);
+            }
+            return all;
+        });
+        if (!right) parts.back().begin = -1;
+        return parts;
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Room for the result of seqrec_count_pairs.
+int64_t seqrec_count_pairs_room(
+    const int32_t* items, const int64_t* ranges, int64_t histories, int64_t catalogue, int64_t distances, int64_t most,
+    int32_t threads
+) {
+    (void)threads;
+    return parts_of(occurrences(items, ranges, histories, catalogue), distances, most).back().begin;
+}
+
+// Returns the number of pairs, or -1 if there is too little room or there are more places than 32 bits can tell.
+int64_t seqrec_count_pairs(
+    const int32_t* items, const int64_t* ranges, int64_t histories, int64_t catalogue, const float* forward,
+    int64_t ahead, const float* backward, int64_t behind, const float* factors, int64_t most, int64_t* offsets,
+    int32_t* others, float* values, int64_t room, int32_t threads
+) {
+    const std::vector<int64_t> counts = occurrences(items, ranges, histories, catalogue);
+    const std::vector<Section> parts = parts_of(counts, ahead + behind, most);
+    int64_t all = histories + 1;
+    for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
+    if (parts.back().begin > room || all > int64_t(UINT32_MAX)) return -1;
+    const Places found(items, ranges, histories, counts);
+    const int32_t* stream = found.stream.data();
+#pragma omp parallel num_threads(threads)
+    {
+        Sums sums(catalogue);
+        std::vector<Entry> row;
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < int64_t(parts.size()); ++n) {
+            int64_t end = parts[n].begin;
+            for (int64_t item = parts[n].low; item < parts[n].high; ++item) {
+                const uint32_t *place = found.places.data() + found.starts[item], *last = place + counts[item];
+                for (; place != last; ++place) {
+                    if (place + AHEAD < found.places.data() + found.places.size()) __builtin_prefetch(stream + place[AHEAD]);
+                    add_around(stream + *place, 1, forward, ahead, sums);
+                    add_around(stream + *place, -1, backward, behind, sums);
+                }
+                offsets[item + 1] = write_highest(sums, most, factors, row, others + end, values + end);
+                end += offsets[item + 1];
+            }
+        }
+    }
+    return joined(parts, offsets, others, values);
+}
+
+// Room for the result of seqrec_sum_rows; -1 if a row is not in the table.
+int64_t seqrec_sum_rows_room(
+    const int64_t* table_offsets, const int32_t* others, const float* values, int64_t entries, int64_t catalogue,
+    const int64_t* offsets, const int32_t* rows, int64_t count, int32_t threads
+) {
+    (void)threads;
+    return Table{table_offsets, others, values, entries, catalogue}.parts(offsets, rows, count).back().begin;
+}
+
+// Returns the number of sums, or -1 if a row or an item of the table is out of range.
+int64_t seqrec_sum_rows(
+    const int64_t* table_offsets, const int32_t* others, const float* values, int64_t entries, int64_t catalogue,
+    const int64_t* offsets, const int32_t* rows, const float* coefficients, int64_t count, int64_t* out_offsets,
+    int64_t* columns, float* out, int64_t room, int32_t threads
+) {
+    const Table table{table_offsets, others, values, entries, catalogue};
+    const std::vector<Section> parts = table.parts(offsets, rows, count);
+    if (parts.back().begin < 0 || parts.back().begin > room) return -1;
+    bool right = true;
+    threads = int32_t(std::min<int64_t>(threads, int64_t(parts.size())));
+#pragma omp parallel num_threads(threads) reduction(&& : right)
+    {
+        Sums sums(catalogue);
+#pragma omp for schedule(dynamic)
+        for (int64_t p = 0; p < int64_t(parts.size()); ++p) {
+            int64_t end = parts[p].begin;
+            for (int64_t sum = parts[p].low; sum < parts[p].high; ++sum) {
+                const int64_t start = end;
+                for (int64_t n = offsets[sum]; n < offsets[sum + 1]; ++n)
+                    right = table.add(rows[n], coefficients[n], sums) && right;
+                sums.take([&](int64_t item, double value) { columns[end] = item, out[end++] = float(value); });
+                out_offsets[sum + 1] = end - start;
+            }
+        }
+    }
+    return right ? joined(parts, out_offsets, columns, out) : -1;
+}
+
+}  // extern "C"

@@ -1,0 +1,180 @@
+"""Counts of items that are near each other in histories, and sums of their rows: compiled loops or numpy."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from seqrec import kernels
+
+CELLS = 2**22  # number of pairs that numpy holds at once; each takes some 80 bytes while they are sorted
+
+
+class Rows(NamedTuple):
+    """Rows of different lengths: ``columns[offsets[r]:offsets[r + 1]]`` and the values there are row r."""
+
+    offsets: np.ndarray  # int64[R + 1]
+    columns: np.ndarray  # int32[E] or int64[E], ascending in each row
+    values: np.ndarray  # float32[E]
+
+
+def count_pairs(
+    items: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    forward: np.ndarray,
+    backward: np.ndarray | None,
+    num_items: int,
+    most: int,
+    factors: np.ndarray | None = None,
+) -> Rows:
+    """Weighted counts of pairs of items, of which each item keeps the highest; as :func:`seqrec.kernels.count_pairs`.
+
+    Memory is bounded: the pairs are never listed all at once.
+    """
+    backward = np.empty(0, dtype=np.float32) if backward is None else backward
+    if kernels.usable():
+        counted = kernels.count_pairs(
+            _tensor(items), _tensor(starts), _tensor(ends), _tensor(forward), _tensor(backward), num_items, most,
+            None if factors is None else _tensor(factors),
+        )  # fmt: skip
+        return Rows(*(part.numpy() for part in counted))
+    if most < 1 or num_items < 0:
+        raise ValueError(f"most is {most} and num_items {num_items}; give at least 1 item to keep")
+    if not (np.isfinite(forward).all() and np.isfinite(backward).all()):
+        raise ValueError("the weights are not all finite")
+    width = num_items + 1
+    parts = [
+        _highest(keys, sums.astype(np.float32), width, most, factors)
+        for keys, sums in _pairs(_Stream(items, starts, ends, width), forward, backward, width)
+    ]
+    keys = np.concatenate([np.empty(0, dtype=np.int64), *(part for part, _ in parts)])
+    values = np.concatenate([np.empty(0, dtype=np.float32), *(part for _, part in parts)])
+    lengths = np.bincount(keys // width, minlength=width)
+    return Rows(_offsets(lengths), (keys % width).astype(np.int32), values)
+
+
+def sum_rows(table: Rows, offsets: np.ndarray, entries: np.ndarray, coefficients: np.ndarray) -> Rows:
+    """For each row, the sum of some rows of a table, each multiplied by a coefficient.
+
+    Give few enough rows at a time; see :func:`seqrec.kernels.sum_rows`, which this is.
+    """
+    if kernels.usable():
+        given = kernels.Rows(*map(_tensor, table))
+        summed = kernels.sum_rows(given, _tensor(offsets), _tensor(entries), _tensor(coefficients))
+        return Rows(*(part.numpy() for part in summed))
+    width = len(table.offsets) - 1
+    if len(offsets) == 0 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise ValueError("the offsets of the rows to sum are not ascending from 0")
+    if not offsets[-1] == len(entries) == len(coefficients):
+        raise ValueError(f"offsets end at {offsets[-1]}: {len(entries)} entries and {len(coefficients)} coefficients")
+    if len(entries) and not 0 <= entries.min() <= entries.max() < width:
+        raise ValueError(f"rows {entries.min()} to {entries.max()} of a table of {width} are summed")
+    low, high = table.offsets[:-1][entries], table.offsets[1:][entries]
+    if len(table.columns) != len(table.values) or ((low < 0) | (low > high) | (high > len(table.columns))).any():
+        raise ValueError("the table of counts has offsets that are out of range")
+    ends = _offsets(high - low)[offsets]  # the number of pairs up to the end of each row
+    parts, start = [Rows(_offsets(np.empty(0)), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))], 0
+    while start < len(offsets) - 1:
+        stop = max(start + 1, int(np.searchsorted(ends, ends[start] + CELLS, side="right")) - 1)
+        chosen = slice(offsets[start], offsets[stop])
+        own = np.repeat(np.arange(stop - start), np.diff(offsets[start : stop + 1]))
+        parts.append(_sums(table, low[chosen], high[chosen] - low[chosen], coefficients[chosen], own, stop - start))
+        start = stop
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return Rows(_offsets(lengths), *(np.concatenate([part[n] for part in parts]) for n in (1, 2)))
+
+
+def _sums(
+    table: Rows, starts: np.ndarray, lengths: np.ndarray, coefficients: np.ndarray, rows: np.ndarray, count: int
+) -> Rows:
+    """The sums of some stretches of a table in ``count`` rows, given the row of each stretch."""
+    width = len(table.offsets) - 1
+    source = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    columns = table.columns[source].astype(np.int64)
+    if len(columns) and not 0 <= columns.min() <= columns.max() < width:
+        raise ValueError("the table of counts has columns that are out of range")
+    values = np.repeat(coefficients.astype(np.float64), lengths) * table.values[source]
+    keys, sums = _summed(np.repeat(rows, lengths) * width + columns, values)
+    return Rows(_offsets(np.bincount(keys // width, minlength=count)), keys % width, sums.astype(np.float32))
+
+
+class _Stream:
+    """The histories one after another: ``items int64[P]``, and the numbers of items ahead and behind in the history."""
+
+    def __init__(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray, width: int) -> None:
+        lengths = ends - starts
+        if len(lengths) and (lengths.min() < 0 or starts.min() < 0 or ends.max() > len(items)):
+            raise ValueError(f"histories are not in the {len(items)} interactions")
+        ranges = np.stack([starts, ends], axis=1)[lengths > 0]
+        ranges = ranges[np.argsort(ranges[:, 0])]
+        if (ranges[1:, 0] < ranges[:-1, 1]).any():
+            raise ValueError("histories overlap")
+        first = np.cumsum(lengths) - lengths
+        source = np.arange(lengths.sum()) + np.repeat(starts - first, lengths)
+        self.items = items[source].astype(np.int64)
+        if len(self.items) and not 0 <= self.items.min() <= self.items.max() < width:
+            raise ValueError(f"items are from {self.items.min()} to {self.items.max()}, in a catalogue of {width - 1}")
+        self.behind = np.arange(len(source)) - np.repeat(first, lengths)
+        self.ahead = np.repeat(lengths, lengths) - 1 - self.behind
+
+
+def _pairs(
+    stream: _Stream, forward: np.ndarray, backward: np.ndarray, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Complete rows of pairs, some at a time: ascending keys ``i * width + j``, and the sum of each ``float64``."""
+    steps = [(d, weight) for d, weight in enumerate(forward, start=1) if weight != 0]
+    steps += [(-d, weight) for d, weight in enumerate(backward, start=1) if weight != 0]
+    order = np.argsort(stream.items, kind="stable")
+    order = order[np.searchsorted(stream.items, 1, sorter=order) :]  # not from the padding
+    size = max(1, CELLS // max(1, len(steps)))
+    open_keys, open_sums = np.empty(0, dtype=np.int64), np.empty(0)
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        keys, weights = [open_keys], [open_sums]
+        for step, weight in steps:
+            own = places[(stream.ahead if step > 0 else stream.behind)[places] >= abs(step)]
+            item, other = stream.items[own], stream.items[own + step]
+            counted = (item != other) & (other != 0)
+            keys.append(item[counted] * width + other[counted])
+            weights.append(np.full(len(keys[-1]), weight, dtype=np.float64))
+        found, sums = _summed(np.concatenate(keys), np.concatenate(weights))
+        # The row of an item that the next places go on with stays open.
+        following = order[start + size : start + size + 1]
+        closed = len(found) if len(following) == 0 else int(np.searchsorted(found, stream.items[following[0]] * width))
+        open_keys, open_sums = found[closed:], sums[closed:]
+        yield found[:closed], sums[:closed]
+
+
+def _summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different keys in ascending order, and the sum of the values of each."""
+    if len(keys) == 0:
+        return keys, values
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[first], np.add.reduceat(values[order], first)
+
+
+def _highest(
+    keys: np.ndarray, values: np.ndarray, width: int, most: int, factors: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the ``most`` pairs whose values are highest after multiplication by the factor of the column."""
+    rows, columns = keys // width, keys % width
+    if len(keys) == 0 or np.bincount(rows - rows[0]).max() <= most:
+        return keys, values
+    order = values if factors is None else values * factors[columns]
+    by_row = np.lexsort((columns, -np.where(np.isnan(order), -np.inf, order), rows))
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # the place in its row of each of by_row
+    kept = np.sort(by_row[place < most])
+    return keys[kept], values[kept]
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor on the same memory; of memory that must not be written, on a copy, or torch would warn."""
+    return torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
