@@ -1,8 +1,8 @@
-// Counts of items that are near each other in histories, and sums of rows of such counts. counts.py describes what each
+// Weights of items that are near each other in histories, and sums of rows of such weights. counts.py describes what each
 // function computes.
 //
-// A result has rows of unknown lengths. Threads write them in parts, each part one row after another into room for its
-// longest possible rows; then the parts are joined. Room that is never written costs no memory.
+// A result has rows of unknown lengths. Threads write them in sections, each section one row after another into room for its
+// longest possible rows; then the sections are joined. Room that is never written costs no memory.
 
 #include "common.h"
 
@@ -12,9 +12,9 @@ using namespace seqrec;
 
 namespace {
 
-constexpr int64_t WORK = 1 << 14;      // number of additions in a part of the rows
-constexpr int32_t END = -1;            // stands between two histories
-constexpr int64_t AHEAD = 8;           // number of occurrences to fetch before they are needed
+constexpr int64_t WORK = 1 << 14;  // number of additions in a section of the rows
+constexpr int32_t END = -1;        // stands between two histories
+constexpr int64_t AHEAD = 8;       // number of places that are fetched before they are needed
 
 struct Release {
     void operator()(void* memory) const { std::free(memory); }
@@ -32,24 +32,34 @@ std::unique_ptr<Number[], Release> zeros(int64_t count) {
 // So reading the sums in the order of items, and clearing them, takes no sorting and no pass over the catalogue.
 struct Sums {
     std::unique_ptr<double[], Release> values;
+    std::unique_ptr<double[], Release> others;  // a second sum per item, where there is one
     std::unique_ptr<uint64_t[], Release> marks, groups;
     std::vector<int64_t> touched;  // words of `groups` that have a bit
 
-    explicit Sums(int64_t items)
-        : values(zeros<double>(items)), marks(zeros<uint64_t>(items / 64 + 1)), groups(zeros<uint64_t>(items / 4096 + 1)) {}
+    explicit Sums(int64_t items, bool two = false)
+        : values(zeros<double>(items)), others(two ? zeros<double>(items) : nullptr), marks(zeros<uint64_t>(items / 64 + 1)), groups(zeros<uint64_t>(items / 4096 + 1)) {}
 
     void add(int64_t item, double value) {
         values[item] += value;
-        uint64_t& mark = marks[item / 64];
-        if (!mark) {
+        mark(item);
+    }
+
+    void add_other(int64_t item, double value) {
+        others[item] += value;
+        mark(item);
+    }
+
+    void mark(int64_t item) {
+        uint64_t& word = marks[item / 64];
+        if (!word) {
             uint64_t& group = groups[item / 4096];
             if (!group) touched.push_back(item / 4096);
             group |= uint64_t(1) << item / 64 % 64;
         }
-        mark |= uint64_t(1) << item % 64;
+        word |= uint64_t(1) << item % 64;
     }
 
-    // Calls `each` with every item that has a sum, in ascending order, and the sum; then there are none.
+    // Calls `each` with every item that has a sum, in ascending order, the sum and the second sum; then there are none.
     template <typename Each>
     void take(Each each) {
         std::sort(touched.begin(), touched.end());
@@ -58,8 +68,9 @@ struct Sums {
                 const int64_t word = place * 64 + __builtin_ctzll(group);
                 for (uint64_t mark = marks[word]; mark; mark &= mark - 1) {
                     const int64_t item = word * 64 + __builtin_ctzll(mark);
-                    each(item, values[item]);
+                    each(item, values[item], others ? others[item] : 0);
                     values[item] = 0;
+                    if (others) others[item] = 0;
                 }
                 marks[word] = 0;
             }
@@ -74,34 +85,42 @@ struct Section {
     int64_t low, high, begin;
 };
 
-// Divides rows into parts of about the same work, given as the number of additions for a row. The room for a row is
-// that number, but at most `most`. The last part is empty and begins where all room ends.
+// Divides rows into sections of about the same work, given as the number of additions for a row. The room for a row is
+// that number, but at most `most`. The last section is empty and begins where all room ends.
 template <typename Additions>
 std::vector<Section> divided(int64_t rows, int64_t most, Additions additions) {
-    std::vector<Section> parts;
+    std::vector<Section> sections;
     int64_t room = 0, low = 0, begin = 0, work = 0;
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t some = additions(row);
         room += std::min(some, most), work += some + 1;
         if (work < WORK && row < rows - 1) continue;
-        parts.push_back({low, row + 1, begin});
+        sections.push_back({low, row + 1, begin});
         low = row + 1, begin = room, work = 0;
     }
-    parts.push_back({rows, rows, room});
-    return parts;
+    sections.push_back({rows, rows, room});
+    return sections;
 }
 
-// Moves the rows of all parts together, and turns their lengths, offsets[row + 1], into offsets. Returns the last one.
+// Moves the rows of all sections together, and turns their lengths, offsets[row + 1], into offsets. Returns the last one.
 template <typename Item>
-int64_t joined(const std::vector<Section>& parts, int64_t* offsets, Item* items, float* values) {
+int64_t joined(const std::vector<Section>& sections, int64_t* offsets, Item* items, float* values) {
     int64_t end = offsets[0] = 0;
-    for (const Section& part : parts) {
+    for (const Section& section : sections) {
         const int64_t start = end;
-        for (int64_t row = part.low; row < part.high; ++row) end = offsets[row + 1] += end;
-        std::memmove(items + start, items + part.begin, (end - start) * sizeof(Item));
-        std::memmove(values + start, values + part.begin, (end - start) * sizeof(float));
+        for (int64_t row = section.low; row < section.high; ++row) end = offsets[row + 1] += end;
+        if (end == start) continue;  // the arrays may have no memory
+        std::memmove(items + start, items + section.begin, (end - start) * sizeof(Item));
+        std::memmove(values + start, values + section.begin, (end - start) * sizeof(float));
     }
     return end;
+}
+
+// Number of places that Places takes for the histories.
+int64_t length_of(const int64_t* ranges, int64_t histories) {
+    int64_t all = histories + 1;
+    for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
+    return all;
 }
 
 // Number of times that each item occurs in the histories, which are ranges of `items`.
@@ -121,9 +140,7 @@ struct Places {
 
     Places(const int32_t* items, const int64_t* ranges, int64_t histories, const std::vector<int64_t>& counts)
         : starts(counts.size() + 1) {
-        int64_t all = histories + 1;
-        for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
-        stream.reserve(all);
+        stream.reserve(length_of(ranges, histories));
         stream.push_back(END);
         for (size_t item = 0; item < counts.size(); ++item) starts[item + 1] = starts[item] + counts[item];
         places.resize(starts.back());
@@ -138,33 +155,52 @@ struct Places {
     }
 };
 
-// Adds the weights of the items around one place, up to the ends of its history, in steps of 1 or -1.
-void add_around(const int32_t* at, int64_t step, const float* weights, int64_t distances, Sums& sums) {
+// Calls `each` with the items on one side of a place and their distances from 0, up to the end of the history.
+template <typename Each>
+void walk(const int32_t* at, int64_t step, int64_t distances, Each each) {
     const int32_t item = *at;
     for (int64_t d = 0; d < distances; ++d) {
         const int32_t other = *(at += step);
         if (other == END) return;
-        if (other != item && other != 0 && weights[d] != 0) sums.add(other, weights[d]);
+        if (other != item && other != 0) each(other, d);
     }
 }
 
+// What a pair of items weighs.
+struct Weights {
+    const float *after, *beside, *gains, *factors;
+    int64_t steps_after, steps_beside;
+
+    // Adds the pairs of the item at one place.
+    void add(const int32_t* at, Sums& sums) const {
+        walk(at, 1, steps_after, [&](int32_t other, int64_t d) { sums.add(other, after[d]); });
+        if (steps_beside == 0) return;
+        const auto add_beside = [&](int32_t other, int64_t d) { sums.add_other(other, beside[d]); };
+        walk(at, 1, steps_beside, add_beside);
+        walk(at, -1, steps_beside, add_beside);
+    }
+
+    float of(int64_t item, int64_t other, double counted_after, double counted_beside) const {
+        return float(std::log1p(counted_after * gains[other]) + counted_beside * factors[item] * factors[other]);
+    }
+};
+
 struct Entry {
-    float value, order;
+    float value;
     int32_t item;
 };
 
-// Writes the sums of a row, or of more than `most` those that are highest after multiplication by the items' factors.
+// Writes the weights of the pairs of an item, or of more than `most` the highest.
 int64_t write_highest(
-    Sums& sums, int64_t most, const float* factors, std::vector<Entry>& row, int32_t* items, float* values
+    const Weights& weights, int64_t item, Sums& sums, int64_t most, std::vector<Entry>& row, int32_t* items, float* values
 ) {
     row.clear();
-    sums.take([&](int64_t item, double sum) {
-        const float value = float(sum), order = factors ? value * factors[item] : value;
-        row.push_back({value, order == order ? order : -INFINITY, int32_t(item)});  // sorting needs numbers
+    sums.take([&](int64_t other, double after, double beside) {
+        row.push_back({weights.of(item, other, after, beside), int32_t(other)});
     });
     if (int64_t(row.size()) > most) {
         std::nth_element(row.begin(), row.begin() + (most - 1), row.end(), [](const Entry& a, const Entry& b) {
-            return a.order > b.order || (a.order == b.order && a.item < b.item);
+            return a.value > b.value || (a.value == b.value && a.item < b.item);
         });
         row.resize(most);
         std::sort(row.begin(), row.end(), [](const Entry& a, const Entry& b) { return a.item < b.item; });
@@ -173,10 +209,14 @@ int64_t write_highest(
     return int64_t(row.size());
 }
 
-// The parts of a result of count_pairs.
-std::vector<Section> parts_of(const std::vector<int64_t>& counts, int64_t distances, int64_t most) {
+// The sections of a result of weigh_pairs.
+std::vector<Section> sections_of(
+    const std::vector<int64_t>& counts, const uint8_t* wanted, int64_t distances, int64_t most
+) {
     const int64_t items = int64_t(counts.size());
-    return divided(items, std::min(most, items), [&](int64_t item) { return counts[item] * distances; });
+    return divided(items, std::min(most, items), [&](int64_t item) {
+        return wanted && !wanted[item] ? 0 : counts[item] * distances;
+    });
 }
 
 // A table of rows by item, from a file that may hold anything, so each index is checked where it is used: a table is
@@ -203,10 +243,10 @@ struct Table {
         return right;
     }
 
-    // Parts of the sums of rows; the last one begins at -1 if a row is not in the table.
-    std::vector<Section> parts(const int64_t* sums, const int32_t* rows, int64_t count) const {
+    // Sections of the sums of rows; the last one begins at -1 if a row is not in the table.
+    std::vector<Section> sections(const int64_t* sums, const int32_t* rows, int64_t count) const {
         bool right = true;
-        auto parts = divided(count, catalogue, [&](int64_t sum) {
+        auto sections = divided(count, catalogue, [&](int64_t sum) {
             int64_t all = 0;
             for (int64_t n = sums[sum]; n < sums[sum + 1]; ++n) {
                 const int64_t some = length(rows[n]);
@@ -215,8 +255,8 @@ struct Table {
             }
             return all;
         });
-        if (!right) parts.back().begin = -1;
-        return parts;
+        if (!right) sections.back().begin = -1;
+        return sections;
     }
 };
 
@@ -224,48 +264,47 @@ struct Table {
 
 extern "C" {
 
-// Room for the result of seqrec_count_pairs.
-int64_t seqrec_count_pairs_room(
-    const int32_t* items, const int64_t* ranges, int64_t histories, int64_t catalogue, int64_t distances, int64_t most,
-    int32_t threads
+// Room for the result of seqrec_weigh_pairs.
+int64_t seqrec_weigh_pairs_room(
+    const int32_t* items, const int64_t* ranges, int64_t histories, int64_t catalogue, const uint8_t* wanted,
+    int64_t distances, int64_t most, int32_t threads
 ) {
     (void)threads;
-    return parts_of(occurrences(items, ranges, histories, catalogue), distances, most).back().begin;
+    return sections_of(occurrences(items, ranges, histories, catalogue), wanted, distances, most).back().begin;
 }
 
 // Returns the number of pairs, or -1 if there is too little room or there are more places than 32 bits can tell.
-int64_t seqrec_count_pairs(
-    const int32_t* items, const int64_t* ranges, int64_t histories, int64_t catalogue, const float* forward,
-    int64_t ahead, const float* backward, int64_t behind, const float* factors, int64_t most, int64_t* offsets,
-    int32_t* others, float* values, int64_t room, int32_t threads
+int64_t seqrec_weigh_pairs(
+    const int32_t* items, const int64_t* ranges, int64_t histories, int64_t catalogue, const uint8_t* wanted,
+    const float* after, int64_t steps_after, const float* beside, int64_t steps_beside, const float* gains,
+    const float* factors, int64_t most, int64_t* offsets, int32_t* others, float* values, int64_t room, int32_t threads
 ) {
+    const Weights weights{after, beside, gains, factors, steps_after, steps_beside};
     const std::vector<int64_t> counts = occurrences(items, ranges, histories, catalogue);
-    const std::vector<Section> parts = parts_of(counts, ahead + behind, most);
-    int64_t all = histories + 1;
-    for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
-    if (parts.back().begin > room || all > int64_t(UINT32_MAX)) return -1;
+    const std::vector<Section> sections = sections_of(counts, wanted, steps_after + 2 * steps_beside, most);
+    if (sections.back().begin > room || length_of(ranges, histories) > int64_t(UINT32_MAX)) return -1;
     const Places found(items, ranges, histories, counts);
     const int32_t* stream = found.stream.data();
 #pragma omp parallel num_threads(threads)
     {
-        Sums sums(catalogue);
+        Sums sums(catalogue, steps_beside > 0);
         std::vector<Entry> row;
 #pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < int64_t(parts.size()); ++n) {
-            int64_t end = parts[n].begin;
-            for (int64_t item = parts[n].low; item < parts[n].high; ++item) {
+        for (int64_t n = 0; n < int64_t(sections.size()); ++n) {
+            int64_t end = sections[n].begin;
+            for (int64_t item = sections[n].low; item < sections[n].high; ++item) {
                 const uint32_t *place = found.places.data() + found.starts[item], *last = place + counts[item];
+                if (wanted && !wanted[item]) last = place;
                 for (; place != last; ++place) {
                     if (place + AHEAD < found.places.data() + found.places.size()) __builtin_prefetch(stream + place[AHEAD]);
-                    add_around(stream + *place, 1, forward, ahead, sums);
-                    add_around(stream + *place, -1, backward, behind, sums);
+                    weights.add(stream + *place, sums);
                 }
-                offsets[item + 1] = write_highest(sums, most, factors, row, others + end, values + end);
+                offsets[item + 1] = write_highest(weights, item, sums, most, row, others + end, values + end);
                 end += offsets[item + 1];
             }
         }
     }
-    return joined(parts, offsets, others, values);
+    return joined(sections, offsets, others, values);
 }
 
 // Room for the result of seqrec_sum_rows; -1 if a row is not in the table.
@@ -274,7 +313,7 @@ int64_t seqrec_sum_rows_room(
     const int64_t* offsets, const int32_t* rows, int64_t count, int32_t threads
 ) {
     (void)threads;
-    return Table{table_offsets, others, values, entries, catalogue}.parts(offsets, rows, count).back().begin;
+    return Table{table_offsets, others, values, entries, catalogue}.sections(offsets, rows, count).back().begin;
 }
 
 // Returns the number of sums, or -1 if a row or an item of the table is out of range.
@@ -284,26 +323,26 @@ int64_t seqrec_sum_rows(
     int64_t* columns, float* out, int64_t room, int32_t threads
 ) {
     const Table table{table_offsets, others, values, entries, catalogue};
-    const std::vector<Section> parts = table.parts(offsets, rows, count);
-    if (parts.back().begin < 0 || parts.back().begin > room) return -1;
+    const std::vector<Section> sections = table.sections(offsets, rows, count);
+    if (sections.back().begin < 0 || sections.back().begin > room) return -1;
     bool right = true;
-    threads = int32_t(std::min<int64_t>(threads, int64_t(parts.size())));
+    threads = int32_t(std::min<int64_t>(threads, int64_t(sections.size())));
 #pragma omp parallel num_threads(threads) reduction(&& : right)
     {
         Sums sums(catalogue);
 #pragma omp for schedule(dynamic)
-        for (int64_t p = 0; p < int64_t(parts.size()); ++p) {
-            int64_t end = parts[p].begin;
-            for (int64_t sum = parts[p].low; sum < parts[p].high; ++sum) {
+        for (int64_t n = 0; n < int64_t(sections.size()); ++n) {
+            int64_t end = sections[n].begin;
+            for (int64_t sum = sections[n].low; sum < sections[n].high; ++sum) {
                 const int64_t start = end;
-                for (int64_t n = offsets[sum]; n < offsets[sum + 1]; ++n)
-                    right = table.add(rows[n], coefficients[n], sums) && right;
-                sums.take([&](int64_t item, double value) { columns[end] = item, out[end++] = float(value); });
+                for (int64_t e = offsets[sum]; e < offsets[sum + 1]; ++e)
+                    right = table.add(rows[e], coefficients[e], sums) && right;
+                sums.take([&](int64_t item, double value, double) { columns[end] = item, out[end++] = float(value); });
                 out_offsets[sum + 1] = end - start;
             }
         }
     }
-    return right ? joined(parts, out_offsets, columns, out) : -1;
+    return right ? joined(sections, out_offsets, columns, out) : -1;
 }
 
 }  // extern "C"

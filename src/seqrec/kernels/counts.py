@@ -1,4 +1,4 @@
-"""Counts of items that are near each other in histories, and sums of their rows; see ``counts.cpp``."""
+"""Weights of items that are near each other in histories, and sums of their rows; see ``counts.cpp``."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,12 @@ from torch import Tensor
 
 from seqrec.kernels.arrays import Loop, integers
 
-_HISTORIES = "items: int32[N] below C", "ranges: int64[M, 2] sorted, below N + 1", "M", "C"
-_COUNT_PAIRS_ROOM = Loop("count_pairs_room", *_HISTORIES, "distances: int64", "most: int64")
-_COUNT_PAIRS = Loop(
-    "count_pairs", *_HISTORIES, "forward: float32[F]", "F", "backward: float32[B]", "B", "factors: float32[C]?",
-    "most: int64", "offsets: int64[C + 1] made", "others: int32[W] made", "values: float32[W] made", "W",
+_HISTORIES = "items: int32[N] below C", "ranges: int64[M, 2] sorted, below N + 1", "M", "C", "wanted: bool[C]?"
+_WEIGH_PAIRS_ROOM = Loop("weigh_pairs_room", *_HISTORIES, "distances: int64", "most: int64")
+_WEIGH_PAIRS = Loop(
+    "weigh_pairs", *_HISTORIES, "after: float32[F]", "F", "beside: float32[B]", "B", "gains: float32[C]",
+    "factors: float32[C]", "most: int64", "offsets: int64[C + 1] made", "others: int32[W] made",
+    "values: float32[W] made", "W",
 )  # fmt: skip
 # The C functions check the contents of the table themselves, where they read it.
 _TABLE = "table: int64[C + 1]", "others: int32[E]", "values: float32[E]", "E", "C"
@@ -31,57 +32,63 @@ class Rows(NamedTuple):
     values: Tensor  # float32[E]
 
 
-def count_pairs(
+def weigh_pairs(
     items: Tensor,
     starts: Tensor,
     ends: Tensor,
-    forward: Tensor,
-    backward: Tensor | None,
-    num_items: int,
+    *,
+    after: Tensor,
+    beside: Tensor,
+    gains: Tensor,
+    factors: Tensor,
     most: int,
-    factors: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> Rows:
-    """Weighted counts C(i, j) of the pairs of items that are near each other in a history.
+    """Weights of the pairs of items that are near each other in a history, of which each item keeps the highest.
 
-    For items i and j at the positions p < q of a history, d = q - p apart, ``forward[d - 1]`` is added to C(i, j) and
-    ``backward[d - 1]`` to C(j, i). Pairs of an item with itself or with the padding do not count, nor do pairs at a
-    distance whose weight is 0. Sums are of double precision and do not depend on the number of threads.
+    For items i and j at the positions p < q of a history, d = q - p apart, ``after[d - 1]`` is added to A(i, j), and
+    ``beside[d - 1]`` to S(i, j) and to S(j, i). The weight of j after i is
+
+        W(i, j) = log(1 + A(i, j) gains[j]) + S(i, j) factors[i] factors[j]
+
+    Pairs of an item with itself or with the padding do not count. Sums are of double precision and do not depend on the
+    number of threads.
 
     Args:
         items: items of all histories, ``int32[N]``.
         starts: first position of each history, ``int64[M]``.
         ends: position after the last one of each history, ``int64[M]``. Histories do not overlap.
-        forward: finite weights by distance, ``float32[F]``.
-        backward: finite weights by distance, ``float32[B]``. None for no counts backward.
-        num_items: number of items I in the catalogue.
-        most: highest number of items j to keep for each item i: those with the highest ``C(i, j) * factors[j]``, both
-            rounded to ``float32``, and of equal ones those of lower index.
-        factors: ``float32[I + 1]``. By default 1 for every item.
+        after: weights by distance, from 0, ``float32[F]``.
+        beside: weights by distance, from 0, ``float32[B]``; empty for S = 0.
+        gains: ``float32[I + 1]``, from 0.
+        factors: ``float32[I + 1]``, from 0.
+        most: highest number of items j to keep for each item i: those of highest weight, and of equal ones those of
+            lower index.
+        wanted: items i whose rows are wanted, ``bool[I + 1]``; the other rows stay empty. By default all.
 
     Returns:
-        C as ``I + 1`` rows, with columns ``int32``. The values are not multiplied by ``factors``.
+        W as ``I + 1`` rows, with columns ``int32``.
 
     Raises:
         ValueError: an argument does not match; histories overlap; or the histories have more than 2^32 items.
     """
-    backward = torch.zeros(0) if backward is None else backward
-    if most < 1 or num_items < 0:
-        raise ValueError(f"most is {most} and num_items {num_items}; give at least 1 item to keep")
-    if not bool(forward.isfinite().all() and backward.isfinite().all()):
-        raise ValueError("the weights are not all finite")
+    if most < 1:
+        raise ValueError(f"most is {most}; give at least 1 item to keep")
+    for name, numbers in {"after": after, "beside": beside, "gains": gains, "factors": factors}.items():
+        if not bool(((numbers >= 0) & numbers.isfinite()).all()):
+            raise ValueError(f"{name} has numbers that are negative or not finite")
     starts, ends = integers(starts), integers(ends)
     if starts.dim() != 1 or starts.shape != ends.shape:
         raise ValueError(f"starts {tuple(starts.shape)} and ends {tuple(ends.shape)} are not int64[M] both")
     ranges = torch.stack([starts, ends], dim=1)[starts != ends]
     if bool((ranges[1:, 0] < ranges[:-1, 0]).any()):
         ranges = ranges[ranges[:, 0].argsort()]
-    given = {"items": items.contiguous(), "ranges": ranges, "C": num_items + 1, "most": most}
-    room = _COUNT_PAIRS_ROOM(**given, distances=len(forward) + len(backward))
-    count, *found = _COUNT_PAIRS(
-        **given, forward=forward.contiguous(), backward=backward.contiguous(), factors=factors, W=room
-    )
+    given = {"items": items.contiguous(), "ranges": ranges, "C": len(gains), "most": most, "wanted": wanted}
+    room = _WEIGH_PAIRS_ROOM(**given, distances=len(after) + 2 * len(beside))
+    numbers = {"after": after, "beside": beside, "gains": gains, "factors": factors}
+    count, *found = _WEIGH_PAIRS(**given, **{name: part.contiguous() for name, part in numbers.items()}, W=room)
     if count < 0:
-        raise ValueError(f"the histories have more than {2**32 - 2} items; count pairs in fewer of them")
+        raise ValueError(f"the histories have more than {2**32 - 2} items; weigh pairs in fewer of them")
     return _trimmed(count, *found)
 
 
@@ -92,7 +99,7 @@ def sum_rows(table: Rows, offsets: Tensor, entries: Tensor, coefficients: Tensor
     at a time. Of a large table only the rows that are used are read.
 
     Args:
-        table: ``I + 1`` rows with columns ``int32[E]``, as from :func:`count_pairs`.
+        table: ``I + 1`` rows with columns ``int32[E]``, as from :func:`weigh_pairs`.
         offsets: ``int64[R + 1]``; the rows to add up for row r are ``entries[offsets[r]:offsets[r + 1]]``.
         entries: rows of the table, ``int32[L]``.
         coefficients: ``float32[L]``.
@@ -112,7 +119,7 @@ def sum_rows(table: Rows, offsets: Tensor, entries: Tensor, coefficients: Tensor
     if room >= 0:
         count, *found = _SUM_ROWS(**given, coefficients=coefficients, W=room)
     if count < 0:
-        raise ValueError("the table of counts has offsets or columns that are out of range")
+        raise ValueError("the table has offsets or columns that are out of range")
     return _trimmed(count, *found)
 
 

@@ -1,4 +1,4 @@
-"""Counts of items that are near each other in histories, and sums of their rows: compiled loops or numpy."""
+"""Weights of items that are near each other in histories, and sums of their rows: compiled loops or numpy."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,40 +19,45 @@ class Rows(NamedTuple):
     values: np.ndarray  # float32[E]
 
 
-def count_pairs(
+def weigh_pairs(
     items: np.ndarray,
     starts: np.ndarray,
     ends: np.ndarray,
-    forward: np.ndarray,
-    backward: np.ndarray | None,
-    num_items: int,
+    *,
+    after: np.ndarray,
+    beside: np.ndarray,
+    gains: np.ndarray,
+    factors: np.ndarray,
     most: int,
-    factors: np.ndarray | None = None,
+    wanted: np.ndarray | None = None,
 ) -> Rows:
-    """Weighted counts of pairs of items, of which each item keeps the highest; as :func:`seqrec.kernels.count_pairs`.
+    """Weights of pairs of items, of which each item keeps the highest; as :func:`seqrec.kernels.weigh_pairs`.
 
     Memory is bounded: the pairs are never listed all at once.
     """
-    backward = np.empty(0, dtype=np.float32) if backward is None else backward
+    numbers = {"after": after, "beside": beside, "gains": gains, "factors": factors}
     if kernels.usable():
-        counted = kernels.count_pairs(
-            _tensor(items), _tensor(starts), _tensor(ends), _tensor(forward), _tensor(backward), num_items, most,
-            None if factors is None else _tensor(factors),
+        weighed = kernels.weigh_pairs(
+            _tensor(items), _tensor(starts), _tensor(ends), most=most,
+            wanted=None if wanted is None else _tensor(wanted), **{name: _tensor(part) for name, part in numbers.items()},
         )  # fmt: skip
-        return Rows(*(part.numpy() for part in counted))
-    if most < 1 or num_items < 0:
-        raise ValueError(f"most is {most} and num_items {num_items}; give at least 1 item to keep")
-    if not (np.isfinite(forward).all() and np.isfinite(backward).all()):
-        raise ValueError("the weights are not all finite")
-    width = num_items + 1
-    parts = [
-        _highest(keys, sums.astype(np.float32), width, most, factors)
-        for keys, sums in _pairs(_Stream(items, starts, ends, width), forward, backward, width)
-    ]
-    keys = np.concatenate([np.empty(0, dtype=np.int64), *(part for part, _ in parts)])
-    values = np.concatenate([np.empty(0, dtype=np.float32), *(part for _, part in parts)])
-    lengths = np.bincount(keys // width, minlength=width)
-    return Rows(_offsets(lengths), (keys % width).astype(np.int32), values)
+        return Rows(*(part.numpy() for part in weighed))
+    if most < 1:
+        raise ValueError(f"most is {most}; give at least 1 item to keep")
+    for name, part in numbers.items():
+        if not ((part >= 0) & np.isfinite(part)).all():
+            raise ValueError(f"{name} has numbers that are negative or not finite")
+    width = len(gains)
+    keys, values = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
+    for some, sums in _pairs(_Stream(items, starts, ends, width), after, beside, width, wanted):
+        rows, columns = some // width, some % width
+        weights = np.log1p(sums[:, 0] * gains[columns]) + sums[:, 1] * factors[rows] * factors[columns]
+        kept = _highest(rows, columns, weights.astype(np.float32), most)
+        keys.append(some[kept])
+        values.append(weights[kept].astype(np.float32))
+    all_keys = np.concatenate(keys)
+    lengths = np.bincount(all_keys // width, minlength=width)
+    return Rows(_offsets(lengths), (all_keys % width).astype(np.int32), np.concatenate(values))
 
 
 def sum_rows(table: Rows, offsets: np.ndarray, entries: np.ndarray, coefficients: np.ndarray) -> Rows:
@@ -73,7 +78,7 @@ def sum_rows(table: Rows, offsets: np.ndarray, entries: np.ndarray, coefficients
         raise ValueError(f"rows {entries.min()} to {entries.max()} of a table of {width} are summed")
     low, high = table.offsets[:-1][entries], table.offsets[1:][entries]
     if len(table.columns) != len(table.values) or ((low < 0) | (low > high) | (high > len(table.columns))).any():
-        raise ValueError("the table of counts has offsets that are out of range")
+        raise ValueError("the table has offsets that are out of range")
     ends = _offsets(high - low)[offsets]  # the number of pairs up to the end of each row
     parts, start = [Rows(_offsets(np.empty(0)), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))], 0
     while start < len(offsets) - 1:
@@ -94,7 +99,7 @@ def _sums(
     source = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
     columns = table.columns[source].astype(np.int64)
     if len(columns) and not 0 <= columns.min() <= columns.max() < width:
-        raise ValueError("the table of counts has columns that are out of range")
+        raise ValueError("the table has columns that are out of range")
     values = np.repeat(coefficients.astype(np.float64), lengths) * table.values[source]
     keys, sums = _summed(np.repeat(rows, lengths) * width + columns, values)
     return Rows(_offsets(np.bincount(keys // width, minlength=count)), keys % width, sums.astype(np.float32))
@@ -121,15 +126,17 @@ class _Stream:
 
 
 def _pairs(
-    stream: _Stream, forward: np.ndarray, backward: np.ndarray, width: int
+    stream: _Stream, after: np.ndarray, beside: np.ndarray, width: int, wanted: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Complete rows of pairs, some at a time: ascending keys ``i * width + j``, and the sum of each ``float64``."""
-    steps = [(d, weight) for d, weight in enumerate(forward, start=1) if weight != 0]
-    steps += [(-d, weight) for d, weight in enumerate(backward, start=1) if weight != 0]
+    """Complete rows of pairs, some at a time: ascending keys ``i * width + j``, and their sums A and S ``float64[P, 2]``."""
+    steps = [(d, (weight, 0.0)) for d, weight in enumerate(after, start=1)]
+    steps += [(side * d, (0.0, weight)) for d, weight in enumerate(beside, start=1) for side in (1, -1)]
     order = np.argsort(stream.items, kind="stable")
     order = order[np.searchsorted(stream.items, 1, sorter=order) :]  # not from the padding
+    if wanted is not None:
+        order = order[wanted[stream.items[order]]]
     size = max(1, CELLS // max(1, len(steps)))
-    open_keys, open_sums = np.empty(0, dtype=np.int64), np.empty(0)
+    open_keys, open_sums = np.empty(0, dtype=np.int64), np.empty((0, 2))
     for start in range(0, len(order), size):
         places = order[start : start + size]
         keys, weights = [open_keys], [open_sums]
@@ -138,7 +145,7 @@ def _pairs(
             item, other = stream.items[own], stream.items[own + step]
             counted = (item != other) & (other != 0)
             keys.append(item[counted] * width + other[counted])
-            weights.append(np.full(len(keys[-1]), weight, dtype=np.float64))
+            weights.append(np.tile(np.array(weight, dtype=np.float64), (len(keys[-1]), 1)))
         found, sums = _summed(np.concatenate(keys), np.concatenate(weights))
         # The row of an item that the next places go on with stays open.
         following = order[start + size : start + size + 1]
@@ -154,21 +161,16 @@ def _summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[first], np.add.reduceat(values[order], first)
+    return keys[first], np.add.reduceat(values[order], first, axis=0)
 
 
-def _highest(
-    keys: np.ndarray, values: np.ndarray, width: int, most: int, factors: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row the ``most`` pairs whose values are highest after multiplication by the factor of the column."""
-    rows, columns = keys // width, keys % width
-    if len(keys) == 0 or np.bincount(rows - rows[0]).max() <= most:
-        return keys, values
-    order = values if factors is None else values * factors[columns]
-    by_row = np.lexsort((columns, -np.where(np.isnan(order), -np.inf, order), rows))
+def _highest(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
+    """Places of the ``most`` highest values of each row, in ascending order."""
+    if len(rows) == 0 or np.bincount(rows - rows[0]).max() <= most:
+        return np.arange(len(rows))
+    by_row = np.lexsort((columns, -values, rows))
     place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # the place in its row of each of by_row
-    kept = np.sort(by_row[place < most])
-    return keys[kept], values[kept]
+    return np.sort(by_row[place < most])
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -1,0 +1,202 @@
+"""Transitions: which items came after which in the histories, and which occur together, counted and not trained."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqrec.data.batches import Batch
+from seqrec.data.fields import Count, Length, Options, Range, Weight
+from seqrec.data.split import Histories
+from seqrec.models.base import Model
+from seqrec.models.counting import Rows, sum_rows, weigh_pairs
+from seqrec.models.popularity import check_counts
+
+#: Number of items j that are kept for each item i by default, and in all.
+SUCCESSORS, ENTRIES = 400, 10**8
+SHRINKAGE = 5.0  # interactions added to those of each item, so that chance meetings of rare items count less
+LEAST_WEIGHT = 1e-3  # items of a history that weigh less than this, relative to the last one, are left out
+PRIOR = 1e-3  # score of the most popular item if it follows none of the history: popularity settles ties
+
+
+@dataclass(frozen=True)
+class TransitionsConfig(Options):
+    """What is counted, and how counts become scores. The constants that are not given are chosen on validation items.
+
+    Args:
+        distance: Largest number of steps between two items of a history that count as a pair. A pair counts 1/d.
+        scale: Factor of the counts inside the logarithm: the larger, the less the number of times matters.
+        damping: Power of an item's popularity that divides the counts of transitions to it. 0 favours popular items.
+        neighbours: Weight of the cosine of two items over the histories that hold both, in either order.
+        decay: Weight of an item of the history, relative to the item after it.
+        successors: Maximum number of items to keep per item: those of highest weight. By default 400, or fewer in a
+            catalogue of more than 250,000 items, so that they are 10^8 together.
+        max_length: Number of most recent items of a history that the model sees.
+    """
+
+    distance: Annotated[int, Range(1, 10**4)] = 50
+    scale: Annotated[float, Range(above=0)] | None = None
+    damping: Annotated[float, Range(0, 1)] | None = None
+    neighbours: Weight | None = None
+    decay: Annotated[float, Range(above=0, most=1)] | None = None
+    successors: Count | None = None
+    max_length: Length = 50
+
+    def resolved(self) -> "TransitionsConfig":
+        """The config with a default for each constant that is neither given nor chosen."""
+        plain = {"scale": 5.0, "damping": 0.0, "neighbours": 3.0, "decay": 0.7}
+        return replace(self, **{name: value for name, value in plain.items() if getattr(self, name) is None})
+
+
+class Transitions(Model):
+    """Weighted counts of the items that came after each item, and of those that occur beside it.
+
+    After Petrov et al., "Do Sequential Recommendation Benchmarks Really Require Higher-Order Sequence Modelling?"
+    (RecSys 2026), and item-based neighbours (Sarwar et al. 2001). With n_j interactions of item j, and n the mean:
+
+        A_ij = sum of 1/d over the times that j came d steps after i in a history, up to ``distance`` steps
+        S_ij = number of times that i and j were at most ``distance`` steps apart, in either order
+        W_ij = log(1 + scale * A_ij * ((n + 5) / (n_j + 5))^damping) + neighbours * S_ij / sqrt((n_i + 5) (n_j + 5))
+
+    The score of j is the mean of W_ij over the items i of the history, weighted by ``decay`` to the power of their age:
+    0 for the last item. Popularity settles ties.
+
+    The ``successors`` highest W_ij of each item i are kept, in three buffers: those of item i are
+    ``columns[offsets[i]:offsets[i + 1]]``, ascending, and ``values`` there. Loading a state resizes the buffers.
+    """
+
+    Config = TransitionsConfig
+    FACTORED = False
+    COUNTED = True
+    LENGTHS_OF_THE_LOG = frozenset({"columns", "values"})
+    config: TransitionsConfig
+    counts: Tensor
+    offsets: Tensor
+    columns: Tensor
+    values: Tensor
+
+    def __init__(self, config: TransitionsConfig, num_items: int, num_users: int = 0) -> None:
+        del num_users
+        super().__init__()
+        self.config = config.resolved()
+        self.num_items = num_items
+        self.register_buffer("counts", torch.zeros(num_items + 1, dtype=torch.int64))
+        self.register_buffer("offsets", torch.zeros(num_items + 2, dtype=torch.int64))
+        self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(0, dtype=torch.float32))
+
+    def count(self, histories: Histories, wanted: np.ndarray | None = None) -> None:
+        """Learn from the training histories.
+
+        Args:
+            histories: training histories.
+            wanted: items to keep successors of, ``bool[I + 1]``; for a model that only ranks after these.
+        """
+        config, counts = self.config, histories.item_counts()
+        assert config.scale is not None
+        assert config.neighbours is not None
+        assert config.damping is not None
+        popularity = (counts + SHRINKAGE) / (counts[1:].mean() + SHRINKAGE)
+        steps = np.arange(1, config.distance + 1, dtype=np.float32)
+        table = weigh_pairs(
+            histories.dataset.items, histories.starts, histories.ends,
+            after=1 / steps,
+            beside=np.ones_like(steps) if config.neighbours else np.empty(0, dtype=np.float32),
+            gains=(config.scale * popularity**-config.damping).astype(np.float32),
+            factors=np.sqrt(config.neighbours / (counts + SHRINKAGE)).astype(np.float32),
+            most=config.successors or max(1, min(SUCCESSORS, ENTRIES // max(self.num_items, 1))),
+            wanted=wanted,
+        )  # fmt: skip
+        device = self.counts.device
+        self.counts.copy_(torch.from_numpy(counts))
+        self.offsets.copy_(torch.from_numpy(table.offsets))
+        self.columns, self.values = (torch.from_numpy(part).to(device) for part in (table.columns, table.values))
+
+    def check_weights(self) -> None:
+        """Check that the table is possible.
+
+        Raises:
+            ValueError: it is not.
+        """
+        check_counts(self.counts, "counts")
+        if not self.counts.any():
+            raise ValueError("counts are all zero")
+        if len(self.columns) != len(self.values):
+            raise ValueError(f"there are {len(self.columns)} columns but {len(self.values)} values")
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.columns) or (self.offsets.diff() < 0).any():
+            raise ValueError("offsets are out of range")
+        if len(self.columns) and (int(self.columns.min()) < 1 or int(self.columns.max()) > self.num_items):
+            raise ValueError("columns are out of range")
+
+    @property
+    def reach(self) -> int:
+        """Number of most recent items of a history whose weight is at least ``LEAST_WEIGHT``, up to ``max_length``."""
+        decay = self.config.decay
+        assert decay is not None
+        far = self.config.max_length if decay == 1 else int(np.log(LEAST_WEIGHT) / np.log(decay)) + 1
+        return max(1, min(self.config.max_length, far))
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The token's item and those before it, newest first, ``int64[T, reach]``; 0 where the history had not begun."""
+        tokens = torch.arange(len(batch.items), device=batch.items.device)
+        return self._before(batch, tokens, batch.offsets[batch.rows])
+
+    def encode_last(self, batch: Batch) -> Tensor:
+        """As :meth:`encode`, for the users' last tokens: ``int64[B, reach]``."""
+        return self._before(batch, batch.last, batch.offsets[:-1])
+
+    def _before(self, batch: Batch, tokens: Tensor, starts: Tensor) -> Tensor:
+        places = tokens[:, None] - torch.arange(self.reach, device=tokens.device)
+        return torch.where(places >= starts[:, None], batch.items[places.clamp(min=0)], 0)
+
+    def rows(self, hidden: Tensor) -> Rows:
+        """The scores above 0 of each hidden state ``int64[R, reach]``: rows of items and scores, without popularity."""
+        newest = hidden.cpu().numpy()
+        there = newest > 0
+        decay = self.config.decay
+        assert decay is not None
+        weights = there * decay ** np.arange(newest.shape[1])
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
+        offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int64)
+        table = Rows(*(part.cpu().numpy() for part in (self.offsets, self.columns, self.values)))
+        return sum_rows(table, offsets, newest[there].astype(np.int32), weights[there].astype(np.float32))
+
+    def prior(self) -> Tensor:
+        """The score of an item by its popularity, at most ``PRIOR``: ``float32[I + 1]``; 0 for the padding."""
+        logs = torch.log1p(self.counts.float())
+        logs[0] = 0
+        return PRIOR * logs / logs.max().clamp(min=1)
+
+    def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
+        """Scores in the shapes of :meth:`Model.score`."""
+        prior = self.prior()
+        if items is not None and items.dim() == 2:
+            return self.looked_up(hidden, items) + prior[items]
+        rows = self.rows(hidden)
+        scores = prior.repeat(len(hidden), 1)
+        owner = np.repeat(np.arange(len(hidden)), np.diff(rows.offsets))
+        places = tuple(torch.from_numpy(part.astype(np.int64)).to(scores.device) for part in (owner, rows.columns))
+        scores[places] += torch.from_numpy(rows.values).to(scores.device)
+        return scores if items is None else scores[:, items]
+
+    def looked_up(self, hidden: Tensor, items: Tensor) -> Tensor:
+        """Scores of each row's own candidates ``int64[R, C]``, without popularity: ``float32[R, C]``."""
+        rows = self.rows(hidden)
+        width = self.num_items + 1
+        owner = np.repeat(np.arange(len(hidden)), np.diff(rows.offsets))
+        keys = torch.from_numpy(owner * width + rows.columns)
+        asked = (torch.arange(len(hidden))[:, None] * width + items.cpu()).contiguous()
+        if len(keys) == 0:
+            return torch.zeros(asked.shape, device=items.device)
+        place = torch.searchsorted(keys, asked).clamp_(max=len(keys) - 1)
+        found = torch.where(keys[place] == asked, torch.from_numpy(rows.values)[place], 0.0)
+        return found.to(items.device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("columns", "values"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=self.counts.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
