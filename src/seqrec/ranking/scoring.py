@@ -210,17 +210,17 @@ def rank(
         into = Ranking(*(None if found is None else found[part] for found in ranking))  # type: ignore[arg-type]
         pairs = more = None
         if left_out is not None:
-            own = _of_rows(left_out[0], start, rows)
+            own = of_rows(left_out[0], start, rows)
             pairs = left_out[0][own] - start, left_out[1][own]
         if added is not None:
-            own = _of_rows(added[0], start, rows)
+            own = of_rows(added[0], start, rows)
             more = added[0][own] - start, added[1][own], added[2][own]
         wanted = None if targets is None else targets[part]
         _rank_block(catalogue.score(states[part], memory), pairs, denied, wanted, more, into)
     return ranking
 
 
-def _of_rows(rows: np.ndarray, start: int, count: int) -> slice:
+def of_rows(rows: np.ndarray, start: int, count: int) -> slice:
     """Where the pairs of ``count`` rows from ``start`` on are, given the sorted rows of all pairs."""
     return slice(*np.searchsorted(rows, [start, start + count]).tolist())
 
