@@ -514,7 +514,7 @@ def test_unknown_options_and_models() -> None:
         Recommender(dropout=1.5)
     with pytest.raises(InputError, match="no option 'alpha'"):
         Recommender("sasrec", alpha=1.0)
-    with pytest.raises(InputError, match="split is 'sideways'; give last-two or time"):
+    with pytest.raises(InputError, match="split is 'sideways'; give auto, time or last-two"):
         Recommender(**OPTIONS, split="sideways").fit(log())
     with pytest.raises(InputError, match="exclude each other"):
         Recommender(**OPTIONS).fit(log()).recommend(users=["u101"], histories=[["i501"]])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from rich.console import Console
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
@@ -84,6 +85,7 @@ class Recommender:
         overwrite: bool = False,
         progress: bool = False,
         stop: Callable[[], bool] | None = None,
+        console: Console | None = None,
     ) -> "Recommender":
         """Prepare a log, split it and train.
 
@@ -99,6 +101,7 @@ class Recommender:
             progress: show a progress bar.
             stop: function that is called after every training step and ends training by returning True; see
                 :func:`train`.
+            console: console that says, before training, how the log was split and what :meth:`Split.check` found.
 
         Raises:
             InputError: the input or an option is bad, ``out`` cannot be written, or there is nothing to learn. The
@@ -115,10 +118,12 @@ class Recommender:
         # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
-            self._fit(given, items, place, resume, progress, stop)
+            self._fit(given, items, place, resume, progress, stop, console or Console(quiet=True))
         return self
 
-    def _fit(self, given: list[Any], items: Any, place: Place | None, resume: bool, progress: bool, stop: Any) -> None:
+    def _fit(
+        self, given: list[Any], items: Any, place: Place | None, resume: bool, progress: bool, stop: Any, say: Console
+    ) -> None:
         log = given.pop()
         rated = self.prepare_config.min_rating is not None
         if not isinstance(log, Dataset):
@@ -127,6 +132,7 @@ class Recommender:
         config, split, model = planned(
             dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
         )
+        say.print("\n".join(split.check().lines()), highlight=False, markup=False, soft_wrap=True)
         self.epochs, self.metrics, self.evaluations = [], {}, {}
         self.interrupted, self.summary = False, ""
         # All checks, and the counting of a counted model, come before the first write.
@@ -153,7 +159,7 @@ class Recommender:
             run.take_over()
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
-            self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
+            self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs), "split": asdict(split.check())}
             if len(split.test):
                 with threads(self.train_config.threads):
                     self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
@@ -326,6 +332,7 @@ class Recommender:
             keep_seen=self._keeps_seen(keep_seen),
             seed=seed,
             train_counts=held_out.train.item_counts(),
+            trained_on="train",
             baselines=others,
         )
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.moments import moment_of
 from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, SplitConfig, all_histories, moment_of, split_by_time, split_last_two
+from seqrec.data.split import Histories, SplitConfig, all_histories, split_by_time, split_last_two
 from seqrec.errors import InputError
 
 ROWS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=60)

@@ -267,7 +267,7 @@ BAD: list[tuple[list[str], dict[str, Any], str]] = [
     (["markov"], {"embedding_dim": 8}, "none of markov has an option 'embedding_dim'"),
     (["sasrec"], {"learning_rate": -1.0}, "learning_rate is -1.0"),
     (["sasrec"], {"embedding_dim": 0}, "sasrec: embedding_dim is 0"),
-    (["sasrec"], {"split": "halves"}, "split is 'halves'; give last-two or time"),
+    (["sasrec"], {"split": "halves"}, "split is 'halves'; give auto, time or last-two"),
 ]
 
 

@@ -11,6 +11,8 @@ from seqrec.data.formats.summary import LogSummary, some_names
 if TYPE_CHECKING:
     from seqrec.ranking.protocols import Evaluation, Scores
 
+#: What each ``trained_on`` of an evaluation means.
+TRAINED_ON = {"train": "trained without validation and test items"}
 YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # the range of datetime in Unix seconds
 
 
@@ -25,7 +27,7 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
         against = f"full catalogue, seen items {evaluation.seen}"
     else:
         against = f"{evaluation.negatives} sampled negatives"
-    shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}")
+    shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}\n{stated(evaluation)}")
     shown.add_column("metric")
     for column in columns:
         shown.add_column(column, justify="right", overflow="fold")
@@ -45,6 +47,30 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
     if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
         notes.append(f"for some users only {evaluation.fewest_negatives} unseen items are available as negatives")
     shown.caption = "; ".join(notes) or None
+    return shown
+
+
+def stated(evaluation: "Evaluation") -> str:
+    """What was held out, what the weights have not seen, and the seed, as text."""
+    facts = [evaluation.held_out]
+    if evaluation.trained_on is not None:
+        facts.append(TRAINED_ON.get(evaluation.trained_on, f"trained on {evaluation.trained_on}"))
+    return "; ".join([*facts, f"seed {evaluation.seed}"])
+
+
+def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
+    """NDCG@10 of the model beside its baselines for groups of users: by length of the history, by popularity."""
+    columns: dict[str, Evaluation | Scores] = {name: evaluation, **evaluation.baselines}
+    shown = Table(title=f"{evaluation.split}: NDCG@10 by length of the history, and by popularity of the target")
+    shown.add_column("users with")
+    for column in ("users", *columns):
+        shown.add_column(column, justify="right", overflow="fold")
+    for by, phrase in (("history", "{} items in the history"), ("popularity", "a target {} times in training")):
+        for number, group in enumerate(evaluation.groups.get(by, [])):
+            same = [scores.groups[by][number] for scores in columns.values()]
+            cells = [with_interval(one.metrics["ndcg@10"], *one.intervals["ndcg@10"]) for one in same]
+            shown.add_row(phrase.format(group.name), f"{group.users:,}", *cells)
+        shown.add_section()
     return shown
 
 

@@ -1,6 +1,7 @@
 """Checks that training can succeed. Impossible trainings are refused before they start; doubtful ones warn."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig
     return Objective(loss=settled.loss, popularity=settled.popularity or 0.0, **options)
 
 
+def settle_split(split: Split, config: SplitConfig) -> SplitConfig:
+    """The options of a split with every choice resolved: how it is made, and whether rankings include seen items."""
+    made = config.split if split.name == "custom" else split.name
+    return replace(config, split=made, keep_seen=settle_seen(split, config))
+
+
 def settle_seen(split: Split, config: SplitConfig) -> bool:
     """Decide whether rankings include items of the history, and warn about an unsuitable split.
 
@@ -39,7 +46,7 @@ def settle_seen(split: Split, config: SplitConfig) -> bool:
     """
     missing = [name for name, targets in (("validates", split.valid), ("tests", split.test)) if len(targets) == 0]
     if missing:
-        why = "no user has 3 interactions" if config.split == "last-two" else (
+        why = "no user has 3 interactions" if split.name == "last-two" else (
             "no user has interactions both before and in the period; give other cut points (--valid-from, --test-from)"
         )  # fmt: skip
         warn(f"nothing {' or '.join(missing)}: {why}", TrainingWarning)
