@@ -12,7 +12,7 @@ from seqrec.data.fields import Options
 from seqrec.data.histories import Histories, Targets
 from seqrec.data.leaks import SplitCheck, check_split
 from seqrec.data.moments import Moment, moment_of, shown, written
-from seqrec.errors import InputError, TrainingWarning, one_line, warn
+from seqrec.errors import InputError, one_line
 
 __all__ = [
     "Histories",
@@ -197,15 +197,10 @@ def split_automatically(dataset: Dataset) -> Split:
     A split by time is what happens in use: the model knows the past and recommends for the future. It needs times that
     tell the order of interactions of different users, and enough users who are active before and after the cut points:
     at least 50, and 1 % of all.
-
-    Warns:
-        TrainingWarning: the log has times, but they can't be used.
     """
     found, why = _by_time_if_possible(dataset.check())
     if found is not None:
         return replace(found, reason="the log has times")
-    if dataset.has_timestamps:
-        warn(f"the log has times, but {why}; so the split is last-two", TrainingWarning)
     return replace(split_last_two(dataset), reason=why)
 
 
@@ -214,11 +209,11 @@ def _by_time_if_possible(dataset: Dataset) -> tuple[Split | None, str]:
     if not dataset.has_timestamps:
         return None, "the log has no times"
     if _are_positions(dataset):
-        return None, "they only number the interactions of each user"
+        return None, "its times only number the interactions of each user"
     try:
         split = split_by_time(dataset)
     except InputError as error:
-        return None, f"they cannot be divided ({one_line(error)})"
+        return None, f"its times cannot be divided ({one_line(error).partition(';')[0]})"
     needed = max(FEWEST_TARGETS, math.ceil(LEAST_SHARE * dataset.num_users))
     for what, count in (
         ("with two interactions before the first cut point", int((split.train.lengths > 1).sum())),

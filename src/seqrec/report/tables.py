@@ -61,15 +61,17 @@ def stated(evaluation: "Evaluation") -> str:
 def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
     """NDCG@10 of the model beside its baselines for groups of users: by length of the history, by popularity."""
     columns: dict[str, Evaluation | Scores] = {name: evaluation, **evaluation.baselines}
-    shown = Table(title=f"{evaluation.split}: NDCG@10 by length of the history, and by popularity of the target")
-    shown.add_column("users with")
+    shown = Table(
+        title=f"{evaluation.split}: NDCG@10 by items in the history, and by interactions of the target in training"
+    )
+    shown.add_column("group")
     for column in ("users", *columns):
         shown.add_column(column, justify="right", overflow="fold")
-    for by, phrase in (("history", "{} items in the history"), ("popularity", "a target {} times in training")):
+    for by, what in (("history", "history"), ("popularity", "target")):
         for number, group in enumerate(evaluation.groups.get(by, [])):
             same = [scores.groups[by][number] for scores in columns.values()]
             cells = [with_interval(one.metrics["ndcg@10"], *one.intervals["ndcg@10"]) for one in same]
-            shown.add_row(phrase.format(group.name), f"{group.users:,}", *cells)
+            shown.add_row(f"{what} {group.name}", f"{group.users:,}", *cells)
         shown.add_section()
     return shown
 

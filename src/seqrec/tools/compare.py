@@ -25,7 +25,7 @@ from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
 from seqrec.report.tables import TRAINED_ON, with_interval
 from seqrec.tools.config import CompareConfig
-from seqrec.training.checks import settle_split
+from seqrec.training.checks import say_split, settle_split
 from seqrec.training.config import TrainConfig
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
@@ -209,8 +209,8 @@ def compare_models(
     sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
     chosen = _options(models, sizes | options)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
-    console = console or Console(quiet=True)
     found, targets, same = _planned(plan, dataset, config, console)
+    console = console or Console(quiet=True)
     made = out is not None and make_folder(Path(out))
     values: dict[str, dict[str, np.ndarray]] = {}
     for number, name in enumerate(models, start=1):
@@ -236,16 +236,16 @@ def compare_models(
 
 
 def _planned(
-    plan: Recommender, dataset: Dataset, config: CompareConfig, console: Console
+    plan: Recommender, dataset: Dataset, config: CompareConfig, console: Console | None
 ) -> tuple[Comparison, Targets, dict[str, Any]]:
     """A comparison without models yet, its targets, and the options that all models share so that they get the same."""
     split = plan.split_config.apply(dataset)
-    checked, targets = split.check(), split.test
+    targets = split.test
     if len(targets) == 0:
         raise InputError("there is no user to test on: nobody has a target; give a longer log or another split")
-    console.print("\n".join(checked.lines()), highlight=False, markup=False, soft_wrap=True)
+    say_split(split, console)
     settled = settle_split(split, plan.split_config)
-    facts = (len(targets), targets.held_out, asdict(checked), asdict(plan.train_config), config)
+    facts = (len(targets), targets.held_out, asdict(split.check()), asdict(plan.train_config), config)
     same = {"split": settled.split, "keep_seen": settled.keep_seen}
     return Comparison([], *facts, bool(settled.keep_seen)), targets, same
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch.overrides import TorchFunctionMode
 
 from seqrec.data.batches import trainable
@@ -36,6 +37,15 @@ def settle_split(split: Split, config: SplitConfig) -> SplitConfig:
     """The options of a split with every choice resolved: how it is made, and whether rankings include seen items."""
     made = config.split if split.name == "custom" else split.name
     return replace(config, split=made, keep_seen=settle_seen(split, config))
+
+
+def say_split(split: Split, console: Console | None) -> None:
+    """Say how a log was split and what the check found. Without a console, warn if the times of the log are ignored."""
+    found = split.check()
+    if console is not None:
+        console.print("\n".join(found.lines()), highlight=False, markup=False, soft_wrap=True)
+    elif split.reason and split.name != "time" and split.train.dataset.has_timestamps:
+        warn(f"the log has times, but the split is last-two, because {split.reason}", TrainingWarning)
 
 
 def settle_seen(split: Split, config: SplitConfig) -> bool:
