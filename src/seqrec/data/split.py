@@ -27,6 +27,14 @@ __all__ = [
 
 #: Which windows of a long history are used for training.
 Windows = Literal["last", "all"]
+#: What weights were trained on: the training histories, all histories up to the test, or the whole log.
+TrainedOn = Literal["train", "train+valid", "all"]
+#: The same in words, after "trained".
+TRAINED: dict[TrainedOn, str] = {
+    "train": "without validation and test items",
+    "train+valid": "without test items",
+    "all": "with all items",
+}
 SplitName = Literal["time", "last-two", "custom"]
 #: Users that validation and test must each have for a split by time to be chosen: this number, and this share of all.
 FEWEST_TARGETS, LEAST_SHARE = 50, 0.01
@@ -173,7 +181,8 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
     valid = _first_after(dataset, users, starts, before_valid, before_test, first_item)
     first_item = f"each user's first item from {shown(test_cut)} on"
     test = _first_after(dataset, users, starts, before_test, ends, first_item)
-    return Split(Histories(dataset, users, starts, before_valid), valid, test, "time", (valid_cut, test_cut))
+    train = Histories(dataset, users, starts, before_valid)
+    return Split(train=train, valid=valid, test=test, name="time", cuts=(valid_cut, test_cut))
 
 
 def _count_before(dataset: Dataset, moment: int) -> np.ndarray:

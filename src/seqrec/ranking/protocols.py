@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import distinct_negatives_for
-from seqrec.data.split import Targets
+from seqrec.data.split import Targets, TrainedOn
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
@@ -44,8 +44,6 @@ class Evaluation(Scores):
         protocol: ``full`` or ``sampled``.
         split: name of the targets: ``valid`` or ``test``.
         held_out: what the targets are, in a few words.
-        trained_on: part of the log that the weights were learnt from: ``train``, without the items of validation and
-            test; None if :func:`evaluate` was not told.
         users: number of targets, one per user.
         seen: whether items of the history were ``removed`` from the ranking or ``kept``.
         negatives: number of negatives that a target was ranked against; None for ``full``.
@@ -57,12 +55,13 @@ class Evaluation(Scores):
             None for ``full``.
         seconds: time of the evaluation, including the baselines.
         baselines: metrics of other models on the same targets and negatives.
+        trained_on: what all of them were trained on; None if it is not known. ``train``: the training histories;
+            ``train+valid``: the validation items too; ``all``: the whole log.
     """
 
     protocol: Protocol
     split: str
     held_out: str
-    trained_on: str | None
     users: int
     seen: Literal["removed", "kept"]
     negatives: int | None
@@ -72,6 +71,7 @@ class Evaluation(Scores):
     fewest_negatives: int | None
     seconds: float
     baselines: dict[str, Scores] = field(default_factory=dict)
+    trained_on: TrainedOn | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as types that JSON has. Intervals are ``[low, high]``."""
@@ -94,7 +94,7 @@ def evaluate(
     keep_seen: bool = False,
     baselines: Mapping[str, Model] | None = None,
     split: str = "test",
-    trained_on: str | None = None,
+    trained_on: TrainedOn | None = None,
     batch_size: int = 512,
 ) -> Evaluation:
     """Rank the target of every user among its candidates, and compute metrics.
@@ -121,7 +121,7 @@ def evaluate(
         keep_seen: whether the items of the history are ranked too. ``sampled`` never draws them.
         baselines: other models by name.
         split: name of the targets, for the report.
-        trained_on: part of the log that the models were trained on, for the report, such as ``train``.
+        trained_on: what the models were trained on, for the report; see :class:`Evaluation`.
         batch_size: number of users encoded and scored at once.
 
     Raises:

@@ -7,12 +7,11 @@ from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.summary import LogSummary, some_names
+from seqrec.data.split import TRAINED
 
 if TYPE_CHECKING:
     from seqrec.ranking.protocols import Evaluation, Scores
 
-#: What each ``trained_on`` of an evaluation means.
-TRAINED_ON = {"train": "trained without validation and test items"}
 YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # the range of datetime in Unix seconds
 
 
@@ -54,7 +53,7 @@ def stated(evaluation: "Evaluation") -> str:
     """What was held out, what the weights have not seen, and the seed, as text."""
     facts = [evaluation.held_out]
     if evaluation.trained_on is not None:
-        facts.append(TRAINED_ON.get(evaluation.trained_on, f"trained on {evaluation.trained_on}"))
+        facts.append(f"trained {TRAINED[evaluation.trained_on]}")
     return "; ".join([*facts, f"seed {evaluation.seed}"])
 
 

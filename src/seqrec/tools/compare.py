@@ -16,14 +16,14 @@ from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig
-from seqrec.data.split import SplitConfig, Targets
+from seqrec.data.split import TRAINED, SplitConfig, Targets
 from seqrec.errors import InputError
 from seqrec.files import make_folder, replacing
 from seqrec.models import MODELS
 from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
-from seqrec.report.tables import TRAINED_ON, with_interval
+from seqrec.report.tables import with_interval
 from seqrec.tools.config import CompareConfig
 from seqrec.training.checks import say_split, settle_split
 from seqrec.training.config import TrainConfig
@@ -133,7 +133,7 @@ class Comparison:
         against = f"against {self.config.test_negatives} negatives"
         grid.title = (
             f"test: {self.users:,} users; full (seen items {seen}), sampled ({against})\n"
-            f"{self.held_out}; {TRAINED_ON['train']}; seed {self.training['seed']}"
+            f"{self.held_out}; trained {TRAINED['train']}; seed {self.training['seed']}"
         )
         grid.add_column("model, training,\nweights", overflow="fold")
         for name in ("protocol", "NDCG@10", "HR@10", "gain", "p"):
