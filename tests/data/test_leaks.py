@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqrec import InputError, SASRec, SASRecConfig, Split, TrainConfig, prepare, split_by_time, split_last_two, train
+from seqrec import (
+    InputError,
+    SASRec,
+    SASRecConfig,
+    Split,
+    SplitConfig,
+    TrainConfig,
+    prepare,
+    read_log,
+    split_by_time,
+    split_last_two,
+    train,
+)
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Histories, Targets
 
@@ -238,3 +250,18 @@ def test_what_the_lines_say():
     assert "; 3 are copies of interactions in their history, which --duplicates drop-copies removes" in second
     second = split_last_two(dataset_of([(1, 1, 1), (1, 2, 2), (1, 3, 3)], has_timestamps=False)).check().lines()[1]
     assert second.endswith("without times nobody knows whether training is later than the targets")
+
+
+@pytest.mark.real
+def test_movielens_is_split_by_time(real_data):
+    dataset = prepare(read_log(real_data / "ml-100k" / "ml-100k.inter"))
+    split = SplitConfig().apply(dataset)
+    found = split.check()
+    assert (found.split, found.valid_users, found.test_users, found.train_users) == ("time", 81, 90, 751)
+    assert found.late_targets == 0
+    wanted = naive(split)
+    assert {name: getattr(found, name) for name in wanted} == pytest.approx(wanted)
+    found = split_last_two(dataset).check()
+    wanted = naive(split_last_two(dataset))
+    assert {name: getattr(found, name) for name in wanted} == pytest.approx(wanted)
+    assert found.late_targets > 0.99

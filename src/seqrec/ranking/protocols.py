@@ -54,7 +54,9 @@ class Evaluation(Scores):
         fewest_negatives: lowest number of negatives of any user, as there may be fewer unseen items than ``negatives``;
             None for ``full``.
         seconds: time of the evaluation, including the baselines.
-        baselines: metrics of other models on the same targets and negatives.
+        baselines: metrics, intervals and groups of other models on the same targets and negatives.
+        groups: NDCG@10 and HR@10 with intervals for groups of users, by ``history``, the length of the history, and by
+            ``popularity``, the number of interactions that the target has in training; see :class:`Group`.
         trained_on: what all of them were trained on; None if it is not known. ``train``: the training histories;
             ``train+valid``: the validation items too; ``all``: the whole log.
     """
