@@ -26,6 +26,8 @@ from seqrec.data.split import Histories, Targets
 
 ROWS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4), st.integers(0, 12)), min_size=1, max_size=60)
 
+ROW_OF_NOBODY = np.array([[-1], [0], [0]])  # users, starts, ends
+
 
 def dataset_of(rows, has_timestamps=True) -> Dataset:
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
@@ -120,6 +122,11 @@ def of_another(split: Split) -> Split:
     return replace(split, test=replace(split.test, histories=replace(split.test.histories, dataset=other)))
 
 
+def unknown(split: Split) -> Split:
+    users = np.full(len(split.test), -1)
+    return replace(split, test=replace(split.test, histories=replace(split.test.histories, users=users)))
+
+
 def shuffled(split: Split) -> Split:
     data = split.train.dataset
     backwards = replace(data, timestamps=data.timestamps[::-1].copy())
@@ -155,6 +162,11 @@ BY_HAND = {
         "last-two", lambda s: with_train(s, users=s.train.users[::-1]), "in training 20 histories are not"),
     "histories of nobody": (
         "last-two", lambda s: with_train(s, users=s.train.users + 1), "in training 1 histories are not of their user"),
+    "targets of a user who is not in the log": (
+        "last-two", unknown, "in test 20 histories are not of their user"),
+    "a target of nobody, without a history": (
+        "last-two", lambda s: replace(s, test=Targets(Histories(s.train.dataset, *ROW_OF_NOBODY), np.array([1]))),
+        r"1 test targets are not the item right after their history.*first: row 0, of no user"),
     "histories that end before they start": (
         "last-two", lambda s: with_train(s, starts=s.train.ends + 1), "in training 20 histories are not"),
     "histories beyond the interactions": (
@@ -225,9 +237,11 @@ def test_parts_without_targets_and_users_of_nowhere_are_no_leak():
     found = Split(everything, nobody, nobody).check()
     assert (found.split, found.train_interactions, found.test_users) == ("custom", 200, 0)
     assert found.lines()[0].startswith("split: custom; training has 200 interactions (100%) of 20 users")
-    split = split_last_two(dataset)
-    foreign = replace(split, test=replace(split.test, histories=replace(split.test.histories, users=np.full(20, -1))))
-    assert foreign.check().test_users == 20
+    columns = (everything.users, everything.starts, everything.ends)
+    strangers = Histories(
+        dataset, *(np.append(column, value) for column, value in zip(columns, (-1, 0, 0), strict=True))
+    )
+    assert Split(strangers, nobody, nobody).check().train_users == 20
 
 
 def test_what_the_lines_say():

@@ -128,8 +128,9 @@ def check_split(train: Histories, valid: Targets, test: Targets, cuts: tuple[int
 def _refuse(wrong: np.ndarray, histories: Histories, what: str) -> None:
     """Raise an error that counts the wrong rows and names the user of the first."""
     if wrong.any():
-        user = int(histories.users[np.argmax(wrong)])
-        name = f"user {histories.dataset.user_ids[user]}" if user >= 0 else f"row {int(np.argmax(wrong))}"
+        row = int(np.argmax(wrong))
+        user = int(histories.users[row])
+        name = f"user {histories.dataset.user_ids[user]}" if user >= 0 else f"row {row}, of no user"
         raise InputError(f"the split leaks: {int(wrong.sum()):,} {what} (first: {name}); {_ADVICE}")
 
 
@@ -142,8 +143,8 @@ def _check_ranges(histories: Histories, name: str) -> None:
     wrong = (users < -1) | (users >= data.num_users) | (starts < 0) | (ends < starts) | (ends > data.num_interactions)
     if not wrong.any():
         owner = np.maximum(users, 0)  # -1 is a user who is not in the dataset, and owns nothing
-        outside = (starts < data.offsets[owner]) | (ends > data.offsets[owner + 1])
-        wrong = outside & (ends > starts) & (users >= 0)
+        outside = (users < 0) | (starts < data.offsets[owner]) | (ends > data.offsets[owner + 1])
+        wrong = outside & (ends > starts)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InputError(
@@ -161,8 +162,7 @@ def _check_targets(targets: Targets, name: str, train: Histories) -> None:
     if len(targets.items) != len(histories):
         raise InputError(f"{name} has {len(histories)} histories and {len(targets.items)} targets; {_ADVICE}")
     ends, owner = np.asarray(histories.ends), np.maximum(histories.users, 0)
-    last = np.where(histories.users >= 0, data.offsets[owner + 1], data.num_interactions)
-    wrong = (ends >= last) | (ends < np.where(histories.users >= 0, data.offsets[owner], 0))
+    wrong = (histories.users < 0) | (ends < data.offsets[owner]) | (ends >= data.offsets[owner + 1])
     inside = np.minimum(ends, data.num_interactions - 1)
     wrong |= data.items[inside] != targets.items
     _refuse(wrong, histories, f"{name} targets are not the item right after their history, which may contain them")
@@ -209,7 +209,7 @@ def _found_in_times(train: Histories, test: Targets, trained: np.ndarray) -> dic
     later = int(np.count_nonzero(trained & (data.timestamps > middle)))
     before = (histories.lengths > 0) & (_last_times(histories) == times)
     after = histories.ends + 1
-    has_next = after < data.offsets[np.maximum(histories.users, 0) + 1]
+    has_next = after < data.offsets[histories.users + 1]
     next_times = data.timestamps[np.minimum(after, data.num_interactions - 1)]
     tied = test.take(before)
     rows, items = tied.histories.flat()

@@ -36,7 +36,8 @@ TRAINED: dict[TrainedOn, str] = {
     "all": "with all items",
 }
 SplitName = Literal["time", "last-two", "custom"]
-#: Users that validation and test must each have for a split by time to be chosen: this number, and this share of all.
+#: Users that validation and test must each have for a split by time to be chosen: this number, and this share of the
+#: users with at least 3 interactions, who are those that the split last-two would test.
 FEWEST_TARGETS, LEAST_SHARE = 50, 0.01
 _AS_PAPERS = "for comparison with papers"
 
@@ -205,7 +206,7 @@ def split_automatically(dataset: Dataset) -> Split:
 
     A split by time is what happens in use: the model knows the past and recommends for the future. It needs times that
     tell the order of interactions of different users, and enough users who are active before and after the cut points:
-    at least 50, and 1 % of all.
+    at least 50, and 1 % of those with 3 interactions or more.
     """
     found, why = _by_time_if_possible(dataset.check())
     if found is not None:
@@ -223,7 +224,7 @@ def _by_time_if_possible(dataset: Dataset) -> tuple[Split | None, str]:
         split = split_by_time(dataset)
     except InputError as error:
         return None, f"its times cannot be divided ({one_line(error).partition(';')[0]})"
-    needed = max(FEWEST_TARGETS, math.ceil(LEAST_SHARE * dataset.num_users))
+    needed = max(FEWEST_TARGETS, math.ceil(LEAST_SHARE * np.count_nonzero(np.diff(dataset.offsets) >= 3)))
     for what, count in (
         ("with two interactions before the first cut point", int((split.train.lengths > 1).sum())),
         ("active both before and in the time of validation", len(split.valid)),
