@@ -32,7 +32,7 @@ from seqrec import Recommender, metrics, prepare, read_log, split_last_two
 from seqrec.ranking.protocols import ranks
 log, model, options, out = sys.argv[1:]
 dataset = prepare(read_log(log))
-recommender = Recommender(model, **json.loads(options)).fit(dataset)
+recommender = Recommender(model, split="last-two", **json.loads(options)).fit(dataset)
 np.save(out, metrics.ndcg(*ranks(recommender.model, split_last_two(dataset).test), 10))
 print(json.dumps([recommender.epochs[-1]["loss"], sum(row["seconds"] for row in recommender.epochs)]))
 """

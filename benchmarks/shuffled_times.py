@@ -52,7 +52,7 @@ def main() -> None:
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         pair = []
         for kind, log in (("real", dataset), ("shuffled", with_shuffled_times(dataset, options.what, seed))):
-            recommender = Recommender(options.model, seed=seed, **settings).fit(log)
+            recommender = Recommender(options.model, seed=seed, split="last-two", **settings).fit(log)
             values = metrics.ndcg(*ranks(recommender.model, split_last_two(log).test), 10)
             pair.append(values)
             print(f"seed {seed} {kind:8} NDCG@10 {values.mean():.4f}  ({recommender.summary})", flush=True)

@@ -104,7 +104,8 @@ pl.DataFrame(
 
 # %% [markdown]
 # Ids have become indices by now; `dataset.user_ids` and `dataset.item_ids` lead back. The last item of each user
-# tests, the one before it validates, and the rest trains. `fit` does this split by itself; here it is to be seen.
+# tests, the one before it validates, and the rest trains, as in the papers. `fit` does this split by itself when asked
+# for `split="last-two"`; here it is to be seen. Without being asked, `fit` splits by time if the log has times.
 
 # %%
 split = split_last_two(dataset)
@@ -134,6 +135,7 @@ recommender = Recommender(
     batch_size=batch_size,
     learning_rate=learning_rate,
     seed=seed,
+    split="last-two",
 )
 recommender.fit(dataset, run_folder, overwrite=run_folder is not None)
 print(recommender.summary)

@@ -1,5 +1,6 @@
 """``Recommender``: its input, its results, and its warnings about unknown ids."""
 
+import io
 import warnings
 import weakref
 from pathlib import Path
@@ -10,8 +11,9 @@ import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
-from seqrec import MODELS, InputError, Recommender, SASRec, UnknownIdWarning, prepare
+from seqrec import MODELS, InputError, Recommender, Run, SASRec, TrainingWarning, UnknownIdWarning, prepare
 from seqrec.data.batches import pack
 from seqrec.data.split import all_histories
 from seqrec.ranking.topk import best, best_of
@@ -514,7 +516,7 @@ def test_unknown_options_and_models() -> None:
         Recommender(dropout=1.5)
     with pytest.raises(InputError, match="no option 'alpha'"):
         Recommender("sasrec", alpha=1.0)
-    with pytest.raises(InputError, match="split is 'sideways'; give last-two or time"):
+    with pytest.raises(InputError, match="split is 'sideways'; give auto, time or last-two"):
         Recommender(**OPTIONS, split="sideways").fit(log())
     with pytest.raises(InputError, match="exclude each other"):
         Recommender(**OPTIONS).fit(log()).recommend(users=["u101"], histories=[["i501"]])
@@ -572,3 +574,59 @@ def test_brackets_in_a_folder_name_are_a_name(tmp_path: Path) -> None:
     recommender = Recommender("markov").fit(log, tmp_path / "run[1]*?")
     again = Recommender.load(tmp_path / "run[1]*?")
     assert again.recommend(k=2, keep_seen=True).equals(recommender.recommend(k=2, keep_seen=True))
+
+
+def busy(users: int = 60) -> pl.DataFrame:
+    """Users who are all active all the time, so that the log can be split by time."""
+    rows = [(u, (7 * u + step) % 30, 1_600_000_000 + 9000 * step + u) for u in range(users) for step in range(20)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+
+
+def test_a_split_is_chosen_once(tmp_path: Path) -> None:
+    recommender = Recommender(**OPTIONS).fit(busy(), tmp_path / "run")
+    facts = recommender.metrics["split"]
+    assert (facts["split"], facts["reason"], facts["test_users"]) == ("time", "the log has times", 60)
+    assert facts["train_interactions"] == 960
+    opened = Run(tmp_path / "run")
+    assert (opened.config.split.split, opened.metrics()["split"]) == ("time", facts)
+    assert opened.split.cuts == (facts["valid_from"], facts["test_from"])
+    again = Recommender.load(tmp_path / "run")
+    assert again.split_config.split == "time"
+    stated = [recommender.metrics["test"]["full"][name] for name in ("held_out", "trained_on", "users", "seen", "seed")]
+    assert stated == ["each user's first item from 2020-09-15T09:26:40 on", "train", 60, "removed", 0]
+    assert again.evaluate().metrics == recommender.evaluate().metrics == recommender.metrics["test"]["full"]["metrics"]
+    Recommender(**OPTIONS).fit(busy(), tmp_path / "run", resume=True)  # auto is the same again
+    Recommender(**OPTIONS, split="time").fit(busy(), tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="was started with split = time, not last-two; resume with the same options"):
+        Recommender(**OPTIONS, split="last-two").fit(busy(), tmp_path / "run", resume=True)
+
+
+def test_times_that_are_ignored_are_said(tmp_path: Path) -> None:
+    with pytest.warns(
+        TrainingWarning, match="has times, but the split is last-two, because the number of users with two"
+    ):
+        found = Recommender("popularity").fit(busy(users=30), tmp_path / "run")
+    assert Run(tmp_path / "run").config.split.split == "last-two"
+    assert found.evaluate().held_out == "each user's last item, for comparison with papers"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Recommender("popularity").fit(busy())
+        Recommender("popularity").fit(busy(users=30).drop("timestamp"))
+        Recommender("popularity", split="last-two").fit(busy(users=30))
+        said = io.StringIO()
+        Recommender("popularity").fit(busy(users=30), console=Console(file=said))  # says it there
+    assert "split: last-two, for comparison with papers (because the number of users with two" in said.getvalue()
+    assert "split checked: no target is in its own history" in said.getvalue()
+
+
+def test_recent_popularity_ends_with_training() -> None:
+    """Its days are the last before validation: what is popular later, even in the test's histories, doesn't count."""
+    late = [(u, 99, 1_600_000_000 + 9000 * step + u) for u in range(60) for step in (16, 17)]
+    frame = pl.concat([busy(), pl.DataFrame(late, schema=busy().schema, orient="row")])
+    found = Recommender("recent-popularity", split="time", valid_from=1_600_000_000 + 9000 * 16, days=0.5).fit(frame)
+    dataset, model = found.dataset, found.model
+    times, items = dataset.timestamps, dataset.items
+    last = times[times < 1_600_000_000 + 9000 * 16].max()
+    recent = (times <= last) & (times >= last - 43_200)
+    assert model.recent.tolist() == np.bincount(items[recent], minlength=dataset.num_items + 1).tolist()
+    assert model.recent[dataset.item_indices([99])[0]] == 0

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from seqrec.data.formats.items import read_items
     from seqrec.data.formats.read import read_log
     from seqrec.data.items import ItemTable
+    from seqrec.data.leaks import SplitCheck
     from seqrec.data.prepare import PrepareConfig, prepare
     from seqrec.data.split import Split, SplitConfig, split_by_time, split_last_two
     from seqrec.data.synthetic import SyntheticLog, synthetic_log
@@ -42,6 +43,7 @@ __all__ = [
     "SASRec",
     "SASRecConfig",
     "Split",
+    "SplitCheck",
     "SplitConfig",
     "Statistics",
     "SyntheticLog",
@@ -77,6 +79,7 @@ _MODULES = {
     "SASRec": "models.sasrec",
     "SASRecConfig": "models.sasrec",
     "Split": "data.split",
+    "SplitCheck": "data.leaks",
     "SplitConfig": "data.split",
     "Statistics": "data.dataset",
     "SyntheticLog": "data.synthetic",

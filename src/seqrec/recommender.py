@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from rich.console import Console
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import check_fields
@@ -29,6 +30,7 @@ from seqrec.run.config import CONFIG, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
+from seqrec.training.checks import say_split
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 from seqrec.training.plan import check_items, counted, planned
@@ -84,6 +86,7 @@ class Recommender:
         overwrite: bool = False,
         progress: bool = False,
         stop: Callable[[], bool] | None = None,
+        console: Console | None = None,
     ) -> "Recommender":
         """Prepare a log, split it and train.
 
@@ -99,6 +102,8 @@ class Recommender:
             progress: show a progress bar.
             stop: function that is called after every training step and ends training by returning True; see
                 :func:`train`.
+            console: console that says, before training, how the log was split and what :meth:`Split.check` found. By
+                default nothing is said, except for a warning if the log has times that can't be used for the split.
 
         Raises:
             InputError: the input or an option is bad, ``out`` cannot be written, or there is nothing to learn. The
@@ -115,10 +120,10 @@ class Recommender:
         # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
-            self._fit(given, items, place, resume, progress, stop)
+            self._fit(given, items, place, resume, console, progress=progress, stop=stop)
         return self
 
-    def _fit(self, given: list[Any], items: Any, place: Place | None, resume: bool, progress: bool, stop: Any) -> None:
+    def _fit(self, given: list[Any], items: Any, place: Place | None, resume: bool, console: Any, **ways: Any) -> None:
         log = given.pop()
         rated = self.prepare_config.min_rating is not None
         if not isinstance(log, Dataset):
@@ -127,6 +132,7 @@ class Recommender:
         config, split, model = planned(
             dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
         )
+        say_split(split, console)
         self.epochs, self.metrics, self.evaluations = [], {}, {}
         self.interrupted, self.summary = False, ""
         # All checks, and the counting of a counted model, come before the first write.
@@ -143,9 +149,8 @@ class Recommender:
             run.save_epochs(self.epochs)
         best_epoch = 1
         if not model.COUNTED:
-            ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
-            keep_seen = bool(config.split.keep_seen)
-            trained = train(model, split, self.train_config, keep_seen=keep_seen, **ways)
+            ways |= {"run": run, "resume": resume, "keep_seen": bool(config.split.keep_seen)}
+            trained = train(model, split, self.train_config, **ways)
             self.epochs, best_epoch = trained.epochs, trained.best_epoch
             self.interrupted, self.summary = trained.ended == "interrupted", trained.summary
         if run is not None:
@@ -153,7 +158,7 @@ class Recommender:
             run.take_over()
         self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
         if run is not None and not self.interrupted:
-            self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs)}
+            self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs), "split": asdict(split.check())}
             if len(split.test):
                 with threads(self.train_config.threads):
                     self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
@@ -326,6 +331,7 @@ class Recommender:
             keep_seen=self._keeps_seen(keep_seen),
             seed=seed,
             train_counts=held_out.train.item_counts(),
+            trained_on="train",
             baselines=others,
         )
 

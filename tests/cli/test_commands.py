@@ -230,10 +230,19 @@ def test_fit_writes_a_run_and_json(place: Path, capsys: pytest.CaptureFixture[st
     out = run(capsys, "fit", "log.csv", "--out", "new", *SMALL, "--json", "fit.json", "--feedforward-dims", "6", "4")
     assert "epoch   1  loss" in out
     assert "run written to new" in out
+    why = "(because its times only number the interactions of each user)"
+    assert out.index(f"split: last-two, for comparison with papers {why}; training has") < out.index("epoch   1")
+    assert out.count("split checked: no target is in its own history or in training; ") == 1
+    assert "each user's last item, for comparison with papers" in " ".join(out.split())
+    assert "history 1-4" in out
     facts = strict_json((place / "fit.json").read_text())
     assert (facts["run"], facts["interrupted"], facts["epochs"]) == ("new", False, 3)
     assert set(facts["test"]) == {"full", "sampled"}
-    assert strict_json((place / "new/metrics.json").read_text())["test"] == facts["test"]
+    written = strict_json((place / "new/metrics.json").read_text())
+    assert (written["test"], written["split"]) == (facts["test"], facts["split"])
+    assert facts["split"]["split"] == "last-two"
+    for group in facts["test"]["full"]["baselines"]["markov"]["groups"]["popularity"]:
+        assert {"least", "most", "users", "metrics", "intervals"} == group.keys()
     frame = pl.read_csv(place / "new/epochs.csv")
     assert frame.columns == ["epoch", "loss", "seconds", "total_seconds", "tokens_per_second", "ndcg@10", "hr@10"]
     assert frame["epoch"].to_list() == [1, 2, 3]
@@ -436,11 +445,16 @@ def test_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["compare", "log.csv", "--models", "sasrec,markov", "popularity", *shared, "--test-negatives", "4"]
     out = run(capsys, *arguments, "--out", "deep/compared")
     assert all(name in out for name in ("sasrec", "markov", "popularity", "±", "Holm"))
+    assert out.count("split checked: no target is in its own history or in training; ") == 1
+    assert "last item, for comparison with papers; trained without validation and test items; seed 0" in (
+        " ".join(out.split())
+    )
     assert {path.name for path in (place / "deep/compared").iterdir()} == {
         f"compare.{e}" for e in ("csv", "json", "png")
     }
     found = strict_json(json_of(capsys, *arguments))
     assert [entry["model"] for entry in found["models"]] == ["sasrec", "markov", "popularity"]
+    assert (found["split"]["split"], found["held_out"][:16]) == ("last-two", "each user's last")
     assert (found["test_negatives"], found["models"][0]["config"]["embedding_dim"]) == (4, 8)
     written = strict_json((place / "deep/compared/compare.json").read_text())
     assert [entry["results"] for entry in written["models"]] == [entry["results"] for entry in found["models"]]
@@ -455,6 +469,7 @@ def test_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = words.getvalue()
     for part in ("best possible", "popularity", "markov", "recommended next", "seqrec recommend"):
         assert part in out
+    assert "split: last-two, for comparison with papers; training has" in out
     assert 0 < result["share_of_best"] <= 1.5
     assert result["metrics"]["ndcg@10"] == pytest.approx(result["share_of_best"] * result["best"]["ndcg@10"])
     assert json.loads(json.dumps(result)) == result
@@ -541,7 +556,8 @@ BAD_ARGUMENTS = {
     "fit log.csv --out new --loss bce --negatives 1000000000000": "negatives is 1000000000000, too many for the memory",
     "fit log.csv --out new --device meta": "device 'meta'",
     "fit log.csv --out new --device tpu9": "device 'tpu9'",
-    "fit log.csv --out new --valid-from 5": "split by time",
+    "fit log.csv --out new --split last-two --valid-from 5": "split by time",
+    "fit log.csv --out new --valid-from 5": "there is no interaction before valid_from = 5",
     "fit log.csv --out new --split time --valid-from 9 --test-from 5": "the first before the second",
     "evaluate nowhere": "nowhere: no such run folder",
     "evaluate .": "not a run folder",

@@ -1,3 +1,4 @@
+import re
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -7,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.moments import moment_of
 from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, SplitConfig, all_histories, moment_of, split_by_time, split_last_two
+from seqrec.data.split import Histories, SplitConfig, all_histories, split_by_time, split_last_two
 from seqrec.errors import InputError
 
 ROWS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=60)
@@ -245,3 +247,66 @@ def test_nothing_is_copied():
     for split in (split_last_two(dataset), split_by_time(dataset, 2, 4)):
         for histories in (split.train, split.valid.histories, split.test.histories):
             assert histories.dataset is dataset
+
+
+def busy(users: int = 60, length: int = 20, start: int = 1_600_000_000) -> list[tuple[int, int, int]]:
+    """Users who are all active all the time."""
+    return [
+        (user, (7 * user + step) % 30, start + 1000 * step + user) for user in range(users) for step in range(length)
+    ]
+
+
+def test_auto_splits_by_time_if_it_can():
+    dataset = dataset_of(busy())
+    split = SplitConfig().apply(dataset)
+    assert (split.name, split.reason) == ("time", "the log has times")
+    wanted = split_by_time(dataset)
+    assert (pairs(split.valid), pairs(split.test)) == (pairs(wanted.valid), pairs(wanted.test))
+    assert split.cuts == wanted.cuts == (1_600_016_000, 1_600_018_000)
+    given = SplitConfig(valid_from=1_600_010_000).apply(dataset)
+    assert (given.name, given.reason) == ("time", "cut points are given")
+    assert pairs(given.valid) == pairs(split_by_time(dataset, 1_600_010_000).valid)
+    assert SplitConfig("time").apply(dataset).reason is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (
+            [(user, item, item) for user in range(80) for item in range(8)],
+            "its times only number the interactions of each user",
+        ),
+        ([(user, item, 5) for user in range(80) for item in range(8)], "its times only number"),
+        (
+            [(u, u + i, 5 + (u == 3) * (i == 7)) for u in range(80) for i in range(8)],
+            r"its times cannot be divided \(validation would start at 5 .* and the test at 5 [^;]*\)",
+        ),
+        (busy(users=30), "the number of users with two interactions before the first cut point is 30, and .* needs 50"),
+        (
+            [(u, i, 1000 * u + i) for u in range(80) for i in range(8)],
+            r"users active both before and in the time of validation is [01], and .* needs 50 here",
+        ),
+        (
+            [*busy(), *((u, i, 10**6 * u + i) for u in range(1000, 9000) for i in range(3))],
+            r"users active both before and in the time of validation is \d+, and .* needs 81 here",
+        ),
+    ],
+)
+def test_auto_says_why_it_cannot_split_by_time(rows, reason):
+    dataset = dataset_of(rows)
+    split = SplitConfig().apply(dataset)
+    assert split.name == "last-two"
+    assert re.search(reason, split.reason)
+    assert f"last-two, for comparison with papers (because {split.reason}); training has" in split.check().lines()[0]
+    assert pairs(split.test) == pairs(split_last_two(dataset).test)
+    assert split.check().reason == split.reason
+
+
+def test_auto_without_times():
+    split = SplitConfig().apply(dataset_of(busy(), has_timestamps=False))
+    assert (split.name, split.reason, split.cuts) == ("last-two", "the log has no times", None)
+
+
+def test_last_two_takes_no_cut_points():
+    with pytest.raises(InputError, match="need a split by time; give --split time, or leave out --split"):
+        SplitConfig("last-two", test_from=5).apply(dataset_of(busy()))

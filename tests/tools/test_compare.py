@@ -267,7 +267,7 @@ BAD: list[tuple[list[str], dict[str, Any], str]] = [
     (["markov"], {"embedding_dim": 8}, "none of markov has an option 'embedding_dim'"),
     (["sasrec"], {"learning_rate": -1.0}, "learning_rate is -1.0"),
     (["sasrec"], {"embedding_dim": 0}, "sasrec: embedding_dim is 0"),
-    (["sasrec"], {"split": "halves"}, "split is 'halves'; give last-two or time"),
+    (["sasrec"], {"split": "halves"}, "split is 'halves'; give auto, time or last-two"),
 ]
 
 
@@ -292,3 +292,19 @@ def test_bad_terms(dataset: Dataset, tmp_path: Path) -> None:
         compare_models(short, ["popularity"])
     with pytest.raises(InputError, match="no model to draw"):
         comparison_picture({"full": []}, tmp_path / "none.png")
+
+
+def test_all_models_are_split_alike() -> None:
+    rows = [(u, (7 * u + step) % 30, 1_600_000_000 + 9000 * step + u) for u in range(60) for step in range(20)]
+    log = prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+    found = compare_models(log, ["markov", "recent-popularity"])
+    assert (found.split["split"], found.split["reason"], found.users) == ("time", "the log has times", 60)
+    assert found.held_out == "each user's first item from 2020-09-15T09:26:40 on"
+    by_hand = Recommender("markov", split="time").fit(log).evaluate()
+    assert found.entries[0].results is not None
+    assert found.entries[0].results["full"]["metrics"]["ndcg@10"] == pytest.approx(by_hand.metrics["ndcg@10"])
+    beside = by_hand.baselines["recent-popularity"].metrics["ndcg@10"]
+    assert found.entries[1].results is not None
+    assert found.entries[1].results["full"]["metrics"]["ndcg@10"] == pytest.approx(beside)
+    papers = compare_models(log, ["markov"], split="last-two")
+    assert (papers.split["split"], papers.held_out) == ("last-two", "each user's last item, for comparison with papers")

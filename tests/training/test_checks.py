@@ -168,7 +168,7 @@ def test_seen_items_are_removed_where_a_person_says_so() -> None:
 def test_nothing_is_said_where_few_items_repeat(asked: bool | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fitted = Recommender(**TINY, keep_seen=asked).fit(walks())
+        fitted = Recommender(**TINY, keep_seen=asked, split="last-two").fit(walks())
     assert fitted.evaluate().seen == ("kept" if asked else "removed")
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import pytest
 import rich
 import torch
 
-from seqrec import InputError, Recommender, TrainConfig, prepare, split_last_two
+from seqrec import InputError, Recommender, Split, TrainConfig, prepare, split_last_two
 from seqrec.cli.app import main
+from seqrec.data.split import all_histories
 from seqrec.models import MODELS, SASRec
 from seqrec.models.sasrec import SASRecConfig
 from seqrec.ranking.metrics import hit_rate, ndcg
@@ -371,7 +371,9 @@ def test_trains_without_anybody_to_validate_on(tmp_path: Path) -> None:
         "total_seconds",
         "tokens_per_second",
     ]
-    assert recommender.metrics == {"best_epoch": 4, "epochs": 4}
+    assert recommender.metrics.keys() == {"best_epoch", "epochs", "split"}
+    assert [recommender.metrics[name] for name in ("best_epoch", "epochs")] == [4, 4]
+    assert recommender.metrics["split"]["test_users"] == 0
     assert Recommender.load(tmp_path / "run").recommend(users=[1], k=3)["item_id"].to_list() == [3]
     with pytest.raises(InputError, match="nobody to evaluate on"):
         recommender.evaluate()
@@ -411,7 +413,8 @@ def test_divergence_ends_and_keeps_the_last_good_weights(tmp_path: Path) -> None
 def test_negatives_of_somebody_who_met_everything() -> None:
     everything = pl.DataFrame({"user_id": [1] * 6 + [2] * 4, "item_id": [1, 2, 3, 4, 1, 2, 2, 3, 4, 1]})
     dataset = prepare(everything)
-    longer = replace(split_last_two(dataset), train=replace(split_last_two(dataset).train, ends=dataset.offsets[1:]))
+    nobody = split_last_two(dataset).test.take(slice(0))
+    longer = Split(all_histories(dataset), nobody, nobody)
     model = SASRec(SASRecConfig(max_length=8, embedding_dim=8, num_blocks=1), 4)
     with pytest.raises(
         InputError, match=r"2 of 2 users have seen every item .*, so bce has no negative .*--loss cross-entropy"

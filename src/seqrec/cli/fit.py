@@ -12,7 +12,7 @@ from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import SplitConfig
 from seqrec.errors import TrainingWarning, warn
 from seqrec.models import MODELS
-from seqrec.report.tables import table
+from seqrec.report.tables import groups_table, table
 from seqrec.run.outputs import check_log, check_outputs
 from seqrec.training.config import TrainConfig
 
@@ -66,14 +66,17 @@ def fit_command(model: str) -> Any:
         recommender = Recommender(model, **vars(sizes or config()) | merged(training, split, filters))
         console = output(json)
         show_log(console, dataset, summary)
-        recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
+        shown: dict[str, Any] = {"progress": json != "-", "console": console}
+        recommender.fit(dataset, out, resume=resume, overwrite=overwrite, **shown)
         if recommender.interrupted:
             before = "; the old run was removed" if overwrite else ""
             console.print(f"stopped; {out} has the weights so far, --resume continues{before}", soft_wrap=True)
         else:
             console.print(recommender.summary, highlight=False)
-            for evaluation in recommender.evaluations.values():
+            for protocol, evaluation in recommender.evaluations.items():
                 console.print(table(evaluation, model))
+                if protocol == "full":
+                    console.print(groups_table(evaluation, model))
             console.print(f"run written to {out}", soft_wrap=True)
         facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
         write_json(json, facts | recommender.metrics)

@@ -45,9 +45,10 @@ def evaluate_command(
     recommender = _loaded(run)
     evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
     console = output(json)
-    from seqrec.report.tables import table
+    from seqrec.report.tables import groups_table, table
 
-    console.print(table(evaluation, recommender.model_name))
+    for shown in (table, groups_table):
+        console.print(shown(evaluation, recommender.model_name))
     write_json(json, evaluation.to_dict())
 
 

@@ -1,16 +1,18 @@
-"""Converts times passed along with histories (numbers in any unit, dates, ISO texts) to microseconds."""
+"""Times that people give, for histories or as cut points: numbers in any unit, dates, ISO texts."""
 
+import math
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from seqrec.data.formats.times import units_per_second
+from seqrec.data.formats.times import YEAR_1980, units_per_second
 from seqrec.errors import InputError
 
+Moment = int | float | str | date
 MICROSECONDS = 10**6  # per second
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBERS: Any = (Real, Decimal)
@@ -50,6 +52,53 @@ def moments_of(times: Any, lengths: Sequence[int]) -> np.ndarray:
         raise InputError(f"times have different units, such as seconds and milliseconds; {_ADVICE}")
     per_second = units[0] if units else 1
     return np.array([int(value * MICROSECONDS // per_second) for value in values], dtype=np.int64)  # type: ignore[operator]
+
+
+def moment_of(given: Moment, name: str = "a moment") -> int:
+    """Convert a moment to Unix seconds, rounded down as timestamps of a log are.
+
+    Args:
+        given: an ISO date with or without a time (UTC unless it names a zone), a ``date`` or ``datetime``, or a number
+            since 1970 in seconds, milli-, micro- or nanoseconds, distinguished by its size as in a log.
+        name: name of the moment in error messages.
+
+    Raises:
+        InputError: ``given`` has none of these forms.
+    """
+    advice = f"{name} is {given!r}; give an ISO date such as 2020-09-26 or 2020-09-26T10:00, or Unix seconds"
+    try:
+        if isinstance(given, str):
+            text = given.strip()
+            try:
+                given = float(text) if "." in text else int(text)
+            except ValueError:
+                given = datetime.fromisoformat(text.upper().replace("UTC", "Z").replace(" Z", "Z").replace("/", "-"))
+        if isinstance(given, date):
+            exact = given if isinstance(given, datetime) else datetime.combine(given, time())
+            exact = exact if exact.tzinfo else exact.replace(tzinfo=UTC)
+            return math.floor(exact.timestamp())
+        if isinstance(given, bool) or not isinstance(given, int | float | np.number) or not math.isfinite(given):
+            raise InputError(advice)
+    except (ValueError, OverflowError) as error:
+        raise InputError(advice) from error
+    return int(given // units_per_second(given))
+
+
+def written(moment: int) -> str:
+    """A moment as messages show it: 1600000000 (2020-09-13T12:26:40)."""
+    return f"{moment} ({found})" if (found := _date(moment)) else str(moment)
+
+
+def shown(moment: int) -> str:
+    """A moment as titles show it: 2020-09-13T12:26:40, or the number if it is before 1980 and so hardly a date."""
+    return (moment >= YEAR_1980 and _date(moment)) or str(moment)
+
+
+def _date(moment: int) -> str | None:
+    try:
+        return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # outside of the years that datetime knows
+        return None
 
 
 def _listed(times: Any) -> list[Any]:

@@ -1,98 +1,83 @@
 """Training, validation and test parts as ranges over one :class:`Dataset`, without copies."""
 
 import math
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import Options
-from seqrec.data.formats.times import units_per_second
-from seqrec.data.statistics import counts_of
-from seqrec.errors import InputError
+from seqrec.data.histories import Histories, Targets
+from seqrec.data.leaks import SplitCheck, check_split
+from seqrec.data.moments import Moment, moment_of, shown, written
+from seqrec.errors import InputError, one_line
 
-Moment = int | float | str | date
+__all__ = [
+    "Histories",
+    "Split",
+    "SplitConfig",
+    "Targets",
+    "all_histories",
+    "histories_of_users",
+    "split_by_time",
+    "split_last_two",
+]
+
 #: Which windows of a long history are used for training.
 Windows = Literal["last", "all"]
-MOST_SAMPLED = 10_000  # targets that are enough to estimate a share
-
-
-@dataclass(frozen=True, eq=False)
-class Histories:
-    """Histories of M users: ``dataset.items[starts[m]:ends[m]]`` is the history of ``users[m]``.
-
-    ``users int64[M]`` are user indices of the dataset; -1 is a user who is not in it.
-    """
-
-    dataset: Dataset
-    users: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Items in each history, ``int64[M]``."""
-        return self.ends - self.starts
-
-    def take(self, rows: np.ndarray | slice) -> "Histories":
-        """The histories at these rows."""
-        return Histories(self.dataset, self.users[rows], self.starts[rows], self.ends[rows])
-
-    def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row and item of each interaction, history by history: two ``int64[sum of lengths]``."""
-        lengths = self.lengths
-        rows = np.repeat(np.arange(len(self)), lengths)
-        first = np.cumsum(lengths) - lengths
-        source = np.arange(len(rows)) + (self.starts - first)[rows]
-        return rows, self.dataset.items[source].astype(np.int64)
-
-    def item_counts(self) -> np.ndarray:
-        """Number of times each item occurs in the histories, ``int64[I + 1]``."""
-        return counts_of(self.dataset.items[self._mask()], self.dataset.num_items + 1)
-
-    def _mask(self) -> np.ndarray:
-        """Mask of the dataset's interactions that belong to a history, ``bool[N]``."""
-        change = np.zeros(self.dataset.num_interactions + 1, dtype=np.int32)
-        np.add.at(change, self.starts, 1)
-        np.add.at(change, self.ends, -1)
-        return np.cumsum(change[:-1], out=change[:-1]) > 0
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Items to predict: ``items int32[M]``, each the next item after the history in the same row."""
-
-    histories: Histories
-    items: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def take(self, rows: np.ndarray | slice) -> "Targets":
-        """The targets at these rows."""
-        return Targets(self.histories.take(rows), self.items[rows])
-
-    def repeated(self) -> float:
-        """Share of targets whose item is already in the history, estimated from at most 10,000; 0 without targets."""
-        if len(self) == 0:
-            return 0.0
-        sample = self.take(np.linspace(0, len(self) - 1, min(len(self), MOST_SAMPLED)).astype(np.int64))
-        rows, items = sample.histories.flat()
-        return len(np.unique(rows[items == sample.items[rows]])) / len(sample)
+#: What weights were trained on: the training histories, all histories up to the test, or the whole log.
+TrainedOn = Literal["train", "train+valid", "all"]
+#: The same in words, after "trained".
+TRAINED: dict[TrainedOn, str] = {
+    "train": "without validation and test items",
+    "train+valid": "without test items",
+    "all": "with all items",
+}
+SplitName = Literal["time", "last-two", "custom"]
+#: Users that validation and test must each have for a split by time to be chosen: this number, and this share of the
+#: users with at least 3 interactions, who are those that the split last-two would test.
+FEWEST_TARGETS, LEAST_SHARE = 50, 0.01
+_AS_PAPERS = "for comparison with papers"
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Training histories, validation targets and test targets."""
+    """Training histories, validation targets and test targets.
+
+    ``name`` says how they were made: ``time``, ``last-two`` or, by anyone else, ``custom``. ``cuts`` are the starts of
+    validation and test in Unix seconds, for a split by time. ``reason`` says why this split was chosen, if nobody asked
+    for it.
+    """
 
     train: Histories
     valid: Targets
     test: Targets
+    name: SplitName = "custom"
+    cuts: tuple[int, int] | None = None
+    reason: str | None = None
+
+    def check(self) -> SplitCheck:
+        """Verify on the arrays that nothing of a target is known before it is predicted; done once.
+
+        Each target must be the interaction right after its history, at no earlier time. No target may be in a training
+        history; no test target may be in a validation history, or be a validation target too. With ``cuts``, training
+        and the histories of validation must end before the first, and the histories of the test before the second. A
+        part without targets is not checked. What nobody can rule out is counted, as :class:`SplitCheck` says.
+
+        Fitting and comparing call this, so a leak ends them before anything is trained. It costs a few passes over the
+        interactions.
+
+        Raises:
+            InputError: there is a leak, or a part does not belong to the dataset.
+        """
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> SplitCheck:
+        found = check_split(self.train, self.valid, self.test, self.cuts)
+        return replace(found, split=self.name, reason=self.reason)
 
     def targets(self, name: str) -> Targets:
         """``valid`` or ``test`` by name."""
@@ -133,47 +118,18 @@ def split_last_two(dataset: Dataset) -> Split:
     starts, ends = starts[enough], ends[enough]
     return Split(
         train=train,
-        valid=Targets(Histories(dataset, chosen, starts, ends - 2), dataset.items[ends - 2]),
-        test=Targets(Histories(dataset, chosen, starts, ends - 1), dataset.items[ends - 1]),
+        valid=Targets(
+            Histories(dataset, chosen, starts, ends - 2),
+            dataset.items[ends - 2],
+            f"each user's last item but one, {_AS_PAPERS}",
+        ),
+        test=Targets(
+            Histories(dataset, chosen, starts, ends - 1),
+            dataset.items[ends - 1],
+            f"each user's last item, {_AS_PAPERS}",
+        ),
+        name="last-two",
     )
-
-
-def moment_of(given: Moment, name: str = "a moment") -> int:
-    """Convert a moment to Unix seconds, rounded down as timestamps of a log are.
-
-    Args:
-        given: an ISO date with or without a time (UTC unless it names a zone), a ``date`` or ``datetime``, or a number
-            since 1970 in seconds, milli-, micro- or nanoseconds, distinguished by its size as in a log.
-        name: name of the moment in error messages.
-
-    Raises:
-        InputError: ``given`` has none of these forms.
-    """
-    advice = f"{name} is {given!r}; give an ISO date such as 2020-09-26 or 2020-09-26T10:00, or Unix seconds"
-    try:
-        if isinstance(given, str):
-            text = given.strip()
-            try:
-                given = float(text) if "." in text else int(text)
-            except ValueError:
-                given = datetime.fromisoformat(text.upper().replace("UTC", "Z").replace(" Z", "Z").replace("/", "-"))
-        if isinstance(given, date):
-            exact = given if isinstance(given, datetime) else datetime.combine(given, time())
-            exact = exact if exact.tzinfo else exact.replace(tzinfo=UTC)
-            return math.floor(exact.timestamp())
-        if isinstance(given, bool) or not isinstance(given, int | float | np.number) or not math.isfinite(given):
-            raise InputError(advice)
-    except (ValueError, OverflowError) as error:
-        raise InputError(advice) from error
-    return int(given // units_per_second(given))
-
-
-def written(moment: int) -> str:
-    """A moment as messages show it: 1600000000 (2020-09-13T12:26:40)."""
-    try:
-        return f"{moment} ({datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S})"
-    except (ValueError, OverflowError, OSError):  # outside of the years that datetime knows
-        return str(moment)
 
 
 def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from: Moment | None = None) -> Split:
@@ -222,11 +178,12 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
     before_test = starts + _count_before(dataset, test_cut)
     if not (before_valid > starts).any():
         raise InputError(f"there is no interaction before {written(valid_cut)}; {log}; give a later valid_from")
-    return Split(
-        train=Histories(dataset, users, starts, before_valid),
-        valid=_first_after(dataset, users, starts, before_valid, before_test),
-        test=_first_after(dataset, users, starts, before_test, ends),
-    )
+    first_item = f"each user's first item from {shown(valid_cut)} to {shown(test_cut)}"
+    valid = _first_after(dataset, users, starts, before_valid, before_test, first_item)
+    first_item = f"each user's first item from {shown(test_cut)} on"
+    test = _first_after(dataset, users, starts, before_test, ends, first_item)
+    train = Histories(dataset, users, starts, before_valid)
+    return Split(train=train, valid=valid, test=test, name="time", cuts=(valid_cut, test_cut))
 
 
 def _count_before(dataset: Dataset, moment: int) -> np.ndarray:
@@ -236,12 +193,56 @@ def _count_before(dataset: Dataset, moment: int) -> np.ndarray:
 
 
 def _first_after(
-    dataset: Dataset, users: np.ndarray, starts: np.ndarray, cuts: np.ndarray, ends: np.ndarray
+    dataset: Dataset, users: np.ndarray, starts: np.ndarray, cuts: np.ndarray, ends: np.ndarray, held_out: str
 ) -> Targets:
     """Targets at ``cuts``, for users with an interaction before the cut and one from there to the end of the period."""
     has_both = (cuts > starts) & (ends > cuts)
     histories = Histories(dataset, users[has_both], starts[has_both], cuts[has_both])
-    return Targets(histories, dataset.items[cuts[has_both]])
+    return Targets(histories, dataset.items[cuts[has_both]], held_out)
+
+
+def split_automatically(dataset: Dataset) -> Split:
+    """Split by time if the log has times that allow it, else split off the last two items of each user.
+
+    A split by time is what happens in use: the model knows the past and recommends for the future. It needs times that
+    tell the order of interactions of different users, and enough users who are active before and after the cut points:
+    at least 50, and 1 % of those with 3 interactions or more.
+    """
+    found, why = _by_time_if_possible(dataset.check())
+    if found is not None:
+        return replace(found, reason="the log has times")
+    return replace(split_last_two(dataset), reason=why)
+
+
+def _by_time_if_possible(dataset: Dataset) -> tuple[Split | None, str]:
+    """The split by time, or None and the reason why it is not possible."""
+    if not dataset.has_timestamps:
+        return None, "the log has no times"
+    if _are_positions(dataset):
+        return None, "its times only number the interactions of each user"
+    try:
+        split = split_by_time(dataset)
+    except InputError as error:
+        return None, f"its times cannot be divided ({one_line(error).partition(';')[0]})"
+    needed = max(FEWEST_TARGETS, math.ceil(LEAST_SHARE * np.count_nonzero(np.diff(dataset.offsets) >= 3)))
+    for what, count in (
+        ("with two interactions before the first cut point", int((split.train.lengths > 1).sum())),
+        ("active both before and in the time of validation", len(split.valid)),
+        ("active both before and in the time of the test", len(split.test)),
+    ):
+        if count < needed:
+            return None, f"the number of users {what} is {count:,}, and a split by time needs {needed:,} here"
+    return split, ""
+
+
+def _are_positions(dataset: Dataset) -> bool:
+    """Whether the times are positions: every history starts at the same number and counts up in the same steps."""
+    firsts = dataset.timestamps[dataset.offsets[:-1]]
+    if dataset.num_users < 2 or (firsts != firsts[0]).any():
+        return False
+    steps = np.diff(dataset.timestamps)
+    steps = np.delete(steps, dataset.offsets[1:-1] - 1)
+    return len(steps) == 0 or bool((steps == steps[0]).all())
 
 
 @dataclass(frozen=True)
@@ -249,18 +250,19 @@ class SplitConfig(Options):
     """How the log is split into training, validation and test.
 
     Args:
-        split: How to split the log. last-two: each user's last item is the test target and the one before it the
-            validation target (users with fewer than 3 items are only used for training); time: at the same two
-            moments for all users.
-        valid_from: Start of validation, with --split time: an ISO date, with or without a time (UTC unless it names a
-            zone), or Unix seconds. By default 80 % of the interactions are earlier.
+        split: How to split the log. time: at the same two moments for all users, so that the model is tested on the
+            future of all that it has learnt; last-two, for comparison with papers: each user's last item is the test
+            target and the one before it the validation target (users with fewer than 3 items are only used for
+            training); auto: time if the log has times that allow it, else last-two.
+        valid_from: Start of validation, for the split by time: an ISO date, with or without a time (UTC unless it names
+            a zone), or Unix seconds. By default 80 % of the interactions are earlier.
         test_from: Start of the test, in the same forms. By default 90 % of the interactions are earlier.
         keep_seen: Keep items of the history in the rankings of validation and test, and in recommendations;
             --keep-seen=false removes them. By default they are kept only if most validation items occur in the
             history.
     """
 
-    split: Literal["last-two", "time"] = "last-two"
+    split: Literal["auto", "time", "last-two"] = "auto"
     valid_from: int | str | None = None
     test_from: int | str | None = None
     keep_seen: bool | None = None
@@ -273,9 +275,11 @@ class SplitConfig(Options):
         super().__post_init__()
 
     def apply(self, dataset: Dataset) -> Split:
-        """Split a dataset."""
-        if self.split == "time":
-            return split_by_time(dataset, self.valid_from, self.test_from)
-        if self.valid_from is not None or self.test_from is not None:
-            raise InputError("valid_from and test_from need a split by time; add --split time")
-        return split_last_two(dataset)
+        """Split a dataset; the name of the split tells what ``auto`` chose."""
+        has_cuts = self.valid_from is not None or self.test_from is not None
+        if self.split == "time" or (self.split == "auto" and has_cuts):
+            split = split_by_time(dataset, self.valid_from, self.test_from)
+            return split if self.split == "time" else replace(split, reason="cut points are given")
+        if has_cuts:
+            raise InputError("valid_from and test_from need a split by time; give --split time, or leave out --split")
+        return split_automatically(dataset) if self.split == "auto" else split_last_two(dataset)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import distinct_negatives_for
-from seqrec.data.split import Targets
+from seqrec.data.split import Targets, TrainedOn
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
+from seqrec.ranking.groups import Group, grouped
 from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, rank, require_numbers
 from seqrec.ranking.topk import check_keep_seen
 
@@ -24,10 +25,15 @@ _DRAWN_TOGETHER = 1024
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of one model by name, such as ``ndcg@10``, and their 95 % confidence intervals."""
+    """Metrics of one model by name, such as ``ndcg@10``, and their 95 % confidence intervals.
+
+    ``groups`` has the main metrics for groups of users: by ``history``, the length of the history, and by
+    ``popularity``, the number of interactions that the target has in training.
+    """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    groups: dict[str, list[Group]] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Evaluation(Scores):
     Args:
         protocol: ``full`` or ``sampled``.
         split: name of the targets: ``valid`` or ``test``.
+        held_out: what the targets are, in a few words.
         users: number of targets, one per user.
         seen: whether items of the history were ``removed`` from the ranking or ``kept``.
         negatives: number of negatives that a target was ranked against; None for ``full``.
@@ -47,11 +54,16 @@ class Evaluation(Scores):
         fewest_negatives: lowest number of negatives of any user, as there may be fewer unseen items than ``negatives``;
             None for ``full``.
         seconds: time of the evaluation, including the baselines.
-        baselines: metrics of other models on the same targets and negatives.
+        baselines: metrics, intervals and groups of other models on the same targets and negatives.
+        groups: NDCG@10 and HR@10 with intervals for groups of users, by ``history``, the length of the history, and by
+            ``popularity``, the number of interactions that the target has in training; see :class:`Group`.
+        trained_on: what all of them were trained on; None if it is not known. ``train``: the training histories;
+            ``train+valid``: the validation items too; ``all``: the whole log.
     """
 
     protocol: Protocol
     split: str
+    held_out: str
     users: int
     seen: Literal["removed", "kept"]
     negatives: int | None
@@ -61,12 +73,14 @@ class Evaluation(Scores):
     fewest_negatives: int | None
     seconds: float
     baselines: dict[str, Scores] = field(default_factory=dict)
+    trained_on: TrainedOn | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as types that JSON has. Intervals are ``[low, high]``."""
         found = asdict(self)
         for scores in (found, *found["baselines"].values()):
-            scores["intervals"] = {name: list(ends) for name, ends in scores["intervals"].items()}
+            for part in (scores, *(group for groups in scores["groups"].values() for group in groups)):
+                part["intervals"] = {name: list(ends) for name, ends in part["intervals"].items()}
         return found
 
 
@@ -82,6 +96,7 @@ def evaluate(
     keep_seen: bool = False,
     baselines: Mapping[str, Model] | None = None,
     split: str = "test",
+    trained_on: TrainedOn | None = None,
     batch_size: int = 512,
 ) -> Evaluation:
     """Rank the target of every user among its candidates, and compute metrics.
@@ -108,6 +123,7 @@ def evaluate(
         keep_seen: whether the items of the history are ranked too. ``sampled`` never draws them.
         baselines: other models by name.
         split: name of the targets, for the report.
+        trained_on: what the models were trained on, for the report; see :class:`Evaluation`.
         batch_size: number of users encoded and scored at once.
 
     Raises:
@@ -118,9 +134,11 @@ def evaluate(
     negatives = _checked(targets, protocol, negatives, seed)
     models, drawn = [model, *(baselines or {}).values()], negatives if protocol == "sampled" else None
     rankings = _rank(models, targets, drawn, seed, keep_seen, cutoffs[-1] if drawn is None else 0, batch_size)
-    scores = [_scores(ranking, cutoffs, train_counts, seed) for ranking in rankings]
-    facts = _facts(targets, train_counts, drawn)
-    facts |= {"protocol": protocol, "split": split, "seed": seed, "seen": "kept" if keep_seen else "removed"}
+    sizes = {"history": targets.histories.lengths, "popularity": train_counts[targets.items]}
+    scores = [_scores(ranking, cutoffs, train_counts, seed, sizes) for ranking in rankings]
+    seen = "kept" if keep_seen else "removed"
+    facts = {"protocol": protocol, "split": split, "trained_on": trained_on, "seed": seed, "seen": seen}
+    facts |= _facts(targets, train_counts, drawn)
     others = dict(zip(baselines or {}, scores[1:], strict=True))
     seconds = time.perf_counter() - begin
     found = {"unreachable": rankings[0].unreachable, "seconds": seconds, "baselines": others}
@@ -138,6 +156,7 @@ def _cutoffs(k: Sequence[int]) -> list[int]:
 def _facts(targets: Targets, train_counts: np.ndarray, negatives: int | None) -> dict[str, Any]:
     """The fields of an evaluation that describe the targets."""
     return {
+        "held_out": targets.held_out,
         "users": len(targets),
         "negatives": negatives,
         "cold": int(np.count_nonzero(train_counts[targets.items] == 0)),
@@ -145,8 +164,10 @@ def _facts(targets: Targets, train_counts: np.ndarray, negatives: int | None) ->
     }
 
 
-def _scores(ranking: "_Ranking", cutoffs: Sequence[int], train_counts: np.ndarray, seed: int) -> Scores:
-    """Metrics of one model and their intervals."""
+def _scores(
+    ranking: "_Ranking", cutoffs: Sequence[int], train_counts: np.ndarray, seed: int, sizes: Mapping[str, np.ndarray]
+) -> Scores:
+    """Metrics of one model and their intervals, also for groups of users by each of the sizes."""
     values = _per_user(ranking, cutoffs, train_counts)
     most_novel = float(metrics.novelty(np.array([[train_counts[1:].argmin() + 1]]), train_counts)[0])
     value = dict(zip(values, statistics.mean(np.column_stack([*values.values()])).tolist(), strict=True))
@@ -156,7 +177,8 @@ def _scores(ranking: "_Ranking", cutoffs: Sequence[int], train_counts: np.ndarra
         lists = ranking.lists[:, :length]
         value[f"coverage@{length}"] = metrics.coverage(lists, num_items)
         interval[f"coverage@{length}"] = statistics.coverage_interval(lists, num_items, seed=seed)
-    return Scores(value, interval)
+    main = {name: metrics.named(name, ranking.greater, ranking.ties) for name in metrics.MAIN}
+    return Scores(value, interval, groups={by: grouped(by, size, main) for by, size in sizes.items()})
 
 
 def _interval(name: str, values: np.ndarray, most_novel: float) -> tuple[float, float]:

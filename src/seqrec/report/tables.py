@@ -7,6 +7,7 @@ from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.summary import LogSummary, some_names
+from seqrec.data.split import TRAINED
 
 if TYPE_CHECKING:
     from seqrec.ranking.protocols import Evaluation, Scores
@@ -25,7 +26,7 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
         against = f"full catalogue, seen items {evaluation.seen}"
     else:
         against = f"{evaluation.negatives} sampled negatives"
-    shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}")
+    shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}\n{stated(evaluation)}")
     shown.add_column("metric")
     for column in columns:
         shown.add_column(column, justify="right", overflow="fold")
@@ -45,6 +46,32 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
     if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
         notes.append(f"for some users only {evaluation.fewest_negatives} unseen items are available as negatives")
     shown.caption = "; ".join(notes) or None
+    return shown
+
+
+def stated(evaluation: "Evaluation") -> str:
+    """What was held out, what the weights have not seen, and the seed, as text."""
+    facts = [evaluation.held_out]
+    if evaluation.trained_on is not None:
+        facts.append(f"trained {TRAINED[evaluation.trained_on]}")
+    return "; ".join([*facts, f"seed {evaluation.seed}"])
+
+
+def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
+    """NDCG@10 of the model beside its baselines for groups of users: by length of the history, by popularity."""
+    columns: dict[str, Evaluation | Scores] = {name: evaluation, **evaluation.baselines}
+    shown = Table(
+        title=f"{evaluation.split}: NDCG@10 by items in the history, and by interactions of the target in training"
+    )
+    shown.add_column("group")
+    for column in ("users", *columns):
+        shown.add_column(column, justify="right", overflow="fold")
+    for by, what in (("history", "history"), ("popularity", "target")):
+        for number, group in enumerate(evaluation.groups.get(by, [])):
+            same = [scores.groups[by][number] for scores in columns.values()]
+            cells = [with_interval(one.metrics["ndcg@10"], *one.intervals["ndcg@10"]) for one in same]
+            shown.add_row(f"{what} {group.name}", f"{group.users:,}", *cells)
+        shown.add_section()
     return shown
 
 

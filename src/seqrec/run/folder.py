@@ -202,10 +202,12 @@ class Run:
 
     @cached_property
     def split(self) -> Split:
-        """The dataset, split as for training. The whole dataset is checked first."""
+        """The dataset, split as for training. The whole dataset is checked first, and the split for leaks."""
         dataset = self.dataset.check()
         try:
-            return self.config.split.apply(dataset)
+            split = self.config.split.apply(dataset)
+            split.check()
+            return split
         except (InputError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{self.folder / CONFIG}: does not fit the histories ({one_line(error)}); train again"

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig
-from seqrec.data.split import SplitConfig, Targets
+from seqrec.data.split import TRAINED, SplitConfig, Targets
 from seqrec.errors import InputError
 from seqrec.files import make_folder, replacing
 from seqrec.models import MODELS
@@ -25,7 +25,7 @@ from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
 from seqrec.report.tables import with_interval
 from seqrec.tools.config import CompareConfig
-from seqrec.training.checks import settle_seen
+from seqrec.training.checks import say_split, settle_split
 from seqrec.training.config import TrainConfig
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
@@ -80,6 +80,8 @@ class Comparison:
     Args:
         entries: one entry per model, in the given order.
         users: number of users in the test.
+        held_out: what they are tested on, in a few words; no model is trained on validation or test items.
+        split: what the check of the split found, as in ``metrics.json``.
         training: training options of all models.
         config: other terms that are the same for all models.
         keep_seen: whether items of the history stayed in the full ranking, in test and validation.
@@ -89,6 +91,8 @@ class Comparison:
 
     entries: list[Entry]
     users: int
+    held_out: str
+    split: dict[str, Any]
     training: dict[str, Any]
     config: CompareConfig
     keep_seen: bool = False
@@ -127,7 +131,10 @@ class Comparison:
         seen = "kept" if self.keep_seen else "removed"
         grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         against = f"against {self.config.test_negatives} negatives"
-        grid.title = f"test: {self.users:,} users; full (seen items {seen}), sampled ({against})"
+        grid.title = (
+            f"test: {self.users:,} users; full (seen items {seen}), sampled ({against})\n"
+            f"{self.held_out}; trained {TRAINED['train']}; seed {self.training['seed']}"
+        )
         grid.add_column("model, training,\nweights", overflow="fold")
         for name in ("protocol", "NDCG@10", "HR@10", "gain", "p"):
             grid.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=True)
@@ -202,19 +209,15 @@ def compare_models(
     sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
     chosen = _options(models, sizes | options)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
-    split = plan.split_config.apply(dataset)
-    targets = split.test
-    if len(targets) == 0:
-        raise InputError("there is no user to test on: nobody has a target; give a longer log or another split")
-    made = out is not None and make_folder(Path(out))
-    found = Comparison([], len(targets), asdict(plan.train_config), config, settle_seen(split, plan.split_config))
-    values: dict[str, dict[str, np.ndarray]] = {}
+    found, targets, same = _planned(plan, dataset, config, console)
     console = console or Console(quiet=True)
+    made = out is not None and make_folder(Path(out))
+    values: dict[str, dict[str, np.ndarray]] = {}
     for number, name in enumerate(models, start=1):
         entry = Entry(name)
         found.entries.append(entry)
         console.print(f"{name} …", highlight=False)
-        scored = _tried(found, entry, dataset, targets, chosen[name], progress)
+        scored = _tried(found, entry, dataset, targets, chosen[name] | same, progress)
         if scored is not None:
             values[name] = scored
             _judge(found, values)
@@ -232,13 +235,28 @@ def compare_models(
     return found
 
 
+def _planned(
+    plan: Recommender, dataset: Dataset, config: CompareConfig, console: Console | None
+) -> tuple[Comparison, Targets, dict[str, Any]]:
+    """A comparison without models yet, its targets, and the options that all models share so that they get the same."""
+    split = plan.split_config.apply(dataset)
+    targets = split.test
+    if len(targets) == 0:
+        raise InputError("there is no user to test on: nobody has a target; give a longer log or another split")
+    say_split(split, console)
+    settled = settle_split(split, plan.split_config)
+    facts = (len(targets), targets.held_out, asdict(split.check()), asdict(plan.train_config), config)
+    same = {"split": settled.split, "keep_seen": settled.keep_seen}
+    return Comparison([], *facts, bool(settled.keep_seen)), targets, same
+
+
 def _tried(
     found: Comparison, entry: Entry, dataset: Dataset, targets: Targets, options: Mapping[str, Any], progress: bool
 ) -> dict[str, np.ndarray] | None:
     """Train one model and rank with it. Returns None if it failed or was interrupted; its entry has the reason."""
     config = found.config
     try:
-        recommender = _fit(entry, dataset, {**options, "keep_seen": found.keep_seen}, config.minutes, progress)
+        recommender = _fit(entry, dataset, options, config.minutes, progress)
         if not recommender.interrupted:
             return _values(recommender, targets, config, found.keep_seen, found.training["seed"])
         found.interrupted = True

@@ -1,10 +1,12 @@
 """Checks that training can succeed. Impossible trainings are refused before they start; doubtful ones warn."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch.overrides import TorchFunctionMode
 
 from seqrec.data.batches import trainable
@@ -31,6 +33,21 @@ def objective_of(model: Model | type[Model], num_items: int, config: TrainConfig
     return Objective(loss=settled.loss, popularity=settled.popularity or 0.0, **options)
 
 
+def settle_split(split: Split, config: SplitConfig) -> SplitConfig:
+    """The options of a split with every choice resolved: how it is made, and whether rankings include seen items."""
+    made = config.split if split.name == "custom" else split.name
+    return replace(config, split=made, keep_seen=settle_seen(split, config))
+
+
+def say_split(split: Split, console: Console | None) -> None:
+    """Say how a log was split and what the check found. Without a console, warn if the times of the log are ignored."""
+    found = split.check()
+    if console is not None:
+        console.print("\n".join(found.lines()), highlight=False, markup=False, soft_wrap=True)
+    elif split.reason and split.name != "time" and split.train.dataset.has_timestamps:
+        warn(f"the log has times, but the split is last-two, because {split.reason}", TrainingWarning)
+
+
 def settle_seen(split: Split, config: SplitConfig) -> bool:
     """Decide whether rankings include items of the history, and warn about an unsuitable split.
 
@@ -39,7 +56,7 @@ def settle_seen(split: Split, config: SplitConfig) -> bool:
     """
     missing = [name for name, targets in (("validates", split.valid), ("tests", split.test)) if len(targets) == 0]
     if missing:
-        why = "no user has 3 interactions" if config.split == "last-two" else (
+        why = "no user has 3 interactions" if split.name == "last-two" else (
             "no user has interactions both before and in the period; give other cut points (--valid-from, --test-from)"
         )  # fmt: skip
         warn(f"nothing {' or '.join(missing)}: {why}", TrainingWarning)

@@ -80,12 +80,14 @@ def train(
         keep_seen: also rank items of the history in validation.
 
     Raises:
-        InputError: there is nothing to train on or nothing to learn, or the loss is infinite or NaN.
+        InputError: there is nothing to train on or nothing to learn, the split leaks (:meth:`Split.check`), or
+            the loss is infinite or NaN.
 
     Warns:
         TrainingWarning: the model learns nothing from some users.
     """
     config = config or TrainConfig()
+    split.check()
     check_trainable(split, config, model)
     check_passes(model, split.train, config)
     if len(split.train) != split.train.dataset.num_users:

@@ -18,7 +18,7 @@ from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.run.config import RunConfig, fingerprint
 from seqrec.run.folder import Run
-from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_seen
+from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_split
 from seqrec.training.config import TrainConfig
 
 
@@ -38,13 +38,14 @@ def planned(
         sizes: config of the model.
         training: options of training.
         filters: filters that the dataset was prepared with.
-        split_config: options of the split. If ``keep_seen`` is None, the data decide.
+        split_config: options of the split. If ``split`` is auto or ``keep_seen`` is None, the data decide.
 
     Raises:
         InputError: an option does not fit the data or this machine.
     """
     filters = filters_of(dataset, filters)
     split = split_config.apply(dataset)
+    split.check()
     is_counted = MODELS[name].COUNTED
     categories = None
     if "category" in MODELS[name].READS:
@@ -62,7 +63,7 @@ def planned(
         has_timestamps=dataset.has_timestamps,
         fingerprint=fingerprint(dataset),
         prepare=filters,
-        split=replace(split_config, keep_seen=settle_seen(split, split_config)),
+        split=settle_split(split, split_config),
         training={} if is_counted else asdict(training),
     )
     copies = COPIES if not is_counted and pick_device(training.device).type == "cpu" else 1
