@@ -16,6 +16,14 @@ from seqrec.errors import InputError
 Moment = int | float | str | date
 #: Which windows of a long history are used for training.
 Windows = Literal["last", "all"]
+#: What weights were trained on: the training histories, all histories up to the test, or the whole log.
+TrainedOn = Literal["train", "train+valid", "all"]
+#: The same in words, after "trained".
+TRAINED: dict[TrainedOn, str] = {
+    "train": "without validation and test items",
+    "train+valid": "without test items",
+    "all": "with all items",
+}
 MOST_SAMPLED = 10_000  # targets that are enough to estimate a share
 
 
@@ -88,17 +96,36 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Training histories, validation targets and test targets."""
+    """Training histories, validation targets and test targets.
+
+    ``before_test`` are the histories of all users up to the test, each user at its index, for training once more with
+    the validation items.
+    """
 
     train: Histories
     valid: Targets
     test: Targets
+    before_test: Histories | None = None
 
     def targets(self, name: str) -> Targets:
         """``valid`` or ``test`` by name."""
         if name not in ("valid", "test"):
             raise InputError(f"unknown split {name!r}; give valid or test")
         return self.valid if name == "valid" else self.test
+
+    def histories(self, trained_on: TrainedOn) -> Histories:
+        """The histories that weights were trained on, each user at its index."""
+        if trained_on == "train":
+            return self.train
+        if trained_on == "all":
+            return all_histories(self.train.dataset)
+        if self.before_test is None:
+            raise ValueError("this split does not know the histories up to the test; give before_test")
+        return self.before_test
+
+    def refit(self, trained_on: TrainedOn) -> "Split":
+        """A split that trains on these histories and holds nothing out."""
+        return Split(self.histories(trained_on), self.valid.take(slice(0)), self.test.take(slice(0)))
 
 
 def all_histories(dataset: Dataset) -> Histories:
@@ -129,12 +156,14 @@ def split_last_two(dataset: Dataset) -> Split:
     users = np.arange(dataset.num_users)
     enough = ends - starts >= 3
     train = Histories(dataset, users, starts, np.where(enough, ends - 2, ends))
+    before_test = Histories(dataset, users, starts, np.where(enough, ends - 1, ends))
     chosen = users[enough]
     starts, ends = starts[enough], ends[enough]
     return Split(
         train=train,
         valid=Targets(Histories(dataset, chosen, starts, ends - 2), dataset.items[ends - 2]),
         test=Targets(Histories(dataset, chosen, starts, ends - 1), dataset.items[ends - 1]),
+        before_test=before_test,
     )
 
 
@@ -226,6 +255,7 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
         train=Histories(dataset, users, starts, before_valid),
         valid=_first_after(dataset, users, starts, before_valid, before_test),
         test=_first_after(dataset, users, starts, before_test, ends),
+        before_test=Histories(dataset, users, starts, before_test),
     )
 
 

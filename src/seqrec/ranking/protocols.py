@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.negatives import distinct_negatives_for
-from seqrec.data.split import Targets
+from seqrec.data.split import Targets, TrainedOn
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
@@ -48,6 +48,8 @@ class Evaluation(Scores):
             None for ``full``.
         seconds: time of the evaluation, including the baselines.
         baselines: metrics of other models on the same targets and negatives.
+        trained_on: what all of them were trained on; None if it is not known. ``train``: the training histories;
+            ``train+valid``: the validation items too; ``all``: the whole log.
     """
 
     protocol: Protocol
@@ -61,6 +63,7 @@ class Evaluation(Scores):
     fewest_negatives: int | None
     seconds: float
     baselines: dict[str, Scores] = field(default_factory=dict)
+    trained_on: TrainedOn | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as types that JSON has. Intervals are ``[low, high]``."""
@@ -82,6 +85,7 @@ def evaluate(
     keep_seen: bool = False,
     baselines: Mapping[str, Model] | None = None,
     split: str = "test",
+    trained_on: TrainedOn | None = None,
     batch_size: int = 512,
 ) -> Evaluation:
     """Rank the target of every user among its candidates, and compute metrics.
@@ -108,6 +112,7 @@ def evaluate(
         keep_seen: whether the items of the history are ranked too. ``sampled`` never draws them.
         baselines: other models by name.
         split: name of the targets, for the report.
+        trained_on: what the models were trained on, for the report; see :class:`Evaluation`.
         batch_size: number of users encoded and scored at once.
 
     Raises:
@@ -121,6 +126,7 @@ def evaluate(
     scores = [_scores(ranking, cutoffs, train_counts, seed) for ranking in rankings]
     facts = _facts(targets, train_counts, drawn)
     facts |= {"protocol": protocol, "split": split, "seed": seed, "seen": "kept" if keep_seen else "removed"}
+    facts["trained_on"] = trained_on
     others = dict(zip(baselines or {}, scores[1:], strict=True))
     seconds = time.perf_counter() - begin
     found = {"unreachable": rankings[0].unreachable, "seconds": seconds, "baselines": others}

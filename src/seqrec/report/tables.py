@@ -7,6 +7,7 @@ from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.summary import LogSummary, some_names
+from seqrec.data.split import TRAINED
 
 if TYPE_CHECKING:
     from seqrec.ranking.protocols import Evaluation, Scores
@@ -25,7 +26,8 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
         against = f"full catalogue, seen items {evaluation.seen}"
     else:
         against = f"{evaluation.negatives} sampled negatives"
-    shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}")
+    trained = f"; trained {TRAINED[evaluation.trained_on]}" if evaluation.trained_on else ""
+    shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}{trained}")
     shown.add_column("metric")
     for column in columns:
         shown.add_column(column, justify="right", overflow="fold")

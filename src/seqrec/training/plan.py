@@ -16,7 +16,7 @@ from seqrec.device import own_random_state, pick_device
 from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.run.config import RunConfig, fingerprint
+from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
 from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_seen
 from seqrec.training.config import TrainConfig
@@ -29,6 +29,7 @@ def planned(
     training: TrainConfig,
     filters: PrepareConfig,
     split_config: SplitConfig,
+    refit: Refit = "off",
 ) -> tuple[RunConfig, Split, Model]:
     """The configuration of a run with every default resolved, its split, and its model with fresh weights.
 
@@ -39,6 +40,7 @@ def planned(
         training: options of training.
         filters: filters that the dataset was prepared with.
         split_config: options of the split. If ``keep_seen`` is None, the data decide.
+        refit: on what the recipe is trained again after the test.
 
     Raises:
         InputError: an option does not fit the data or this machine.
@@ -46,9 +48,8 @@ def planned(
     filters = filters_of(dataset, filters)
     split = split_config.apply(dataset)
     is_counted = MODELS[name].COUNTED
-    categories = None
     if "category" in MODELS[name].READS:
-        sizes, categories = settle_categories(name, sizes, dataset.item_table)
+        sizes, _ = settle_categories(name, sizes, dataset.item_table)
     if not is_counted:
         check_trainable(split, training, MODELS[name])
         shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
@@ -64,15 +65,25 @@ def planned(
         prepare=filters,
         split=replace(split_config, keep_seen=settle_seen(split, split_config)),
         training={} if is_counted else asdict(training),
+        refit=refit,
     )
-    copies = COPIES if not is_counted and pick_device(training.device).type == "cpu" else 1
-    with own_random_state(torch.device("cpu"), training.seed):
-        model = build_checked(config.build, name, copies)
-    if categories is not None:
-        model.set_categories(torch.from_numpy(categories))
+    model = fresh_model(config, dataset)
     if not is_counted:
         check_passes(model, split.train, training)
     return config, split, model
+
+
+def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
+    """The model of a run with the weights that its training starts from."""
+    copies = COPIES if config.training and pick_device(config.training["device"]).type == "cpu" else 1
+    copies += config.refit != "off"  # the model of the first training stays, for evaluations
+    with own_random_state(torch.device("cpu"), config.training.get("seed", 0)):
+        model = build_checked(config.build, config.model, copies)
+    most = config.model_config.get("num_categories")
+    if most and dataset.item_table is not None:
+        codes, _ = dataset.item_table.first_categories(most)
+        model.set_categories(torch.from_numpy(codes))
+    return model
 
 
 def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any, np.ndarray | None]:
