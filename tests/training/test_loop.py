@@ -371,7 +371,7 @@ def test_trains_without_anybody_to_validate_on(tmp_path: Path) -> None:
         "total_seconds",
         "tokens_per_second",
     ]
-    assert recommender.metrics == {"best_epoch": 4, "epochs": 4}
+    assert recommender.metrics == {"best_epoch": 4, "epochs": 4, "trained_on": "train"}
     assert Recommender.load(tmp_path / "run").recommend(users=[1], k=3)["item_id"].to_list() == [3]
     with pytest.raises(InputError, match="nobody to evaluate on"):
         recommender.evaluate()

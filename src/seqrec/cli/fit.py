@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
@@ -78,10 +79,7 @@ def fit_command(model: str) -> Any:
             before = "; the old run was removed" if overwrite else ""
             console.print(f"stopped; {out} has the weights so far, --resume continues{before}", soft_wrap=True)
         else:
-            console.print(recommender.summary, highlight=False)
-            for evaluation in (*recommender.evaluations.values(), *recommender.refit_evaluations.values()):
-                console.print(table(evaluation, model))
-            console.print(_weights_in_use(recommender), highlight=False, soft_wrap=True)
+            _show_result(console, recommender)
             console.print(f"run written to {out}", soft_wrap=True)
         facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
         write_json(json, facts | recommender.metrics)
@@ -90,14 +88,19 @@ def fit_command(model: str) -> Any:
     return fit
 
 
-def _weights_in_use(recommender: "Recommender") -> str:
-    """A line that says what the weights in use were trained on, and what that means for the figures."""
-    text = f"the weights in use were trained {TRAINED[recommender.trained_on]}"
-    if recommender.trained_on == "train":
-        return f"{text}; --resume --refit all trains them again with all items, for recommending"
-    if recommender.trained_on == "all":
-        return f"{text}, so nothing is left to test them on; the figures are of the weights from before the refit"
-    return text
+def _show_result(console: Console, recommender: "Recommender") -> None:
+    """Print how training ended, the tests, and what the weights in use were trained on."""
+    console.print(recommender.summary, highlight=False)
+    for evaluation in (*recommender.evaluations.values(), *recommender.refit_evaluations.values()):
+        console.print(table(evaluation, recommender.model_name))
+    meaning = {
+        "train": "; --resume --refit all trains them again with all items, for recommending",
+        "train+valid": "",
+        "all": ", so nothing is left to test them on; the figures are of the weights from before the refit",
+    }[recommender.trained_on]
+    if recommender.evaluations or recommender.trained_on != "train":  # otherwise nothing was held out for a test
+        text = f"the weights in use were trained {TRAINED[recommender.trained_on]}{meaning}"
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _warn_of_unused(model: str, training: TrainConfig | None) -> None:

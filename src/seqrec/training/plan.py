@@ -4,7 +4,6 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from seqrec.data.batches import Epoch
@@ -49,7 +48,7 @@ def planned(
     split = split_config.apply(dataset)
     is_counted = MODELS[name].COUNTED
     if "category" in MODELS[name].READS:
-        sizes, _ = settle_categories(name, sizes, dataset.item_table)
+        sizes = settle_categories(name, sizes, dataset.item_table)
     if not is_counted:
         check_trainable(split, training, MODELS[name])
         shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
@@ -86,12 +85,8 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
     return model
 
 
-def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any, np.ndarray | None]:
-    """Resolve ``num_categories`` of a model's config.
-
-    Returns:
-        The config with the number of categories that the model learns, and the category of each item,
-        ``int64[I + 1]``, or None without categories.
+def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> Any:
+    """The config with ``num_categories`` resolved to the number of categories that the model learns.
 
     Raises:
         InputError: the config asks for categories, but no item has any.
@@ -107,7 +102,7 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[A
             if said:
                 note = f"{name} learns one of {len(names):,} categories per item; {', and '.join(said)}"
                 warn(note, TrainingWarning)
-            return replace(sizes, num_categories=len(names)), codes
+            return replace(sizes, num_categories=len(names))
         if asked is None:
             warn(f"{name} learns no categories, because all items have the same", TrainingWarning)
     if asked:
@@ -115,7 +110,7 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[A
             f"num_categories is {asked}, but the items do not differ in their categories; give items with categories "
             "(--items FILE), or set num_categories to 0"
         )
-    return replace(sizes, num_categories=0), None
+    return replace(sizes, num_categories=0)
 
 
 def check_items(run: Run, dataset: Dataset, reads: bool) -> None:
