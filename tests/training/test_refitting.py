@@ -447,10 +447,10 @@ sys.exit(2)
 @pytest.mark.parametrize(
     ("model", "kind", "when"),
     [
-        ("sasrec", "valid", "before"),
-        ("sasrec", "all", "after"),
+        pytest.param("sasrec", "valid", "before", marks=pytest.mark.slow),
+        pytest.param("sasrec", "all", "after", marks=pytest.mark.slow),
         ("markov", "all", "before"),
-        ("markov", "valid", "after"),
+        pytest.param("markov", "valid", "after", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_any_file_it_ends_as_the_run_that_was_not(tmp_path: Path, model: str, kind: str, when: str) -> None:
@@ -476,6 +476,7 @@ def test_killed_at_any_file_it_ends_as_the_run_that_was_not(tmp_path: Path, mode
     evaluated = "train" if kind == "all" else trained_on
     assert {*met} <= {("train", "train", None), (trained_on, evaluated, None), (trained_on, evaluated, trained_on)}
     assert met[0] == ("train", "train", None)
+    assert (trained_on, evaluated, None) in met
     Recommender(**options).fit(str(tmp_path / "log.csv"), tmp_path / "whole")
     for number in range(1, len(met) + 1):
         assert files(tmp_path / f"run-{number}") == files(tmp_path / "whole"), number
