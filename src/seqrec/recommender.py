@@ -64,7 +64,7 @@ class Recommender:
         known = {kind: {f.name for f in fields(kind)} for kind in kinds}
         unknown = sorted(set(options) - set().union(*known.values()))
         if unknown:
-            names = ", ".join(sorted(set().union(*known.values())))
+            names = ", ".join(sorted({"refit"}.union(*known.values())))
             raise InputError(f"{model} has no option {unknown[0]!r}; it takes {names}")
         given = [{key: value for key, value in options.items() if key in known[kind]} for kind in kinds]
         chosen = [kind(**values) for kind, values in zip(kinds, given, strict=True)]

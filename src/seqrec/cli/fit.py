@@ -76,8 +76,10 @@ def fit_command(model: str) -> Any:
         show_log(console, dataset, summary)
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, progress=json != "-")
         if recommender.interrupted:
+            in_refit = bool(recommender.evaluations) and recommender.trained_on == "train"
+            has = "the weights from before the refit" if in_refit else "the weights so far"
             before = "; the old run was removed" if overwrite else ""
-            console.print(f"stopped; {out} has the weights so far, --resume continues{before}", soft_wrap=True)
+            console.print(f"stopped; {out} has {has}, --resume continues{before}", soft_wrap=True)
         else:
             _show_result(console, recommender)
             console.print(f"run written to {out}", soft_wrap=True)
