@@ -28,6 +28,7 @@ DATA = [f"data/{name}" for name in ("dataset.json", "items.npy", "timestamps.npy
                                     "user_id_offsets.npy", "item_ids.npy", "item_id_offsets.npy")]  # fmt: skip
 FILES = ["config.json", "weights.safetensors", *DATA, "metrics.json", "epochs.csv"]
 STATE, MEAN = "state/training.safetensors", "state/mean-2.safetensors"
+REFIT = ["weights-train.safetensors", "state/refit-all-2-training.safetensors"]
 
 
 def log(users: int = 12, items: int = 9, shift: int = 0) -> pl.DataFrame:
@@ -156,7 +157,8 @@ def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*FILES, "state", "data", STATE, MEAN, "training.png", "state/mean-77.safetensors", "data/x", "x"]
+    "name",
+    [*FILES, *REFIT, "state", "data", STATE, MEAN, "training.png", "state/mean-77.safetensors", "data/x", "x"],
 )
 @pytest.mark.parametrize("inside", [False, True])
 def test_links_in_a_run_are_refused_before_anything_is_written(

@@ -45,9 +45,10 @@ def log(seed: int) -> pl.DataFrame:
 
 def options(draw: random.Random, seed: int) -> dict[str, Any]:
     """Random options of a fit: a counted or a trained model, with many or no checkpoints within an epoch."""
+    refit = {"refit": draw.choice(["off", "all", "valid"])}
     if draw.random() < 0.3:
-        return {"model": draw.choice(["markov", "popularity"])}
-    return TRAINED | {
+        return refit | {"model": draw.choice(["markov", "popularity"])}
+    return TRAINED | refit | {
         "model": "sasrec", "seed": seed, "epochs": draw.choice([2, 3, 6]), "evaluate_every": draw.choice([1, 2, 3]),
         "checkpoint_minutes": draw.choice([0, 10]), "average_decay": draw.choice([0.0, 0.8]),
     }  # fmt: skip
@@ -109,6 +110,12 @@ def answers(folder: Path) -> list[str] | None:
     return [mark, recommender.recommend(k=3).write_csv()]
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether the fit of a run has ended: only then do its metrics say what its weights were trained on."""
+    metrics = folder / "metrics.json"
+    return metrics.exists() and "trained_on" in json.loads(metrics.read_text())
+
+
 def mark_of(recommender: Recommender) -> str:
     facts = recommender._config
     assert facts is not None
@@ -134,8 +141,8 @@ def problems(place: Path, out: Path, old: list[str] | None, new: list[tuple[dict
             found.append("the old run is lost")
         if now is not None and now != old:
             complete = [(chosen, seed, Recommender(**chosen)) for chosen, seed in new]
-            # The weights of a new run are those of the end of an epoch or of a stop. When resumed, it must end like
-            # an uninterrupted run.
+            # The weights of a new run are those of the end of an epoch or of a stop, or from before its refit. When
+            # resumed, it must end like an uninterrupted run.
             ends = {}
             for chosen, seed, recommender in complete:
                 recommender.fit(log(seed))
@@ -145,7 +152,7 @@ def problems(place: Path, out: Path, old: list[str] | None, new: list[tuple[dict
             else:
                 chosen, seed, wanted = ends[now[0]]
                 try:
-                    if "epochs" in chosen and not (out / "metrics.json").exists():
+                    if not is_complete(out):
                         Recommender(**chosen).fit(log(seed), out, resume=True)
                     if answers(out) != [now[0], wanted]:
                         found.append("resumed, it ends otherwise than the run that nothing stopped")
@@ -185,7 +192,7 @@ def trial(draw: random.Random, place: Path) -> tuple[str, str, list[str]]:
     room = draw.choice([0, 500, 1500, 3000, 6000, 12000]) if ending == "full disk" else None
     children = [work(chosen, seed, out, how, room) for chosen, seed in new]
     if ending not in ("full disk", "nothing"):
-        time.sleep(draw.uniform(0, 0.4))
+        time.sleep(draw.uniform(0, 0.4 if all(chosen["refit"] == "off" for chosen, _ in new) else 0.8))
         number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}.get(ending, signal.SIGINT)
         for _ in range(2 if ending.endswith("twice") else 1):
             for child in children:

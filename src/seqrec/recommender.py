@@ -16,24 +16,25 @@ from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.people import given_people, known_items, known_people, listed_items
 from seqrec.data.prepare import PrepareConfig, prepare
-from seqrec.data.split import Split, SplitConfig
+from seqrec.data.split import TRAINED, Split, SplitConfig, TrainedOn
 from seqrec.device import check_polars, threads, usual_torch, watch_forks
-from seqrec.errors import InputError, check_whole, one_line, unchanged_by_failure
-from seqrec.models import MODELS, build_model
+from seqrec.errors import InputError, RunWarning, check_whole, one_line, unchanged_by_failure, warn
+from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.predictor import Predictor
-from seqrec.ranking.protocols import Evaluation, evaluate
+from seqrec.ranking.baselines import evaluate_beside
+from seqrec.ranking.protocols import Evaluation
 from seqrec.ranking.scoring import USERS_AT_ONCE, evaluation_mode
 from seqrec.ranking.tables import recommended_tables, similar_table
 from seqrec.ranking.topk import check_k
-from seqrec.run.config import CONFIG, RunConfig
+from seqrec.run.config import CONFIG, Refit, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
 from seqrec.training.checks import say_split
 from seqrec.training.config import TrainConfig
-from seqrec.training.loop import train
-from seqrec.training.plan import check_items, counted, planned
+from seqrec.training.fitting import fitted
+from seqrec.training.plan import planned
 
 BLOCK = 2 * USERS_AT_ONCE  # users per frame
 
@@ -47,6 +48,8 @@ class Recommender:
 
     Args:
         model: name of a model in ``seqrec.MODELS``.
+        refit: what :meth:`fit` trains the chosen recipe on once more after the test, for recommending: ``all`` is the
+            whole log, ``valid`` all but the test items.
         options: fields of the model's config (such as :class:`SASRecConfig`), :class:`TrainConfig`,
             :class:`PrepareConfig` and :class:`SplitConfig`, as keywords.
 
@@ -54,26 +57,31 @@ class Recommender:
         InputError: the model or an option is unknown, or a value is out of range.
     """
 
-    def __init__(self, model: str = "sasrec", **options: Any) -> None:
+    def __init__(self, model: str = "sasrec", *, refit: Refit = "off", **options: Any) -> None:
         if model not in MODELS:
             raise InputError(f"unknown model {model!r}; choose one of {', '.join(MODELS)}")
+        if refit not in ("off", "all", "valid"):
+            raise InputError(f"refit is {refit!r}; give off, all or valid")
         kinds = (MODELS[model].Config, TrainConfig, PrepareConfig, SplitConfig)
         known = {kind: {f.name for f in fields(kind)} for kind in kinds}
         unknown = sorted(set(options) - set().union(*known.values()))
         if unknown:
-            names = ", ".join(sorted(set().union(*known.values())))
+            names = ", ".join(sorted({"refit"}.union(*known.values())))
             raise InputError(f"{model} has no option {unknown[0]!r}; it takes {names}")
         given = [{key: value for key, value in options.items() if key in known[kind]} for kind in kinds]
         chosen = [kind(**values) for kind, values in zip(kinds, given, strict=True)]
-        self.model_name = model
+        self.model_name, self.refit = model, refit
         self.model_config, self.train_config, self.prepare_config, self.split_config = chosen
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
         self._model: Model | None = None
         self._split: Split | Run | None = None  # a loaded run is split when the split is first needed
+        self._trained_on: TrainedOn = "train"
+        self._first: Model | Run | None = None  # the model from before a refit; a loaded run reads it when needed
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
         self.evaluations: dict[str, Evaluation] = {}
+        self.refit_evaluations: dict[str, Evaluation] = {}
         self.interrupted, self.summary = False, ""
 
     def fit(
@@ -88,7 +96,7 @@ class Recommender:
         stop: Callable[[], bool] | None = None,
         console: Console | None = None,
     ) -> "Recommender":
-        """Prepare a log, split it and train.
+        """Prepare a log, split it and train; then test, and train again if ``refit`` says so.
 
         Args:
             log: interactions in any form that :func:`read_log` accepts (a path, a polars or pandas frame, an Arrow
@@ -101,7 +109,7 @@ class Recommender:
             overwrite: replace the run in ``out``.
             progress: show a progress bar.
             stop: function that is called after every training step and ends training by returning True; see
-                :func:`train`.
+                :func:`train`. A refit is not stopped.
             console: console that says, before training, how the log was split and what :meth:`Split.check` found. By
                 default nothing is said, except for a warning if the log has times that can't be used for the split.
 
@@ -129,41 +137,15 @@ class Recommender:
         if not isinstance(log, Dataset):
             log = prepare(read_log_with_summary(log, needs_rating=rated)[0], self.prepare_config)
         dataset: Dataset = log if items is None else log.with_items(items)
-        config, split, model = planned(
-            dataset, self.model_name, self.model_config, self.train_config, self.prepare_config, self.split_config
-        )
-        say_split(split, console)
-        self.epochs, self.metrics, self.evaluations = [], {}, {}
-        self.interrupted, self.summary = False, ""
-        # All checks, and the counting of a counted model, come before the first write.
-        if model.COUNTED:
-            self.epochs, self.summary = counted(model, split.train)
-        run = Run.resume(place, config, self.train_config.resumable) if place is not None and resume else None
-        if run is not None:
-            check_items(run, dataset, "category" in model.READS)
-        if place is not None and run is None:
-            found = {"weights": model.state_dict(), "epochs": self.epochs} if model.COUNTED else {}
-            run = Run.begin(place, config, dataset, **found)  # type: ignore[arg-type]
-        elif run is not None and model.COUNTED:
-            run.save_weights(model.state_dict())
-            run.save_epochs(self.epochs)
-        best_epoch = 1
-        if not model.COUNTED:
-            ways |= {"run": run, "resume": resume, "keep_seen": bool(config.split.keep_seen)}
-            trained = train(model, split, self.train_config, **ways)
-            self.epochs, best_epoch = trained.epochs, trained.best_epoch
-            self.interrupted, self.summary = trained.ended == "interrupted", trained.summary
-        if run is not None:
-            run.check_there()
-            run.take_over()
-        self._config, self._dataset, self._split, self._model = config, dataset, split, model.eval()
-        if run is not None and not self.interrupted:
-            self.metrics = {"best_epoch": best_epoch, "epochs": len(self.epochs), "split": asdict(split.check())}
-            if len(split.test):
-                with threads(self.train_config.threads):
-                    self.evaluations = {protocol: self.evaluate(protocol) for protocol in ("full", "sampled")}
-                self.metrics["test"] = {name: found.to_dict() for name, found in self.evaluations.items()}
-            run.save_metrics(self.metrics)
+        chosen = self.model_config, self.train_config, self.prepare_config, self.split_config, self.refit
+        plan = planned(dataset, self.model_name, *chosen)
+        say_split(plan[1], console)
+        found = fitted(dataset, plan, self.train_config, place, resume=resume, **ways)
+        self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
+        self._trained_on, self._first = found.trained_on, found.first
+        self.epochs, self.metrics, self.evaluations = found.epochs, found.metrics, found.evaluations
+        self.refit_evaluations = found.refit_evaluations
+        self.interrupted, self.summary = found.interrupted, found.summary
 
     def recommend(
         self,
@@ -301,6 +283,9 @@ class Recommender:
     ) -> Evaluation:
         """Evaluate the model on the held-out item of each user; see :func:`seqrec.evaluate`.
 
+        If a refit trained the weights in use on these items, the weights from before the refit are evaluated instead,
+        with a warning.
+
         Args:
             protocol: items to rank against: ``full``, the whole catalogue, or ``sampled``, random unseen items.
             split: held-out items to rank: ``test`` or ``valid``.
@@ -312,40 +297,44 @@ class Recommender:
         Raises:
             InputError: an argument is out of range, or there is no held-out item.
         """
-        model, dataset = self._ready()
+        model, trained_on = self._ready()[0], self._trained_on
         assert self._split is not None
         held_out = self._split.split if isinstance(self._split, Run) else self._split
         check_whole("seed", seed, least=0)
         check_whole("negatives", negatives, least=1)
-        others: dict[str, Model] = {}
-        for name in ("popularity", "recent-popularity", "markov") if baselines else ():
-            if name != self.model_name and (dataset.has_timestamps or name != "recent-popularity"):
-                others[name] = build_model(name, {}, dataset.num_items, dataset.num_users)
-                others[name].count(held_out.train)
-        return evaluate(
-            model,
-            held_out.targets(split),
-            protocol=protocol,
-            split=split,
-            negatives=negatives,
-            keep_seen=self._keeps_seen(keep_seen),
-            seed=seed,
-            train_counts=held_out.train.item_counts(),
-            trained_on="train",
-            baselines=others,
+        held_out.targets(split)  # refuses other names
+        if trained_on == "all" or (trained_on == "train+valid" and split == "valid"):
+            warn(
+                f"the weights in use were trained {TRAINED[trained_on]}, so the {split} items are not held out for "
+                "them; these are the figures of the weights from before the refit",
+                RunWarning,
+            )
+            model, trained_on = self._before_refit(), "train"
+        options = {"negatives": negatives, "keep_seen": self._keeps_seen(keep_seen), "seed": seed}
+        return evaluate_beside(
+            model, self.model_name, held_out, trained_on, split, baselines, protocol=protocol, **options
         )
+
+    def _before_refit(self) -> Model:
+        """The model that was trained without the held-out items."""
+        if isinstance(self._first, Run):
+            self._first = self._first.model("train")
+        assert self._first is not None
+        return self._first
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write a run folder. If it already holds a run, ``overwrite`` replaces it; by default that is an error."""
         check_polars("writing a run")
         model, dataset = self._ready()
         assert self._config is not None
+        is_refit = self._trained_on != "train"
         Run.create(
             folder,
             self._config,
             dataset,
             overwrite,
-            weights=model.state_dict(),
+            weights=(self._before_refit() if is_refit else model).state_dict(),
+            refitted=(self._trained_on, model.state_dict()) if is_refit else None,
             epochs=self.epochs,
             metrics=self.metrics,
         )
@@ -364,11 +353,13 @@ class Recommender:
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         try:
             check_fields(TrainConfig, config.training)
-            recommender = cls(config.model, **options)
+            recommender = cls(config.model, refit=config.refit, **options)
         except (TypeError, ValueError) as error:
             raise InputError(f"{run.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error
         recommender._config = config
         recommender._model = run.model()
+        assert run.trained_on is not None
+        recommender._trained_on, recommender._first = run.trained_on, run
         recommender._dataset = run.dataset
         if run.dataset.item_table is not None:
             run.dataset.item_table.read()
@@ -385,8 +376,14 @@ class Recommender:
 
     @property
     def model(self) -> Model:
-        """The trained model."""
+        """The trained model. After a refit, that of the refit."""
         return self._ready()[0]
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What the model was trained on: ``train``, or after a refit ``train+valid`` or ``all``."""
+        self._ready()
+        return self._trained_on
 
     def _keeps_seen(self, asked: bool | None) -> bool:
         """``asked``, or by default the value that the run chose."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from seqrec.data.dataset import Dataset
 from seqrec.data.moments import moment_of
 from seqrec.data.prepare import prepare
-from seqrec.data.split import Histories, SplitConfig, all_histories, split_by_time, split_last_two
+from seqrec.data.split import Histories, Split, SplitConfig, all_histories, split_by_time, split_last_two
 from seqrec.errors import InputError
 
 ROWS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=60)
@@ -46,9 +46,10 @@ def pairs(targets) -> list[tuple[int, list[int], int]]:
 @given(rows=ROWS)
 def test_last_two_is_the_naive_loop(rows):
     dataset = dataset_of(rows)
-    train, valid, test = [], [], []
+    train, valid, test, before_test = [], [], [], []
     for user, history in enumerate(lists(dataset)):
         items = [item for item, _ in history]
+        before_test.append((user, items[:-1] if len(items) >= 3 else items))
         if len(items) < 3:
             train.append((user, items))
         else:
@@ -59,6 +60,8 @@ def test_last_two_is_the_naive_loop(rows):
     assert items_of(split.train) == train
     assert pairs(split.valid) == valid
     assert pairs(split.test) == test
+    assert split.before_test is not None
+    assert items_of(split.before_test) == before_test
     assert split.train.lengths.tolist() == [len(items) for _, items in train]
     assert split.targets("valid") is split.valid
     assert split.targets("test") is split.test
@@ -70,6 +73,20 @@ def test_users_of_one_two_and_three_items():
     assert items_of(split.train) == [(0, [1]), (1, [1, 2]), (2, [1])]
     assert pairs(split.valid) == [(2, [1], 2)]
     assert pairs(split.test) == [(2, [1, 2], 3)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=ROWS)
+def test_a_refit_holds_nothing_out(rows):
+    dataset = dataset_of(rows)
+    split = split_last_two(dataset)
+    everything = [(user, [item for item, _ in history]) for user, history in enumerate(lists(dataset))]
+    for name, wanted in (("train", split.train), ("train+valid", split.before_test), ("all", None)):
+        again = split.refit(name)
+        assert items_of(again.train) == (everything if wanted is None else items_of(wanted))
+        assert (len(again.valid), len(again.test)) == (0, 0)
+    with pytest.raises(ValueError, match="give before_test"):
+        Split(split.train, split.valid, split.test).histories("train+valid")
 
 
 def test_nobody_to_test_and_an_unknown_name():
@@ -84,12 +101,13 @@ def test_nobody_to_test_and_an_unknown_name():
 def test_by_time_is_the_naive_loop(rows, cuts, shift):
     dataset = dataset_of(rows)
     valid_from, test_from = cuts  # a fraction of a second is rounded down, as the times of a log are
-    train, valid, test = [], [], []
+    train, valid, test, before_test = [], [], [], []
     for user, history in enumerate(lists(dataset)):
         before_valid = [item for item, time in history if time < valid_from]
         between = [item for item, time in history if valid_from <= time < test_from]
         after = [item for item, time in history if time >= test_from]
         train.append((user, before_valid))
+        before_test.append((user, before_valid + between))
         if before_valid and between:
             valid.append((user, before_valid, between[0]))
         if (before_valid or between) and after:
@@ -103,6 +121,8 @@ def test_by_time_is_the_naive_loop(rows, cuts, shift):
     assert items_of(split.train) == train
     assert pairs(split.valid) == valid
     assert pairs(split.test) == test
+    assert split.before_test is not None
+    assert items_of(split.before_test) == before_test
 
 
 def test_by_time_holds_nothing_of_the_future():

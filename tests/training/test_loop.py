@@ -371,7 +371,7 @@ def test_trains_without_anybody_to_validate_on(tmp_path: Path) -> None:
         "total_seconds",
         "tokens_per_second",
     ]
-    assert recommender.metrics.keys() == {"best_epoch", "epochs", "split"}
+    assert recommender.metrics.keys() == {"best_epoch", "epochs", "split", "trained_on"}
     assert [recommender.metrics[name] for name in ("best_epoch", "epochs")] == [4, 4]
     assert recommender.metrics["split"]["test_users"] == 0
     assert Recommender.load(tmp_path / "run").recommend(users=[1], k=3)["item_id"].to_list() == [3]

@@ -31,14 +31,13 @@ TWO = [["a"], ["b"], ["a"], ["b"], ["a"], ["b"]]
 
 
 def test_the_number_of_categories_follows_from_the_items():
-    sizes, codes = settle_categories("slirec", SLiRecConfig(), table(*TWO))
+    sizes = settle_categories("slirec", SLiRecConfig(), table(*TWO))
     assert sizes.num_categories == 2
-    assert codes is not None
-    assert codes.tolist() == [0, 1, 2, 1, 2, 1, 2]
-    assert settle_categories("slirec", SLiRecConfig(num_categories=9), table(*TWO))[0].num_categories == 2
+    assert table(*TWO).first_categories(2)[0].tolist() == [0, 1, 2, 1, 2, 1, 2]
+    assert settle_categories("slirec", SLiRecConfig(num_categories=9), table(*TWO)).num_categories == 2
     for off in (settle_categories("slirec", SLiRecConfig(num_categories=0), table(*TWO)),
                 settle_categories("slirec", SLiRecConfig(), None)):  # fmt: skip
-        assert off == (SLiRecConfig(num_categories=0), None)
+        assert off == SLiRecConfig(num_categories=0)
 
 
 def test_what_is_chosen_of_categories_is_said():
@@ -46,11 +45,10 @@ def test_what_is_chosen_of_categories_is_said():
     with pytest.warns(
         TrainingWarning, match=r"items with several \(2\) count under the first, and items without one \(1\) share"
     ):
-        _, codes = settle_categories("slirec", SLiRecConfig(), some)
-    assert codes is not None
-    assert codes.tolist() == [0, 2, 0, 1, 2, 1, 1]
+        sizes = settle_categories("slirec", SLiRecConfig(), some)
+    assert some.first_categories(sizes.num_categories)[0].tolist() == [0, 2, 0, 1, 2, 1, 1]
     with pytest.warns(TrainingWarning, match="slirec learns no categories, because all items have the same"):
-        assert settle_categories("slirec", SLiRecConfig(), table(*[["a"]] * 6))[1] is None
+        assert settle_categories("slirec", SLiRecConfig(), table(*[["a"]] * 6)).num_categories == 0
 
 
 @pytest.mark.parametrize("given", [None, table(*[["a"]] * 6), ItemTable(pl.DataFrame({"item_id": [1]}))])

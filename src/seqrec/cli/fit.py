@@ -1,20 +1,24 @@
 """The command ``fit``: one function per model, under the model's name, because each model has its own flags."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, MODEL, OUTPUT, Items, Json, flag, with_flags
+from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, with_flags
 from seqrec.data.prepare import PrepareConfig
-from seqrec.data.split import SplitConfig
+from seqrec.data.split import TRAINED, SplitConfig
 from seqrec.errors import TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.report.tables import groups_table, table
 from seqrec.run.outputs import check_log, check_outputs
 from seqrec.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from seqrec.recommender import Recommender
 
 
 def __getattr__(name: str) -> Any:
@@ -40,6 +44,7 @@ def fit_command(model: str) -> Any:
         split: SplitConfig | None = None,
         read: ReadConfig | None = None,
         filters: PrepareConfig | None = None,
+        refit: Annotated[Literal["off", "all", "valid"], Parameter(group=TRAINING)] = "off",
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         json: Json = None,
@@ -50,6 +55,9 @@ def fit_command(model: str) -> Any:
             log: Log file, or folder of Parquet parts.
             out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given.
             model: Model to train. seqrec fit --model NAME --help shows its options.
+            refit: What to train the same model on once more after the test, with the same options and as many epochs as
+                validation chose. all: the whole log, so that recommendations rest on everything that is known; valid:
+                all but the test items, and test again. --resume adds it to a run that has ended.
             resume: Continue the run in the folder exactly where its last checkpoint left off.
             overwrite: Replace the run in the folder.
         """
@@ -63,26 +71,41 @@ def fit_command(model: str) -> Any:
         if MODELS[model].COUNTED:
             _warn_of_unused(model, training)
         dataset, summary = prepared(log, read, filters, items)
-        recommender = Recommender(model, **vars(sizes or config()) | merged(training, split, filters))
+        recommender = Recommender(model, refit=refit, **vars(sizes or config()) | merged(training, split, filters))
         console = output(json)
         show_log(console, dataset, summary)
         shown: dict[str, Any] = {"progress": json != "-", "console": console}
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, **shown)
         if recommender.interrupted:
+            in_refit = bool(recommender.evaluations) and recommender.trained_on == "train"
+            has = "the weights from before the refit" if in_refit else "the weights so far"
             before = "; the old run was removed" if overwrite else ""
-            console.print(f"stopped; {out} has the weights so far, --resume continues{before}", soft_wrap=True)
+            console.print(f"stopped; {out} has {has}, --resume continues{before}", soft_wrap=True)
         else:
-            console.print(recommender.summary, highlight=False)
-            for protocol, evaluation in recommender.evaluations.items():
-                console.print(table(evaluation, model))
-                if protocol == "full":
-                    console.print(groups_table(evaluation, model))
+            _show_result(console, recommender)
             console.print(f"run written to {out}", soft_wrap=True)
         facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
         write_json(json, facts | recommender.metrics)
         return 130 if recommender.interrupted else 0
 
     return fit
+
+
+def _show_result(console: Console, recommender: "Recommender") -> None:
+    """Print how training ended, the tests, and what the weights in use were trained on."""
+    console.print(recommender.summary, highlight=False)
+    for evaluation in (*recommender.evaluations.values(), *recommender.refit_evaluations.values()):
+        console.print(table(evaluation, recommender.model_name))
+        if evaluation.protocol == "full":
+            console.print(groups_table(evaluation, recommender.model_name))
+    meaning = {
+        "train": "; --resume --refit all trains them again with all items, for recommending",
+        "train+valid": "",
+        "all": ", so nothing is left to test them on; the figures are of the weights from before the refit",
+    }[recommender.trained_on]
+    if recommender.evaluations or recommender.trained_on != "train":  # otherwise nothing was held out for a test
+        text = f"the weights in use were trained {TRAINED[recommender.trained_on]}{meaning}"
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _warn_of_unused(model: str, training: TrainConfig | None) -> None:

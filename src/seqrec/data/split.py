@@ -48,7 +48,8 @@ class Split:
 
     ``name`` says how they were made: ``time``, ``last-two`` or, by anyone else, ``custom``. ``cuts`` are the starts of
     validation and test in Unix seconds, for a split by time. ``reason`` says why this split was chosen, if nobody asked
-    for it.
+    for it. ``before_test`` are the histories of all users up to the test, each user at its index, for training once
+    more with the validation items.
     """
 
     train: Histories
@@ -57,6 +58,7 @@ class Split:
     name: SplitName = "custom"
     cuts: tuple[int, int] | None = None
     reason: str | None = None
+    before_test: Histories | None = None
 
     def check(self) -> SplitCheck:
         """Verify on the arrays that nothing of a target is known before it is predicted; done once.
@@ -84,6 +86,20 @@ class Split:
         if name not in ("valid", "test"):
             raise InputError(f"unknown split {name!r}; give valid or test")
         return self.valid if name == "valid" else self.test
+
+    def histories(self, trained_on: TrainedOn) -> Histories:
+        """The histories that weights were trained on, each user at its index."""
+        if trained_on == "train":
+            return self.train
+        if trained_on == "all":
+            return all_histories(self.train.dataset)
+        if self.before_test is None:
+            raise ValueError("this split does not know the histories up to the test; give before_test")
+        return self.before_test
+
+    def refit(self, trained_on: TrainedOn) -> "Split":
+        """A split that trains on these histories and holds nothing out."""
+        return Split(self.histories(trained_on), self.valid.take(slice(0)), self.test.take(slice(0)))
 
 
 def all_histories(dataset: Dataset) -> Histories:
@@ -114,6 +130,7 @@ def split_last_two(dataset: Dataset) -> Split:
     users = np.arange(dataset.num_users)
     enough = ends - starts >= 3
     train = Histories(dataset, users, starts, np.where(enough, ends - 2, ends))
+    before_test = Histories(dataset, users, starts, np.where(enough, ends - 1, ends))
     chosen = users[enough]
     starts, ends = starts[enough], ends[enough]
     return Split(
@@ -129,6 +146,7 @@ def split_last_two(dataset: Dataset) -> Split:
             f"each user's last item, {_AS_PAPERS}",
         ),
         name="last-two",
+        before_test=before_test,
     )
 
 
@@ -183,7 +201,14 @@ def split_by_time(dataset: Dataset, valid_from: Moment | None = None, test_from:
     first_item = f"each user's first item from {shown(test_cut)} on"
     test = _first_after(dataset, users, starts, before_test, ends, first_item)
     train = Histories(dataset, users, starts, before_valid)
-    return Split(train=train, valid=valid, test=test, name="time", cuts=(valid_cut, test_cut))
+    return Split(
+        train=train,
+        valid=valid,
+        test=test,
+        name="time",
+        cuts=(valid_cut, test_cut),
+        before_test=Histories(dataset, users, starts, before_test),
+    )
 
 
 def _count_before(dataset: Dataset, moment: int) -> np.ndarray:

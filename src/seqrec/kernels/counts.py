@@ -74,8 +74,9 @@ def weigh_pairs(
     """
     if most < 1:
         raise ValueError(f"most is {most}; give at least 1 item to keep")
-    for name, numbers in {"after": after, "beside": beside, "gains": gains, "factors": factors}.items():
-        if not bool(((numbers >= 0) & numbers.isfinite()).all()):
+    numbers = {"after": after, "beside": beside, "gains": gains, "factors": factors}
+    for name, part in numbers.items():
+        if not bool(((part >= 0) & part.isfinite()).all()):
             raise ValueError(f"{name} has numbers that are negative or not finite")
     starts, ends = integers(starts), integers(ends)
     if starts.dim() != 1 or starts.shape != ends.shape:
@@ -85,7 +86,6 @@ def weigh_pairs(
         ranges = ranges[ranges[:, 0].argsort()]
     given = {"items": items.contiguous(), "ranges": ranges, "C": len(gains), "most": most, "wanted": wanted}
     room = _WEIGH_PAIRS_ROOM(**given, distances=len(after) + 2 * len(beside))
-    numbers = {"after": after, "beside": beside, "gains": gains, "factors": factors}
     count, *found = _WEIGH_PAIRS(**given, **{name: part.contiguous() for name, part in numbers.items()}, W=room)
     if count < 0:
         raise ValueError(f"the histories have more than {2**32 - 2} items; weigh pairs in fewer of them")

@@ -39,7 +39,8 @@ def weigh_pairs(
     if kernels.usable():
         weighed = kernels.weigh_pairs(
             _tensor(items), _tensor(starts), _tensor(ends), most=most,
-            wanted=None if wanted is None else _tensor(wanted), **{name: _tensor(part) for name, part in numbers.items()},
+            wanted=None if wanted is None else _tensor(wanted),
+            **{name: _tensor(part) for name, part in numbers.items()},
         )  # fmt: skip
         return Rows(*(part.numpy() for part in weighed))
     if most < 1:
@@ -128,7 +129,7 @@ class _Stream:
 def _pairs(
     stream: _Stream, after: np.ndarray, beside: np.ndarray, width: int, wanted: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Complete rows of pairs, some at a time: ascending keys ``i * width + j``, and their sums A and S ``float64[P, 2]``."""
+    """Complete rows of pairs, some at a time: ascending keys ``i * width + j``, and sums A and S, ``float64[P, 2]``."""
     steps = [(d, (weight, 0.0)) for d, weight in enumerate(after, start=1)]
     steps += [(side * d, (0.0, weight)) for d, weight in enumerate(beside, start=1) for side in (1, -1)]
     order = np.argsort(stream.items, kind="stable")

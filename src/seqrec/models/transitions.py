@@ -46,8 +46,13 @@ class TransitionsConfig(Options):
 
     def resolved(self) -> "TransitionsConfig":
         """The config with a default for each constant that is neither given nor chosen."""
-        plain = {"scale": 5.0, "damping": 0.0, "neighbours": 3.0, "decay": 0.7}
-        return replace(self, **{name: value for name, value in plain.items() if getattr(self, name) is None})
+        return replace(
+            self,
+            scale=5.0 if self.scale is None else self.scale,
+            damping=0.0 if self.damping is None else self.damping,
+            neighbours=3.0 if self.neighbours is None else self.neighbours,
+            decay=0.7 if self.decay is None else self.decay,
+        )
 
 
 class Transitions(Model):
@@ -139,7 +144,7 @@ class Transitions(Model):
         return max(1, min(self.config.max_length, far))
 
     def encode(self, batch: Batch) -> Tensor:
-        """The token's item and those before it, newest first, ``int64[T, reach]``; 0 where the history had not begun."""
+        """The token's item and those before it, newest first, ``int64[T, reach]``; 0 before the history begins."""
         tokens = torch.arange(len(batch.items), device=batch.items.device)
         return self._before(batch, tokens, batch.offsets[batch.rows])
 

@@ -69,9 +69,7 @@ def rank_after(
         catalogue = Catalogue(catalogue.model, catalogue.items, prior[items])
         states = torch.ones(len(seen), 1, device=seen.device)
     if addition is None:
-        return rank(
-            catalogue, states, k, left_out=left_out, denied=denied, targets=targets, batch_size=batch_size
-        )
+        return rank(catalogue, states, k, left_out=left_out, denied=denied, targets=targets, batch_size=batch_size)
     assert seen is not None
     parts = []
     for start in range(0, max(len(states), 1), ROWS):

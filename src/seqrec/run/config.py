@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -19,15 +19,29 @@ from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
 from seqrec.run.layout import CONFIG, RESUMABLE
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "RESUMABLE", "RunConfig", "config_of", "fingerprint", "run_id"]
+__all__ = [
+    "CONFIG",
+    "FORMAT_VERSION",
+    "RESUMABLE",
+    "Refit",
+    "RunConfig",
+    "check_same",
+    "config_of",
+    "fingerprint",
+    "run_id",
+]
 
 FORMAT_VERSION = 2
 MOST_CONFIG = 2**20  # bytes
+Refit = Literal["off", "all", "valid"]
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The content of ``config.json``. ``training`` is empty for a model that only counts."""
+    """The content of ``config.json``. ``training`` is empty for a model that only counts.
+
+    ``refit`` says on what the recipe is trained again after the test: ``all``, or all but the test items (``valid``).
+    """
 
     model: str
     model_config: dict[str, Any]
@@ -38,6 +52,7 @@ class RunConfig:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     training: dict[str, Any] = field(default_factory=dict)
+    refit: Refit = "off"
 
     def build(self) -> Model:
         """A model of these sizes with fresh weights."""
@@ -87,11 +102,32 @@ def run_id(values: Mapping[str, Any]) -> str:
     """A digest of ``config.json``: of the fingerprint of the data, and of every option that the weights depend on.
 
     Each weight file contains it, so that files of another run are recognised. It depends only on the configuration, so
-    the same log, options and seed give the same bytes again.
+    the same log, options and seed give the same bytes again. ``refit`` is not part of it, because it does not change
+    the first training; the weights of a refit say so themselves.
     """
-    known = {name: value for name, value in values.items() if name != "format_version"}
+    known = {name: value for name, value in values.items() if name not in ("format_version", "refit")}
     known["training"] = {name: value for name, value in known["training"].items() if name not in RESUMABLE}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def check_same(folder: Path, before: RunConfig, now: RunConfig, but: Sequence[str]) -> None:
+    """Refuse to resume a run with another log or other options; only the options in ``but`` may differ.
+
+    A refit may be added to a run, or changed, because the first training is the same with every kind of it.
+    """
+    old, new = asdict(before), asdict(now)
+    if old["fingerprint"] != new["fingerprint"]:
+        raise InputError(f"{folder}: the run was started on another log; give that log, or --overwrite")
+    parts = ("model", "model_config", "prepare", "split", "training", *["refit"] * (now.refit == "off"))
+    for part in parts:
+        given = [value if isinstance(value, dict) else {part: value} for value in (old[part], new[part])]
+        for name in given[1] | given[0]:  # earlier versions had fewer options
+            plain = [list(v) if isinstance(v, tuple) else v for v in (values.get(name) for values in given)]
+            if plain[0] != plain[1] and name not in but:
+                raise InputError(
+                    f"{folder}: the run was started with {name} = {given[0].get(name)}, not {given[1].get(name)}; "
+                    "resume with the same options, or --overwrite"
+                )
 
 
 class _TensorLimit(TorchFunctionMode):

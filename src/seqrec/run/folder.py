@@ -2,7 +2,8 @@
 
 - ``config.json``: the model, its sizes, and the options of preparing, splitting and training
 - ``data/``: the :class:`seqrec.Dataset` with its ids and histories
-- ``weights.safetensors``: the best weights so far
+- ``weights.safetensors``: the weights in use: the best so far, or those of a refit
+- ``weights-train.safetensors``: after a refit, the weights that were trained without held-out items
 - ``metrics.json``: the test metrics
 - ``epochs.csv``: one row per epoch
 - ``state/``: ``training.safetensors`` and the running mean of the weights, from which another process can resume
@@ -27,12 +28,12 @@ from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, parse_json, read_json
 from seqrec.data.dataset import Dataset
 from seqrec.data.saved import FILES
-from seqrec.data.split import Split, histories_of_users
+from seqrec.data.split import Split, TrainedOn, histories_of_users
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
 from seqrec.models.base import Model
-from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, RunConfig, config_of, run_id
-from seqrec.run.layout import DATA, EPOCHS, METRICS, STATE, WEIGHTS, is_begun, remove_left_over
+from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, Refit, RunConfig, check_same, config_of, run_id
+from seqrec.run.layout import DATA, EPOCHS, METRICS, STATE, TRAIN_WEIGHTS, WEIGHTS, is_begun, remove_left_over
 from seqrec.run.place import Place, check_free
 from seqrec.run.records import read_epochs, write_epochs, write_json
 from seqrec.run.tensors import (
@@ -49,12 +50,18 @@ from seqrec.run.tensors import (
 __all__ = ["DATA", "EPOCHS", "METRICS", "STATE", "WEIGHTS", "Run", "check_free"]
 
 _KNOWN: dict[str, Any] = {
-    **dict.fromkeys((CONFIG, WEIGHTS, METRICS, EPOCHS)),
+    **dict.fromkeys((CONFIG, WEIGHTS, TRAIN_WEIGHTS, METRICS, EPOCHS)),
     DATA: dict.fromkeys(FILES),
-    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors")),
+    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors", "refit-*.safetensors")),
 }
 _ADVICE = "copy it back from where the run was made, or train again"
 _USERS, _ITEMS = 4, 64  # enough to see whether scores differ
+#: The part of a run that weights are, stored in their file so that the two cannot be mixed up.
+PARTS: dict[TrainedOn, str] = {
+    "train": "weights",
+    "train+valid": "weights of a refit on train and valid",
+    "all": "weights of a refit on all",
+}
 
 
 class Run:
@@ -66,6 +73,11 @@ class Run:
     """
 
     place: Place | None = None
+    #: What the weights that the training of this object saves are trained on; see :class:`seqrec.run.refit.RefitRun`.
+    trains: TrainedOn = "train"
+    #: What the weights in use were trained on; known once they were read.
+    trained_on: TrainedOn | None = None
+    prefix = ""  # of the files in ``state/``
 
     def __init__(self, folder: str | Path, place: Place | None = None) -> None:
         self.folder, self.place = Path(folder), place
@@ -88,16 +100,19 @@ class Run:
         overwrite: bool = False,
         *,
         weights: Mapping[str, Tensor] | None = None,
+        refitted: tuple[TrainedOn, Mapping[str, Tensor]] | None = None,
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Create a run folder, completely or not at all. A folder that is not empty is refused.
 
-        The run consists of the configuration and the data; ``weights`` make it a finished run.
+        The run consists of the configuration and the data; ``weights`` make it a finished run. ``refitted`` are the
+        weights of a refit and what they were trained on; they are then the ones in use.
         """
         with Place(folder) as place:
             place.settle(resume=False, overwrite=overwrite)
-            run = cls.begin(place, config, dataset, weights=weights, epochs=epochs, metrics=metrics)
+            more = {"weights": weights, "refitted": refitted, "epochs": epochs, "metrics": metrics}
+            run = cls.begin(place, config, dataset, **more)  # type: ignore[arg-type]
             run.take_over(unfinished=True)
         return cls(folder)
 
@@ -109,6 +124,7 @@ class Run:
         dataset: Dataset,
         *,
         weights: Mapping[str, Tensor] | None = None,
+        refitted: tuple[TrainedOn, Mapping[str, Tensor]] | None = None,
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
@@ -120,7 +136,11 @@ class Run:
             dataset.write_to(new / DATA)
             write_epochs(new / EPOCHS, epochs)  # so that the run opens as soon as it has weights
             if weights is not None:
-                write_tensors(new / WEIGHTS, weights, mark_of(run_id(values), "weights", weights))
+                name = WEIGHTS if refitted is None else TRAIN_WEIGHTS
+                write_tensors(new / name, weights, mark_of(run_id(values), PARTS["train"], weights))
+                if refitted is not None:
+                    trained_on, tensors = refitted
+                    write_tensors(new / WEIGHTS, tensors, mark_of(run_id(values), PARTS[trained_on], tensors))
                 if metrics is not None:
                     write_json(new / METRICS, metrics)
         run = cls(place.current, place)
@@ -143,20 +163,28 @@ class Run:
         for new in place.unfinished():
             try:
                 found = cls(new, place)
-                found.check_same(config, but)
+                check_same(new, found.config, config, but)
                 found.dataset.check()
             except InputError:
                 continue
             run = run or found
         if run is None:
             run = cls(place.folder, place)
-            run.check_same(config, but)
+            check_same(run.folder, run.config, config, but)
             run.check_resumable()
             run.dataset.check()
         place.go_on(run.folder)
         remove_left_over(run.folder)
         run.take_over()
-        return run
+        return run._with_refit(config.refit)
+
+    def _with_refit(self, refit: Refit) -> "Run":
+        """The same run, whose configuration now asks for this refit."""
+        if refit == self.config.refit:
+            return self
+        with replacing(self.folder / CONFIG) as new:
+            write_json(new, self._values | {"refit": refit})
+        return Run(self.folder, self.place)
 
     def take_over(self, unfinished: bool = False) -> None:
         """Replace the old run as soon as this one has weights. ``unfinished`` also allows a run without weights."""
@@ -218,9 +246,18 @@ class Run:
         """Whether there is a checkpoint to resume from. Weights may be written before the first checkpoint."""
         return is_begun(self.folder)
 
-    def model(self) -> Model:
-        """The model with its weights, in evaluation mode on the CPU."""
-        path = self.folder / WEIGHTS
+    def weights_path(self, trained_on: TrainedOn | None = None) -> Path:
+        """The file of the weights in use, or of those with this training."""
+        kept = self.folder / TRAIN_WEIGHTS
+        return kept if trained_on == "train" and kept.exists() else self.folder / WEIGHTS
+
+    def model(self, trained_on: TrainedOn | None = None) -> Model:
+        """The model with its weights, in evaluation mode on the CPU.
+
+        Args:
+            trained_on: what the weights must have been trained on. By default the weights in use, whatever it was.
+        """
+        path = self.weights_path(trained_on)
         if not path.exists():
             raise InputError(
                 f"{path}: is missing; copy it back, or continue with seqrec fit --resume if no epoch was finished"
@@ -235,31 +272,33 @@ class Run:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
-        self.load_weights(model)
+        self.load_weights(model, trained_on)
         return model.eval()
 
     def _damaged(self, error: Exception) -> InputError:
         return InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again")
 
-    def load_weights(self, model: Model) -> None:
+    def load_weights(self, model: Model, trained_on: TrainedOn | None = None) -> None:
         """Load the weights into a model of the run's sizes, on the CPU."""
-        path = self.folder / WEIGHTS
-        tensors = self.read_weights(model)
+        tensors = self.read_weights(model, trained_on)
         try:
             model.load_state_dict(tensors)
             model.check_weights()
         except (RuntimeError, ValueError) as error:
+            path = self.weights_path(trained_on)
             raise InputError(f"{path}: does not fit the model ({one_line(error)}); train again") from error
 
-    def read_weights(self, model: Model) -> dict[str, Tensor]:
+    def read_weights(self, model: Model, trained_on: TrainedOn | None = None) -> dict[str, Tensor]:
         """The weights, memory-mapped, after checking that they belong to this run, fit the model and are finite."""
-        header = read_header(self.folder / WEIGHTS)
+        header = read_header(self.weights_path(trained_on))
         header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
-        mark = header.check_mark(self.id, "weights")
+        mark = header.check_mark(self.id, *(PARTS.values() if trained_on is None else [PARTS[trained_on]]))
         tensors = load_tensors(header)
         check_finite(header.path, tensors.items())
         if mark.get("crc32") != checksum(tensors):
             raise InputError(f"{header.path}: is damaged (its checksum differs); copy it back or train again")
+        if trained_on is None:
+            self.trained_on = next(name for name, part in PARTS.items() if part == mark["part"])
         return tensors
 
     @torch.no_grad()
@@ -283,38 +322,29 @@ class Run:
         if self.config.training and not self.begun and self.metrics():
             raise InputError(f"{self.folder}: has no {STATE} to resume from; train again with --overwrite")
 
-    def check_same(self, config: RunConfig, but: Sequence[str]) -> None:
-        """Refuse to resume a run with another log or other options; only the options in ``but`` may differ."""
-        old, new = asdict(self.config), asdict(config)
-        if old["fingerprint"] != new["fingerprint"]:
-            raise InputError(f"{self.folder}: the run was started on another log; give that log, or --overwrite")
-        for part in ("model", "model_config", "prepare", "split", "training"):
-            before, now = (value if isinstance(value, dict) else {part: value} for value in (old[part], new[part]))
-            for name in now | before:  # earlier versions had fewer options
-                plain = [list(v) if isinstance(v, tuple) else v for v in (before.get(name), now.get(name))]
-                if plain[0] != plain[1] and name not in but:
-                    raise InputError(
-                        f"{self.folder}: the run was started with {name} = {before.get(name)}, not {now.get(name)}; "
-                        "resume with the same options, or --overwrite"
-                    )
-
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace the weights."""
+        """Replace the weights that were trained without held-out items."""
         self.check_there()
-        save_tensors(self.folder / WEIGHTS, weights, mark_of(self.id, "weights", weights))
+        save_tensors(self.weights_path("train"), weights, mark_of(self.id, PARTS["train"], weights))
+
+    @property
+    def state_path(self) -> Path:
+        """The file of the training state."""
+        return self.folder / f"state/{self.prefix}training.safetensors"
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace the training state. Tensors and JSON facts are in one file, so that they always match."""
         self.check_there()
-        save_tensors(self.folder / STATE, tensors, mark_of(self.id, "training state") | {"facts": json.dumps(facts)})
+        mark = mark_of(self.id, f"{self.prefix}training state")
+        save_tensors(self.state_path, tensors, mark | {"facts": json.dumps(facts)})
 
     def state_header(self) -> tuple[Header, dict[str, Any]] | None:
         """The header of the training state and its facts, or None if there is no checkpoint yet."""
-        path = self.folder / STATE
+        path = self.state_path
         if not path.exists():
             return None
         header = read_header(path)
-        header.check_mark(self.id, "training state")
+        header.check_mark(self.id, f"{self.prefix}training state")
         try:
             facts = parse_json(header.metadata["facts"])
         except (KeyError, ValueError) as error:
@@ -325,16 +355,20 @@ class Run:
 
     def mean_path(self, epoch: int) -> Path:
         """The file of the running mean of the weights at the end of an epoch."""
-        return self.folder / f"state/mean-{epoch}.safetensors"
+        return self.folder / f"state/{self.prefix}mean-{epoch}.safetensors"
+
+    def mean_part(self, epoch: int) -> str:
+        """The name of the running mean of an epoch as a part of the run, stored in its file."""
+        return f"{self.prefix}running mean of epoch {epoch}"
 
     def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
         """Write the running mean of an epoch. The previous one stays, as the training state still needs it."""
         self.check_there()
-        save_tensors(self.mean_path(epoch), weights, mark_of(self.id, mean_part(epoch)))
+        save_tensors(self.mean_path(epoch), weights, mark_of(self.id, self.mean_part(epoch)))
 
     def forget_means(self, but: int) -> None:
         """Remove the running means of all epochs except the one that the training state now needs."""
-        for path in self.folder.glob("state/mean-*.safetensors"):
+        for path in self.folder.glob(f"state/{self.prefix}mean-*.safetensors"):
             if path != self.mean_path(but):
                 path.unlink(missing_ok=True)
 
@@ -358,8 +392,3 @@ class Run:
         """The content of ``metrics.json``; empty if training has not ended."""
         path = self.folder / METRICS
         return read_json(path) if path.exists() else {}
-
-
-def mean_part(epoch: int) -> str:
-    """The name of the running mean of an epoch as a part of the run, stored in its file."""
-    return f"running mean of epoch {epoch}"

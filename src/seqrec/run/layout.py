@@ -11,14 +11,15 @@ CONFIG = "config.json"
 #: or number of threads rounds differently, and that the last epoch is always validated.
 RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 WEIGHTS = "weights.safetensors"
+TRAIN_WEIGHTS = "weights-train.safetensors"
 DATA = "data"
 METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
-_STATE = re.compile(r"training\.safetensors|mean-\d+\.safetensors")
+_STATE = re.compile(r"(refit-(all|valid)-\d+-)?(training|mean-\d+)\.safetensors")
 #: Names of a run's files, by folder. Runs of format 1, with users and items in Parquet files, may be replaced too.
 _OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
-    "": FORMER_FILES | {CONFIG, WEIGHTS, METRICS, EPOCHS, "training.png", "recommendations.png"},
+    "": FORMER_FILES | {CONFIG, WEIGHTS, TRAIN_WEIGHTS, METRICS, EPOCHS, "training.png", "recommendations.png"},
     DATA: FILES,
     "state": _STATE,
 }

@@ -31,8 +31,8 @@ class Header:
     names: dict[str, tuple[str, tuple[int, ...]]]
     metadata: dict[str, str]
 
-    def check_mark(self, run: str, part: str) -> dict[str, object]:
-        """Refuse a file that belongs to another run, or to another part of this run. Returns the mark."""
+    def check_mark(self, run: str, *parts: str) -> dict[str, object]:
+        """Refuse a file that belongs to another run, or to none of these parts of this run. Returns the mark."""
         if _MARK not in self.metadata:
             raise InputError(
                 f"{self.path}: does not say which run it belongs to (an earlier seqrec or another program wrote it); "
@@ -48,9 +48,9 @@ class Header:
                 f"{self.path}: belongs to another run (of another log or with other options) than the config.json in "
                 "the folder; copy the whole folder again, or train again"
             )
-        if known[1] != part:
+        if known[1] not in parts:
             raise InputError(
-                f"{self.path}: is not the {part} of this run but its {str(known[1])[:40]!r}; copy the whole folder "
+                f"{self.path}: is not the {parts[0]} of this run but its {str(known[1])[:40]!r}; copy the whole folder "
                 "again, or train again"
             )
         return dict(mark)
@@ -77,9 +77,9 @@ class Header:
                 )
 
 
-def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None, **facts: object) -> dict[str, str]:
     """Metadata that names the run and the part that a file belongs to, with the checksum of ``tensors`` if given."""
-    mark: dict[str, object] = {"id": run, "part": part}
+    mark: dict[str, object] = {"id": run, "part": part, **facts}
     if tensors is not None:
         mark["crc32"] = checksum(tensors)
     return {_MARK: json.dumps(mark)}

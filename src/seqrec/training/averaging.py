@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqrec.errors import InputError
 from seqrec.files import explain_os_error
-from seqrec.run.folder import Run, mean_part
+from seqrec.run.folder import Run
 from seqrec.run.tensors import check_finite, read_header
 
 _BLOCK = 2**20  # numbers per block
@@ -42,7 +42,7 @@ class RunningMean:
         if not path.exists():
             raise InputError(f"{path}: is missing; copy it back, or train again with --overwrite")
         header = read_header(path)
-        header.check_mark(self.run.id, mean_part(epoch))
+        header.check_mark(self.run.id, self.run.mean_part(epoch))
         header.check_shapes(weights)
         with _damaged(path), path.open("rb") as file:
             places = _places(file)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from seqrec.data.split import Split, Targets
+from seqrec.data.split import TRAINED, Split, Targets
 from seqrec.device import own_random_state, pick_device, threads, usual_torch
 from seqrec.errors import InputError
 from seqrec.models.base import Model
@@ -22,6 +22,7 @@ from seqrec.models.blocks import dropouts_of
 from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run
+from seqrec.run.refit import RefitPlan
 from seqrec.training.checks import (
     FirstEpoch,
     check_passes,
@@ -64,6 +65,7 @@ def train(
     progress: bool = False,
     stop: Callable[[], bool] | None = None,
     keep_seen: bool = False,
+    refit: RefitPlan | None = None,
 ) -> Trained:
     """Train a model. It then holds the weights of the best validated epoch, on the CPU.
 
@@ -78,6 +80,8 @@ def train(
             validated, and is the last one. If the decision depends on a clock, the run cannot be reproduced byte for
             byte.
         keep_seen: also rank items of the history in validation.
+        refit: train for exactly this number of epochs without validation, and save only the last weights. The schedule
+            of the learning rate still spans ``config.epochs``.
 
     Raises:
         InputError: there is nothing to train on or nothing to learn, the split leaks (:meth:`Split.check`), or
@@ -96,10 +100,13 @@ def train(
         raise InputError(f"stop is {stop!r}; give a function that returns True to stop")
     device = pick_device(config.device)
     with usual_torch(), own_random_state(device), threads(config.threads) as count, _stop_signals() as stopped:
-        work = _Work(model, split, config, device, run, keep_seen)
-        with closing(work.optimizer), epoch_bar(progress, work.tokens) as bar:
-            bar.say(described(device, count))
-            warn_of_users_without_negatives(split, work.objective, work.sampler)
+        work = _Work(model, split, config, device, run, keep_seen, refit)
+        with closing(work.optimizer), epoch_bar(progress, work.tokens, "refit " if refit else "") as bar:
+            if refit is None:
+                bar.say(described(device, count))
+                warn_of_users_without_negatives(split, work.objective, work.sampler)
+            else:
+                bar.say(f"refit: training again {TRAINED[refit.trained_on]}")
             if resume and run is not None:
                 work.state.restore(work.steps)
             return work.until_the_end(bar, stopped, stop)
@@ -109,7 +116,14 @@ class _Work:
     """The objects that all epochs of one training share."""
 
     def __init__(
-        self, model: Model, split: Split, config: TrainConfig, device: torch.device, run: Run | None, keep_seen: bool
+        self,
+        model: Model,
+        split: Split,
+        config: TrainConfig,
+        device: torch.device,
+        run: Run | None,
+        keep_seen: bool,
+        refit: RefitPlan | None,
     ) -> None:
         self.model, self.config, self.device, self.histories = model, config, device, split.train
         self.objective = objective_of(model, model.num_items, config)
@@ -124,7 +138,8 @@ class _Work:
             model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2), schedule=schedule
         )
         self.validation = _validation(split.valid, config)
-        self.keep_seen = keep_seen
+        self.keep_seen, self.refit = keep_seen, refit
+        self.epochs = config.epochs if refit is None else refit.epochs
         self.dropouts = dropouts_of(model)
         self.state = TrainingState(model, self.optimizer, run, config.average_decay)
         self.first: FirstEpoch | None = None
@@ -137,8 +152,8 @@ class _Work:
         state, config = self.state, self.config
         ended: Literal["running", "stopped"] = "running"
         state.start_clock()
-        while ended == "running" and state.epoch < config.epochs and not state.ended_early(config.patience, self.steps):
-            bar.start(state.epoch + 1, config.epochs)
+        while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, self.steps):
+            bar.start(state.epoch + 1, self.epochs)
             how = self._steps(bar, stopped, stop)
             if how == "interrupted":
                 state.checkpoint()
@@ -150,7 +165,7 @@ class _Work:
                 return self._ended("interrupted")
         if ended == "stopped":
             return self._ended("stopped")
-        return self._ended("early" if state.epoch < config.epochs else "epochs")
+        return self._ended("early" if state.epoch < self.epochs else "epochs")
 
     def _steps(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None
@@ -158,7 +173,7 @@ class _Work:
         """Run the remaining steps of an epoch. Returns how it ended."""
         state, config, device, model = self.state, self.config, self.device, self.model
         model.train()
-        if state.epoch == state.step == 0:
+        if state.epoch == state.step == 0 and self.refit is None:  # the first training has shown that it learns
             self.first = FirstEpoch(model)
         epoch = epoch_of(model, self.histories, config, state.epoch)
         for task in tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step):
@@ -187,7 +202,10 @@ class _Work:
             if self.first is not None:
                 self.first.check(row["loss"])
                 self.first = None
-            if not self.every or not self.validation:
+            if self.refit is not None:
+                if state.epoch == self.epochs:
+                    state.keep_weights()
+            elif not self.every or not self.validation:
                 state.keep_weights()
             elif cut or state.epoch % self.every == 0 or state.epoch == config.epochs:
                 row |= _accuracy(self.model, self.validation, self.keep_seen)
@@ -196,7 +214,7 @@ class _Work:
         return row
 
     def _ended(self, how: Literal["epochs", "early", "interrupted", "stopped"]) -> Trained:
-        self.state.finish(interrupted=how == "interrupted")
+        self.state.finish(save_current=how == "interrupted" and self.refit is None)
         return Trained(self.state.rows, self.state.best_epoch, how)
 
 

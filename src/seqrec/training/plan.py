@@ -4,7 +4,6 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from seqrec.data.batches import Epoch
@@ -16,7 +15,7 @@ from seqrec.device import own_random_state, pick_device
 from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.run.config import RunConfig, fingerprint
+from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
 from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_split
 from seqrec.training.config import TrainConfig
@@ -29,6 +28,7 @@ def planned(
     training: TrainConfig,
     filters: PrepareConfig,
     split_config: SplitConfig,
+    refit: Refit = "off",
 ) -> tuple[RunConfig, Split, Model]:
     """The configuration of a run with every default resolved, its split, and its model with fresh weights.
 
@@ -39,6 +39,7 @@ def planned(
         training: options of training.
         filters: filters that the dataset was prepared with.
         split_config: options of the split. If ``split`` is auto or ``keep_seen`` is None, the data decide.
+        refit: on what the recipe is trained again after the test.
 
     Raises:
         InputError: an option does not fit the data or this machine.
@@ -47,9 +48,8 @@ def planned(
     split = split_config.apply(dataset)
     split.check()
     is_counted = MODELS[name].COUNTED
-    categories = None
     if "category" in MODELS[name].READS:
-        sizes, categories = settle_categories(name, sizes, dataset.item_table)
+        sizes = settle_categories(name, sizes, dataset.item_table)
     if not is_counted:
         check_trainable(split, training, MODELS[name])
         shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
@@ -65,23 +65,29 @@ def planned(
         prepare=filters,
         split=settle_split(split, split_config),
         training={} if is_counted else asdict(training),
+        refit=refit,
     )
-    copies = COPIES if not is_counted and pick_device(training.device).type == "cpu" else 1
-    with own_random_state(torch.device("cpu"), training.seed):
-        model = build_checked(config.build, name, copies)
-    if categories is not None:
-        model.set_categories(torch.from_numpy(categories))
+    model = fresh_model(config, dataset)
     if not is_counted:
         check_passes(model, split.train, training)
     return config, split, model
 
 
-def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any, np.ndarray | None]:
-    """Resolve ``num_categories`` of a model's config.
+def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
+    """The model of a run with the weights that its training starts from."""
+    copies = COPIES if config.training and pick_device(config.training["device"]).type == "cpu" else 1
+    copies += config.refit != "off"  # the model of the first training stays, for evaluations
+    with own_random_state(torch.device("cpu"), config.training.get("seed", 0)):
+        model = build_checked(config.build, config.model, copies)
+    most = config.model_config.get("num_categories")
+    if most and dataset.item_table is not None:
+        codes, _ = dataset.item_table.first_categories(most)
+        model.set_categories(torch.from_numpy(codes))
+    return model
 
-    Returns:
-        The config with the number of categories that the model learns, and the category of each item,
-        ``int64[I + 1]``, or None without categories.
+
+def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> Any:
+    """The config with ``num_categories`` resolved to the number of categories that the model learns.
 
     Raises:
         InputError: the config asks for categories, but no item has any.
@@ -97,7 +103,7 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[A
             if said:
                 note = f"{name} learns one of {len(names):,} categories per item; {', and '.join(said)}"
                 warn(note, TrainingWarning)
-            return replace(sizes, num_categories=len(names)), codes
+            return replace(sizes, num_categories=len(names))
         if asked is None:
             warn(f"{name} learns no categories, because all items have the same", TrainingWarning)
     if asked:
@@ -105,7 +111,7 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> tuple[A
             f"num_categories is {asked}, but the items do not differ in their categories; give items with categories "
             "(--items FILE), or set num_categories to 0"
         )
-    return replace(sizes, num_categories=0), None
+    return replace(sizes, num_categories=0)
 
 
 def check_items(run: Run, dataset: Dataset, reads: bool) -> None:

@@ -19,10 +19,13 @@ def described(device: torch.device, count: int) -> str:
 
 
 class EpochBar:
-    """Progress of an epoch on the terminal: tokens, tokens per second, time left; and one line per epoch."""
+    """Progress of an epoch on the terminal: tokens, tokens per second, time left; and one line per epoch.
 
-    def __init__(self, progress: Progress, tokens: int) -> None:
-        self.progress, self.tokens = progress, tokens
+    ``phase`` stands before the number of each epoch.
+    """
+
+    def __init__(self, progress: Progress, tokens: int, phase: str) -> None:
+        self.progress, self.tokens, self.phase = progress, tokens, phase
         self.task = progress.add_task("", total=tokens, rate="", visible=False)
         self.started = 0.0
         self.first = 0
@@ -31,7 +34,8 @@ class EpochBar:
         """Start the bar of an epoch."""
         self.started = time.perf_counter()
         self.first = -1
-        self.progress.reset(self.task, description=f"epoch {epoch}/{epochs}", total=self.tokens, visible=True)
+        description = f"{self.phase}epoch {epoch}/{epochs}"
+        self.progress.reset(self.task, description=description, total=self.tokens, visible=True)
 
     def update(self, done: int) -> None:
         """Show how many tokens of the epoch are done."""
@@ -48,7 +52,7 @@ class EpochBar:
         """Print the line of a finished epoch."""
         found = f"  valid ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
         self.progress.console.print(
-            f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  {row['total_seconds']:.1f} s, steps "
+            f"{self.phase}epoch {row['epoch']:>3}  loss {row['loss']:.4f}  {row['total_seconds']:.1f} s, steps "
             f"{row['seconds']:.1f} s  {row['tokens_per_second']:,.0f} tokens/s{found}",
             soft_wrap=True,
             highlight=False,
@@ -56,9 +60,9 @@ class EpochBar:
 
 
 @contextmanager
-def epoch_bar(show: bool, tokens: int) -> Iterator[EpochBar]:
+def epoch_bar(show: bool, tokens: int, phase: str = "") -> Iterator[EpochBar]:
     """A progress bar for all epochs of one training. It prints nothing unless ``show`` is true."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     # A separate console, because silencing rich's shared one would silence everything else that prints with it.
     with Progress(*columns, console=Console(quiet=not show), transient=True, disable=not show) as progress:
-        yield EpochBar(progress, tokens)
+        yield EpochBar(progress, tokens, phase)

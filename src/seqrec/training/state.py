@@ -169,7 +169,7 @@ class TrainingState:
                 raise ValueError(f"the optimizer took {int(parts['optimizer']['steps'])} steps, not {least} to {most}")
             self.mean.check(facts["epoch"], weights)
             if facts["best_epoch"]:
-                self.run.read_weights(self.model)  # training will end with these weights
+                self.run.read_weights(self.model, self.run.trains)  # training will end with these weights
             self.optimizer.load_state_dict(parts["optimizer"])
             self.model.load_state_dict(parts["model"])
         except InputError:
@@ -182,17 +182,17 @@ class TrainingState:
             setattr(self, name, facts[name])
         self.loss_sum.fill_(facts["loss_sum"])
 
-    def finish(self, interrupted: bool) -> None:
-        """Leave the best weights in the model, or the current ones if nothing was validated before an interruption."""
+    def finish(self, save_current: bool) -> None:
+        """Leave the best weights in the model, or the current ones if none were kept; ``save_current`` saves those."""
         if self.best_epoch == 0:
             self.optimizer.catch_up()
         self.optimizer.close()
         self.model.cpu()
         if self.best_epoch == 0:
-            if self.run is not None and interrupted:
+            if self.run is not None and save_current:
                 self.run.save_weights(self.model.state_dict())
         elif self.run is not None:
-            self.run.load_weights(self.model)
+            self.run.load_weights(self.model, self.run.trains)
         else:
             assert self.best is not None
             self.model.load_state_dict(self.best)

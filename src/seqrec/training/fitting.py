@@ -1,0 +1,159 @@
+"""A fit, from a dataset to a finished run: training, the test, and the refit."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from seqrec.data.dataset import Dataset
+from seqrec.data.split import Split, TrainedOn
+from seqrec.device import threads
+from seqrec.models.base import Model
+from seqrec.ranking.baselines import evaluate_beside
+from seqrec.ranking.protocols import Evaluation, Protocol
+from seqrec.run.config import RunConfig
+from seqrec.run.folder import Run
+from seqrec.run.place import Place
+from seqrec.run.refit import RefitPlan
+from seqrec.training.config import TrainConfig
+from seqrec.training.loop import train
+from seqrec.training.plan import check_items, counted
+from seqrec.training.refitting import refit
+
+PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
+
+
+@dataclass
+class Fitted:
+    """What a fit leaves.
+
+    Args:
+        config: configuration of the run.
+        split: split of the dataset.
+        model: model to recommend with.
+        first: model that was trained without held-out items; the same one unless there was a refit.
+        trained_on: what ``model`` was trained on.
+        epochs: rows of ``epochs.csv``.
+        best_epoch: epoch that validation chose.
+        metrics: content of ``metrics.json``; empty without a run folder, or if the fit was interrupted.
+        evaluations: test of ``first`` by protocol, if there is a run folder.
+        refit_evaluations: the same of ``model``, if a refit left out the test items.
+        interrupted: whether the user stopped the fit.
+        summary: how training ended, for people.
+    """
+
+    config: RunConfig
+    split: Split
+    model: Model
+    first: Model
+    trained_on: TrainedOn = "train"
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 1
+    metrics: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    refit_evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    interrupted: bool = False
+    summary: str = ""
+
+
+def fitted(
+    dataset: Dataset,
+    plan: tuple[RunConfig, Split, Model],
+    training: TrainConfig,
+    place: Place | None,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> Fitted:
+    """Train, test and refit a model as planned.
+
+    Args:
+        dataset: dataset to fit.
+        plan: configuration, split and model, from :func:`seqrec.training.plan.planned`.
+        training: options of training.
+        place: locked run folder to write. By default nothing is written and nothing tested.
+        resume: continue the run in ``place``.
+        progress: show a progress bar.
+        stop: see :func:`seqrec.train`. The refit is not stopped.
+    """
+    config, split, model = plan
+    found = Fitted(config, split, model, model)
+    run = _trained(found, dataset, training, place, resume, progress, stop)
+    model.eval()
+    if found.interrupted:
+        return found
+    if run is not None:
+        found.metrics = {"best_epoch": found.best_epoch, "epochs": len(found.epochs), "split": asdict(split.check())}
+        found.evaluations = _tested(found, training, found.metrics)
+    if config.refit != "off":
+        if run is not None:
+            run.save_metrics(found.metrics)  # they do not yet say what the weights in use were trained on
+        _train_again(found, training, run, progress)
+    if run is not None and not found.interrupted:
+        found.metrics["trained_on"] = found.trained_on
+        run.save_metrics(found.metrics)
+    return found
+
+
+def _trained(
+    found: Fitted,
+    dataset: Dataset,
+    training: TrainConfig,
+    place: Place | None,
+    resume: bool,
+    progress: bool,
+    stop: Callable[[], bool] | None,
+) -> Run | None:
+    """Train without the held-out items. Returns the run."""
+    config, split, model = found.config, found.split, found.model
+    # All checks, and the counting of a counted model, come before the first write.
+    if model.COUNTED:
+        found.epochs, found.summary = counted(model, split.train)
+    run = Run.resume(place, config, training.resumable) if place is not None and resume else None
+    if run is not None:
+        check_items(run, dataset, "category" in model.READS)
+    if place is not None and run is None:
+        more = {"weights": model.state_dict(), "epochs": found.epochs} if model.COUNTED else {}
+        run = Run.begin(place, config, dataset, **more)  # type: ignore[arg-type]
+    elif run is not None and model.COUNTED:
+        run.save_weights(model.state_dict())
+        run.save_epochs(found.epochs)
+    if not model.COUNTED:
+        ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+        trained = train(model, split, training, keep_seen=bool(config.split.keep_seen), **ways)  # type: ignore[arg-type]
+        found.epochs, found.best_epoch = trained.epochs, trained.best_epoch
+        found.interrupted, found.summary = trained.ended == "interrupted", trained.summary
+    if run is not None:
+        run.check_there()
+        run.take_over()
+    return run
+
+
+def _tested(found: Fitted, training: TrainConfig, metrics: dict[str, Any]) -> dict[str, Evaluation]:
+    """Test the model in both protocols, and add the result to ``metrics``; nothing if nobody has a test item."""
+    if len(found.split.test) == 0:
+        return {}
+    keep_seen = bool(found.config.split.keep_seen)
+    with threads(training.threads):
+        tests: dict[str, Evaluation] = {
+            protocol: evaluate_beside(
+                found.model, found.config.model, found.split, found.trained_on, protocol=protocol, keep_seen=keep_seen
+            )
+            for protocol in PROTOCOLS
+        }
+    metrics["test"] = {name: evaluation.to_dict() for name, evaluation in tests.items()}
+    return tests
+
+
+def _train_again(found: Fitted, training: TrainConfig, run: Run | None, progress: bool) -> None:
+    """Refit, and test the weights if they have not seen the test items."""
+    plan = RefitPlan(found.config.refit, found.best_epoch)
+    model, found.interrupted = refit(found.config, found.split, training, plan, run, progress)
+    if model is None:
+        return
+    found.model, found.trained_on = model, plan.trained_on
+    if run is not None and not found.interrupted:
+        again: dict[str, Any] = {"epochs": plan.epochs, "trained_on": plan.trained_on}
+        if plan.kind == "valid":
+            found.refit_evaluations = _tested(found, training, again)
+        found.metrics["refit"] = again

@@ -1,0 +1,58 @@
+"""The refit: once its figures are known, the recipe of a run is trained again on more of the log."""
+
+from seqrec.data.split import Split
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.run.config import RunConfig
+from seqrec.run.folder import Run
+from seqrec.run.refit import RefitPlan, RefitRun
+from seqrec.training.config import TrainConfig
+from seqrec.training.loop import train
+from seqrec.training.plan import counted, fresh_model
+
+
+def refit(
+    config: RunConfig, split: Split, training: TrainConfig, plan: RefitPlan, run: Run | None, progress: bool = False
+) -> tuple[Model | None, bool]:
+    """Train the recipe of a run again from its first weights, with the same seed, for a fixed number of epochs.
+
+    Whatever the run learnt or counted from the training histories is learnt or counted again here.
+
+    Args:
+        config: configuration of the run.
+        split: split of the first training.
+        training: options of the first training. Schedules of the learning rate still span all of its ``epochs``.
+        plan: what to train on, and the epoch that validation chose.
+        run: run folder, whose weights are replaced when the refit is complete. A refit that was begun there continues.
+        progress: show a progress bar.
+
+    Returns:
+        The model in evaluation mode, or None if the refit is not complete; and whether it was interrupted.
+
+    Raises:
+        InputError: the refit failed. The run keeps the weights that it had.
+    """
+    model = fresh_model(config, split.train.dataset)
+    again = split.refit(plan.trained_on)
+    files = RefitRun(run, plan) if run is not None else None
+    interrupted = False
+    if files is not None:
+        files.forget_states(but=files.prefix)
+    if files is not None and files.complete:
+        files.load_weights(model, plan.trained_on)
+    elif model.COUNTED:
+        counted(model, again.train)
+        if files is not None:
+            files.save_weights(model.state_dict())
+    else:
+        try:
+            trained = train(model, again, training, run=files, resume=True, progress=progress, refit=plan)
+        except InputError as error:
+            error.args = (f"the refit failed: {error}",)
+            raise
+        interrupted = trained.ended == "interrupted"
+        if trained.best_epoch == 0:
+            return None, interrupted
+    if files is not None:
+        files.forget_states()
+    return model.eval(), interrupted
