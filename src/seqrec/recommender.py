@@ -335,6 +335,7 @@ class Recommender:
             overwrite,
             weights=(self._before_refit() if is_refit else model).state_dict(),
             refitted=(self._trained_on, model.state_dict()) if is_refit else None,
+            addition=model.addition,
             epochs=self.epochs,
             metrics=self.metrics,
         )

@@ -16,6 +16,7 @@ from seqrec.models.sasrec import SASRec
 from seqrec.models.slirec import SLiRec
 from seqrec.models.ssept import SSEPT
 from seqrec.models.tisasrec import TiSASRec
+from seqrec.models.transitions import Transitions
 
 MODELS: dict[str, type[Model]] = {
     "sasrec": SASRec,
@@ -25,6 +26,7 @@ MODELS: dict[str, type[Model]] = {
     "slirec": SLiRec,
     "bert4rec": BERT4Rec,
     "tisasrec": TiSASRec,
+    "transitions": Transitions,
     "markov": Markov,
     "popularity": Popularity,
     "recent-popularity": RecentPopularity,

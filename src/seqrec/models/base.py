@@ -1,6 +1,6 @@
 """The interface that every model implements."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.data.negatives import Loss
 from seqrec.data.split import Histories
+
+if TYPE_CHECKING:
+    from seqrec.models.transitions import Addition
 
 
 class Model(nn.Module):
@@ -47,6 +50,8 @@ class Model(nn.Module):
     #: scoring needs them for every item, from the item table: ``category`` comes by :meth:`set_categories`.
     READS: ClassVar[frozenset[str]] = frozenset()
 
+    #: Counts that are added to the scores when items are ranked, but not by :meth:`score`. They are no weights.
+    addition: "Addition | None" = None
     config: Any
     num_items: int
     num_users: int = 0

@@ -119,6 +119,12 @@ class Transitions(Model):
         self.offsets.copy_(torch.from_numpy(table.offsets))
         self.columns, self.values = (torch.from_numpy(part).to(device) for part in (table.columns, table.values))
 
+    def take(self, other: "Transitions") -> "Transitions":
+        """Use the counts of another model, which must not differ in what it counts. Returns this model."""
+        for name in ("counts", "offsets", "columns", "values"):
+            setattr(self, name, getattr(other, name))
+        return self
+
     def check_weights(self) -> None:
         """Check that the table is possible.
 
@@ -134,6 +140,14 @@ class Transitions(Model):
             raise ValueError("offsets are out of range")
         if len(self.columns) and (int(self.columns.min()) < 1 or int(self.columns.max()) > self.num_items):
             raise ValueError("columns are out of range")
+
+    def newest(self, histories: Histories) -> Tensor:
+        """The hidden states of the last tokens of M histories, as from :meth:`encode_last`: ``int64[M, reach]``."""
+        places = histories.ends[:, None] - 1 - np.arange(self.reach)
+        inside = places >= histories.starts[:, None]
+        items = histories.dataset.items
+        found = np.where(inside, items[np.where(inside, places, 0)], 0) if len(items) else np.zeros_like(places)
+        return torch.from_numpy(found.astype(np.int64)).to(self.counts.device)
 
     @property
     def reach(self) -> int:
@@ -205,3 +219,16 @@ class Transitions(Model):
             if saved is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.counts.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """Transition counts to add to the scores of a model when items are ranked: ``logits + weight * counts``.
+
+    Args:
+        transitions: the counts, in evaluation mode.
+        weight: factor of the counts.
+    """
+
+    transitions: Transitions
+    weight: float

@@ -14,8 +14,10 @@ from seqrec.data.split import Targets, TrainedOn
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
+from seqrec.ranking.additions import rank_after, score_after
+from seqrec.ranking.differences import Difference, differences
 from seqrec.ranking.groups import Group, grouped
-from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, rank, require_numbers
+from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, require_numbers
 from seqrec.ranking.topk import check_keep_seen
 
 Protocol = Literal["full", "sampled"]
@@ -55,6 +57,7 @@ class Evaluation(Scores):
             None for ``full``.
         seconds: time of the evaluation, including the baselines.
         baselines: metrics, intervals and groups of other models on the same targets and negatives.
+        differences: how much better the NDCG@10 is than that of each baseline; see :class:`Difference`.
         groups: NDCG@10 and HR@10 with intervals for groups of users, by ``history``, the length of the history, and by
             ``popularity``, the number of interactions that the target has in training; see :class:`Group`.
         trained_on: what all of them were trained on; None if it is not known. ``train``: the training histories;
@@ -73,6 +76,7 @@ class Evaluation(Scores):
     fewest_negatives: int | None
     seconds: float
     baselines: dict[str, Scores] = field(default_factory=dict)
+    differences: dict[str, Difference] = field(default_factory=dict)
     trained_on: TrainedOn | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,6 +85,8 @@ class Evaluation(Scores):
         for scores in (found, *found["baselines"].values()):
             for part in (scores, *(group for groups in scores["groups"].values() for group in groups)):
                 part["intervals"] = {name: list(ends) for name, ends in part["intervals"].items()}
+        for difference in found["differences"].values():
+            difference["interval"] = list(difference["interval"])
         return found
 
 
@@ -140,8 +146,10 @@ def evaluate(
     facts = {"protocol": protocol, "split": split, "trained_on": trained_on, "seed": seed, "seen": seen}
     facts |= _facts(targets, train_counts, drawn)
     others = dict(zip(baselines or {}, scores[1:], strict=True))
-    seconds = time.perf_counter() - begin
-    found = {"unreachable": rankings[0].unreachable, "seconds": seconds, "baselines": others}
+    main = [metrics.named(metrics.MAIN[0], ranking.greater, ranking.ties) for ranking in rankings]
+    found: dict[str, Any] = {"unreachable": rankings[0].unreachable, "baselines": others}
+    found["differences"] = differences(main[0], dict(zip(others, main[1:], strict=True)))
+    found["seconds"] = time.perf_counter() - begin
     return Evaluation(**vars(scores[0]), **facts, **found)  # type: ignore[arg-type]
 
 
@@ -209,6 +217,16 @@ def ranks(
     drawn = negatives if protocol == "sampled" else None
     (ranking,) = _rank([model], targets, drawn, seed, keep_seen, 0, batch_size)
     return ranking.greater, ranking.ties
+
+
+def ranks_after(
+    catalogue: Catalogue, states: Tensor, targets: Targets, keep_seen: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`ranks` in the full ranking, given the states after the histories. Call it in inference mode."""
+    count = len(targets)
+    into = _Ranking(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, 0), np.int32))
+    _rank_full(catalogue, states, targets, keep_seen, 512, into)
+    return into.greater, into.ties
 
 
 @dataclass
@@ -305,7 +323,7 @@ def _rank_sampled(
     for start in range(0, len(targets), rows):
         chosen = slice(start, start + rows)
         items = torch.from_numpy(candidates[chosen]).to(states.device)
-        scores = model.score(states[chosen], items)
+        scores = score_after(model, targets.histories.take(chosen), states[chosen], items)
         require_numbers(scores)
         real = items[:, 1:] > 0
         target, others = scores[:, :1], scores[:, 1:]
@@ -326,7 +344,8 @@ def _rank_full(
         rows, seen_items = seen = targets.histories.flat()
         unreachable[rows[seen_items == items[rows]]] = True
     k = into.lists.shape[1]
-    found = rank(catalogue, states, k, left_out=seen, targets=items, batch_size=batch_size)
+    ways = {"left_out": seen, "targets": items, "batch_size": batch_size}
+    found = rank_after(catalogue, targets.histories, states, k, **ways)  # type: ignore[arg-type]
     assert found.greater is not None
     assert found.ties is not None
     into.unreachable += int(unreachable.sum())

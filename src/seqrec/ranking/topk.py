@@ -9,6 +9,7 @@ from seqrec.data.split import Histories
 from seqrec.errors import InputError, check_whole
 from seqrec.models.base import Model
 from seqrec.ranking import scoring
+from seqrec.ranking.additions import rank_after
 from seqrec.ranking.scoring import Catalogue, Pairs, evaluation_mode, last_states, rank
 
 
@@ -83,7 +84,8 @@ def best_of(
         part = histories.take(rows)
         states = last_states(catalogue.model, part, max_length=max_length, batch_size=batch_size)
         left_out = None if keep_seen else catalogue.columns_of(seen_items(part))
-        found = rank(catalogue, states, k, left_out=left_out, denied=denied, batch_size=batch_size)
+        ways = {"left_out": left_out, "denied": denied, "batch_size": batch_size}
+        found = rank_after(catalogue, part, states, k, **ways)  # type: ignore[arg-type]
         items[rows], scores[rows] = catalogue.items_of(found.columns), found.scores
     return items, scores
 

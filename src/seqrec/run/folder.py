@@ -32,8 +32,20 @@ from seqrec.data.split import Split, TrainedOn, histories_of_users
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
 from seqrec.models.base import Model
+from seqrec.models.transitions import Addition
+from seqrec.run.additions import read_addition, write_addition
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, Refit, RunConfig, check_same, config_of, run_id
-from seqrec.run.layout import DATA, EPOCHS, METRICS, STATE, TRAIN_WEIGHTS, WEIGHTS, is_begun, remove_left_over
+from seqrec.run.layout import (
+    DATA,
+    EPOCHS,
+    METRICS,
+    STATE,
+    TRAIN_WEIGHTS,
+    TRANSITIONS,
+    WEIGHTS,
+    is_begun,
+    remove_left_over,
+)
 from seqrec.run.place import Place, check_free
 from seqrec.run.records import read_epochs, write_epochs, write_json
 from seqrec.run.tensors import (
@@ -50,7 +62,7 @@ from seqrec.run.tensors import (
 __all__ = ["DATA", "EPOCHS", "METRICS", "STATE", "WEIGHTS", "Run", "check_free"]
 
 _KNOWN: dict[str, Any] = {
-    **dict.fromkeys((CONFIG, WEIGHTS, TRAIN_WEIGHTS, METRICS, EPOCHS)),
+    **dict.fromkeys((CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS)),
     DATA: dict.fromkeys(FILES),
     "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors", "refit-*.safetensors")),
 }
@@ -93,26 +105,15 @@ class Run:
 
     @classmethod
     def create(
-        cls,
-        folder: str | Path,
-        config: RunConfig,
-        dataset: Dataset,
-        overwrite: bool = False,
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-        refitted: tuple[TrainedOn, Mapping[str, Tensor]] | None = None,
-        epochs: Sequence[Mapping[str, Any]] = (),
-        metrics: Mapping[str, Any] | None = None,
+        cls, folder: str | Path, config: RunConfig, dataset: Dataset, overwrite: bool = False, **contents: Any
     ) -> "Run":
         """Create a run folder, completely or not at all. A folder that is not empty is refused.
 
-        The run consists of the configuration and the data; ``weights`` make it a finished run. ``refitted`` are the
-        weights of a refit and what they were trained on; they are then the ones in use.
+        The run consists of the configuration and the data, and of ``contents``, the keywords of :meth:`begin`.
         """
         with Place(folder) as place:
             place.settle(resume=False, overwrite=overwrite)
-            more = {"weights": weights, "refitted": refitted, "epochs": epochs, "metrics": metrics}
-            run = cls.begin(place, config, dataset, **more)  # type: ignore[arg-type]
+            run = cls.begin(place, config, dataset, **contents)
             run.take_over(unfinished=True)
         return cls(folder)
 
@@ -125,10 +126,15 @@ class Run:
         *,
         weights: Mapping[str, Tensor] | None = None,
         refitted: tuple[TrainedOn, Mapping[str, Tensor]] | None = None,
+        addition: Addition | None = None,
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
-        """Start a run in a locked place. A run that is already there stays until the new one has weights."""
+        """Start a run in a locked place. A run that is already there stays until the new one has weights.
+
+        ``weights`` make it a finished run. ``refitted`` are the weights of a refit and what they were trained on; they
+        are then the ones in use. ``addition`` are the counts that are added to the scores.
+        """
         with place.making() as new:
             values = {"format_version": FORMAT_VERSION, **asdict(config)}
             write_json(new / CONFIG, values)
@@ -141,6 +147,7 @@ class Run:
                 if refitted is not None:
                     trained_on, tensors = refitted
                     write_tensors(new / WEIGHTS, tensors, mark_of(run_id(values), PARTS[trained_on], tensors))
+                write_addition(new / TRANSITIONS, run_id(values), addition)
                 if metrics is not None:
                     write_json(new / METRICS, metrics)
         run = cls(place.current, place)
@@ -273,6 +280,7 @@ class Run:
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
         self.load_weights(model, trained_on)
+        model.addition = None if model.COUNTED else read_addition(self.folder / TRANSITIONS, self.id, model.num_items)
         return model.eval()
 
     def _damaged(self, error: Exception) -> InputError:
@@ -331,6 +339,11 @@ class Run:
     def state_path(self) -> Path:
         """The file of the training state."""
         return self.folder / f"state/{self.prefix}training.safetensors"
+
+    def save_addition(self, addition: Addition | None) -> None:
+        """Replace the transition counts; None removes them."""
+        self.check_there()
+        write_addition(self.folder / TRANSITIONS, self.id, addition)
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace the training state. Tensors and JSON facts are in one file, so that they always match."""

@@ -12,6 +12,8 @@ CONFIG = "config.json"
 RESUMABLE = ("epochs", "device", "threads", "checkpoint_minutes")
 WEIGHTS = "weights.safetensors"
 TRAIN_WEIGHTS = "weights-train.safetensors"
+#: Transition counts that are added to the scores of the model.
+TRANSITIONS = "transitions.safetensors"
 DATA = "data"
 METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
@@ -19,7 +21,8 @@ STATE = "state/training.safetensors"
 _STATE = re.compile(r"(refit-(all|valid)-\d+-)?(training|mean-\d+)\.safetensors")
 #: Names of a run's files, by folder. Runs of format 1, with users and items in Parquet files, may be replaced too.
 _OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
-    "": FORMER_FILES | {CONFIG, WEIGHTS, TRAIN_WEIGHTS, METRICS, EPOCHS, "training.png", "recommendations.png"},
+    "": FORMER_FILES
+    | {CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS, "training.png", "recommendations.png"},
     DATA: FILES,
     "state": _STATE,
 }

@@ -5,15 +5,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.split import Split, TrainedOn
+from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
 from seqrec.models.base import Model
+from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
+from seqrec.ranking.additions import recounted
 from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Evaluation, Protocol
 from seqrec.run.config import RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
+from seqrec.training.additions import ChosenWeight, choose_constants, choose_weight, facts_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 from seqrec.training.plan import check_items, counted
@@ -35,6 +38,7 @@ class Fitted:
         epochs: rows of ``epochs.csv``.
         best_epoch: epoch that validation chose.
         metrics: content of ``metrics.json``; empty without a run folder, or if the fit was interrupted.
+        chosen: weight of the transition counts, if they were tried.
         evaluations: test of ``first`` by protocol, if there is a run folder.
         refit_evaluations: the same of ``model``, if a refit left out the test items.
         interrupted: whether the user stopped the fit.
@@ -49,6 +53,7 @@ class Fitted:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 1
     metrics: dict[str, Any] = field(default_factory=dict)
+    chosen: ChosenWeight | None = None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     refit_evaluations: dict[str, Evaluation] = field(default_factory=dict)
     interrupted: bool = False
@@ -82,17 +87,45 @@ def fitted(
     model.eval()
     if found.interrupted:
         return found
+    if not model.COUNTED and training.transitions == "auto":
+        _add_transitions(found, training)
     if run is not None:
         found.metrics = {"best_epoch": found.best_epoch, "epochs": len(found.epochs), "split": asdict(split.check())}
+        if found.chosen is not None and model.addition is not None:
+            found.metrics["transitions"] = facts_of(model.addition, found.chosen)
         found.evaluations = _tested(found, training, found.metrics)
     if config.refit != "off":
         if run is not None:
             run.save_metrics(found.metrics)  # they do not yet say what the weights in use were trained on
         _train_again(found, training, run, progress)
+    _count_everything(found, dataset)
     if run is not None and not found.interrupted:
+        run.save_addition(found.model.addition)
         found.metrics["trained_on"] = found.trained_on
         run.save_metrics(found.metrics)
     return found
+
+
+def _add_transitions(found: Fitted, training: TrainConfig) -> None:
+    """Choose transition counts to add to the scores of the model, which may be none."""
+    model, split = found.model, found.split
+    if len(split.valid) == 0:
+        return
+    keep_seen = bool(found.config.split.keep_seen)
+    with threads(training.threads):
+        constants = choose_constants(TransitionsConfig(), split, keep_seen, training.seed)
+        transitions = Transitions(constants, model.num_items)
+        transitions.count(split.train)
+        found.chosen = choose_weight(model, transitions.eval(), split, keep_seen, training.seed)
+    model.addition = Addition(transitions, found.chosen.weight)
+
+
+def _count_everything(found: Fitted, dataset: Dataset) -> None:
+    """Count the transitions that are used for recommending on the whole log."""
+    addition = found.first.addition
+    if addition is None:
+        return
+    found.model.addition = recounted(found.first, all_histories(dataset)).addition
 
 
 def _trained(
@@ -151,6 +184,7 @@ def _train_again(found: Fitted, training: TrainConfig, run: Run | None, progress
     model, found.interrupted = refit(found.config, found.split, training, plan, run, progress)
     if model is None:
         return
+    model.addition = found.first.addition
     found.model, found.trained_on = model, plan.trained_on
     if run is not None and not found.interrupted:
         again: dict[str, Any] = {"epochs": plan.epochs, "trained_on": plan.trained_on}

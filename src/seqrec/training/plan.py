@@ -15,8 +15,10 @@ from seqrec.device import own_random_state, pick_device
 from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
+from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
+from seqrec.training.additions import choose_constants
 from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_split
 from seqrec.training.config import TrainConfig
 
@@ -50,6 +52,8 @@ def planned(
     is_counted = MODELS[name].COUNTED
     if "category" in MODELS[name].READS:
         sizes = settle_categories(name, sizes, dataset.item_table)
+    if isinstance(sizes, TransitionsConfig):
+        sizes = choose_constants(sizes, split, settle_split(split, split_config).keep_seen or False, training.seed)
     if not is_counted:
         check_trainable(split, training, MODELS[name])
         shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}

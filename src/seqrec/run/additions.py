@@ -1,0 +1,59 @@
+"""The transition counts of a run, in ``transitions.safetensors``: their table, their constants and their weight."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from seqrec.errors import InputError, one_line
+from seqrec.files import replacing
+from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
+from seqrec.run.tensors import (
+    check_finite,
+    checksum,
+    load_tensors,
+    mark_of,
+    read_header,
+    write_tensors,
+)
+
+PART = "transitions"
+
+
+def write_addition(path: Path, run: str, addition: Addition | None) -> None:
+    """Replace the file of a run's counts, or remove it if there are none. ``run`` is the run's id."""
+    if addition is None:
+        path.unlink(missing_ok=True)
+        return
+    tensors = addition.transitions.state_dict()
+    mark = mark_of(run, PART, tensors, weight=addition.weight, config=asdict(addition.transitions.config))
+    with replacing(path) as new:
+        write_tensors(new, tensors, mark)
+
+
+def read_addition(path: Path, run: str, num_items: int) -> Addition | None:
+    """The counts of a run, or None if it has none.
+
+    Raises:
+        InputError: the file is damaged, of another run, or holds impossible counts.
+    """
+    if not path.exists():
+        return None
+    header = read_header(path)
+    mark = header.check_mark(run, PART)
+    try:
+        weight = float(mark["weight"])
+        transitions = Transitions(TransitionsConfig(**mark["config"]), num_items)
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight is {weight}")
+        header.check_shapes(transitions.state_dict(), transitions.LENGTHS_OF_THE_LOG)
+        tensors = load_tensors(header)
+        check_finite(path, tensors.items())
+        if mark.get("crc32") != checksum(tensors):
+            raise ValueError("its checksum differs")
+        transitions.load_state_dict(tensors)
+        transitions.check_weights()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError) and str(error).startswith(str(path)):
+            raise
+        raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
+    return Addition(transitions.eval(), weight)

@@ -1,0 +1,130 @@
+"""Transition counts beside a model: their constants and their weight are chosen on validation items."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from seqrec.data.split import Split, Targets
+from seqrec.models.base import Model
+from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
+from seqrec.ranking import metrics, statistics
+from seqrec.ranking.protocols import ranks, ranks_after
+from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states
+
+MOST_USERS = 4000  # of the validation; more would cost time and change little
+#: Values to try for each constant, one constant after another.
+VALUES = {
+    "damping": (0.0, 0.25, 0.5),
+    "neighbours": (0.0, 1.0, 3.0, 10.0, 30.0),
+    "decay": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "scale": (1.0, 2.0, 5.0, 10.0, 30.0),
+}
+WEIGHTS = tuple(2.0**power for power in range(-3, 7))
+LEVEL = 0.05  # of the paired test of whether the counts help
+
+
+@dataclass(frozen=True)
+class ChosenWeight:
+    """The weight of the counts, and what it gains in NDCG@10 on the validation users that it was chosen on.
+
+    Args:
+        weight: factor of the counts; 0 if they do not help.
+        alone: NDCG@10 of the model alone.
+        summed: NDCG@10 with the best weight.
+        p: two-sided p-value of a paired t-test of the two.
+        users: number of users.
+    """
+
+    weight: float
+    alone: float
+    summed: float
+    p: float
+    users: int
+
+
+def validation_sample(split: Split, seed: int) -> Targets:
+    """At most ``MOST_USERS`` validation targets."""
+    targets = split.valid
+    if len(targets) <= MOST_USERS:
+        return targets
+    random = np.random.default_rng([seed, 4])
+    return targets.take(np.sort(random.choice(len(targets), MOST_USERS, replace=False)))
+
+
+def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> TransitionsConfig:
+    """The config with each constant that is not given set to the value of best NDCG@10 on validation items.
+
+    The constants are chosen one after another. Only the successors of items in the histories of these users are
+    counted, so this takes little longer than ranking.
+    """
+    best, targets = config.resolved(), validation_sample(split, seed)
+    if len(targets) == 0:
+        return best
+    num_items = split.train.dataset.num_items
+    wanted = np.zeros(num_items + 1, dtype=bool)
+    wanted[Transitions(replace(best, decay=1.0), num_items).newest(targets.histories).numpy()] = True
+    counted: dict[TransitionsConfig, Transitions] = {}
+
+    def quality(asked: TransitionsConfig) -> float:
+        table = replace(asked, decay=1.0)  # counts do not depend on it
+        if table not in counted:
+            counted.clear()
+            counted[table] = Transitions(table, num_items)
+            counted[table].count(split.train, wanted)
+        model = Transitions(asked, num_items).take(counted[table]).eval()
+        return float(metrics.named("ndcg@10", *ranks(model, targets, keep_seen=keep_seen)).mean())
+
+    highest = quality(best)
+    for name, values in VALUES.items():
+        for value in values if getattr(config, name) is None else ():
+            asked = replace(best, **{name: value})  # type: ignore[arg-type]
+            if asked != best and (found := quality(asked)) > highest:
+                best, highest = asked, found
+    return best
+
+
+def choose_weight(model: Model, transitions: Transitions, split: Split, keep_seen: bool, seed: int) -> ChosenWeight:
+    """The weight of best NDCG@10 on validation items; 0 unless it is significantly better than the model alone.
+
+    Args:
+        model: trained model, without an addition.
+        transitions: counts of the training histories.
+        split: split of the log.
+        keep_seen: whether items of the history are ranked too.
+        seed: seed of the sample of validation users.
+    """
+    targets = validation_sample(split, seed)
+    if len(targets) == 0:
+        return ChosenWeight(0.0, 0.0, 0.0, 1.0, 0)
+    with evaluation_mode(model):
+        states, catalogue = last_states(model, targets.histories), Catalogue(model)
+        tried: dict[float, np.ndarray] = {}
+
+        def attempt(weights: Iterable[float]) -> float:
+            for weight in weights:
+                model.addition = Addition(transitions, weight) if weight else None
+                found = ranks_after(catalogue, states, targets, keep_seen)
+                tried[weight] = metrics.named("ndcg@10", *found)
+            return max(tried, key=lambda weight: float(tried[weight].mean()))
+
+        try:
+            best = attempt((0.0, *WEIGHTS))
+            best = attempt((best * 2**-0.5, best * 2**0.5) if best else ())
+        finally:
+            model.addition = None
+    gains = (tried[best] - tried[0.0])[:, None]
+    p = float(statistics.paired_t_test(gains)[0]) if best else 1.0
+    alone, summed = (float(tried[weight].mean()) for weight in (0.0, best))
+    return ChosenWeight(best if p < LEVEL else 0.0, alone, summed, p, len(targets))
+
+
+def facts_of(addition: Addition, chosen: ChosenWeight) -> dict[str, Any]:
+    """What ``metrics.json`` says about the counts."""
+    config = addition.transitions.config
+    return {
+        "weight": addition.weight,
+        "constants": {name: getattr(config, name) for name in (*VALUES, "distance", "successors")},
+        "validation": {"users": chosen.users, "alone": chosen.alone, "summed": chosen.summed, "p": chosen.p},
+    }
