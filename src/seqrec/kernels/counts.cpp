@@ -1,8 +1,8 @@
 // Counts of items that are near each other in histories, and sums of rows of such counts. counts.py describes what each
 // function computes.
 //
-// A result has rows of unknown lengths. Threads write them in parts, each part one row after another into room for its
-// longest possible rows; then the parts are joined. Room that is never written costs no memory.
+// A result has rows of unknown lengths. Threads write them in sections, each section one row after another into room for its
+// longest possible rows; then the sections are joined. Room that is never written costs no memory.
 
 #include "common.h"
 
@@ -12,9 +12,9 @@ using namespace seqrec;
 
 namespace {
 
-constexpr int64_t WORK = 1 << 14;      // number of additions in a part of the rows
-constexpr int32_t END = -1;            // stands between two histories
-constexpr int64_t AHEAD = 8;           // number of occurrences to fetch before they are needed
+constexpr int64_t WORK = 1 << 14;  // number of additions in a section of the rows
+constexpr int32_t END = -1;        // stands between two histories
+constexpr int64_t AHEAD = 8;       // number of places that are fetched before they are needed
 
 struct Release {
     void operator()(void* memory) const { std::free(memory); }
@@ -74,34 +74,42 @@ struct Section {
     int64_t low, high, begin;
 };
 
-// Divides rows into parts of about the same work, given as the number of additions for a row. The room for a row is
-// that number, but at most `most`. The last part is empty and begins where all room ends.
+// Divides rows into sections of about the same work, given as the number of additions for a row. The room for a row is
+// that number, but at most `most`. The last section is empty and begins where all room ends.
 template <typename Additions>
 std::vector<Section> divided(int64_t rows, int64_t most, Additions additions) {
-    std::vector<Section> parts;
+    std::vector<Section> sections;
     int64_t room = 0, low = 0, begin = 0, work = 0;
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t some = additions(row);
         room += std::min(some, most), work += some + 1;
         if (work < WORK && row < rows - 1) continue;
-        parts.push_back({low, row + 1, begin});
+        sections.push_back({low, row + 1, begin});
         low = row + 1, begin = room, work = 0;
     }
-    parts.push_back({rows, rows, room});
-    return parts;
+    sections.push_back({rows, rows, room});
+    return sections;
 }
 
-// Moves the rows of all parts together, and turns their lengths, offsets[row + 1], into offsets. Returns the last one.
+// Moves the rows of all sections together, and turns their lengths, offsets[row + 1], into offsets. Returns the last one.
 template <typename Item>
-int64_t joined(const std::vector<Section>& parts, int64_t* offsets, Item* items, float* values) {
+int64_t joined(const std::vector<Section>& sections, int64_t* offsets, Item* items, float* values) {
     int64_t end = offsets[0] = 0;
-    for (const Section& part : parts) {
+    for (const Section& section : sections) {
         const int64_t start = end;
-        for (int64_t row = part.low; row < part.high; ++row) end = offsets[row + 1] += end;
-        std::memmove(items + start, items + part.begin, (end - start) * sizeof(Item));
-        std::memmove(values + start, values + part.begin, (end - start) * sizeof(float));
+        for (int64_t row = section.low; row < section.high; ++row) end = offsets[row + 1] += end;
+        if (end == start) continue;  // the arrays may have no memory
+        std::memmove(items + start, items + section.begin, (end - start) * sizeof(Item));
+        std::memmove(values + start, values + section.begin, (end - start) * sizeof(float));
     }
     return end;
+}
+
+// Number of places that Places takes for the histories.
+int64_t length_of(const int64_t* ranges, int64_t histories) {
+    int64_t all = histories + 1;
+    for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
+    return all;
 }
 
 // Number of times that each item occurs in the histories, which are ranges of `items`.
@@ -121,9 +129,7 @@ struct Places {
 
     Places(const int32_t* items, const int64_t* ranges, int64_t histories, const std::vector<int64_t>& counts)
         : starts(counts.size() + 1) {
-        int64_t all = histories + 1;
-        for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
-        stream.reserve(all);
+        stream.reserve(length_of(ranges, histories));
         stream.push_back(END);
         for (size_t item = 0; item < counts.size(); ++item) starts[item + 1] = starts[item] + counts[item];
         places.resize(starts.back());
@@ -173,8 +179,8 @@ int64_t write_highest(
     return int64_t(row.size());
 }
 
-// The parts of a result of count_pairs.
-std::vector<Section> parts_of(const std::vector<int64_t>& counts, int64_t distances, int64_t most) {
+// The sections of a result of count_pairs.
+std::vector<Section> sections_of(const std::vector<int64_t>& counts, int64_t distances, int64_t most) {
     const int64_t items = int64_t(counts.size());
     return divided(items, std::min(most, items), [&](int64_t item) { return counts[item] * distances; });
 }
@@ -203,10 +209,10 @@ struct Table {
         return right;
     }
 
-    // Parts of the sums of rows; the last one begins at -1 if a row is not in the table.
-    std::vector<Section> parts(const int64_t* sums, const int32_t* rows, int64_t count) const {
+    // Sections of the sums of rows; the last one begins at -1 if a row is not in the table.
+    std::vector<Section> sections(const int64_t* sums, const int32_t* rows, int64_t count) const {
         bool right = true;
-        auto parts = divided(count, catalogue, [&](int64_t sum) {
+        auto sections = divided(count, catalogue, [&](int64_t sum) {
             int64_t all = 0;
             for (int64_t n = sums[sum]; n < sums[sum + 1]; ++n) {
                 const int64_t some = length(rows[n]);
@@ -215,8 +221,8 @@ struct Table {
             }
             return all;
         });
-        if (!right) parts.back().begin = -1;
-        return parts;
+        if (!right) sections.back().begin = -1;
+        return sections;
     }
 };
 
@@ -230,7 +236,7 @@ int64_t seqrec_count_pairs_room(
     int32_t threads
 ) {
     (void)threads;
-    return parts_of(occurrences(items, ranges, histories, catalogue), distances, most).back().begin;
+    return sections_of(occurrences(items, ranges, histories, catalogue), distances, most).back().begin;
 }
 
 // Returns the number of pairs, or -1 if there is too little room or there are more places than 32 bits can tell.
@@ -240,10 +246,8 @@ int64_t seqrec_count_pairs(
     int32_t* others, float* values, int64_t room, int32_t threads
 ) {
     const std::vector<int64_t> counts = occurrences(items, ranges, histories, catalogue);
-    const std::vector<Section> parts = parts_of(counts, ahead + behind, most);
-    int64_t all = histories + 1;
-    for (int64_t m = 0; m < histories; ++m) all += ranges[2 * m + 1] - ranges[2 * m];
-    if (parts.back().begin > room || all > int64_t(UINT32_MAX)) return -1;
+    const std::vector<Section> sections = sections_of(counts, ahead + behind, most);
+    if (sections.back().begin > room || length_of(ranges, histories) > int64_t(UINT32_MAX)) return -1;
     const Places found(items, ranges, histories, counts);
     const int32_t* stream = found.stream.data();
 #pragma omp parallel num_threads(threads)
@@ -251,9 +255,9 @@ int64_t seqrec_count_pairs(
         Sums sums(catalogue);
         std::vector<Entry> row;
 #pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < int64_t(parts.size()); ++n) {
-            int64_t end = parts[n].begin;
-            for (int64_t item = parts[n].low; item < parts[n].high; ++item) {
+        for (int64_t n = 0; n < int64_t(sections.size()); ++n) {
+            int64_t end = sections[n].begin;
+            for (int64_t item = sections[n].low; item < sections[n].high; ++item) {
                 const uint32_t *place = found.places.data() + found.starts[item], *last = place + counts[item];
                 for (; place != last; ++place) {
                     if (place + AHEAD < found.places.data() + found.places.size()) __builtin_prefetch(stream + place[AHEAD]);
@@ -265,7 +269,7 @@ int64_t seqrec_count_pairs(
             }
         }
     }
-    return joined(parts, offsets, others, values);
+    return joined(sections, offsets, others, values);
 }
 
 // Room for the result of seqrec_sum_rows; -1 if a row is not in the table.
@@ -274,7 +278,7 @@ int64_t seqrec_sum_rows_room(
     const int64_t* offsets, const int32_t* rows, int64_t count, int32_t threads
 ) {
     (void)threads;
-    return Table{table_offsets, others, values, entries, catalogue}.parts(offsets, rows, count).back().begin;
+    return Table{table_offsets, others, values, entries, catalogue}.sections(offsets, rows, count).back().begin;
 }
 
 // Returns the number of sums, or -1 if a row or an item of the table is out of range.
@@ -284,26 +288,26 @@ int64_t seqrec_sum_rows(
     int64_t* columns, float* out, int64_t room, int32_t threads
 ) {
     const Table table{table_offsets, others, values, entries, catalogue};
-    const std::vector<Section> parts = table.parts(offsets, rows, count);
-    if (parts.back().begin < 0 || parts.back().begin > room) return -1;
+    const std::vector<Section> sections = table.sections(offsets, rows, count);
+    if (sections.back().begin < 0 || sections.back().begin > room) return -1;
     bool right = true;
-    threads = int32_t(std::min<int64_t>(threads, int64_t(parts.size())));
+    threads = int32_t(std::min<int64_t>(threads, int64_t(sections.size())));
 #pragma omp parallel num_threads(threads) reduction(&& : right)
     {
         Sums sums(catalogue);
 #pragma omp for schedule(dynamic)
-        for (int64_t p = 0; p < int64_t(parts.size()); ++p) {
-            int64_t end = parts[p].begin;
-            for (int64_t sum = parts[p].low; sum < parts[p].high; ++sum) {
+        for (int64_t n = 0; n < int64_t(sections.size()); ++n) {
+            int64_t end = sections[n].begin;
+            for (int64_t sum = sections[n].low; sum < sections[n].high; ++sum) {
                 const int64_t start = end;
-                for (int64_t n = offsets[sum]; n < offsets[sum + 1]; ++n)
-                    right = table.add(rows[n], coefficients[n], sums) && right;
+                for (int64_t e = offsets[sum]; e < offsets[sum + 1]; ++e)
+                    right = table.add(rows[e], coefficients[e], sums) && right;
                 sums.take([&](int64_t item, double value) { columns[end] = item, out[end++] = float(value); });
                 out_offsets[sum + 1] = end - start;
             }
         }
     }
-    return right ? joined(parts, out_offsets, columns, out) : -1;
+    return right ? joined(sections, out_offsets, columns, out) : -1;
 }
 
 }  // extern "C"
