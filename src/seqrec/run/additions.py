@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
@@ -39,7 +40,7 @@ def read_addition(path: Path, run: str, num_items: int) -> Addition | None:
     if not path.exists():
         return None
     header = read_header(path)
-    mark = header.check_mark(run, PART)
+    mark: dict[str, Any] = header.check_mark(run, PART)  # type: ignore[assignment]
     try:
         weight = float(mark["weight"])
         transitions = Transitions(TransitionsConfig(**mark["config"]), num_items)

@@ -340,11 +340,6 @@ class Run:
         """The file of the training state."""
         return self.folder / f"state/{self.prefix}training.safetensors"
 
-    def save_addition(self, addition: Addition | None) -> None:
-        """Replace the transition counts; None removes them."""
-        self.check_there()
-        write_addition(self.folder / TRANSITIONS, self.id, addition)
-
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace the training state. Tensors and JSON facts are in one file, so that they always match."""
         self.check_there()

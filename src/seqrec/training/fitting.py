@@ -12,8 +12,10 @@ from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
 from seqrec.ranking.additions import recounted
 from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Evaluation, Protocol
+from seqrec.run.additions import write_addition
 from seqrec.run.config import RunConfig
 from seqrec.run.folder import Run
+from seqrec.run.layout import TRANSITIONS
 from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
 from seqrec.training.additions import ChosenWeight, choose_constants, choose_weight, facts_of
@@ -100,7 +102,8 @@ def fitted(
         _train_again(found, training, run, progress)
     _count_everything(found, dataset)
     if run is not None and not found.interrupted:
-        run.save_addition(found.model.addition)
+        run.check_there()
+        write_addition(run.folder / TRANSITIONS, run.id, found.model.addition)
         found.metrics["trained_on"] = found.trained_on
         run.save_metrics(found.metrics)
     return found
