@@ -21,7 +21,7 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
     The table has the metrics for the middle list length, and those without a list length; ``to_dict`` has all metrics.
     Recall is left out, because with one target per user it equals the hit rate.
     """
-    columns: dict[str, Evaluation | Scores] = {name: evaluation, **evaluation.baselines}
+    columns = _columns(evaluation, name)
     if evaluation.negatives is None:
         against = f"full catalogue, seen items {evaluation.seen}"
     else:
@@ -49,6 +49,13 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
     return shown
 
 
+def _columns(evaluation: "Evaluation", name: str) -> "dict[str, Evaluation | Scores]":
+    """The model and its baselines by name. If the model without transition counts is one of them, it has the name."""
+    if name in evaluation.baselines:
+        name = f"{name} + transitions"
+    return {name: evaluation, **evaluation.baselines}
+
+
 def stated(evaluation: "Evaluation") -> str:
     """What was held out, what the weights have not seen, and the seed, as text."""
     facts = [evaluation.held_out]
@@ -59,7 +66,7 @@ def stated(evaluation: "Evaluation") -> str:
 
 def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
     """NDCG@10 of the model beside its baselines for groups of users: by length of the history, by popularity."""
-    columns: dict[str, Evaluation | Scores] = {name: evaluation, **evaluation.baselines}
+    columns = _columns(evaluation, name)
     shown = Table(
         title=f"{evaluation.split}: NDCG@10 by items in the history, and by interactions of the target in training"
     )

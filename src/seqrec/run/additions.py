@@ -40,7 +40,7 @@ def read_addition(path: Path, run: str, num_items: int) -> Addition | None:
     if not path.exists():
         return None
     header = read_header(path)
-    mark: dict[str, Any] = header.check_mark(run, PART)  # type: ignore[assignment]
+    mark: dict[str, Any] = header.check_mark(run, PART)
     try:
         weight = float(mark["weight"])
         transitions = Transitions(TransitionsConfig(**mark["config"]), num_items)
