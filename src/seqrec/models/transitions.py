@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Length, Options, Range, Weight
+from seqrec.data.fields import Count, Options, Range
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.counting import Rows, sum_rows, weigh_pairs
@@ -18,6 +18,7 @@ from seqrec.models.popularity import check_counts
 SUCCESSORS, ENTRIES = 400, 10**8
 SHRINKAGE = 5.0  # interactions added to those of each item, so that chance meetings of rare items count less
 LEAST_WEIGHT = 1e-3  # items of a history that weigh less than this, relative to the last one, are left out
+LARGEST = 1e12  # of the weights W; those that the ranges of the constants allow are below
 PRIOR = 1e-3  # score of the most popular item if it follows none of the history: popularity settles ties
 
 
@@ -37,12 +38,12 @@ class TransitionsConfig(Options):
     """
 
     distance: Annotated[int, Range(1, 10**4)] = 50
-    scale: Annotated[float, Range(above=0)] | None = None
+    scale: Annotated[float, Range(above=0, most=10**6)] | None = None
     damping: Annotated[float, Range(0, 1)] | None = None
-    neighbours: Weight | None = None
+    neighbours: Annotated[float, Range(0, 10**6)] | None = None
     decay: Annotated[float, Range(above=0, most=1)] | None = None
     successors: Count | None = None
-    max_length: Length = 50
+    max_length: Annotated[int, Range(1, 4096)] = 50
 
     def resolved(self) -> "TransitionsConfig":
         """The config with a default for each constant that is neither given nor chosen."""
@@ -111,7 +112,7 @@ class Transitions(Model):
             beside=np.ones_like(steps) if config.neighbours else np.empty(0, dtype=np.float32),
             gains=(config.scale * popularity**-config.damping).astype(np.float32),
             factors=np.sqrt(config.neighbours / (counts + SHRINKAGE)).astype(np.float32),
-            most=config.successors or max(1, min(SUCCESSORS, ENTRIES // max(self.num_items, 1))),
+            most=min(config.successors or max(1, min(SUCCESSORS, ENTRIES // max(self.num_items, 1))), len(counts)),
             wanted=wanted,
         )  # fmt: skip
         device = self.counts.device
@@ -140,6 +141,8 @@ class Transitions(Model):
             raise ValueError("offsets are out of range")
         if len(self.columns) and (int(self.columns.min()) < 1 or int(self.columns.max()) > self.num_items):
             raise ValueError("columns are out of range")
+        if len(self.values) and not (float(self.values.min()) >= 0 and float(self.values.max()) <= LARGEST):
+            raise ValueError("values are out of range")
 
     def newest(self, histories: Histories) -> Tensor:
         """The hidden states of the last tokens of M histories, as from :meth:`encode_last`: ``int64[M, reach]``."""
