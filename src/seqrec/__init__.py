@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from seqrec.errors import InputError, LogWarning, MissingTimesWarning, RunWarning, TrainingWarning, UnknownIdWarning
     from seqrec.models import MODELS
     from seqrec.models.sasrec import SASRec, SASRecConfig
+    from seqrec.models.transitions import Transitions, TransitionsConfig
     from seqrec.predictor import Predictor, Recommendations
     from seqrec.ranking.protocols import Evaluation, evaluate
     from seqrec.recommender import Recommender
@@ -49,6 +50,8 @@ __all__ = [
     "SyntheticLog",
     "TrainConfig",
     "TrainingWarning",
+    "Transitions",
+    "TransitionsConfig",
     "UnknownIdWarning",
     "evaluate",
     "fetch",
@@ -85,6 +88,8 @@ _MODULES = {
     "SyntheticLog": "data.synthetic",
     "TrainConfig": "training.config",
     "TrainingWarning": "errors",
+    "Transitions": "models.transitions",
+    "TransitionsConfig": "models.transitions",
     "UnknownIdWarning": "errors",
     "evaluate": "ranking.protocols",
     "fetch": "data.fetch",
