@@ -94,6 +94,12 @@ def fit_command(model: str) -> Any:
 def _show_result(console: Console, recommender: "Recommender") -> None:
     """Print how training ended, the tests, and what the weights in use were trained on."""
     console.print(recommender.summary, highlight=False)
+    if (counts := recommender.metrics.get("transitions")) is not None:
+        found = counts["validation"]
+        how = f"added with weight {counts['weight']:.3g}" if counts["weight"] else "not added, because they do not help"
+        text = f"transition counts: {how} (NDCG@10 of {found['users']:,} validation users {found['alone']:.4f} alone, "
+        text += f"{found['summed']:.4f} with them, p {found['p']:.2g})"
+        console.print(text, highlight=False, soft_wrap=True)
     for evaluation in (*recommender.evaluations.values(), *recommender.refit_evaluations.values()):
         console.print(table(evaluation, recommender.model_name))
         if evaluation.protocol == "full":
