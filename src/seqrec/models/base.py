@@ -57,6 +57,11 @@ class Model(nn.Module):
     num_users: int = 0
 
     @property
+    def parts(self) -> "list[Model]":
+        """The models that are trained side by side: the model itself, or the members of an ensemble."""
+        return [self]
+
+    @property
     def max_length(self) -> int:
         """Number of most recent items of a history that the model sees."""
         length: int = self.config.max_length
