@@ -1,5 +1,7 @@
-"""Counts of pairs and sums of rows as plain loops, for the tests of their compiled and numpy forms."""
+"""Weights of pairs and sums of rows as plain loops, for the tests of their compiled and numpy forms."""
 
+import itertools
+import math
 from collections import defaultdict
 
 import numpy as np
@@ -14,29 +16,40 @@ def histories_of(random: np.random.Generator, num_items: int, count: int, longes
     return items, limits[:-1][chosen], limits[1:][chosen]
 
 
+def weights_of(random: np.random.Generator, num_items: int, after: int, beside: int) -> dict[str, np.ndarray]:
+    """Weights of pairs up to ``after`` and ``beside`` steps apart, and numbers of items. Sums of them are exact."""
+    return {
+        "after": random.integers(0, 5, after).astype(np.float32) / 2,
+        "beside": random.integers(0, 5, beside).astype(np.float32) / 4,
+        "gains": random.integers(0, 9, num_items + 1).astype(np.float32) / 2,
+        "factors": random.integers(0, 9, num_items + 1).astype(np.float32) / 8,
+    }
+
+
 def naive_pairs(
-    items: np.ndarray, starts: np.ndarray, ends: np.ndarray, forward: np.ndarray, backward: np.ndarray, most: int,
-    factors: np.ndarray | None,
+    items: np.ndarray, starts: np.ndarray, ends: np.ndarray, *, after: np.ndarray, beside: np.ndarray,
+    gains: np.ndarray, factors: np.ndarray, most: int, wanted: np.ndarray | None = None,
 ) -> dict[tuple[int, int], float]:  # fmt: skip
-    """The result of ``count_pairs`` as {(i, j): value}."""
-    sums: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for start, end in zip(starts, ends, strict=True):
+    """The result of ``weigh_pairs`` as {(i, j): weight}."""
+    forward: dict[tuple[int, int], float] = defaultdict(float)
+    around: dict[tuple[int, int], float] = defaultdict(float)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         history = items[start:end].tolist()
-        for p, i in enumerate(history):
-            for q in range(p + 1, len(history)):
-                j, d = history[q], q - p
-                if i == j or 0 in (i, j):
-                    continue
-                if d <= len(forward) and forward[d - 1] != 0:
-                    sums[i][j] += float(forward[d - 1])
-                if d <= len(backward) and backward[d - 1] != 0:
-                    sums[j][i] += float(backward[d - 1])
-    found = {}
-    for i, row in sums.items():
-        factor = dict.fromkeys(row, 1.0) if factors is None else {j: float(factors[j]) for j in row}
-        kept = sorted(row, key=lambda j: (-row[j] * factor[j], j))[:most]
-        found |= {(i, j): row[j] for j in kept}
-    return found
+        for (p, i), (q, j) in itertools.combinations(enumerate(history), 2):
+            if i == j or 0 in (i, j):
+                continue
+            if q - p <= len(after):
+                forward[i, j] += float(after[q - p - 1])
+            if q - p <= len(beside):
+                around[i, j] += float(beside[q - p - 1])
+                around[j, i] += float(beside[q - p - 1])
+    rows: dict[int, list[tuple[float, int]]] = defaultdict(list)
+    for i, j in forward.keys() | around.keys():
+        weight = math.log1p(forward.get((i, j), 0.0) * float(gains[j]))
+        weight += around.get((i, j), 0.0) * float(factors[i]) * float(factors[j])
+        if wanted is None or wanted[i]:
+            rows[i].append((-float(np.float32(weight)), j))
+    return {(i, j): -weight for i, row in rows.items() for weight, j in sorted(row)[:most]}
 
 
 def naive_sums(

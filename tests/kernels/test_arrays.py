@@ -105,8 +105,9 @@ def rank() -> dict[str, Any]:
 
 
 def pairs() -> dict[str, Any]:
-    return {"items": ints(1, 2, 0, 3), "starts": longs(0, 2), "ends": longs(2, 4), "forward": floats(2),
-            "backward": floats(1), "num_items": 3, "most": 2, "factors": floats(4)}  # fmt: skip
+    return {"items": ints(1, 2, 0, 3), "starts": longs(0, 2), "ends": longs(2, 4), "after": floats(2),
+            "beside": floats(1), "gains": floats(4), "factors": floats(4), "most": 2,
+            "wanted": torch.ones(4, dtype=torch.bool)}  # fmt: skip
 
 
 def sums() -> dict[str, Any]:
@@ -203,12 +204,16 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(2))}, {"added": (longs(0, 4), longs(0, 6, 1), floats(3))},
         {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(3).double())},
     ]),
-    (kernels.count_pairs, pairs, [
+    (kernels.weigh_pairs, pairs, [
         {"items": ints(1, 2, 0, 4)}, {"items": ints(1, 2, 0, -1)}, {"items": longs(1, 2, 0, 3)}, {"starts": longs(0)},
         {"starts": longs(0, 1)}, {"starts": longs(-1, 2)}, {"ends": longs(2, 5)}, {"ends": longs(2, 1)},
-        {"ends": longs(0, 2**62)}, {"starts": floats(2)}, {"starts": longs(1, 0)}, {"most": 0}, {"num_items": -1},
-        {"forward": floats(2, 1)}, {"forward": floats(2) + torch.inf}, {"backward": floats(1) + torch.nan},
-        {"forward": floats(2).double()}, {"factors": floats(3)}, {"num_items": 2, "factors": None},
+        {"ends": longs(0, 2**62)}, {"starts": floats(2)}, {"starts": longs(1, 0)}, {"most": 0},
+        {"after": floats(2, 1)}, {"after": floats(2) + torch.inf}, {"beside": floats(1) + torch.nan},
+        {"after": floats(2) - 1}, {"after": floats(2).double()}, {"beside": floats(1).double()}, {"beside": longs(1)},
+        {"factors": floats(3)}, {"factors": floats(4) + torch.inf}, {"factors": floats(4) - 1}, {"gains": floats(3)},
+        {"gains": floats(4) + torch.nan}, {"gains": floats(4) - 1}, {"gains": floats(4).double()},
+        {"gains": floats(3), "factors": floats(3), "wanted": None}, {"gains": floats(0), "factors": floats(0)},
+        {"wanted": torch.ones(3, dtype=torch.bool)}, {"wanted": torch.ones(4)}, {"wanted": ints(1, 1, 1, 1)},
     ]),
     (kernels.sum_rows, sums, [
         table_of(offsets=longs(0, 4, 3, 3)), table_of(offsets=longs(0, -1, 3, 3)), table_of(offsets=longs(0, 1, 4, 4)),

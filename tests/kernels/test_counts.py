@@ -1,9 +1,11 @@
-"""Compiled counts of pairs, and sums of their rows, against loops over all pairs in float64."""
+"""Compiled weights of pairs, and sums of their rows, against loops over all pairs in float64."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
-from counted import histories_of, naive_pairs, naive_sums, rows_of
+from counted import histories_of, naive_pairs, naive_sums, rows_of, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,36 +14,54 @@ from seqrec import kernels
 pytestmark = pytest.mark.loops
 
 
+def tensors_of(given: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(part) for name, part in given.items()}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    num_items=st.sampled_from([0, 1, 3, 20, 70, 5000, 300_000]),
+    num_items=st.sampled_from([0, 1, 3, 20, 70, 5000, 100_000]),
     shape=st.tuples(st.integers(0, 40), st.integers(0, 9)),
-    distances=st.tuples(st.integers(0, 12), st.integers(0, 4)),
+    distances=st.tuples(st.integers(0, 12), st.integers(0, 12)),
     most=st.sampled_from([1, 2, 5, 1000]),
-    factors=st.booleans(),
+    chosen=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_pairs_are_those_of_a_loop(num_items, shape, distances, most, factors, seed):
+def test_pairs_are_those_of_a_loop(num_items, shape, distances, most, chosen, seed):
     random = np.random.default_rng(seed)
     items, starts, ends = histories_of(random, num_items, *shape)
-    forward, backward = (random.integers(-1, 4, some).astype(np.float32) / 2 for some in distances)
-    factor = random.integers(1, 4, num_items + 1).astype(np.float32) if factors else None
-    expected = naive_pairs(items, starts, ends, forward, backward, most, factor)
-    tensors = [torch.from_numpy(x) for x in (items, starts, ends, forward, backward)]
+    weights = weights_of(random, num_items, *distances)
+    wanted = {"wanted": random.random(num_items + 1) < 0.5} if chosen else {}
+    expected = naive_pairs(items, starts, ends, **weights, most=most, **wanted)
+    tensors = tensors_of({"items": items, "starts": starts, "ends": ends, **weights, **wanted})
+    results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found = kernels.count_pairs(*tensors, num_items, most, None if factor is None else torch.from_numpy(factor))
-        assert rows_of(*found) == expected
-        assert len(found.offsets) == num_items + 2
+        results.append(kernels.weigh_pairs(**tensors, most=most))
+        assert rows_of(*results[-1]) == pytest.approx(expected, rel=1e-6)
+        assert len(results[-1].offsets) == num_items + 2
+    assert all(torch.equal(one, other) for more in results[1:] for one, other in zip(results[0], more, strict=True))
 
 
-def test_backward_weights_are_optional():
-    items, weights = torch.tensor([1, 2, 3], dtype=torch.int32), torch.tensor([1.0, 0.5])
-    starts, ends = torch.tensor([0]), torch.tensor([3])
-    found = kernels.count_pairs(items, starts, ends, weights, None, 3, 9)
-    assert rows_of(*found) == {(1, 2): 1.0, (2, 3): 1.0, (1, 3): 0.5}
-    turned = kernels.count_pairs(items, starts, ends, torch.zeros(0), weights, 3, 9)
-    assert rows_of(*turned) == {(2, 1): 1.0, (3, 2): 1.0, (3, 1): 0.5}
+def test_an_example_by_hand():
+    """Of the history a b c, with pairs of neighbours and the pair of its ends."""
+    given = {
+        "items": torch.tensor([1, 2, 3], dtype=torch.int32), "starts": torch.tensor([0]), "ends": torch.tensor([3]),
+        "gains": torch.tensor([0.0, 1.0, 2.0, 3.0]), "factors": torch.tensor([9.0, 1.0, 2.0, 4.0]), "most": 9,
+    }  # fmt: skip
+    after, beside, none = torch.tensor([1.0, 0.5]), torch.tensor([0.25]), torch.zeros(0)
+    log = math.log1p
+    forward = kernels.weigh_pairs(**given, after=after, beside=none)
+    assert rows_of(*forward) == pytest.approx({(1, 2): log(2), (2, 3): log(3), (1, 3): log(1.5)})
+    around = kernels.weigh_pairs(**given, after=none, beside=beside)
+    assert rows_of(*around) == pytest.approx({(1, 2): 0.5, (2, 1): 0.5, (2, 3): 2.0, (3, 2): 2.0})
+    both = {(1, 2): log(2) + 0.5, (2, 1): 0.5, (2, 3): log(3) + 2.0, (3, 2): 2.0, (1, 3): log(1.5)}
+    assert rows_of(*kernels.weigh_pairs(**given, after=after, beside=beside)) == pytest.approx(both)
+    wanted = torch.tensor([False, False, True, False])
+    some = kernels.weigh_pairs(**given, after=after, beside=beside, wanted=wanted)
+    assert rows_of(*some) == pytest.approx({pair: weight for pair, weight in both.items() if pair[0] == 2})
+    highest = kernels.weigh_pairs(**given | {"most": 1}, after=after, beside=beside)
+    assert rows_of(*highest) == pytest.approx({pair: both[pair] for pair in ((1, 2), (2, 3), (3, 2))})
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -50,25 +70,33 @@ def test_many_pairs_are_counted_in_double_precision(threads):
     torch.set_num_threads(threads)
     items = torch.tensor([1, 2] * 1000 + list(range(3, 3000)), dtype=torch.int32)
     starts, ends = torch.tensor([0, 2000]), torch.tensor([2000, len(items)])
-    weights = torch.ones(5000)
+    weights, ones = torch.ones(5000), torch.ones(3001)
     weights[1::2] = 2.0**-25  # pairs of the two items have odd distances
-    found = rows_of(*kernels.count_pairs(items, starts, ends, weights, None, 3000, 10_000))
-    assert found[1, 2] == 500_500
-    assert found[2, 1] == 499_500
+    ways = {"gains": ones, "factors": ones, "most": 10_000}
+    found = rows_of(*kernels.weigh_pairs(items, starts, ends, after=weights, beside=torch.zeros(0), **ways))
+    assert math.expm1(found[1, 2]) == pytest.approx(500_500, rel=1e-5)
     assert found[3, 2999] == 2.0**-25
     assert len(found) == 2 + 2997 * 2996 // 2
+    assert rows_of(*kernels.weigh_pairs(items, starts, ends, after=torch.zeros(0), beside=weights, **ways))[1, 2] == 1e6
 
 
-def test_factors_that_are_no_numbers_come_last():
-    items, ones = torch.tensor([1, 2, 3, 4], dtype=torch.int32), torch.ones(3)
-    factors = torch.tensor([1.0, 1.0, torch.nan, -torch.inf, 1.0])
-    found = kernels.count_pairs(items, torch.tensor([0]), torch.tensor([4]), ones, ones, 4, 1, factors)
-    assert rows_of(*found) == {(1, 4): 1.0, (2, 1): 1.0, (3, 1): 1.0, (4, 1): 1.0}
+def test_pairs_of_a_history_that_does_not_fit_the_others_are_refused():
+    ones = torch.ones(3)
+    ways = {"after": ones, "beside": ones, "gains": ones, "factors": ones, "most": 2}
+    items = torch.tensor([1, 2, 2, 1], dtype=torch.int32)
+    one = kernels.weigh_pairs(items, torch.tensor([2, 0]), torch.tensor([4, 2]), **ways)
+    assert rows_of(*one) == pytest.approx({(1, 2): math.log(2) + 2, (2, 1): math.log(2) + 2})
+    with pytest.raises(ValueError, match="ranges"):
+        kernels.weigh_pairs(items, torch.tensor([0, 1]), torch.tensor([2, 4]), **ways)
+    with pytest.raises(ValueError, match="not int64"):
+        kernels.weigh_pairs(items, torch.tensor([0]), torch.tensor([2, 4]), **ways)
+    with pytest.raises(ValueError, match="most is 0"):
+        kernels.weigh_pairs(items, torch.tensor([0]), torch.tensor([2]), **ways | {"most": 0})
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    num_items=st.sampled_from([0, 1, 5, 70, 5000, 300_000]),
+    num_items=st.sampled_from([0, 1, 5, 70, 5000, 100_000]),
     longest=st.integers(0, 30),
     rows=st.integers(0, 20),
     entries=st.integers(0, 9),

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from counted import histories_of, naive_pairs, naive_sums, rows_of
+from counted import histories_of, naive_pairs, naive_sums, rows_of, weights_of
 
-from seqrec.models.counting import Rows, count_pairs, sum_rows
+from seqrec.models.counting import Rows, sum_rows, weigh_pairs
 
 
 @pytest.fixture(params=["as it is", "numpy", "small blocks"])
@@ -23,15 +23,35 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 def test_pairs_are_those_of_a_loop(num_items: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     items, starts, ends = histories_of(random, num_items, 5 * (seed % 4), 9)
-    forward, backward = (random.integers(-1, 4, seed % some).astype(np.float32) / 2 for some in (7, 3))
-    factors = random.integers(1, 4, num_items + 1).astype(np.float32) if seed % 2 else None
+    weights = weights_of(random, num_items, seed % 7, seed % 3)
+    wanted = random.random(num_items + 1) < 0.5 if seed % 2 else None
     most = (1, 3, 1000)[seed % 3]
     items.flags.writeable = False  # as where they are mapped from a file
-    found = count_pairs(items, starts, ends, forward, backward if seed % 3 else None, num_items, most, factors)
-    backward = backward if seed % 3 else backward[:0]
-    assert rows_of(*found) == naive_pairs(items, starts, ends, forward, backward, most, factors)
+    found = weigh_pairs(items, starts, ends, **weights, most=most, wanted=wanted)
+    expected = naive_pairs(items, starts, ends, **weights, most=most, wanted=wanted)
+    assert rows_of(*found) == pytest.approx(expected, rel=1e-6)
     assert [part.dtype.name for part in found] == ["int64", "int32", "float32"]
     assert len(found.offsets) == num_items + 2
+
+
+@pytest.mark.loops
+@pytest.mark.parametrize("cells", [300, 2**22])
+def test_numpy_gives_what_the_compiled_loops_give(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with weights whose sums are rounded."""
+    random = np.random.default_rng(5)
+    items, starts, ends = histories_of(random, 200, 60, 30)
+    given: dict[str, Any] = {
+        name: random.random(count).astype(np.float32)
+        for name, count in {"after": 20, "beside": 11, "gains": 201, "factors": 201}.items()
+    }
+    compiled = weigh_pairs(items, starts, ends, **given, most=15)
+    monkeypatch.setattr("seqrec.kernels.usable", lambda *tensors: False)
+    monkeypatch.setattr("seqrec.models.counting.CELLS", cells)
+    found = weigh_pairs(items, starts, ends, **given, most=15)
+    assert len(found.columns) > 1000
+    np.testing.assert_array_equal(found.offsets, compiled.offsets)
+    np.testing.assert_array_equal(found.columns, compiled.columns)
+    np.testing.assert_allclose(found.values, compiled.values, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("way")
@@ -54,8 +74,9 @@ def test_sums_of_rows_are_those_of_a_loop(num_items: int, seed: int) -> None:
 
 def pairs() -> dict[str, Any]:
     return {"items": np.array([1, 2, 0, 3], dtype=np.int32), "starts": np.array([0, 2]), "ends": np.array([2, 4]),
-            "forward": np.ones(2, dtype=np.float32), "backward": np.ones(1, dtype=np.float32), "num_items": 3,
-            "most": 2}  # fmt: skip
+            "after": np.ones(2, dtype=np.float32), "beside": np.ones(1, dtype=np.float32),
+            "gains": np.ones(4, dtype=np.float32), "factors": np.ones(4, dtype=np.float32), "most": 2,
+            "wanted": np.ones(4, dtype=bool)}  # fmt: skip
 
 
 TABLE = Rows(np.array([0, 1, 3, 3]), np.array([2, 0, 2], dtype=np.int32), np.ones(3, dtype=np.float32))
@@ -72,14 +93,19 @@ def sums() -> dict[str, Any]:
     [
         {"items": np.array([1, 2, 0, 4], dtype=np.int32)}, {"items": np.array([1, -2, 0, 3], dtype=np.int32)},
         {"starts": np.array([0, 1])}, {"starts": np.array([-1, 2])}, {"starts": np.array([1, 0])},
-        {"ends": np.array([2, 5])}, {"ends": np.array([2, 1])}, {"most": 0}, {"num_items": -1}, {"num_items": 2},
-        {"forward": np.array([np.inf], dtype=np.float32)}, {"backward": np.array([np.nan], dtype=np.float32)},
+        {"ends": np.array([2, 5])}, {"ends": np.array([2, 1])}, {"starts": np.array([0])}, {"most": 0},
+        {"wanted": np.ones(3, dtype=bool)}, {"factors": np.ones(3, dtype=np.float32)},
+        {"factors": np.ones(3, dtype=np.float32), "gains": np.ones(3, dtype=np.float32), "wanted": None},
+        *({name: np.array(number, dtype=np.float32)} for number in ([np.inf], [np.nan], [-1.0])
+          for name in ("after", "beside")),
+        *({name: np.array([1, 1, 1, number], dtype=np.float32)} for number in (np.inf, np.nan, -1.0)
+          for name in ("gains", "factors")),
     ],
 )  # fmt: skip
 def test_histories_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
-    assert len(count_pairs(**pairs()).columns) == 2
+    assert rows_of(*weigh_pairs(**pairs())).keys() == {(1, 2), (2, 1)}
     with pytest.raises(ValueError, match=r"\w+"):  # the reasons differ
-        count_pairs(**pairs() | wrong)
+        weigh_pairs(**pairs() | wrong)
 
 
 @pytest.mark.usefixtures("way")

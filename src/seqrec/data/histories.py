@@ -34,6 +34,12 @@ class Histories:
         """The histories at these rows."""
         return Histories(self.dataset, self.users[rows], self.starts[rows], self.ends[rows])
 
+    def newest(self, length: int | None) -> "Histories":
+        """The last ``length`` items of each history; None for all."""
+        if length is None:
+            return self
+        return Histories(self.dataset, self.users, np.maximum(self.starts, self.ends - length), self.ends)
+
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         """Row and item of each interaction, history by history: two ``int64[sum of lengths]``."""
         lengths = self.lengths

@@ -49,6 +49,8 @@ def weigh_pairs(
         if not ((part >= 0) & np.isfinite(part)).all():
             raise ValueError(f"{name} has numbers that are negative or not finite")
     width = len(gains)
+    if len(factors) != width or (wanted is not None and len(wanted) != width):
+        raise ValueError(f"factors and wanted must have {width} entries, as gains")
     keys, values = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
     for some, sums in _pairs(_Stream(items, starts, ends, width), after, beside, width, wanted):
         rows, columns = some // width, some % width

@@ -8,10 +8,18 @@ from torch import Tensor
 
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
-from seqrec.models.transitions import Addition, Transitions
+from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
 from seqrec.ranking.scoring import Catalogue, Pairs, Ranking, of_rows, rank
 
 ROWS = 2048  # histories whose counts are held at once; after each, some thousand items have any
+
+
+def counted_addition(constants: TransitionsConfig, weight: float, histories: Histories) -> Addition:
+    """Transition counts of some histories to add with a weight. Of those with weight 0 no table is made."""
+    num_items = histories.dataset.num_items
+    transitions = Transitions(constants, num_items)
+    transitions.count(histories, None if weight else np.zeros(num_items + 1, dtype=bool))
+    return Addition(transitions.eval(), weight)
 
 
 def recounted(model: Model, histories: Histories | None) -> Model:
@@ -19,9 +27,7 @@ def recounted(model: Model, histories: Histories | None) -> Model:
     other = copy.copy(model)
     other.addition = None
     if histories is not None and model.addition is not None:
-        transitions = Transitions(model.addition.transitions.config, model.num_items)
-        transitions.count(histories)
-        other.addition = Addition(transitions.eval(), model.addition.weight)
+        other.addition = counted_addition(model.addition.transitions.config, model.addition.weight, histories)
     return other
 
 
@@ -49,7 +55,7 @@ def rank_after(
             prior = prior[torch.from_numpy(catalogue.items).to(prior.device)]
         catalogue = Catalogue(model, catalogue.items, prior)
         states = torch.ones(len(states), 1, device=states.device)
-    if addition is None:
+    if addition is None or addition.weight == 0:
         return rank(catalogue, states, k, left_out=left_out, denied=denied, targets=targets, batch_size=batch_size)
     parts = []
     for start in range(0, max(len(states), 1), ROWS):
@@ -75,7 +81,7 @@ def rank_after(
 def score_after(model: Model, histories: Histories, states: Tensor, items: Tensor) -> Tensor:
     """Scores of each history's own candidates ``int64[R, C]``, with the model's addition: ``float32[R, C]``."""
     scores = model.score(states, items)
-    if model.addition is None:
+    if model.addition is None or model.addition.weight == 0:
         return scores
     transitions = model.addition.transitions
     return scores + model.addition.weight * transitions.looked_up(transitions.newest(histories), items)

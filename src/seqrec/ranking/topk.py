@@ -85,7 +85,7 @@ def best_of(
         states = last_states(catalogue.model, part, max_length=max_length, batch_size=batch_size)
         left_out = None if keep_seen else catalogue.columns_of(seen_items(part))
         ways = {"left_out": left_out, "denied": denied, "batch_size": batch_size}
-        found = rank_after(catalogue, part, states, k, **ways)  # type: ignore[arg-type]
+        found = rank_after(catalogue, part.newest(max_length), states, k, **ways)  # type: ignore[arg-type]
         items[rows], scores[rows] = catalogue.items_of(found.columns), found.scores
     return items, scores
 

@@ -5,23 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seqrec.errors import InputError, one_line
+from seqrec.data.checked import read_json
+from seqrec.errors import InputError, RunWarning, one_line, warn
 from seqrec.files import replacing
 from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
-from seqrec.run.tensors import (
-    check_finite,
-    checksum,
-    load_tensors,
-    mark_of,
-    read_header,
-    write_tensors,
-)
+from seqrec.run.layout import METRICS, TRANSITIONS
+from seqrec.run.tensors import check_finite, checksum, load_tensors, mark_of, read_header, write_tensors
 
 PART = "transitions"
 
 
-def write_addition(path: Path, run: str, addition: Addition | None) -> None:
+def write_addition(folder: Path, run: str, addition: Addition | None) -> None:
     """Replace the file of a run's counts, or remove it if there are none. ``run`` is the run's id."""
+    path = folder / TRANSITIONS
     if addition is None:
         path.unlink(missing_ok=True)
         return
@@ -31,13 +27,20 @@ def write_addition(path: Path, run: str, addition: Addition | None) -> None:
         write_tensors(new, tensors, mark)
 
 
-def read_addition(path: Path, run: str, num_items: int) -> Addition | None:
-    """The counts of a run, or None if it has none.
+def read_addition(folder: Path, run: str, num_items: int) -> Addition | None:
+    """The counts of a run, or None if it has none. If its metrics are with counts, a warning says that they are gone.
 
     Raises:
         InputError: the file is damaged, of another run, or holds impossible counts.
     """
+    path = folder / TRANSITIONS
     if not path.exists():
+        if _is_missed(folder / METRICS):
+            warn(
+                f"{path}: is missing, so the model ranks without the transition counts that its figures were measured "
+                "with; copy it back or train again",
+                RunWarning,
+            )
         return None
     header = read_header(path)
     mark: dict[str, Any] = header.check_mark(run, PART)
@@ -58,3 +61,12 @@ def read_addition(path: Path, run: str, num_items: int) -> Addition | None:
             raise
         raise InputError(f"{path}: is damaged ({one_line(error)}); copy it back or train again") from error
     return Addition(transitions.eval(), weight)
+
+
+def _is_missed(metrics: Path) -> bool:
+    """Whether the metrics of a run, if they can be read, were measured with transition counts."""
+    try:
+        weight = read_json(metrics)["transitions"]["weight"] if metrics.exists() else 0
+        return bool(weight > 0)
+    except (InputError, LookupError, TypeError):
+        return False

@@ -4,6 +4,7 @@
 - ``data/``: the :class:`seqrec.Dataset` with its ids and histories
 - ``weights.safetensors``: the weights in use: the best so far, or those of a refit
 - ``weights-train.safetensors``: after a refit, the weights that were trained without held-out items
+- ``transitions.safetensors``: transition counts that are added to the scores of the model, and their weight
 - ``metrics.json``: the test metrics
 - ``epochs.csv``: one row per epoch
 - ``state/``: ``training.safetensors`` and the running mean of the weights, from which another process can resume
@@ -27,7 +28,6 @@ from torch import Tensor
 from seqrec.data.batches import pack
 from seqrec.data.checked import check_files, parse_json, read_json
 from seqrec.data.dataset import Dataset
-from seqrec.data.saved import FILES
 from seqrec.data.split import Split, TrainedOn, histories_of_users
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
@@ -38,10 +38,10 @@ from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, Refit, RunCon
 from seqrec.run.layout import (
     DATA,
     EPOCHS,
+    KNOWN,
     METRICS,
     STATE,
     TRAIN_WEIGHTS,
-    TRANSITIONS,
     WEIGHTS,
     is_begun,
     remove_left_over,
@@ -61,11 +61,6 @@ from seqrec.run.tensors import (
 
 __all__ = ["DATA", "EPOCHS", "METRICS", "STATE", "WEIGHTS", "Run", "check_free"]
 
-_KNOWN: dict[str, Any] = {
-    **dict.fromkeys((CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS)),
-    DATA: dict.fromkeys(FILES),
-    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors", "refit-*.safetensors")),
-}
 _ADVICE = "copy it back from where the run was made, or train again"
 _USERS, _ITEMS = 4, 64  # enough to see whether scores differ
 #: The part of a run that weights are, stored in their file so that the two cannot be mixed up.
@@ -101,7 +96,7 @@ class Run:
             raise InputError(f"{self.folder}: no such run folder; seqrec fit LOG --out {self.folder} creates one")
         if not known:
             raise InputError(f"{self.folder}: not a run folder ({CONFIG} is missing); give one that seqrec fit wrote")
-        check_files(self.folder, _KNOWN, "train again, or copy the folder again")
+        check_files(self.folder, KNOWN, "train again, or copy the folder again")
 
     @classmethod
     def create(
@@ -147,7 +142,7 @@ class Run:
                 if refitted is not None:
                     trained_on, tensors = refitted
                     write_tensors(new / WEIGHTS, tensors, mark_of(run_id(values), PARTS[trained_on], tensors))
-                write_addition(new / TRANSITIONS, run_id(values), addition)
+                write_addition(new, run_id(values), addition)
                 if metrics is not None:
                     write_json(new / METRICS, metrics)
         run = cls(place.current, place)
@@ -280,7 +275,7 @@ class Run:
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
         self.load_weights(model, trained_on)
-        model.addition = None if model.COUNTED else read_addition(self.folder / TRANSITIONS, self.id, model.num_items)
+        model.addition = None if model.COUNTED else read_addition(self.folder, self.id, model.num_items)
         return model.eval()
 
     def _damaged(self, error: Exception) -> InputError:

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from seqrec.data.saved import FACTS, FILES, FORMER_FILES
 
@@ -25,6 +26,12 @@ _OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
     | {CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS, "training.png", "recommendations.png"},
     DATA: FILES,
     "state": _STATE,
+}
+#: Files of a run and patterns of their names, by folder, for :func:`seqrec.data.checked.check_files`.
+KNOWN: dict[str, Any] = {
+    **dict.fromkeys((CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS)),
+    DATA: dict.fromkeys(FILES),
+    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors", "refit-*.safetensors")),
 }
 FOLDERS = tuple(folder for folder in _OWN if folder)
 

@@ -64,8 +64,7 @@ def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, s
     if len(targets) == 0:
         return best
     num_items = split.train.dataset.num_items
-    wanted = np.zeros(num_items + 1, dtype=bool)
-    wanted[Transitions(replace(best, decay=1.0), num_items).newest(targets.histories).numpy()] = True
+    wanted = _items_in(targets, best)
     counted: dict[TransitionsConfig, Transitions] = {}
 
     def quality(asked: TransitionsConfig) -> float:
@@ -86,12 +85,12 @@ def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, s
     return best
 
 
-def choose_weight(model: Model, transitions: Transitions, split: Split, keep_seen: bool, seed: int) -> ChosenWeight:
+def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> ChosenWeight:
     """The weight of best NDCG@10 on validation items; 0 unless it is significantly better than the model alone.
 
     Args:
         model: trained model, without an addition.
-        transitions: counts of the training histories.
+        constants: constants of the counts, which are of the training histories.
         split: split of the log.
         keep_seen: whether items of the history are ranked too.
         seed: seed of the sample of validation users.
@@ -99,6 +98,9 @@ def choose_weight(model: Model, transitions: Transitions, split: Split, keep_see
     targets = validation_sample(split, seed)
     if len(targets) == 0:
         return ChosenWeight(0.0, 0.0, 0.0, 1.0, 0)
+    transitions = Transitions(constants, model.num_items)
+    transitions.count(split.train, _items_in(targets, constants))
+    transitions.eval()
     with evaluation_mode(model):
         states, catalogue = last_states(model, targets.histories), Catalogue(model)
         tried: dict[float, np.ndarray] = {}
@@ -119,6 +121,14 @@ def choose_weight(model: Model, transitions: Transitions, split: Split, keep_see
     p = float(statistics.paired_t_test(gains)[0]) if best else 1.0
     alone, summed = (float(tried[weight].mean()) for weight in (0.0, best))
     return ChosenWeight(best if p < LEVEL else 0.0, alone, summed, p, len(targets))
+
+
+def _items_in(targets: Targets, constants: TransitionsConfig) -> np.ndarray:
+    """Mask of the items whose successors may be asked for after the histories, whatever the decay: ``bool[I + 1]``."""
+    num_items = targets.histories.dataset.num_items
+    found = np.zeros(num_items + 1, dtype=bool)
+    found[Transitions(replace(constants, decay=1.0), num_items).newest(targets.histories).cpu().numpy()] = True
+    return found
 
 
 def facts_of(addition: Addition, chosen: ChosenWeight) -> dict[str, Any]:

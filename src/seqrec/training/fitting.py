@@ -8,14 +8,13 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
 from seqrec.models.base import Model
-from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
-from seqrec.ranking.additions import recounted
+from seqrec.models.transitions import TransitionsConfig
+from seqrec.ranking.additions import counted_addition
 from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Evaluation, Protocol
 from seqrec.run.additions import write_addition
 from seqrec.run.config import RunConfig
 from seqrec.run.folder import Run
-from seqrec.run.layout import TRANSITIONS
 from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
 from seqrec.training.additions import ChosenWeight, choose_constants, choose_weight, facts_of
@@ -90,8 +89,10 @@ def fitted(
     if found.interrupted:
         return found
     if not model.COUNTED and training.transitions == "auto":
-        _add_transitions(found, training)
+        _add_transitions(found, dataset, training)
     if run is not None:
+        run.check_there()
+        write_addition(run.folder, run.id, model.addition)
         found.metrics = {"best_epoch": found.best_epoch, "epochs": len(found.epochs), "split": asdict(split.check())}
         if found.chosen is not None and model.addition is not None:
             found.metrics["transitions"] = facts_of(model.addition, found.chosen)
@@ -100,35 +101,26 @@ def fitted(
         if run is not None:
             run.save_metrics(found.metrics)  # they do not yet say what the weights in use were trained on
         _train_again(found, training, run, progress)
-    _count_everything(found, dataset)
     if run is not None and not found.interrupted:
         run.check_there()
-        write_addition(run.folder / TRANSITIONS, run.id, found.model.addition)
         found.metrics["trained_on"] = found.trained_on
         run.save_metrics(found.metrics)
     return found
 
 
-def _add_transitions(found: Fitted, training: TrainConfig) -> None:
-    """Choose transition counts to add to the scores of the model, which may be none."""
+def _add_transitions(found: Fitted, dataset: Dataset, training: TrainConfig) -> None:
+    """Choose the weight of transition counts, and add those of the whole log to the scores of the model.
+
+    The test counts them again, in the histories that the model was trained on.
+    """
     model, split = found.model, found.split
     if len(split.valid) == 0:
         return
     keep_seen = bool(found.config.split.keep_seen)
     with threads(training.threads):
         constants = choose_constants(TransitionsConfig(), split, keep_seen, training.seed)
-        transitions = Transitions(constants, model.num_items)
-        transitions.count(split.train)
-        found.chosen = choose_weight(model, transitions.eval(), split, keep_seen, training.seed)
-    model.addition = Addition(transitions, found.chosen.weight)
-
-
-def _count_everything(found: Fitted, dataset: Dataset) -> None:
-    """Count the transitions that are used for recommending on the whole log."""
-    addition = found.first.addition
-    if addition is None:
-        return
-    found.model.addition = recounted(found.first, all_histories(dataset)).addition
+        found.chosen = choose_weight(model, constants, split, keep_seen, training.seed)
+        model.addition = counted_addition(constants, found.chosen.weight, all_histories(dataset))
 
 
 def _trained(
