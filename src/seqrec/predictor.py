@@ -246,7 +246,7 @@ class Predictor:
         """As :meth:`similar`, by index: ``items int64[M, k]`` and ``cosines float32[M, k]`` for ``items int64[M]``."""
         check_k(k, self.dataset.num_items - 1)
         if self.model.COUNTED or not self.model.FACTORED:
-            name = next(name for name, kind in MODELS.items() if type(self.model) is kind)
+            name = next(name for name, kind in MODELS.items() if type(self.model.parts[0]) is kind)
             raise InputError(f"{name} has no item embeddings to compare; fit another model, such as sasrec")
         return nearest(self._units, items, k)
 

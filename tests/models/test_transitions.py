@@ -56,6 +56,7 @@ def naive_weights(train: Histories, config: TransitionsConfig) -> np.ndarray:
     assert config.scale is not None
     assert config.damping is not None
     assert config.neighbours is not None
+    assert config.distance is not None
     size = train.dataset.num_items + 1
     after, beside, n = np.zeros((size, size)), np.zeros((size, size)), np.zeros(size)
     for history in lists_of(train):
@@ -178,8 +179,8 @@ def test_counts_of_another_model_are_shared(train: Histories) -> None:
 
 def test_what_is_not_given_has_a_default() -> None:
     defaults = TransitionsConfig().resolved()
-    assert None not in (defaults.scale, defaults.damping, defaults.neighbours, defaults.decay)
-    asked = TransitionsConfig(scale=2.0, damping=0.5, neighbours=0.0, decay=1.0)
+    assert None not in (defaults.distance, defaults.scale, defaults.damping, defaults.neighbours, defaults.decay)
+    asked = TransitionsConfig(distance=3, scale=2.0, damping=0.5, neighbours=0.0, decay=1.0)
     assert asked.resolved() == asked
 
 

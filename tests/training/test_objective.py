@@ -114,7 +114,7 @@ def loss_of(
     random = np.random.default_rng(seed)
     cpu = torch.device("cpu")
     task = draw_task(model, batch, histories, objective, sampler, random)
-    return training_loss(model, model.encode, task, objective, cpu), batch
+    return training_loss(model, task, objective, cpu), batch
 
 
 def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 0, max_length: int = 5) -> float:
@@ -226,7 +226,7 @@ def test_the_corrected_sampled_softmax_estimates_cross_entropy(popularity, count
     for items in itertools.product(range(1, dataset.num_items + 1), repeat=count):
         sampler.items = np.array(items)
         task = draw_task(model, batch, one, objective, sampler, np.random.default_rng(0))
-        loss = training_loss(model, model.encode, task, objective, torch.device("cpu"))
+        loss = training_loss(model, task, objective, torch.device("cpu"))
         probability = sampler.probabilities[list(items)].prod()
         expected += probability * math.exp(loss.item())
         weight += probability
@@ -332,7 +332,7 @@ def test_a_shared_negative_never_counts_against_its_own_user(dataset, loss, popu
         sampler = objective.sampler(histories)
         batch = pack(one, 2, with_targets=True)
         task = draw_task(model, batch, one, objective, sampler, np.random.default_rng(1))
-        value = training_loss(model, model.encode, task, objective, torch.device("cpu"))
+        value = training_loss(model, task, objective, torch.device("cpu"))
         (gradient,) = torch.autograd.grad(value, model.item_embedding.weight)
         used = {*batch.items.tolist(), *batch.targets.tolist()}
         for item in set(own) - used:

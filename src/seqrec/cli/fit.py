@@ -77,10 +77,7 @@ def fit_command(model: str) -> Any:
         shown: dict[str, Any] = {"progress": json != "-", "console": console}
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, **shown)
         if recommender.interrupted:
-            in_refit = bool(recommender.evaluations) and recommender.trained_on == "train"
-            has = "the weights from before the refit" if in_refit else "the weights so far"
-            before = "; the old run was removed" if overwrite else ""
-            console.print(f"stopped; {out} has {has}, --resume continues{before}", soft_wrap=True)
+            _say_stopped(console, recommender, out, overwrite)
         else:
             _show_result(console, recommender)
             console.print(f"run written to {out}", soft_wrap=True)
@@ -91,9 +88,23 @@ def fit_command(model: str) -> Any:
     return fit
 
 
+def _say_stopped(console: Console, recommender: "Recommender", out: Path, overwrite: bool) -> None:
+    """Print what a fit that the user stopped leaves."""
+    in_refit = bool(recommender.evaluations) and recommender.trained_on == "train"
+    has = "the weights from before the refit" if in_refit else "the weights so far"
+    before = "; the old run was removed" if overwrite else ""
+    console.print(f"stopped; {out} has {has}, --resume continues{before}", soft_wrap=True)
+
+
 def _show_result(console: Console, recommender: "Recommender") -> None:
     """Print how training ended, the tests, and what the weights in use were trained on."""
     console.print(recommender.summary, highlight=False)
+    if (counts := recommender.metrics.get("transitions")) is not None:
+        found = counts["validation"]
+        how = f"added with weight {counts['weight']:.3g}" if counts["weight"] else "not added, because they do not help"
+        text = f"transition counts: {how} (NDCG@10 of {found['users']:,} validation users {found['alone']:.4f} alone, "
+        text += f"{found['summed']:.4f} with them, p {found['p']:.2g})"
+        console.print(text, highlight=False, soft_wrap=True)
     for evaluation in (*recommender.evaluations.values(), *recommender.refit_evaluations.values()):
         console.print(table(evaluation, recommender.model_name))
         if evaluation.protocol == "full":

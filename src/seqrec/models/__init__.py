@@ -8,6 +8,7 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec
 from seqrec.models.caser import Caser
+from seqrec.models.ease import EASE
 from seqrec.models.gru4rec import GRU4Rec
 from seqrec.models.markov import Markov
 from seqrec.models.popularity import Popularity
@@ -27,6 +28,7 @@ MODELS: dict[str, type[Model]] = {
     "bert4rec": BERT4Rec,
     "tisasrec": TiSASRec,
     "transitions": Transitions,
+    "ease": EASE,
     "markov": Markov,
     "popularity": Popularity,
     "recent-popularity": RecentPopularity,

@@ -1,6 +1,6 @@
 """The interface that every model implements."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -9,9 +9,6 @@ from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.data.negatives import Loss
 from seqrec.data.split import Histories
-
-if TYPE_CHECKING:
-    from seqrec.models.transitions import Addition
 
 
 class Model(nn.Module):
@@ -51,10 +48,16 @@ class Model(nn.Module):
     READS: ClassVar[frozenset[str]] = frozenset()
 
     #: Counts that are added to the scores when items are ranked, but not by :meth:`score`. They are no weights.
-    addition: "Addition | None" = None
+    #: A :class:`seqrec.models.transitions.Addition`, or None.
+    addition: Any = None
     config: Any
     num_items: int
     num_users: int = 0
+
+    @property
+    def parts(self) -> "list[Model]":
+        """The models that are trained side by side: the model itself, or the members of an ensemble."""
+        return [self]
 
     @property
     def max_length(self) -> int:

@@ -37,7 +37,7 @@ class TransitionsConfig(Options):
         max_length: Number of most recent items of a history that the model sees.
     """
 
-    distance: Annotated[int, Range(1, 10**4)] = 50
+    distance: Annotated[int, Range(1, 10**4)] | None = None
     scale: Annotated[float, Range(above=0, most=10**6)] | None = None
     damping: Annotated[float, Range(0, 1)] | None = None
     neighbours: Annotated[float, Range(0, 10**6)] | None = None
@@ -49,6 +49,7 @@ class TransitionsConfig(Options):
         """The config with a default for each constant that is neither given nor chosen."""
         return replace(
             self,
+            distance=20 if self.distance is None else self.distance,
             scale=5.0 if self.scale is None else self.scale,
             damping=0.0 if self.damping is None else self.damping,
             neighbours=3.0 if self.neighbours is None else self.neighbours,
@@ -101,6 +102,7 @@ class Transitions(Model):
             wanted: items to keep successors of, ``bool[I + 1]``; for a model that only ranks after these.
         """
         config, counts = self.config, histories.item_counts()
+        assert config.distance is not None
         assert config.scale is not None
         assert config.neighbours is not None
         assert config.damping is not None

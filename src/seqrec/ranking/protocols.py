@@ -15,8 +15,8 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.ranking import metrics, scoring, statistics
 from seqrec.ranking.additions import rank_after, score_after
-from seqrec.ranking.differences import Difference, differences
 from seqrec.ranking.groups import Group, grouped
+from seqrec.ranking.paired import Difference, differences
 from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, require_numbers
 from seqrec.ranking.topk import check_keep_seen
 
@@ -142,15 +142,17 @@ def evaluate(
     rankings = _rank(models, targets, drawn, seed, keep_seen, cutoffs[-1] if drawn is None else 0, batch_size)
     sizes = {"history": targets.histories.lengths, "popularity": train_counts[targets.items]}
     scores = [_scores(ranking, cutoffs, train_counts, seed, sizes) for ranking in rankings]
-    seen = "kept" if keep_seen else "removed"
-    facts = {"protocol": protocol, "split": split, "trained_on": trained_on, "seed": seed, "seen": seen}
-    facts |= _facts(targets, train_counts, drawn)
-    others = dict(zip(baselines or {}, scores[1:], strict=True))
+    found: dict[str, Any] = {"protocol": protocol, "split": split, "trained_on": trained_on, "seed": seed}
+    found |= {"seen": "kept" if keep_seen else "removed", "unreachable": rankings[0].unreachable}
+    found |= vars(scores[0]) | _facts(targets, train_counts, drawn) | _compared(rankings, scores, list(baselines or {}))
+    return Evaluation(**found, seconds=time.perf_counter() - begin)
+
+
+def _compared(rankings: Sequence["_Ranking"], scores: Sequence[Scores], names: Sequence[str]) -> dict[str, Any]:
+    """The fields of an evaluation about the baselines ``names``, whose rankings and scores follow those of the model."""
     main = [metrics.named(metrics.MAIN[0], ranking.greater, ranking.ties) for ranking in rankings]
-    found: dict[str, Any] = {"unreachable": rankings[0].unreachable, "baselines": others}
-    found["differences"] = differences(main[0], dict(zip(others, main[1:], strict=True)))
-    found["seconds"] = time.perf_counter() - begin
-    return Evaluation(**vars(scores[0]), **facts, **found)  # type: ignore[arg-type]
+    others = dict(zip(names, main[1:], strict=True))
+    return {"baselines": dict(zip(names, scores[1:], strict=True)), "differences": differences(main[0], others)}
 
 
 def _cutoffs(k: Sequence[int]) -> list[int]:

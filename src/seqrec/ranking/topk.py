@@ -121,9 +121,15 @@ def most_popular(
 
 
 def unit_vectors(model: Model) -> Tensor:
-    """Output vectors normalised to length 1, ``float32[I + 1, D]``, without a bias column."""
-    vectors = model.item_vectors().float()
-    return F.normalize(vectors[:, :-1] if model.BIAS_COLUMN else vectors, dim=1)
+    """Output vectors normalised to length 1, ``float32[I + 1, D]``, without a bias column.
+
+    The product of two of an ensemble is the mean of its members' cosines.
+    """
+    parts = []
+    for part in model.parts:
+        vectors = part.item_vectors().float()
+        parts.append(F.normalize(vectors[:, :-1] if part.BIAS_COLUMN else vectors, dim=1))
+    return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
 def nearest(catalogue: Catalogue, items: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,8 +45,17 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
         notes.append(f"{evaluation.unreachable:,} are in the history and count as misses; --keep-seen ranks them")
     if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
         notes.append(f"for some users only {evaluation.fewest_negatives} unseen items are available as negatives")
-    shown.caption = "; ".join(notes) or None
+    shown.caption = "; ".join(notes + differences_of(evaluation)) or None
     return shown
+
+
+def differences_of(evaluation: "Evaluation") -> list[str]:
+    """How much better the NDCG@10 is than that of each baseline, with the interval and p-value of the paired test."""
+    lines = []
+    for name, found in evaluation.differences.items():
+        low, high = found.interval
+        lines.append(f"NDCG@10 against {name}: {found.mean:+.4f} ({low:+.4f} to {high:+.4f}, p {found.p:.2g})")
+    return lines
 
 
 def _columns(evaluation: "Evaluation", name: str) -> "dict[str, Evaluation | Scores]":

@@ -23,7 +23,7 @@ def write_addition(folder: Path, run: str, addition: Addition | None) -> None:
         path.unlink(missing_ok=True)
         return
     tensors = addition.transitions.state_dict()
-    facts = {"weight": addition.weight, "config": asdict(addition.transitions.config)}
+    facts: dict[str, Any] = {"weight": addition.weight, "config": asdict(addition.transitions.config)}
     mark = mark_of(run, PART, **facts, crc32=checksum(tensors, json.dumps(facts)))
     with replacing(path) as new:
         write_tensors(new, tensors, mark)

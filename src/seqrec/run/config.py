@@ -17,6 +17,7 @@ from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError, one_line
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
+from seqrec.models.ensemble import Ensemble
 from seqrec.run.layout import CONFIG, RESUMABLE
 
 __all__ = [
@@ -56,7 +57,12 @@ class RunConfig:
 
     def build(self) -> Model:
         """A model of these sizes with fresh weights."""
-        return build_model(self.model, self.model_config, self.num_items, self.num_users)
+
+        def member() -> Model:
+            return build_model(self.model, self.model_config, self.num_items, self.num_users)
+
+        count = self.training.get("ensemble", 1)
+        return member() if count == 1 else Ensemble(member, count)
 
     def outline(self, most: int) -> Model:
         """A model of these sizes on the device "meta", so that its weights take no memory.

@@ -16,6 +16,7 @@ from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states
 MOST_USERS = 4000  # of the validation; more would cost time and change little
 #: Values to try for each constant, one constant after another.
 VALUES = {
+    "distance": (5, 20, 50),
     "damping": (0.0, 0.25, 0.5),
     "neighbours": (0.0, 1.0, 3.0, 10.0, 30.0),
     "decay": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
@@ -135,6 +136,6 @@ def facts_of(addition: Addition, chosen: ChosenWeight) -> dict[str, Any]:
     config = addition.transitions.config
     return {
         "weight": addition.weight,
-        "constants": {name: getattr(config, name) for name in (*VALUES, "distance", "successors")},
+        "constants": {name: getattr(config, name) for name in (*VALUES, "successors")},
         "validation": {"users": chosen.users, "alone": chosen.alone, "summed": chosen.summed, "p": chosen.p},
     }

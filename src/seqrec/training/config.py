@@ -53,6 +53,8 @@ class TrainConfig(Options):
             and negatives, so that the loss estimates cross-entropy; negatives: only the negatives.
         calibration: How far gbce corrects the overconfidence that sampled negatives cause: 0 not at all, 1 fully.
         bpr_penalty: Weight of the score regularisation in bpr-max.
+        ensemble: Number of models with different first weights to train side by side. Their scores are averaged, which
+            ranks better than one of them; time, memory and size grow with the number.
         transitions: Whether transition counts are added to the scores of the trained model. auto: with the weight that
             ranks best on validation items, or not at all if they do not help; off: never.
         checkpoint_minutes: Minutes between checkpoints within an epoch. One is always written at its end.
@@ -81,6 +83,7 @@ class TrainConfig(Options):
     logq_correction: LogQ = "all"
     calibration: Annotated[float, Range(0, 1)] = 0.75
     bpr_penalty: Weight = 1.0
+    ensemble: Annotated[int, Range(1, 100)] = 1
     transitions: Literal["auto", "off"] = "auto"
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 10.0
 

@@ -168,14 +168,11 @@ def draw_task(
     return Task(shown, tokens, items, torch.from_numpy(shared), pairs, _correction(sampler, shared))
 
 
-def training_loss(
-    model: Model, encode: Callable[[Batch], Tensor], task: Task, objective: Objective, device: torch.device
-) -> Tensor:
-    """The loss of a step, a mean over its predictions.
+def training_loss(model: Model, task: Task, objective: Objective, device: torch.device) -> Tensor:
+    """The loss of a step, a mean over its predictions, and over the members of an ensemble.
 
     Args:
         model: model in training.
-        encode: the model's ``encode``.
         task: predictions of the step.
         objective: the loss.
         device: device of the model.
@@ -183,7 +180,12 @@ def training_loss(
     if len(task.items) == 0:
         return torch.zeros((), device=device, requires_grad=True)
     task = task.to(device)
-    hidden = encode(task.batch)
+    losses = [_loss_of(part, task, objective, device) for part in model.parts]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+
+def _loss_of(model: Model, task: Task, objective: Objective, device: torch.device) -> Tensor:
+    hidden = model.encode(task.batch)
     if task.tokens is not None:
         hidden = hidden[task.tokens]
     loss = _loss(model, hidden, task, objective, model.FACTORED and device.type == "cpu")

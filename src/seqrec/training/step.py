@@ -103,7 +103,7 @@ def optimizer_step(
         The loss, a mean over this process's predictions.
     """
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        loss = training_loss(model, model.encode, task, objective, device)
+        loss = training_loss(model, task, objective, device)
     if ended is not None:
         ended("forward")
     optimizer.zero_grad()
