@@ -149,7 +149,7 @@ def evaluate(
 
 
 def _compared(rankings: Sequence["_Ranking"], scores: Sequence[Scores], names: Sequence[str]) -> dict[str, Any]:
-    """The fields of an evaluation about the baselines ``names``, whose rankings and scores follow those of the model."""
+    """The fields of an evaluation about baselines, whose rankings and scores come after those of the model."""
     main = [metrics.named(metrics.MAIN[0], ranking.greater, ranking.ties) for ranking in rankings]
     others = dict(zip(names, main[1:], strict=True))
     return {"baselines": dict(zip(names, scores[1:], strict=True)), "differences": differences(main[0], others)}
