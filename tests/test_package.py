@@ -123,7 +123,8 @@ def test_commands_work_without_the_checkout(installed: Installed) -> None:
     found = json.loads((installed.work / "found.json").read_text())
     assert found["users"] == 20
     assert 0 <= found["metrics"]["ndcg@10"] <= 1
-    assert set(found["baselines"]) == {"popularity", "recent-popularity", "markov"}
+    counted = {"popularity", "recent-popularity", "markov", "transitions"}
+    assert set(found["baselines"]) - {"sasrec"} == counted  # sasrec if counts are added to it
     installed.run("seqrec", "recommend", "run", "--users", "u3", "-k", "2", "--format", "csv", "--out", "best.csv")
     best = pl.read_csv(installed.work / "best.csv")
     assert best["user_id"].to_list() == ["u3", "u3"]

@@ -477,7 +477,7 @@ def test_fit_into_a_folder_keeps_the_test_metrics(tmp_path: Path) -> None:
     kept = Recommender.load(tmp_path / "run").metrics["test"]
     assert kept["full"]["metrics"] == pytest.approx(recommender.evaluate().metrics)
     assert kept["sampled"]["metrics"] == pytest.approx(recommender.evaluate("sampled").metrics)
-    assert set(kept["full"]["baselines"]) == {"popularity", "recent-popularity", "markov"}
+    assert set(kept["full"]["baselines"]) - {"sasrec"} == {"popularity", "recent-popularity", "markov", "transitions"}
     with pytest.raises(InputError, match="already holds a run"):
         Recommender(**OPTIONS).fit(log(), tmp_path / "run")
     assert Recommender("popularity").fit(log(), tmp_path / "run", overwrite=True).metrics["epochs"] == 1
@@ -490,7 +490,7 @@ def test_evaluate(fitted: Recommender, counted: Recommender) -> None:
     assert fitted.evaluate(baselines=False).baselines == {}
     assert counted.model_name not in counted.evaluate().baselines
     without_times = Recommender("popularity").fit(log().drop("timestamp"))
-    assert set(without_times.evaluate().baselines) == {"markov"}
+    assert set(without_times.evaluate().baselines) == {"markov", "transitions"}
     for arguments in ({"protocol": "half"}, {"split": "train"}, {"protocol": "sampled", "negatives": 0}):
         with pytest.raises(InputError):
             fitted.evaluate(**arguments)

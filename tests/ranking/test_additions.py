@@ -11,6 +11,7 @@ import torch
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, Split, Targets, all_histories, split_last_two
+from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.gru4rec import GRU4Rec, GRU4RecConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
@@ -284,3 +285,12 @@ def test_recounting_leaves_the_model_as_it_is(dataset: Dataset, split: Split) ->
     assert other.addition.transitions.config == before.transitions.config
     assert int(other.addition.transitions.counts.sum()) == dataset.num_interactions
     assert [p.data_ptr() for p in other.parameters()] == [p.data_ptr() for p in model.parameters()]
+
+
+def test_counts_that_may_have_seen_the_targets_are_refused(dataset: Dataset, split: Split) -> None:
+    model = model_of("sasrec", dataset, split)
+    train_counts = split.train.item_counts()
+    assert evaluate(model, split.test, train_counts=train_counts).users == len(split.test)
+    deployed = recounted(model, all_histories(dataset))
+    with pytest.raises(InputError, match=r"may have seen the items to evaluate; use Recommender\.evaluate"):
+        evaluate(deployed, split.test, train_counts=train_counts)

@@ -91,7 +91,7 @@ def test_results_are_those_of_evaluate(dataset: Dataset, found: tuple[Comparison
     alone = Recommender("sasrec", seed=3, **SMALL).fit(dataset)
     for protocol in ("full", "sampled"):
         evaluation = alone.evaluate(protocol, negatives=7, seed=3)  # type: ignore[arg-type]
-        beside = {"sasrec": evaluation, **evaluation.baselines}
+        beside = {**evaluation.baselines, "sasrec": evaluation}  # with the transition counts of the training histories
         for entry in comparison.entries:
             assert entry.results is not None
             for name, value in entry.results[protocol]["metrics"].items():
@@ -135,6 +135,7 @@ def test_what_is_written(found: tuple[Comparison, Path]) -> None:
     weights = Recommender("sasrec", **SMALL).fit(LOG.frame).model.state_dict()
     assert sasrec["parameters"] == sum(weight.numel() for weight in weights.values())
     assert sasrec["bytes"] == 4 * sasrec["parameters"]
+    assert (sasrec["transitions"] > 0, markov["transitions"]) == (True, None)
     assert (sasrec["epochs"], sasrec["config"]["embedding_dim"]) == (2, 8)
     assert (markov["epochs"], markov["parameters"], markov["bytes"] > 0) == (None, 0, True)
     frame = pl.read_csv(folder / "compare.csv")

@@ -133,11 +133,13 @@ def evaluate(
         batch_size: number of users encoded and scored at once.
 
     Raises:
-        InputError: no targets, an unknown protocol, or scores that are not numbers.
+        InputError: no targets, an unknown protocol, scores that are not numbers, or transition counts to add that are
+            of more than training, as those of a :class:`Recommender` are.
     """
     begin = time.perf_counter()
     cutoffs = _cutoffs(k)
     negatives = _checked(targets, protocol, negatives, seed)
+    _check_counts(model, train_counts)
     models, drawn = [model, *(baselines or {}).values()], negatives if protocol == "sampled" else None
     rankings = _rank(models, targets, drawn, seed, keep_seen, cutoffs[-1] if drawn is None else 0, batch_size)
     sizes = {"history": targets.histories.lengths, "popularity": train_counts[targets.items]}
@@ -146,6 +148,17 @@ def evaluate(
     found |= {"seen": "kept" if keep_seen else "removed", "unreachable": rankings[0].unreachable}
     found |= vars(scores[0]) | _facts(targets, train_counts, drawn) | _compared(rankings, scores, list(baselines or {}))
     return Evaluation(**found, seconds=time.perf_counter() - begin)
+
+
+def _check_counts(model: Model, train_counts: np.ndarray) -> None:
+    """Refuse a model whose transition counts may have seen the targets."""
+    if model.addition is not None and model.addition.weight:
+        counts = model.addition.transitions.counts.cpu().numpy()
+        if (counts > train_counts).any():
+            raise InputError(
+                f"the transition counts that the model adds are of {counts.sum():,} interactions, but training has "
+                f"{train_counts.sum():,}, so they may have seen the items to evaluate; use Recommender.evaluate"
+            )
 
 
 def _compared(rankings: Sequence["_Ranking"], scores: Sequence[Scores], names: Sequence[str]) -> dict[str, Any]:

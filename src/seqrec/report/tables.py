@@ -27,7 +27,7 @@ def table(evaluation: "Evaluation", name: str = "model") -> Table:
     else:
         against = f"{evaluation.negatives} sampled negatives"
     shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}\n{stated(evaluation)}")
-    shown.add_column("metric")
+    shown.add_column("metric", no_wrap=True)
     for column in columns:
         shown.add_column(column, justify="right", overflow="fold")
     lengths = sorted({int(metric.partition("@")[2]) for metric in evaluation.metrics if "@" in metric})
@@ -79,7 +79,7 @@ def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
     shown = Table(
         title=f"{evaluation.split}: NDCG@10 by items in the history, and by interactions of the target in training"
     )
-    shown.add_column("group")
+    shown.add_column("group", no_wrap=True)
     for column in ("users", *columns):
         shown.add_column(column, justify="right", overflow="fold")
     for by, what in (("history", "history"), ("popularity", "target")):

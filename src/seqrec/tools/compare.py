@@ -16,11 +16,12 @@ from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig
-from seqrec.data.split import TRAINED, SplitConfig, Targets
+from seqrec.data.split import TRAINED, Split, SplitConfig
 from seqrec.errors import InputError
 from seqrec.files import make_folder, replacing
 from seqrec.models import MODELS
 from seqrec.ranking import metrics, statistics
+from seqrec.ranking.additions import recounted
 from seqrec.ranking.protocols import Protocol, ranks
 from seqrec.recommender import Recommender
 from seqrec.report.tables import with_interval
@@ -53,6 +54,7 @@ class Entry:
         parameters: number of trained weights.
         bytes: size of all weights in a run folder, including counts.
         config: options of the model.
+        transitions: weight of the transition counts that are added to the scores; None if none were tried.
         results: for each protocol ``metrics`` and their ``intervals``, and compared with the reference ``difference``
             (of the NDCG@10), ``difference_interval``, ``p`` and ``p_holm``, which are None for the reference itself.
     """
@@ -65,7 +67,13 @@ class Entry:
     parameters: int | None = None
     bytes: int | None = None
     config: dict[str, Any] | None = None
+    transitions: float | None = None
     results: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of what is ranked with."""
+        return f"{self.model} + transitions" if self.transitions else self.model
 
     @property
     def outcome(self) -> str:
@@ -150,7 +158,7 @@ class Comparison:
                 cells[3].append("" if result["difference"] is None else f"{result['difference']:+.4f}")
                 cells[4].append(_p(result["p_holm"]))
             size = f"{_short(entry.parameters or 0).rstrip()}, {_short(entry.bytes or 0)}B"
-            facts = [entry.model, f"{trained}, {_time(entry.seconds or 0)}", size]
+            facts = [entry.label, f"{trained}, {_time(entry.seconds or 0)}", size]
             grid.add_row("\n".join(facts), *("\n".join(cell) for cell in cells))
         notes = [f"gain, p: in NDCG@10 over {self.reference}; paired t-test over users, Holm's correction"]
         notes += [f"{entry.model} failed: {entry.failed}" for entry in self.entries if entry.failed]
@@ -169,7 +177,7 @@ class Comparison:
         titles = {"full": "full ranking", "sampled": f"against {self.config.test_negatives} negatives"}
         panels = {
             titles[protocol]: [
-                (entry.model, result["metrics"][TESTED], *result["intervals"][TESTED])
+                (entry.label, result["metrics"][TESTED], *result["intervals"][TESTED])
                 for entry in self.entries
                 if entry.results and (result := entry.results[protocol])
             ]
@@ -192,6 +200,9 @@ def compare_models(
 
     If a model fails, its entry has the reason, and the comparison continues. Models are not kept, only their metrics.
 
+    As in :meth:`Recommender.fit`, transition counts are added to the scores of trained models where that helps on
+    validation items; ``transitions="off"`` compares the models alone.
+
     Args:
         dataset: dataset that all models are trained and tested on.
         models: names of models in ``seqrec.MODELS``. The others are tested against the first.
@@ -209,7 +220,7 @@ def compare_models(
     sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
     chosen = _options(models, sizes | options)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
-    found, targets, same = _planned(plan, dataset, config, console)
+    found, split, same = _planned(plan, dataset, config, console)
     console = console or Console(quiet=True)
     made = out is not None and make_folder(Path(out))
     values: dict[str, dict[str, np.ndarray]] = {}
@@ -217,7 +228,7 @@ def compare_models(
         entry = Entry(name)
         found.entries.append(entry)
         console.print(f"{name} …", highlight=False)
-        scored = _tried(found, entry, dataset, targets, chosen[name] | same, progress)
+        scored = _tried(found, entry, dataset, split, chosen[name] | same, progress)
         if scored is not None:
             values[name] = scored
             _judge(found, values)
@@ -237,8 +248,8 @@ def compare_models(
 
 def _planned(
     plan: Recommender, dataset: Dataset, config: CompareConfig, console: Console | None
-) -> tuple[Comparison, Targets, dict[str, Any]]:
-    """A comparison without models yet, its targets, and the options that all models share so that they get the same."""
+) -> tuple[Comparison, Split, dict[str, Any]]:
+    """A comparison without models yet, its split, and the options that all models share so that they get the same."""
     split = plan.split_config.apply(dataset)
     targets = split.test
     if len(targets) == 0:
@@ -247,18 +258,18 @@ def _planned(
     settled = settle_split(split, plan.split_config)
     facts = (len(targets), targets.held_out, asdict(split.check()), asdict(plan.train_config), config)
     same = {"split": settled.split, "keep_seen": settled.keep_seen}
-    return Comparison([], *facts, bool(settled.keep_seen)), targets, same
+    return Comparison([], *facts, bool(settled.keep_seen)), split, same
 
 
 def _tried(
-    found: Comparison, entry: Entry, dataset: Dataset, targets: Targets, options: Mapping[str, Any], progress: bool
+    found: Comparison, entry: Entry, dataset: Dataset, split: Split, options: Mapping[str, Any], progress: bool
 ) -> dict[str, np.ndarray] | None:
     """Train one model and rank with it. Returns None if it failed or was interrupted; its entry has the reason."""
     config = found.config
     try:
         recommender = _fit(entry, dataset, options, config.minutes, progress)
         if not recommender.interrupted:
-            return _values(recommender, targets, config, found.keep_seen, found.training["seed"])
+            return _values(recommender, split, config, found.keep_seen, found.training["seed"])
         found.interrupted = True
         entry.failed = "its training was interrupted"
     except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
@@ -304,18 +315,22 @@ def _fit(
     entry.how = recommender.summary
     entry.epochs = None if recommender.model.COUNTED else len(recommender.epochs)
     entry.parameters = sum(weight.numel() for weight in recommender.model.parameters())
+    addition = recommender.model.addition
+    entry.transitions = None if addition is None else addition.weight
     entry.bytes = sum(weight.numel() * weight.element_size() for weight in recommender.model.state_dict().values())
     return recommender
 
 
 def _values(
-    recommender: Recommender, targets: Targets, config: CompareConfig, keep_seen: bool, seed: int
+    recommender: Recommender, split: Split, config: CompareConfig, keep_seen: bool, seed: int
 ) -> dict[str, np.ndarray]:
     """The metrics of each user by protocol, ``float64[U, len(METRICS)]``."""
+    # The counts of the recommender are of the whole log.
+    model = recounted(recommender.model, split.train)
     found: dict[str, np.ndarray] = {}
     more: dict[str, Any] = {"negatives": config.test_negatives, "keep_seen": keep_seen, "seed": seed}
     for protocol in PROTOCOLS:
-        greater, ties = ranks(recommender.model, targets, protocol=protocol, **more)
+        greater, ties = ranks(model, split.test, protocol=protocol, **more)
         found[protocol] = np.column_stack([metrics.named(name, greater, ties) for name in METRICS])
     return found
 
