@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from seqrec import InputError, Recommender
 from seqrec.cli.app import main
 from seqrec.run.folder import Run
+from seqrec.run.tensors import checksum
 
 SIZES: dict[str, Any] = {"embedding_dim": 8, "num_blocks": 1, "max_length": 6, "feedforward_dims": (12, 8)}
 OPTIONS = SIZES | {"epochs": 2, "batch_size": 4, "evaluate_every": 1, "patience": 0}
 DATA = [f"data/{name}" for name in ("dataset.json", "items.npy", "timestamps.npy", "offsets.npy", "user_ids.npy",
                                     "user_id_offsets.npy", "item_ids.npy", "item_id_offsets.npy")]  # fmt: skip
-FILES = ["config.json", "weights.safetensors", *DATA, "metrics.json", "epochs.csv"]
+FILES = ["config.json", "weights.safetensors", "transitions.safetensors", *DATA, "metrics.json", "epochs.csv"]
 STATE, MEAN = "state/training.safetensors", "state/mean-2.safetensors"
 REFIT = ["weights-train.safetensors", "state/refit-all-2-training.safetensors"]
 
@@ -263,11 +265,13 @@ def test_sizes_are_compared_before_anything_is_made(run: Path, change: dict[str,
         ("slirec", {"num_categories": 10**12}),
         ("slirec", {"attention_length": 10**9, "max_length": 10**9}),
         ("markov", {"max_length": 2**70}),
+        ("transitions", {"max_length": 2**20, "decay": 1.0}),
+        ("transitions", {"distance": 2**40}),
     ],
 )
 def test_sizes_of_every_model(tmp_path: Path, model: str, change: dict[str, Any]) -> None:
     sizes = {"slirec": {"attention_hidden_dims": (8, 4), "hidden_dims": (8, 4)}}.get(model, {})
-    counted = {} if model == "markov" else {"epochs": 1, "embedding_dim": 8, "average_decay": 0.0}
+    counted = {} if model in ("markov", "transitions") else {"epochs": 1, "embedding_dim": 8, "average_decay": 0.0}
     Recommender(model, **sizes, **counted).fit(log(), tmp_path / "run")
     path = tmp_path / "run/config.json"
     values = json.loads(path.read_text())
@@ -405,6 +409,25 @@ def test_a_changed_number_is_noticed(run: Path) -> None:
 COUNTED: dict[str, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = {
     "popularity": [("counts", torch.zeros_like), ("counts", lambda x: x - 5), ("counts", lambda x: x[1:])],
     "recent-popularity": [("recent", lambda x: x + 100), ("recent", lambda x: x - 9), ("counts", torch.zeros_like)],
+    "transitions": [
+        ("counts", torch.zeros_like),
+        ("counts", lambda x: -x),
+        ("counts", lambda x: x[1:]),
+        ("offsets", lambda x: x + 1),
+        ("offsets", lambda x: x.flip(0)),
+        ("offsets", lambda x: x * 2**40),
+        ("offsets", lambda x: x[1:]),
+        ("columns", lambda x: x[1:]),
+        ("columns", lambda x: x * 10**6),
+        ("columns", lambda x: x - 10),
+        ("columns", lambda x: x.long()),
+        ("columns", lambda x: x[:, None]),
+        ("values", lambda x: x[1:]),
+        ("values", lambda x: -x),
+        ("values", lambda x: x * 1e30),
+        ("values", lambda x: x * torch.nan),
+        ("values", lambda x: x.double()),
+    ],
     "markov": [
         ("keys", lambda x: x[1:]),
         ("keys", lambda x: x.flip(0)),
@@ -433,6 +456,85 @@ def test_contents_of_counted_models(tmp_path: Path, model: str) -> None:
         assert "weights.safetensors" in refused(lambda: Recommender.load(tmp_path / "run"))
     Run(tmp_path / "run").save_weights(weights)
     assert Recommender.load(tmp_path / "run").recommend(k=2).height == 24
+
+
+# ---- transition counts beside the weights ----------------------------------------------------------------------------
+
+COUNTS = "transitions.safetensors"
+
+
+def forge(run: Path, change: Callable[[dict[str, torch.Tensor]], Any] = dict, **facts: Any) -> None:
+    """Change tensors, weight or constants of the counts as somebody would who knows the format."""
+    tensors = {name: value.clone().contiguous() for name, value in change(load_file(run / COUNTS)).items()}
+    mark = json.loads(metadata(run / COUNTS)["run"])
+    facts = {"weight": mark["weight"], "config": mark["config"]} | facts
+    mark |= facts | {"crc32": checksum(tensors, json.dumps(facts))}
+    save_file(tensors, run / COUNTS, metadata={"run": json.dumps(mark)})
+
+
+FORGED: dict[str, dict[str, Any]] = {
+    **{f"weight {weight}": {"weight": weight} for weight in (-1.0, float("nan"), float("inf"), 1e300, "x", None, [])},
+    **{f"config {config}": {"config": config} for config in (
+        None, [], {"decay": 2.0}, {"decay": "x"}, {"distance": 2**70}, {"max_length": 2**40}, {"unknown": 1},
+        {"scale": 1e300}, {"neighbours": 1e300}, {"successors": 0},
+    )},
+    "another table": {"change": lambda x: x | {"more": torch.ones(3)}},
+    "no counts": {"change": lambda x: {name: part for name, part in x.items() if name != "counts"}},
+    **{f"{name} {number}": {"change": lambda x, name=name, change=change: x | {name: change(x[name])}}
+       for number, (name, change) in enumerate(COUNTED["transitions"])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_counts_that_are_impossible(run: Path, what: str) -> None:
+    forge(run, lambda x: x | table_of(x))
+    assert Recommender.load(run).recommend(k=2).height == 24
+    forge(run, **FORGED[what])
+    message = refused(lambda: Recommender.load(run))
+    assert str(run / COUNTS) in message
+    assert "train again" in message
+
+
+def table_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A table in which each item leads to the one before it."""
+    num_items = len(tensors["counts"]) - 1
+    columns = torch.arange(1, num_items, dtype=torch.int32)
+    return {"offsets": torch.tensor([0, 0, *range(num_items)]), "columns": columns, "values": torch.ones(len(columns))}
+
+
+def test_counts_of_another_run_or_part_are_refused(run: Path, tmp_path: Path) -> None:
+    Recommender("sasrec", **OPTIONS | {"seed": 1}).fit(log(), tmp_path / "other")
+    whole = (run / COUNTS).read_bytes()
+    shutil.copy(tmp_path / "other" / COUNTS, run / COUNTS)
+    assert "another run" in refused(lambda: Recommender.load(run))
+    shutil.copy(run / "weights.safetensors", run / COUNTS)
+    assert "is not the transitions of this run" in refused(lambda: Recommender.load(run))
+    save_file(load_file(run / "weights.safetensors"), run / COUNTS)
+    assert "which run" in refused(lambda: Recommender.load(run))
+    (run / COUNTS).write_bytes(whole)
+    shutil.copy(run / COUNTS, run / "weights.safetensors")
+    assert "weights.safetensors" in refused(lambda: Recommender.load(run))
+
+
+def test_a_changed_weight_is_noticed(run: Path) -> None:
+    whole = (run / COUNTS).read_bytes()
+    forge(run, weight=2.0)
+    changed = (run / COUNTS).read_bytes()
+    (run / COUNTS).write_bytes(changed.replace(b'"weight\\": 2.0', b'"weight\\": 4.0'))
+    assert (run / COUNTS).read_bytes() not in (whole, changed)
+    assert "checksum" in refused(lambda: Recommender.load(run))
+
+
+def test_counts_that_are_gone_are_missed(run: Path) -> None:
+    (run / COUNTS).unlink()
+    facts = json.loads((run / "metrics.json").read_text())
+    for weight, missed in ((2.0, True), (0.0, False), ("x", False), (None, False)):
+        text = json.dumps(facts | {"transitions": {"weight": weight}})
+        (run / "metrics.json").write_text(text)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert Recommender.load(run).recommend(k=1).height == 12
+        assert [str(run / COUNTS) in str(one.message) for one in caught] == [True] * missed
 
 
 # ---- ids and histories -----------------------------------------------------------------------------------------------

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Length, Options, Range, Weight
+from seqrec.data.fields import Count, Options, Range
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.counting import Rows, sum_rows, weigh_pairs
 from seqrec.models.popularity import check_counts
+from seqrec.models.recent_popularity import recent_counts
 
 #: Number of items j that are kept for each item i by default, and in all.
 SUCCESSORS, ENTRIES = 400, 10**8
 SHRINKAGE = 5.0  # interactions added to those of each item, so that chance meetings of rare items count less
 LEAST_WEIGHT = 1e-3  # items of a history that weigh less than this, relative to the last one, are left out
+LARGEST = 1e12  # of the weights W; those that the ranges of the constants allow are below
 PRIOR = 1e-3  # score of the most popular item if it follows none of the history: popularity settles ties
 
 
@@ -31,18 +33,22 @@ class TransitionsConfig(Options):
         damping: Power of an item's popularity that divides the counts of transitions to it. 0 favours popular items.
         neighbours: Weight of the cosine of two items over the histories that hold both, in either order.
         decay: Weight of an item of the history, relative to the item after it.
+        recency: Weight of the logarithm of an item's interactions in the last days of the log; 0 without times.
+        days: Number of these days, up to the last interaction in training.
         successors: Maximum number of items to keep per item: those of highest weight. By default 400, or fewer in a
             catalogue of more than 250,000 items, so that they are 10^8 together.
         max_length: Number of most recent items of a history that the model sees.
     """
 
     distance: Annotated[int, Range(1, 10**4)] | None = None
-    scale: Annotated[float, Range(above=0)] | None = None
+    scale: Annotated[float, Range(above=0, most=10**6)] | None = None
     damping: Annotated[float, Range(0, 1)] | None = None
-    neighbours: Weight | None = None
+    neighbours: Annotated[float, Range(0, 10**6)] | None = None
     decay: Annotated[float, Range(above=0, most=1)] | None = None
+    recency: Annotated[float, Range(0, 10**6)] | None = None
+    days: Annotated[float, Range(above=0, most=10**6)] | None = None
     successors: Count | None = None
-    max_length: Length = 50
+    max_length: Annotated[int, Range(1, 4096)] = 50
 
     def resolved(self) -> "TransitionsConfig":
         """The config with a default for each constant that is neither given nor chosen."""
@@ -53,6 +59,8 @@ class TransitionsConfig(Options):
             damping=0.0 if self.damping is None else self.damping,
             neighbours=3.0 if self.neighbours is None else self.neighbours,
             decay=0.7 if self.decay is None else self.decay,
+            recency=0.0 if self.recency is None else self.recency,
+            days=7.0 if self.days is None else self.days,
         )
 
 
@@ -66,8 +74,9 @@ class Transitions(Model):
         S_ij = number of times that i and j were at most ``distance`` steps apart, in either order
         W_ij = log(1 + scale * A_ij * ((n + 5) / (n_j + 5))^damping) + neighbours * S_ij / sqrt((n_i + 5) (n_j + 5))
 
-    The score of j is the mean of W_ij over the items i of the history, weighted by ``decay`` to the power of their age:
-    0 for the last item. Popularity settles ties.
+    The score of j is the mean of W_ij over the items i of the history, weighted by ``decay`` to the power of their age,
+    0 for the last item; plus ``recency * log(1 + r_j)`` for r_j interactions in the last ``days``. Popularity settles
+    ties.
 
     The ``successors`` highest W_ij of each item i are kept, in three buffers: those of item i are
     ``columns[offsets[i]:offsets[i + 1]]``, ascending, and ``values`` there. Loading a state resizes the buffers.
@@ -79,6 +88,7 @@ class Transitions(Model):
     LENGTHS_OF_THE_LOG = frozenset({"columns", "values"})
     config: TransitionsConfig
     counts: Tensor
+    recent: Tensor
     offsets: Tensor
     columns: Tensor
     values: Tensor
@@ -89,6 +99,7 @@ class Transitions(Model):
         self.config = config.resolved()
         self.num_items = num_items
         self.register_buffer("counts", torch.zeros(num_items + 1, dtype=torch.int64))
+        self.register_buffer("recent", torch.zeros(num_items + 1, dtype=torch.int64))
         self.register_buffer("offsets", torch.zeros(num_items + 2, dtype=torch.int64))
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(0, dtype=torch.float32))
@@ -113,17 +124,20 @@ class Transitions(Model):
             beside=np.ones_like(steps) if config.neighbours else np.empty(0, dtype=np.float32),
             gains=(config.scale * popularity**-config.damping).astype(np.float32),
             factors=np.sqrt(config.neighbours / (counts + SHRINKAGE)).astype(np.float32),
-            most=config.successors or max(1, min(SUCCESSORS, ENTRIES // max(self.num_items, 1))),
+            most=min(config.successors or max(1, min(SUCCESSORS, ENTRIES // max(self.num_items, 1))), len(counts)),
             wanted=wanted,
         )  # fmt: skip
         device = self.counts.device
         self.counts.copy_(torch.from_numpy(counts))
+        if config.recency and histories.dataset.has_timestamps:
+            assert config.days is not None
+            self.recent.copy_(torch.from_numpy(recent_counts(histories, config.days)))
         self.offsets.copy_(torch.from_numpy(table.offsets))
         self.columns, self.values = (torch.from_numpy(part).to(device) for part in (table.columns, table.values))
 
     def take(self, other: "Transitions") -> "Transitions":
         """Use the counts of another model, which must not differ in what it counts. Returns this model."""
-        for name in ("counts", "offsets", "columns", "values"):
+        for name in ("counts", "recent", "offsets", "columns", "values"):
             setattr(self, name, getattr(other, name))
         return self
 
@@ -134,6 +148,7 @@ class Transitions(Model):
             ValueError: it is not.
         """
         check_counts(self.counts, "counts")
+        check_counts(self.recent, "recent counts")
         if not self.counts.any():
             raise ValueError("counts are all zero")
         if len(self.columns) != len(self.values):
@@ -142,6 +157,8 @@ class Transitions(Model):
             raise ValueError("offsets are out of range")
         if len(self.columns) and (int(self.columns.min()) < 1 or int(self.columns.max()) > self.num_items):
             raise ValueError("columns are out of range")
+        if len(self.values) and not (float(self.values.min()) >= 0 and float(self.values.max()) <= LARGEST):
+            raise ValueError("values are out of range")
 
     def newest(self, histories: Histories) -> Tensor:
         """The hidden states of the last tokens of M histories, as from :meth:`encode_last`: ``int64[M, reach]``."""
@@ -184,11 +201,18 @@ class Transitions(Model):
         table = Rows(*(part.cpu().numpy() for part in (self.offsets, self.columns, self.values)))
         return sum_rows(table, offsets, newest[there].astype(np.int32), weights[there].astype(np.float32))
 
+    def recent_scores(self) -> Tensor | None:
+        """The part of the score that follows from recent interactions, ``float32[I + 1]``; None if there is none."""
+        return self.config.recency * torch.log1p(self.recent.float()) if self.config.recency else None
+
     def prior(self) -> Tensor:
-        """The score of an item by its popularity, at most ``PRIOR``: ``float32[I + 1]``; 0 for the padding."""
+        """The score of each item without a history, ``float32[I + 1]``: of recent interactions, and at most ``PRIOR``
+        by popularity; 0 for the padding.
+        """
         logs = torch.log1p(self.counts.float())
         logs[0] = 0
-        return PRIOR * logs / logs.max().clamp(min=1)
+        recent, popular = self.recent_scores(), PRIOR * logs / logs.max().clamp(min=1)
+        return popular if recent is None else popular + recent
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Scores in the shapes of :meth:`Model.score`."""

@@ -1,6 +1,6 @@
 """The transition counts of a run, in ``transitions.safetensors``: their table, their constants and their weight."""
 
-import math
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from seqrec.run.layout import METRICS, TRANSITIONS
 from seqrec.run.tensors import check_finite, checksum, load_tensors, mark_of, read_header, write_tensors
 
 PART = "transitions"
+LARGEST = 1e9  # weight; one that is chosen is far below. It keeps sums finite
 
 
 def write_addition(folder: Path, run: str, addition: Addition | None) -> None:
@@ -22,7 +23,8 @@ def write_addition(folder: Path, run: str, addition: Addition | None) -> None:
         path.unlink(missing_ok=True)
         return
     tensors = addition.transitions.state_dict()
-    mark = mark_of(run, PART, tensors, weight=addition.weight, config=asdict(addition.transitions.config))
+    facts: dict[str, Any] = {"weight": addition.weight, "config": asdict(addition.transitions.config)}
+    mark = mark_of(run, PART, **facts, crc32=checksum(tensors, json.dumps(facts)))
     with replacing(path) as new:
         write_tensors(new, tensors, mark)
 
@@ -47,12 +49,12 @@ def read_addition(folder: Path, run: str, num_items: int) -> Addition | None:
     try:
         weight = float(mark["weight"])
         transitions = Transitions(TransitionsConfig(**mark["config"]), num_items)
-        if not (math.isfinite(weight) and weight >= 0):
+        if not 0 <= weight <= LARGEST:
             raise ValueError(f"the weight is {weight}")
         header.check_shapes(transitions.state_dict(), transitions.LENGTHS_OF_THE_LOG)
         tensors = load_tensors(header)
         check_finite(path, tensors.items())
-        if mark.get("crc32") != checksum(tensors):
+        if mark.get("crc32") != checksum(tensors, json.dumps({name: mark[name] for name in ("weight", "config")})):
             raise ValueError("its checksum differs")
         transitions.load_state_dict(tensors)
         transitions.check_weights()

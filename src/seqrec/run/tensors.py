@@ -85,9 +85,9 @@ def mark_of(run: str, part: str, tensors: Mapping[str, Tensor] | None = None, **
     return {_MARK: json.dumps(mark)}
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of the tensors' names and content. It detects accidental damage, not forgery."""
-    value = 0
+def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
+    """CRC-32 of a text and the tensors' names and content. It detects accidental damage, not forgery."""
+    value = zlib.crc32(text.encode())
     for name in sorted(tensors):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         content = flat.view(torch.uint8).numpy() if len(flat) else b""  # a counted model may have empty tensors
