@@ -16,13 +16,13 @@ from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states
 MOST_USERS = 4000  # of the validation; more would cost time and change little
 #: Values to try for each constant, one constant after another.
 VALUES = {
+    "recency": (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "days": (1.0, 3.0, 7.0, 14.0, 30.0),
     "distance": (5, 20, 50),
     "damping": (0.0, 0.25, 0.5),
     "neighbours": (0.0, 1.0, 3.0, 10.0, 30.0),
     "decay": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     "scale": (1.0, 2.0, 5.0, 10.0, 30.0),
-    "recency": (0.0, 0.03, 0.1, 0.3, 1.0, 3.0),
-    "days": (1.0, 7.0, 30.0),
 }
 NEED_TIMES = ("recency", "days")
 WEIGHTS = tuple(2.0**power for power in range(-3, 7))
