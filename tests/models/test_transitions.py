@@ -179,9 +179,33 @@ def test_counts_of_another_model_are_shared(train: Histories) -> None:
 
 def test_what_is_not_given_has_a_default() -> None:
     defaults = TransitionsConfig().resolved()
-    assert None not in (defaults.distance, defaults.scale, defaults.damping, defaults.neighbours, defaults.decay)
-    asked = TransitionsConfig(distance=3, scale=2.0, damping=0.5, neighbours=0.0, decay=1.0)
+    given = {name: value for name, value in vars(defaults).items() if name != "successors"}  # depends on the catalogue
+    assert None not in given.values()
+    asked = TransitionsConfig(
+        distance=3, scale=2.0, damping=0.5, neighbours=0.0, decay=1.0, recency=0.5, days=2.0, successors=9
+    )
     assert asked.resolved() == asked
+
+
+def test_recent_interactions_count_for_every_history() -> None:
+    frame = pl.DataFrame(
+        {
+            "user_id": [0, 0, 0, 1, 1],
+            "item_id": [1, 2, 3, 3, 4],
+            "timestamp": [0, 50 * 86_400, 99 * 86_400, 0, 100 * 86_400],
+        }
+    )
+    histories = all_histories(prepare(frame))
+    model, plain = (Transitions(TransitionsConfig(recency=some, days=2.0), 4) for some in (0.5, 0.0))
+    for counts in (model, plain):
+        counts.count(histories)
+    assert model.recent.tolist() == [0, 0, 0, 1, 1]
+    assert plain.recent_scores() is None
+    states = plain.newest(histories)
+    expected = plain.score(states) + 0.5 * torch.log1p(torch.tensor([0.0, 0, 0, 1, 1]))
+    torch.testing.assert_close(model.score(states), expected)
+    candidates = torch.tensor([[3, 1], [4, 2]])
+    torch.testing.assert_close(model.score(states, candidates), expected.gather(1, candidates))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +224,7 @@ def test_constants_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 BAD: dict[str, dict[str, torch.Tensor]] = {
     "counts are all zero": {"counts": torch.zeros(4, dtype=torch.int64)},
     "counts are negative": {"counts": torch.tensor([0, 1, -1, 2])},
+    "recent counts are negative": {"recent": torch.tensor([0, 1, -1, 2])},
     "more columns": {"columns": torch.tensor([2, 3, 1, 1], dtype=torch.int32)},
     "fewer values": {"values": torch.ones(2)},
     "column 0": {"columns": torch.tensor([2, 0, 1], dtype=torch.int32)},
@@ -216,7 +241,7 @@ BAD: dict[str, dict[str, torch.Tensor]] = {
 def small() -> Transitions:
     """Counts of three items."""
     model = Transitions(TransitionsConfig(), 3)
-    state = {"counts": [0, 3, 2, 1], "offsets": [0, 0, 1, 2, 3], "columns": [2, 3, 1]}
+    state = {"counts": [0, 3, 2, 1], "recent": [0, 0, 1, 0], "offsets": [0, 0, 1, 2, 3], "columns": [2, 3, 1]}
     kinds = {"columns": torch.int32}
     tensors = {name: torch.tensor(part, dtype=kinds.get(name, torch.int64)) for name, part in state.items()}
     model.load_state_dict({**tensors, "values": torch.tensor([1.0, 2.0, 3.0])})

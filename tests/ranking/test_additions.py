@@ -1,6 +1,7 @@
 """Ranking with transition counts added equals ranking by dense scores, wherever scores are ranked."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from seqrec.ranking.scoring import evaluation_mode, last_states
 from seqrec.ranking.topk import best
 
 WEIGHT = 0.7
-CONSTANTS = TransitionsConfig(damping=0.25, decay=0.8, distance=4, successors=12)
+CONSTANTS = TransitionsConfig(damping=0.25, decay=0.8, distance=4, successors=12, recency=0.3, days=0.005)
+UNDATED = replace(CONSTANTS, recency=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def model_of(kind: str, dataset: Dataset, split: Split, weight: float = WEIGHT) 
         model = GRU4Rec(GRU4RecConfig(embedding_dim=8, max_length=6), dataset.num_items)
     else:  # not factored
         model = SLiRec(SLiRecConfig(embedding_dim=8, max_length=6), dataset.num_items, dataset.num_users)
-    model.addition = counted_addition(CONSTANTS, weight, split.train)
+    model.addition = counted_addition(UNDATED if kind == "gru4rec" else CONSTANTS, weight, split.train)
     return model.eval()
 
 
@@ -72,7 +74,8 @@ def dense(model: Model, histories: Histories) -> np.ndarray:
         scores = model.score(last_states(model, histories)).numpy().astype(np.float64)
         if model.addition is not None:
             counts = model.addition.transitions
-            counted = counts.score(counts.newest(histories)) - counts.prior()
+            popularity = counts.prior() if counts.recent_scores() is None else counts.prior() - counts.recent_scores()
+            counted = counts.score(counts.newest(histories)) - popularity
             scores = scores + model.addition.weight * counted.numpy().astype(np.float64)
     return scores
 

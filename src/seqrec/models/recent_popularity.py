@@ -62,15 +62,7 @@ class RecentPopularity(Model):
         dataset = histories.dataset
         if not dataset.has_timestamps:
             raise InputError("recent-popularity needs timestamps, which the log does not have; use popularity")
-        histories = histories.take(histories.lengths > 0)
-        recent = np.zeros(self.num_items + 1, dtype=np.int64)
-        if len(histories):
-            from_time = int(dataset.timestamps[histories.ends - 1].max()) - self.config.days * _SECONDS_PER_DAY
-            longest = int(histories.lengths.max())
-            for start in range(0, len(histories), _HISTORIES_AT_ONCE):
-                batch = pack(histories.take(slice(start, start + _HISTORIES_AT_ONCE)), longest)
-                late = batch.timestamps.numpy() >= from_time
-                recent += np.bincount(batch.items.numpy()[late], minlength=self.num_items + 1)
+        recent = recent_counts(histories, self.config.days)
         self.recent.copy_(torch.from_numpy(recent))
         self.counts.copy_(torch.from_numpy(histories.item_counts()))
 
@@ -91,3 +83,19 @@ class RecentPopularity(Model):
         # few distinct counts, so float32 can represent the sum while the recent count times their number is below 2^24.
         different, place = torch.unique(self.counts, return_inverse=True)
         return same_for_all(self.recent.float() + place.float() / len(different), hidden, items)
+
+
+def recent_counts(histories: Histories, days: float) -> np.ndarray:
+    """Interactions of each item in the last days up to the last interaction of the histories, ``int64[I + 1]``."""
+    dataset = histories.dataset
+    histories = histories.take(histories.lengths > 0)
+    recent = np.zeros(dataset.num_items + 1, dtype=np.int64)
+    if len(histories) == 0:
+        return recent
+    from_time = int(dataset.timestamps[histories.ends - 1].max()) - days * _SECONDS_PER_DAY
+    longest = int(histories.lengths.max())
+    for start in range(0, len(histories), _HISTORIES_AT_ONCE):
+        batch = pack(histories.take(slice(start, start + _HISTORIES_AT_ONCE)), longest)
+        late = batch.timestamps.numpy() >= from_time
+        recent += np.bincount(batch.items.numpy()[late], minlength=dataset.num_items + 1)
+    return recent

@@ -13,6 +13,7 @@ from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.counting import Rows, sum_rows, weigh_pairs
 from seqrec.models.popularity import check_counts
+from seqrec.models.recent_popularity import recent_counts
 
 #: Number of items j that are kept for each item i by default, and in all.
 SUCCESSORS, ENTRIES = 400, 10**8
@@ -32,6 +33,8 @@ class TransitionsConfig(Options):
         damping: Power of an item's popularity that divides the counts of transitions to it. 0 favours popular items.
         neighbours: Weight of the cosine of two items over the histories that hold both, in either order.
         decay: Weight of an item of the history, relative to the item after it.
+        recency: Weight of the logarithm of an item's interactions in the last days of the log; 0 without times.
+        days: Number of these days, up to the last interaction in training.
         successors: Maximum number of items to keep per item: those of highest weight. By default 400, or fewer in a
             catalogue of more than 250,000 items, so that they are 10^8 together.
         max_length: Number of most recent items of a history that the model sees.
@@ -42,6 +45,8 @@ class TransitionsConfig(Options):
     damping: Annotated[float, Range(0, 1)] | None = None
     neighbours: Annotated[float, Range(0, 10**6)] | None = None
     decay: Annotated[float, Range(above=0, most=1)] | None = None
+    recency: Annotated[float, Range(0, 10**6)] | None = None
+    days: Annotated[float, Range(above=0, most=10**6)] | None = None
     successors: Count | None = None
     max_length: Annotated[int, Range(1, 4096)] = 50
 
@@ -54,6 +59,8 @@ class TransitionsConfig(Options):
             damping=0.0 if self.damping is None else self.damping,
             neighbours=3.0 if self.neighbours is None else self.neighbours,
             decay=0.7 if self.decay is None else self.decay,
+            recency=0.0 if self.recency is None else self.recency,
+            days=7.0 if self.days is None else self.days,
         )
 
 
@@ -67,8 +74,9 @@ class Transitions(Model):
         S_ij = number of times that i and j were at most ``distance`` steps apart, in either order
         W_ij = log(1 + scale * A_ij * ((n + 5) / (n_j + 5))^damping) + neighbours * S_ij / sqrt((n_i + 5) (n_j + 5))
 
-    The score of j is the mean of W_ij over the items i of the history, weighted by ``decay`` to the power of their age:
-    0 for the last item. Popularity settles ties.
+    The score of j is the mean of W_ij over the items i of the history, weighted by ``decay`` to the power of their age,
+    0 for the last item; plus ``recency * log(1 + r_j)`` for r_j interactions in the last ``days``. Popularity settles
+    ties.
 
     The ``successors`` highest W_ij of each item i are kept, in three buffers: those of item i are
     ``columns[offsets[i]:offsets[i + 1]]``, ascending, and ``values`` there. Loading a state resizes the buffers.
@@ -80,6 +88,7 @@ class Transitions(Model):
     LENGTHS_OF_THE_LOG = frozenset({"columns", "values"})
     config: TransitionsConfig
     counts: Tensor
+    recent: Tensor
     offsets: Tensor
     columns: Tensor
     values: Tensor
@@ -90,6 +99,7 @@ class Transitions(Model):
         self.config, self.constants = config, config.resolved()
         self.num_items = num_items
         self.register_buffer("counts", torch.zeros(num_items + 1, dtype=torch.int64))
+        self.register_buffer("recent", torch.zeros(num_items + 1, dtype=torch.int64))
         self.register_buffer("offsets", torch.zeros(num_items + 2, dtype=torch.int64))
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(0, dtype=torch.float32))
@@ -119,12 +129,15 @@ class Transitions(Model):
         )  # fmt: skip
         device = self.counts.device
         self.counts.copy_(torch.from_numpy(counts))
+        if config.recency and histories.dataset.has_timestamps:
+            assert config.days is not None
+            self.recent.copy_(torch.from_numpy(recent_counts(histories, config.days)))
         self.offsets.copy_(torch.from_numpy(table.offsets))
         self.columns, self.values = (torch.from_numpy(part).to(device) for part in (table.columns, table.values))
 
     def take(self, other: "Transitions") -> "Transitions":
         """Use the counts of another model, which must not differ in what it counts. Returns this model."""
-        for name in ("counts", "offsets", "columns", "values"):
+        for name in ("counts", "recent", "offsets", "columns", "values"):
             setattr(self, name, getattr(other, name))
         return self
 
@@ -135,6 +148,7 @@ class Transitions(Model):
             ValueError: it is not.
         """
         check_counts(self.counts, "counts")
+        check_counts(self.recent, "recent counts")
         if not self.counts.any():
             raise ValueError("counts are all zero")
         if len(self.columns) != len(self.values):
@@ -187,11 +201,18 @@ class Transitions(Model):
         table = Rows(*(part.cpu().numpy() for part in (self.offsets, self.columns, self.values)))
         return sum_rows(table, offsets, newest[there].astype(np.int32), weights[there].astype(np.float32))
 
+    def recent_scores(self) -> Tensor | None:
+        """The part of the score that follows from recent interactions, ``float32[I + 1]``; None if there is none."""
+        return self.config.recency * torch.log1p(self.recent.float()) if self.config.recency else None
+
     def prior(self) -> Tensor:
-        """The score of an item by its popularity, at most ``PRIOR``: ``float32[I + 1]``; 0 for the padding."""
+        """The score of each item without a history, ``float32[I + 1]``: of recent interactions, and at most ``PRIOR``
+        by popularity; 0 for the padding.
+        """
         logs = torch.log1p(self.counts.float())
         logs[0] = 0
-        return PRIOR * logs / logs.max().clamp(min=1)
+        recent, popular = self.recent_scores(), PRIOR * logs / logs.max().clamp(min=1)
+        return popular if recent is None else popular + recent
 
     def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
         """Scores in the shapes of :meth:`Model.score`."""

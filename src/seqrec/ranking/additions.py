@@ -55,6 +55,8 @@ def rank_after(
             prior = prior[torch.from_numpy(catalogue.items).to(prior.device)]
         catalogue = Catalogue(model, catalogue.items, prior)
         states = torch.ones(len(states), 1, device=states.device)
+    elif catalogue.offsets is not None and catalogue.vectors is not None:
+        states = torch.cat([states, states.new_ones(len(states), 1)], dim=1)
     if addition is None or addition.weight == 0:
         return rank(catalogue, states, k, left_out=left_out, denied=denied, targets=targets, batch_size=batch_size)
     parts = []
@@ -84,4 +86,5 @@ def score_after(model: Model, histories: Histories, states: Tensor, items: Tenso
     if model.addition is None or model.addition.weight == 0:
         return scores
     transitions = model.addition.transitions
-    return scores + model.addition.weight * transitions.looked_up(transitions.newest(histories), items)
+    counts, recent = transitions.looked_up(transitions.newest(histories), items), transitions.recent_scores()
+    return scores + model.addition.weight * (counts if recent is None else counts + recent[items])

@@ -95,14 +95,21 @@ class Catalogue:
         self.device = device_of(model)
         self.columns = model.num_items + 1 if items is None else len(items)
         self._items = None if items is None else torch.from_numpy(items).to(self.device)
+        #: Numbers to add to the scores of the items, ``float32[C]``, by the model's addition.
+        self.offsets = None if vectors is not None else _offsets(model, self._items)
         if vectors is None and model.FACTORED:
             vectors = model.item_vectors() if self._items is None else model.vectors_of(self._items)
+            if self.offsets is not None:
+                vectors = torch.cat([vectors, self.offsets[:, None].to(vectors.dtype)], dim=1)
         self.vectors = None if vectors is None else at_least_float32(vectors)
 
     def only(self, items: np.ndarray) -> "Catalogue":
         """A catalogue of only these items, sorted ``int64[C]``; for a catalogue of all items."""
         vectors = None if self.vectors is None else self.vectors[torch.from_numpy(items).to(self.device)]
-        return Catalogue(self.model, items, vectors)
+        catalogue = Catalogue(self.model, items, vectors)
+        if self.offsets is not None:
+            catalogue.offsets = self.offsets[torch.from_numpy(items).to(self.device)]
+        return catalogue
 
     @property
     def rows(self) -> int:
@@ -148,7 +155,18 @@ class Catalogue:
             out = memory[: len(states) * self.columns].view(len(states), self.columns)
             return torch.mm(at_least_float32(states), self.vectors.T, out=out)
         scores = self.model.score(states) if self._items is None else self.model.score(states, self._items)
-        return at_least_float32(scores).clone()
+        scores = at_least_float32(scores)
+        return scores.clone() if self.offsets is None else scores + self.offsets
+
+
+def _offsets(model: Model, items: Tensor | None) -> Tensor | None:
+    """The numbers that the model's addition adds to the scores of these items whatever the history, or None."""
+    if model.addition is None or model.addition.weight == 0:
+        return None
+    recent = model.addition.transitions.recent_scores()
+    if recent is None:
+        return None
+    return model.addition.weight * (recent if items is None else recent[items])
 
 
 class Ranking(NamedTuple):

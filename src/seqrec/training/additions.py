@@ -16,12 +16,15 @@ from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states
 MOST_USERS = 4000  # of the validation; more would cost time and change little
 #: Values to try for each constant, one constant after another.
 VALUES = {
+    "recency": (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "days": (1.0, 3.0, 7.0, 14.0, 30.0),
     "distance": (5, 20, 50),
     "damping": (0.0, 0.25, 0.5),
     "neighbours": (0.0, 1.0, 3.0, 10.0, 30.0),
     "decay": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     "scale": (1.0, 2.0, 5.0, 10.0, 30.0),
 }
+NEED_TIMES = ("recency", "days")
 WEIGHTS = tuple(2.0**power for power in range(-3, 7))
 LEVEL = 0.05  # of the paired test of whether the counts help
 
@@ -68,7 +71,7 @@ def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, s
     counted: dict[TransitionsConfig, Transitions] = {}
 
     def quality(asked: TransitionsConfig) -> float:
-        table = replace(asked, decay=1.0)  # counts do not depend on it
+        table = replace(asked, decay=1.0, recency=float(asked.recency != 0))  # counts do not depend on their values
         if table not in counted:
             counted.clear()
             counted[table] = Transitions(table, num_items)
@@ -78,7 +81,8 @@ def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, s
 
     highest = quality(best)
     for name, values in VALUES.items():
-        for value in values if getattr(config, name) is None else ():
+        fixed = getattr(config, name) is not None or (name in NEED_TIMES and not split.train.dataset.has_timestamps)
+        for value in () if fixed else values:
             asked = replace(best, **{name: value})  # type: ignore[arg-type]
             if asked != best and (found := quality(asked)) > highest:
                 best, highest = asked, found
