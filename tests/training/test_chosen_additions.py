@@ -91,10 +91,11 @@ def test_neither_constants_nor_weight_depend_on_test_items() -> None:
     assert weights[0] == weights[1]
 
 
-def test_the_weight_is_the_best_on_validation_items() -> None:
+@pytest.mark.parametrize("recency", [0.0, 0.3])
+def test_the_weight_is_the_best_on_validation_items(recency: float) -> None:
     dataset = prepare(rings())
     split, model = split_last_two(dataset), fresh(dataset)
-    constants = TransitionsConfig().resolved()
+    constants = TransitionsConfig(recency=recency, days=0.01).resolved()
     chosen = choose_weight(model, constants, split, keep_seen=False, seed=0)
     assert model.addition is None
     assert chosen.users == len(split.valid)

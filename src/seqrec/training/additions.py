@@ -106,13 +106,13 @@ def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep
     transitions.count(split.train, _items_in(targets, constants))
     transitions.eval()
     with evaluation_mode(model):
-        states, catalogue = last_states(model, targets.histories), Catalogue(model)
+        states = last_states(model, targets.histories)
         tried: dict[float, np.ndarray] = {}
 
         def attempt(weights: Iterable[float]) -> float:
             for weight in weights:
                 model.addition = Addition(transitions, weight) if weight else None
-                found = ranks_after(catalogue, states, targets, keep_seen)
+                found = ranks_after(Catalogue(model), states, targets, keep_seen)  # it holds the recent counts
                 tried[weight] = metrics.named("ndcg@10", *found)
             return max(tried, key=lambda weight: float(tried[weight].mean()))
 
