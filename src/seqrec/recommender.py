@@ -31,10 +31,11 @@ from seqrec.run.config import CONFIG, Refit, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
-from seqrec.training.checks import say_split
+from seqrec.training.checks import say, say_split
 from seqrec.training.config import TrainConfig
 from seqrec.training.fitting import fitted
-from seqrec.training.plan import planned
+from seqrec.training.plan import begun_configs, planned
+from seqrec.training.recipe import lines
 
 BLOCK = 2 * USERS_AT_ONCE  # users per frame
 
@@ -138,9 +139,11 @@ class Recommender:
             log = prepare(read_log_with_summary(log, needs_rating=rated)[0], self.prepare_config)
         dataset: Dataset = log if items is None else log.with_items(items)
         chosen = self.model_config, self.train_config, self.prepare_config, self.split_config, self.refit
-        plan = planned(dataset, self.model_name, *chosen)
-        say_split(plan[1], console)
-        found = fitted(dataset, plan, self.train_config, place, resume=resume, **ways)
+        begun = begun_configs(place) if place is not None and resume else ()
+        plan = planned(dataset, self.model_name, *chosen, begun=begun)
+        say_split(plan.split, console)
+        say(lines(plan.recipe), console)
+        found = fitted(dataset, plan, place, resume=resume, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
         self._trained_on, self._first = found.trained_on, found.first
         self.epochs, self.metrics, self.evaluations = found.epochs, found.metrics, found.evaluations

@@ -21,7 +21,7 @@ from seqrec.run.refit import RefitPlan
 from seqrec.training.additions import ChosenWeight, choose_constants, choose_weight, facts_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
-from seqrec.training.plan import check_items, counted
+from seqrec.training.plan import Plan, check_items, counted
 from seqrec.training.refitting import refit
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
@@ -64,8 +64,7 @@ class Fitted:
 
 def fitted(
     dataset: Dataset,
-    plan: tuple[RunConfig, Split, Model],
-    training: TrainConfig,
+    plan: Plan,
     place: Place | None,
     *,
     resume: bool = False,
@@ -76,14 +75,13 @@ def fitted(
 
     Args:
         dataset: dataset to fit.
-        plan: configuration, split and model, from :func:`seqrec.training.plan.planned`.
-        training: options of training.
+        plan: what to do, from :func:`seqrec.training.plan.planned`.
         place: locked run folder to write. By default nothing is written and nothing tested.
         resume: continue the run in ``place``.
         progress: show a progress bar.
         stop: see :func:`seqrec.train`. The refit is not stopped.
     """
-    config, split, model = plan
+    config, split, model, training = plan.config, plan.split, plan.model, plan.recipe.training
     found = Fitted(config, split, model, model)
     run = _trained(found, dataset, training, place, resume, progress, stop)
     model.eval()

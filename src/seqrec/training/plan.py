@@ -1,7 +1,8 @@
 """Configuration, split and model of a fit, checked before anything is written."""
 
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +19,28 @@ from seqrec.models.base import Model
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
+from seqrec.run.place import Place
 from seqrec.training.additions import choose_constants
 from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_split
 from seqrec.training.config import TrainConfig
+from seqrec.training.recipe import Recipe, again, choose, facts_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fit that is ready to start.
+
+    Args:
+        config: configuration of the run, with every default resolved.
+        split: split of the dataset.
+        model: model with fresh weights.
+        recipe: options of the model and of training, with what was chosen from the log.
+    """
+
+    config: RunConfig
+    split: Split
+    model: Model
+    recipe: Recipe
 
 
 def planned(
@@ -31,8 +51,10 @@ def planned(
     filters: PrepareConfig,
     split_config: SplitConfig,
     refit: Refit = "off",
-) -> tuple[RunConfig, Split, Model]:
-    """The configuration of a run with every default resolved, its split, and its model with fresh weights.
+    minutes: float | None = None,
+    begun: Sequence[RunConfig] = (),
+) -> Plan:
+    """Settle everything that a fit needs. Options that are None are chosen from the log.
 
     Args:
         dataset: dataset to fit.
@@ -42,6 +64,9 @@ def planned(
         filters: filters that the dataset was prepared with.
         split_config: options of the split. If ``split`` is auto or ``keep_seen`` is None, the data decide.
         refit: on what the recipe is trained again after the test.
+        minutes: time limit, by which options may be chosen.
+        begun: configurations of runs that may be resumed. What was chosen for the one that the options agree with is
+            not chosen again.
 
     Raises:
         InputError: an option does not fit the data or this machine.
@@ -54,11 +79,15 @@ def planned(
         sizes = settle_categories(name, sizes, dataset.item_table)
     if isinstance(sizes, TransitionsConfig):
         sizes = choose_constants(sizes, split, settle_split(split, split_config).keep_seen or False, training.seed)
+    recipe = Recipe(sizes.resolved(), training)
     if not is_counted:
+        recipe = again(begun, name, sizes, training) or choose(name, sizes, training, facts_of(split.train, minutes))
+        sizes, training = recipe.sizes.resolved(), recipe.training.resolved()
         check_trainable(split, training, MODELS[name])
         shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
         steps = len(Epoch(split.train, seed=0, **shown))
         training = training.resolved_for(MODELS[name].LOSS, dataset.num_items, steps)
+        recipe = replace(recipe, sizes=sizes, training=training)
     config = RunConfig(
         model=name,
         model_config=asdict(sizes.resolved()),
@@ -70,11 +99,23 @@ def planned(
         split=settle_split(split, split_config),
         training={} if is_counted else asdict(training),
         refit=refit,
+        recipe=recipe.reasons,
     )
     model = fresh_model(config, dataset)
     if not is_counted:
         check_passes(model, split.train, training)
-    return config, split, model
+    return Plan(config, split, model, recipe)
+
+
+def begun_configs(place: Place) -> list[RunConfig]:
+    """The configurations of the runs in a place that may be resumed. Damaged ones are left out here."""
+    found = []
+    for folder in (*place.unfinished(), place.folder):
+        try:
+            found.append(Run(folder).config)
+        except InputError:
+            continue  # resuming it says what is wrong
+    return found
 
 
 def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
