@@ -298,8 +298,7 @@ def _fit(
     recommender = Recommender(entry.model, **options)
     entry.config = asdict(recommender.model_config)
     begin = time.monotonic()
-    stop = None if minutes is None else lambda: time.monotonic() - begin >= 60 * minutes
-    recommender.fit(dataset, progress=progress, stop=stop)
+    recommender.fit(dataset, progress=progress, minutes=minutes)
     entry.seconds = time.monotonic() - begin
     entry.how = recommender.summary
     entry.epochs = None if recommender.model.COUNTED else len(recommender.epochs)
