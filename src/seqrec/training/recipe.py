@@ -183,7 +183,8 @@ def _batch_size(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
     del model
     count = facts.windows(_length(recipe), recipe.training.windows or "last")
     value = next((size for size in BATCH_SIZES if count >= size * FEWEST_STEPS), BATCH_SIZES[-1])
-    few = f"{count:,} windows make only {-(-count // BATCH_SIZES[0]):,} steps of {BATCH_SIZES[0]}"
+    steps = -(-count // BATCH_SIZES[0])
+    few = f"{count:,} windows make only {steps:,} step{'s' * (steps != 1)} of {BATCH_SIZES[0]}"
     return value, "" if value == BATCH_SIZES[0] else few
 
 
