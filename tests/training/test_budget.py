@@ -38,7 +38,7 @@ def log(users: int = 60) -> pl.DataFrame:
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf"), 10**7, "5", True, None, [1]])
 def test_minutes_that_are_none(minutes: Any) -> None:
-    with pytest.raises(InputError, match="minutes is .*; give a number above 0"):
+    with pytest.raises(InputError, match=r"minutes is .*; give a number above 0"):
         Budget(minutes)
 
 
@@ -94,9 +94,10 @@ def test_constants_of_counts_are_not_chosen_in_a_hurry() -> None:
     clock = Clock()
     hurried = counted_transitions(split, False, 0, Budget(1e-9, begun=-1, clock=clock))
     assert hurried.config == TransitionsConfig().resolved()
-    assert counted_transitions(split, False, 0, Budget(10, clock=clock)).config == counted_transitions(
-        split, False, 0
-    ).config
+    assert (
+        counted_transitions(split, False, 0, Budget(10, clock=clock)).config
+        == counted_transitions(split, False, 0).config
+    )
 
 
 @pytest.mark.parametrize("refit", ["off", "valid"])
