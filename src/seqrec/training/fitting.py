@@ -9,6 +9,7 @@ from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
 from seqrec.errors import TrainingWarning, warn
 from seqrec.models.base import Model
+from seqrec.models.transitions import TransitionsConfig
 from seqrec.ranking.additions import counted_addition
 from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Evaluation, Protocol
