@@ -76,9 +76,10 @@ def test_the_class(name, dataset):
     assert is_dataclass(kind.Config)
     assert kind.Config.__dataclass_params__.frozen
     default = kind.Config()
-    assert default.max_length >= 1
     model = kind(default, dataset.num_items, dataset.num_users)
-    assert model.config is default
+    assert model.config == default.resolved()
+    assert model.config.max_length == model.max_length >= 1
+    assert model.config.resolved() == model.config
     assert model.num_items == dataset.num_items
     assert (len(list(model.parameters())) == 0) == kind.COUNTED
 

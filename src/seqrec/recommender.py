@@ -31,10 +31,10 @@ from seqrec.run.config import CONFIG, Refit, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, reading
-from seqrec.training.checks import say_split
+from seqrec.training.budget import Budget, budget_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.fitting import fitted
-from seqrec.training.plan import planned
+from seqrec.training.plan import planned, say_plan
 
 BLOCK = 2 * USERS_AT_ONCE  # users per frame
 
@@ -93,6 +93,7 @@ class Recommender:
         resume: bool = False,
         overwrite: bool = False,
         progress: bool = False,
+        minutes: float | Budget | None = None,
         stop: Callable[[], bool] | None = None,
         console: Console | None = None,
     ) -> "Recommender":
@@ -108,6 +109,9 @@ class Recommender:
             resume: continue the run in ``out``. The log and the options must be those that it was started with.
             overwrite: replace the run in ``out``.
             progress: show a progress bar.
+            minutes: time limit for all of it, kept within about 10 %: training ends early enough for what follows, and
+                options that are not given may depend on it. A run that it ends can be resumed with more minutes, and
+                cannot be reproduced byte for byte.
             stop: function that is called after every training step and ends training by returning True; see
                 :func:`train`. A refit is not stopped.
             console: console that says, before training, how the log was split and what :meth:`Split.check` found. By
@@ -123,12 +127,12 @@ class Recommender:
             raise InputError("resume and overwrite need a run folder; give out")
         if resume and overwrite:
             raise InputError("resume and overwrite exclude each other; give one")
-        given = [log]
+        given, budget = [log], budget_of(minutes)
         del log  # frees the frame before training, unless the caller still holds it
         # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
-            self._fit(given, items, place, resume, console, progress=progress, stop=stop)
+            self._fit(given, items, place, resume, console, progress=progress, stop=stop, budget=budget)
         return self
 
     def _fit(self, given: list[Any], items: Any, place: Place | None, resume: bool, console: Any, **ways: Any) -> None:
@@ -138,9 +142,9 @@ class Recommender:
             log = prepare(read_log_with_summary(log, needs_rating=rated)[0], self.prepare_config)
         dataset: Dataset = log if items is None else log.with_items(items)
         chosen = self.model_config, self.train_config, self.prepare_config, self.split_config, self.refit
-        plan = planned(dataset, self.model_name, *chosen)
-        say_split(plan[1], console)
-        found = fitted(dataset, plan, self.train_config, place, resume=resume, **ways)
+        plan = planned(dataset, self.model_name, *chosen, budget=ways["budget"], resumed=place if resume else None)
+        say_plan(plan, console)
+        found = fitted(dataset, plan, place, resume=resume, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
         self._trained_on, self._first = found.trained_on, found.first
         self.epochs, self.metrics, self.evaluations = found.epochs, found.metrics, found.evaluations

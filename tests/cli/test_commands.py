@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -500,8 +501,8 @@ def test_help_explains_every_flag(
         flag = next((name for name in argument.names if name.startswith("-")), argument.names[0])
         assert re.search(rf"{flag}\b.*  +[A-Za-z]", out), f"{flag} is not explained"  # a column of text after it
     if name == "fit":
-        fields = MODELS[model or "sasrec"].Config.__dataclass_fields__
-        assert all("--" + field.replace("_", "-") in out for field in fields)
+        options = fields(MODELS[model or "sasrec"].Config)
+        assert all("--" + option.name.replace("_", "-") in out for option in options)
 
 
 BAD_LOGS: dict[str, tuple[str | bytes, str]] = {

@@ -10,6 +10,7 @@ import pytest
 from seqrec import MODELS, InputError, Recommender, TrainConfig
 from seqrec.data.negatives import Loss
 from seqrec.training.config import default_negatives, default_popularity
+from seqrec.training.recipe import WITH_CROSS_ENTROPY
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -64,7 +65,8 @@ def test_what_is_left_open_is_resolved_once() -> None:
 
 
 #: Options for which None is a value: no clipping, no negatives, no categories, or the machine's number of threads.
-OPEN = {"clip_norm", "threads", "negatives", "popularity"}
+OF_NEGATIVES = {"negatives", "popularity"}
+OPEN = {"clip_norm", "threads"} | OF_NEGATIVES
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not MODELS[name].COUNTED])
@@ -75,8 +77,10 @@ def test_config_json_holds_what_was_used(name: str, tmp_path: Path) -> None:
     first = Recommender(name, **options).fit(log, tmp_path / "run")
     values = json.loads((tmp_path / "run" / "config.json").read_text())
     training = values["training"]
-    assert {key for key, value in training.items() if value is None} <= OPEN - {"negatives", "popularity"}
-    assert training["loss"] == MODELS[name].LOSS
+    has_negatives = training["loss"] != "cross-entropy"
+    left_open = OPEN - OF_NEGATIVES if has_negatives else OPEN
+    assert {key for key, value in training.items() if value is None} <= left_open
+    assert training["loss"] == ("cross-entropy" if name in WITH_CROSS_ENTROPY else MODELS[name].LOSS)
     assert training["evaluate_every"] == 100
     assert None not in values["model_config"].values()
     # Explicit and default options give the same run.
@@ -85,5 +89,5 @@ def test_config_json_holds_what_was_used(name: str, tmp_path: Path) -> None:
     )
     loaded = Recommender.load(tmp_path / "run")
     assert loaded.recommend(users=[3], k=3).equals(first.recommend(users=[3], k=3))
-    with pytest.raises(InputError, match="negatives"):
+    with pytest.raises(InputError, match="negatives" if has_negatives else "loss = cross-entropy"):
         Recommender(name, **options, negatives=3).fit(log, tmp_path / "run", resume=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrec import __version__
+from seqrec.cli import begin
 from seqrec.errors import InputError, one_line
 
 _OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 after success, 1 after a bug in seqrec, 2 after input that a person can correct, 130 after Ctrl-C.
     """
+    begin.note(of_process=arguments is None)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings(), _interruptions() as interrupted:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
 from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, with_flags
@@ -15,6 +16,7 @@ from seqrec.errors import TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.report.tables import groups_table, table
 from seqrec.run.outputs import check_log, check_outputs
+from seqrec.training.budget import Budget
 from seqrec.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def fit_command(model: str) -> Any:
         read: ReadConfig | None = None,
         filters: PrepareConfig | None = None,
         refit: Annotated[Literal["off", "all", "valid"], Parameter(group=TRAINING)] = "off",
+        minutes: Annotated[float | None, Parameter(group=TRAINING)] = None,
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         json: Json = None,
@@ -58,12 +61,16 @@ def fit_command(model: str) -> Any:
             refit: What to train the same model on once more after the test, with the same options and as many epochs as
                 validation chose. all: the whole log, so that recommendations rest on everything that is known; valid:
                 all but the test items, and test again. --resume adds it to a run that has ended.
+            minutes: Time limit for the whole command, kept within about 10 %: training ends early enough for the tests
+                and the refit, and options that are not given may depend on it. A run that it ends can be resumed with
+                more minutes. By default training ends by --patience or --epochs.
             resume: Continue the run in the folder exactly where its last checkpoint left off.
             overwrite: Replace the run in the folder.
         """
         from seqrec.recommender import Recommender  # the help does not need it
         from seqrec.run.folder import check_free
 
+        budget = Budget(minutes, began()) if minutes is not None else None
         check_outputs(json, reads=[log, items], run=out)
         check_log(log, out)
         if not resume:
@@ -74,7 +81,7 @@ def fit_command(model: str) -> Any:
         recommender = Recommender(model, refit=refit, **vars(sizes or config()) | merged(training, split, filters))
         console = output(json)
         show_log(console, dataset, summary)
-        shown: dict[str, Any] = {"progress": json != "-", "console": console}
+        shown: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, **shown)
         if recommender.interrupted:
             _say_stopped(console, recommender, out, overwrite)

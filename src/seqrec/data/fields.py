@@ -3,10 +3,10 @@
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from numbers import Real
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -72,6 +72,9 @@ class Options:
             Fractions in integer fields are refused rather than silently rounded, and so is NaN.
     """
 
+    #: Values of fields that are None by default because the best one depends on the log, for use without a log.
+    PLAIN: ClassVar[Mapping[str, Any]] = {}
+
     def __post_init__(self) -> None:
         """Convert and check every field, then call :meth:`check`."""
         for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]
@@ -82,8 +85,9 @@ class Options:
         """Raise if values contradict each other, although each is valid by itself."""
 
     def resolved(self) -> Self:
-        """A copy in which defaults that depend on other fields replace None."""
-        return self
+        """A copy in which defaults replace None: those that depend on other fields, and those of ``PLAIN``."""
+        plain = {name: value for name, value in self.PLAIN.items() if getattr(self, name) is None}
+        return replace(self, **plain) if plain else self  # type: ignore[type-var]
 
 
 def check_fields(kind: type, values: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:

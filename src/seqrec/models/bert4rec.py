@@ -1,7 +1,8 @@
 """BERT4Rec: sequential recommendation with bidirectional encoder representations (Sun et al., CIKM 2019)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class BERT4RecConfig(Options):
 
     Args:
         max_length: Number of most recent items of a history that the model sees (N - 1 in the paper, which counts the
-            mask after them too).
+            mask after them too). By default chosen from the log: 50, 100 or 200.
         embedding_dim: Width of the item embeddings and hidden states (d in the paper).
         num_blocks: Number of transformer layers (L in the paper).
         num_heads: Number of attention heads (h in the paper). They split ``embedding_dim`` evenly.
@@ -36,7 +37,9 @@ class BERT4RecConfig(Options):
             of its end.
     """
 
-    max_length: Length = 50
+    PLAIN: ClassVar[Mapping[str, Any]] = {"max_length": 50}
+
+    max_length: Length | None = None
     embedding_dim: Count = 64
     num_blocks: Annotated[int, Range(0)] = 2
     num_heads: Count = 2
@@ -55,10 +58,10 @@ class BERT4RecConfig(Options):
             )
 
     def resolved(self) -> "BERT4RecConfig":
-        """A copy in which the width and the dropout that follow from other fields are filled in."""
+        """A copy in which ``PLAIN``, and the width and the dropout that follow from other fields, are filled in."""
         dropout = self.dropout if self.attention_dropout is None else self.attention_dropout
         width = self.feedforward_dim or 4 * self.embedding_dim
-        return replace(self, feedforward_dim=width, attention_dropout=dropout)
+        return replace(super().resolved(), feedforward_dim=width, attention_dropout=dropout)
 
 
 class BERT4RecBlock(nn.Module):
@@ -124,14 +127,14 @@ class BERT4Rec(Model):
     def __init__(self, config: BERT4RecConfig, num_items: int, num_users: int = 0) -> None:
         del num_users  # the model knows users only by their history
         super().__init__()
-        self.config = config
+        self.config = config = config.resolved()
         self.num_items = num_items
         self.random_start = config.random_start
         dim = config.embedding_dim
         # The last column is the bias of the output.
         self.item_embedding = nn.Embedding(num_items + 1, dim + 1, padding_idx=0)
         self.mask_embedding = nn.Parameter(torch.empty(dim))
-        self.position_embedding = nn.Embedding(config.max_length + 1, dim)
+        self.position_embedding = nn.Embedding(self.max_length + 1, dim)
         self.embedding_norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BERT4RecBlock(config) for _ in range(config.num_blocks))
@@ -172,7 +175,7 @@ class BERT4Rec(Model):
         x = self.item_embedding(batch.items)[:, :-1]
         x = torch.where((batch.items == 0)[:, None], self.mask_embedding.to(x.dtype), x)
         left = batch.lengths[batch.rows] - batch.positions
-        x = x + self.position_embedding(self.config.max_length + 1 - left)
+        x = x + self.position_embedding(self.max_length + 1 - left)
         x = self.dropout(self.embedding_norm(x))
         grouping = group(batch, causal=False)
         for block in self.blocks:

@@ -1,5 +1,6 @@
 """GRU4Rec: recurrent neural networks for the next item (Hidasi et al., ICLR 2016; GRU4Rec+: CIKM 2018)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -21,7 +22,8 @@ class GRU4RecConfig(Options):
     """Sizes and regularisation of GRU4Rec.
 
     Args:
-        max_length: Number of most recent items of a history that the model sees.
+        max_length: Number of most recent items of a history that the model sees. By default chosen from the log:
+            50, 100 or 200.
         embedding_dim: Width of the item embeddings.
         hidden_dim: Width of the recurrent layers. By default ``embedding_dim``.
         num_layers: Number of stacked recurrent layers.
@@ -32,7 +34,9 @@ class GRU4RecConfig(Options):
             the ELU off.
     """
 
-    max_length: Length = 50
+    PLAIN: ClassVar[Mapping[str, Any]] = {"max_length": 50}
+
+    max_length: Length | None = None
     embedding_dim: Count = 64
     hidden_dim: Count | None = None
     num_layers: Count = 1
@@ -50,8 +54,8 @@ class GRU4RecConfig(Options):
             )
 
     def resolved(self) -> "GRU4RecConfig":
-        """A copy in which the width of the recurrent layers is filled in."""
-        return replace(self, hidden_dim=self.hidden_dim or self.embedding_dim)
+        """A copy in which ``PLAIN`` and the width of the recurrent layers are filled in."""
+        return replace(super().resolved(), hidden_dim=self.hidden_dim or self.embedding_dim)
 
 
 class GRU4Rec(Model):
@@ -103,7 +107,7 @@ class GRU4Rec(Model):
     def __init__(self, config: GRU4RecConfig, num_items: int, num_users: int = 0) -> None:
         del num_users  # the model knows users only by their history
         super().__init__()
-        self.config = config
+        self.config = config = config.resolved()
         self.num_items = num_items
         if config.elu:
             self.FACTORED = False

@@ -1,7 +1,8 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,13 @@ class SASRecConfig(Options):
     """Sizes and regularisation of SASRec.
 
     Args:
-        max_length: Number of most recent items of a history that the model sees (n in the paper).
+        max_length: Number of most recent items of a history that the model sees (n in the paper). By default
+            chosen from the log: 50, 100 or 200.
         embedding_dim: Width of the item embeddings and hidden states (d in the paper).
         num_blocks: Number of self-attention blocks (b in the paper).
         num_heads: Number of attention heads. They split ``attention_dim`` evenly.
-        dropout: Dropout on the embedded input, the attention weights and the point-wise network. 0.5, as in the paper,
-            suits short histories; try 0.2 if most users have a hundred items or more.
+        dropout: Dropout on the embedded input, the attention weights and the point-wise network. By default chosen from
+            the log: 0.5, as in the paper, for short histories, 0.2 for long ones.
         attention_dim: Width of queries, keys and values. By default ``embedding_dim``.
         feedforward_dims: Hidden widths of the point-wise network. By default one layer of ``embedding_dim``.
         norm: Place of the layer norm. paper: on the queries and on the input of the point-wise network, as in the
@@ -36,11 +38,13 @@ class SASRecConfig(Options):
         l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens.
     """
 
-    max_length: Length = 50
+    PLAIN: ClassVar[Mapping[str, Any]] = {"max_length": 50, "dropout": 0.5}
+
+    max_length: Length | None = None
     embedding_dim: Count = 64
     num_blocks: Annotated[int, Range(0)] = 2
     num_heads: Count = 1
-    dropout: Dropped = 0.5
+    dropout: Dropped | None = None
     attention_dim: Count | None = None
     feedforward_dims: Annotated[tuple[int, ...], Range(1)] | None = None
     norm: Literal["paper", "pre", "post"] = "paper"
@@ -54,13 +58,13 @@ class SASRecConfig(Options):
             raise InputError(f"attention_dim {width} is not a multiple of num_heads {self.num_heads}; give one that is")
 
     def resolved(self) -> "SASRecConfig":
-        """A copy in which the widths that follow from ``embedding_dim`` are filled in."""
+        """A copy in which ``PLAIN`` and the widths that follow from ``embedding_dim`` are filled in."""
         dim = self.embedding_dim
         widths = {
             "attention_dim": self.attention_dim or dim,
             "feedforward_dims": self.feedforward_dims or (dim,),
         }
-        return replace(self, **widths)  # type: ignore[arg-type]
+        return replace(super().resolved(), **widths)  # type: ignore[arg-type]
 
 
 class SASRecBlock(nn.Module):
@@ -68,6 +72,7 @@ class SASRecBlock(nn.Module):
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
+        assert config.dropout is not None  # a resolved config has one
         dim = config.embedding_dim
         self.norm = config.norm
         self.attention_norm = nn.LayerNorm(dim, eps=1e-8)
@@ -166,13 +171,14 @@ class SASRec(Model):
     def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:
         del num_users  # the model knows users only by their history
         super().__init__()
-        self.config = config
+        self.config = config = config.resolved()
         self.num_items = num_items
         self.random_start = config.random_start
+        assert config.dropout is not None
         dim = config.embedding_dim
         # No padding_idx: packed batches have no padding, and torch would search every gradient for it.
         self.item_embedding = nn.Embedding(num_items + 1, dim)
-        self.position_embedding = nn.Embedding(config.max_length, dim)
+        self.position_embedding = nn.Embedding(self.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.num_blocks))
         self.final_norm = nn.LayerNorm(dim, eps=1e-8)

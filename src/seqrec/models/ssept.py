@@ -1,7 +1,8 @@
 """SSE-PT: sequential recommendation via personalized transformer (Wu, Li, Hsieh & Sharpnack, RecSys 2020)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ class SSEPTConfig(Options):
     """Sizes and regularisation of SSE-PT; hidden states are ``embedding_dim + user_dim`` wide.
 
     Args:
-        max_length: Number of most recent items of a history that the model sees (T in the paper).
+        max_length: Number of most recent items of a history that the model sees (T in the paper). By default
+            chosen from the log: 50, 100 or 200.
         embedding_dim: Width of the item embeddings (d_i in the paper).
         user_dim: Width of the user embeddings (d_u in the paper).
         num_blocks: Number of self-attention blocks (B in the paper).
         num_heads: Number of attention heads. They split ``attention_dim`` evenly.
-        dropout: Dropout on the embedded input, the attention weights and the point-wise network.
+        dropout: Dropout on the embedded input, the attention weights and the point-wise network. By default chosen from
+            the log: 0.5 for short histories, 0.2 for long ones.
         sse_user: Probability that training shows a history as another user's (p_u in the paper). With a low value the
             model memorises users with few items.
         sse_item: Probability that training replaces an item of the history by another (p_i in the paper).
@@ -40,12 +43,14 @@ class SSEPTConfig(Options):
             histories for users.
     """
 
-    max_length: Length = 50
+    PLAIN: ClassVar[Mapping[str, Any]] = {"max_length": 50, "dropout": 0.5}
+
+    max_length: Length | None = None
     embedding_dim: Count = 64
     user_dim: Count = 64
     num_blocks: Annotated[int, Range(0)] = 2
     num_heads: Count = 1
-    dropout: Dropped = 0.5
+    dropout: Dropped | None = None
     sse_user: Share = 0.95
     sse_item: Share = 0.05
     sse_target: Share = 0.0
@@ -60,9 +65,9 @@ class SSEPTConfig(Options):
         self.blocks()
 
     def resolved(self) -> "SSEPTConfig":
-        """A copy in which the widths that follow from the two embeddings are filled in."""
+        """A copy in which ``PLAIN`` and the widths that follow from the two embeddings are filled in."""
         blocks = self.blocks().resolved()
-        return replace(self, attention_dim=blocks.attention_dim, feedforward_dims=blocks.feedforward_dims)
+        return replace(super().resolved(), attention_dim=blocks.attention_dim, feedforward_dims=blocks.feedforward_dims)
 
     def blocks(self) -> SASRecConfig:
         """The configuration of the self-attention blocks."""
@@ -122,14 +127,15 @@ class SSEPT(Model):
 
     def __init__(self, config: SSEPTConfig, num_items: int, num_users: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = config.resolved()
         self.num_items = num_items
         self.num_users = num_users
         self.random_start = config.random_start
+        assert config.dropout is not None
         blocks = config.blocks()
         self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim)
         self.user_embedding = UserEmbedding(num_users, config.user_dim)
-        self.position_embedding = nn.Embedding(config.max_length, blocks.embedding_dim)
+        self.position_embedding = nn.Embedding(self.max_length, blocks.embedding_dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(blocks) for _ in range(config.num_blocks))
         self.final_norm = nn.LayerNorm(blocks.embedding_dim, eps=1e-8)

@@ -1,7 +1,8 @@
 """TiSASRec: time interval aware self-attention (Li, Wang & McAuley, WSDM 2020)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ class TiSASRecConfig(Options):
     """Sizes and regularisation of TiSASRec.
 
     Args:
-        max_length: Number of most recent items of a history that the model sees (n in the paper).
+        max_length: Number of most recent items of a history that the model sees (n in the paper). By default
+            chosen from the log: 50, 100 or 200.
         embedding_dim: Width of the item embeddings and hidden states (d in the paper).
         num_blocks: Number of self-attention blocks.
         num_heads: Number of attention heads. They split ``embedding_dim`` evenly.
@@ -33,7 +35,9 @@ class TiSASRecConfig(Options):
         l2: Weight of the squared norm of the embeddings that a batch looks up, averaged over tokens.
     """
 
-    max_length: Length = 50
+    PLAIN: ClassVar[Mapping[str, Any]] = {"max_length": 50}
+
+    max_length: Length | None = None
     embedding_dim: Count = 64
     num_blocks: Annotated[int, Range(0)] = 2
     num_heads: Count = 1
@@ -210,12 +214,12 @@ class TiSASRec(Model):
     def __init__(self, config: TiSASRecConfig, num_items: int, num_users: int = 0) -> None:
         del num_users  # the model knows users only by their history
         super().__init__()
-        self.config = config
+        self.config = config = config.resolved()
         self.num_items = num_items
         dim = config.embedding_dim
         self.item_embedding = nn.Embedding(num_items + 1, dim)
         # Vectors for keys and values side by side. All intervals are used at every step, so they need no look-up table.
-        self.position_embedding = nn.Embedding(config.max_length, 2 * dim)
+        self.position_embedding = nn.Embedding(self.max_length, 2 * dim)
         self.interval_vectors = nn.Parameter(torch.empty(config.time_span + 1, 2 * dim))
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TiSASRecBlock(config) for _ in range(config.num_blocks))
@@ -233,7 +237,7 @@ class TiSASRec(Model):
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
         config = self.config
-        places = batch.positions + (config.max_length - batch.lengths)[batch.rows]
+        places = batch.positions + (self.max_length - batch.lengths)[batch.rows]
         x = self.dropout(self.item_embedding(batch.items) * config.embedding_dim**0.5)
         if len(self.blocks):
             positions = self.dropout(self.position_embedding(places))

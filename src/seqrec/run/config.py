@@ -42,6 +42,7 @@ class RunConfig:
     """The content of ``config.json``. ``training`` is empty for a model that only counts.
 
     ``refit`` says on what the recipe is trained again after the test: ``all``, or all but the test items (``valid``).
+    ``recipe`` has the reason for each option that was chosen from the log.
     """
 
     model: str
@@ -54,6 +55,7 @@ class RunConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     training: dict[str, Any] = field(default_factory=dict)
     refit: Refit = "off"
+    recipe: dict[str, str] = field(default_factory=dict)
 
     def build(self) -> Model:
         """A model of these sizes with fresh weights."""
@@ -109,9 +111,9 @@ def run_id(values: Mapping[str, Any]) -> str:
 
     Each weight file contains it, so that files of another run are recognised. It depends only on the configuration, so
     the same log, options and seed give the same bytes again. ``refit`` is not part of it, because it does not change
-    the first training; the weights of a refit say so themselves.
+    the first training; the weights of a refit say so themselves. Nor are the reasons in ``recipe``.
     """
-    known = {name: value for name, value in values.items() if name not in ("format_version", "refit")}
+    known = {name: value for name, value in values.items() if name not in ("format_version", "refit", "recipe")}
     known["training"] = {name: value for name, value in known["training"].items() if name not in RESUMABLE}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

@@ -53,7 +53,9 @@ class Entry:
         epochs: number of trained epochs; None for a counted model.
         parameters: number of trained weights.
         bytes: size of all weights in a run folder, including counts.
-        config: options of the model.
+        config: options of the model, with what was chosen from the log.
+        training: options of its training, in the same way; empty for a counted model.
+        recipe: reasons of the choice, by option.
         transitions: weight of the transition counts that are added to the scores; None if none were tried.
         results: for each protocol ``metrics`` and their ``intervals``, and compared with the reference ``difference``
             (of the NDCG@10), ``difference_interval``, ``p`` and ``p_holm``, which are None for the reference itself.
@@ -67,6 +69,8 @@ class Entry:
     parameters: int | None = None
     bytes: int | None = None
     config: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    recipe: dict[str, str] | None = None
     transitions: float | None = None
     results: dict[str, dict[str, Any]] | None = None
 
@@ -90,7 +94,7 @@ class Comparison:
         users: number of users in the test.
         held_out: what they are tested on, in a few words; no model is trained on validation or test items.
         split: what the check of the split found, as in ``metrics.json``.
-        training: training options of all models.
+        training: training options that all models were given; None is chosen for each.
         config: other terms that are the same for all models.
         keep_seen: whether items of the history stayed in the full ranking, in test and validation.
         reference: first model that could be trained. All others are tested against it.
@@ -309,8 +313,9 @@ def _fit(
     recommender = Recommender(entry.model, **options)
     entry.config = asdict(recommender.model_config)
     begin = time.monotonic()
-    stop = None if minutes is None else lambda: time.monotonic() - begin >= 60 * minutes
-    recommender.fit(dataset, progress=progress, stop=stop)
+    recommender.fit(dataset, progress=progress, minutes=minutes)
+    if (used := recommender._config) is not None:
+        entry.config, entry.training, entry.recipe = used.model_config, used.training, used.recipe
     entry.seconds = time.monotonic() - begin
     entry.how = recommender.summary
     entry.epochs = None if recommender.model.COUNTED else len(recommender.epochs)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from seqrec.data.fields import Count, Length, Options, Range
+from seqrec.training.budget import MOST_MINUTES
 
 _Size = Annotated[int, Range(3)]
 
@@ -13,15 +14,15 @@ class CompareConfig(Options):
     """The terms that are the same for all models of a comparison, in addition to the training options.
 
     Args:
-        minutes: Time limit for training each model, including validation. Training may end earlier by --epochs or
-            --patience, and the last validation may exceed the limit. A run that this limit ends cannot be reproduced
-            byte for byte.
+        minutes: Time limit for fitting each model, including validation but not the test. Training may end earlier by
+            --epochs or --patience. A result that this limit ends cannot be reproduced byte for byte.
         test_negatives: Number of random items that the sampled protocol ranks each target against.
         embedding_dim: Width of the embeddings, for models that have them. By default each model's own.
-        max_length: Number of most recent items of a history that a model sees. By default each model's own.
+        max_length: Number of most recent items of a history that a model sees. By default chosen from the log for each
+            model.
     """
 
-    minutes: Annotated[float, Range(above=0, most=float("inf"))] | None = None
+    minutes: Annotated[float, Range(above=0, most=MOST_MINUTES)] | None = None
     test_negatives: Count = 100
     embedding_dim: Count | None = None
     max_length: Length | None = None

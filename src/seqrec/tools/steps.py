@@ -80,7 +80,8 @@ def time_steps(
     num_items = histories.dataset.num_items
     model = SASRec(config, num_items).train()
     mark_tables(model)
-    training = TrainConfig(batch_size=BATCH_SIZE, seed=seed)
+    training = TrainConfig(batch_size=BATCH_SIZE, seed=seed).resolved()
+    assert training.learning_rate is not None
     optimizer = RowAdam(model, training.learning_rate, betas=(BETA1, training.beta2))
     dropouts, sampler, cpu = dropouts_of(model), objective.sampler(histories), torch.device("cpu")
     taken: dict[str, list[float]] = {phase: [] for phase in PHASES}

@@ -1,6 +1,6 @@
 """Checks that training can succeed. Impossible trainings are refused before they start; doubtful ones warn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,12 +39,19 @@ def settle_split(split: Split, config: SplitConfig) -> SplitConfig:
     return replace(config, split=made, keep_seen=settle_seen(split, config))
 
 
+def say(lines: Sequence[str], console: Console | None) -> None:
+    """Print lines, if there are any and there is a console."""
+    if console is not None and lines:
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
 def say_split(split: Split, console: Console | None) -> None:
     """Say how a log was split and what the check found. Without a console, warn if the times of the log are ignored."""
     found = split.check()
+    say(found.lines(), console)
     if console is not None:
-        console.print("\n".join(found.lines()), highlight=False, markup=False, soft_wrap=True)
-    elif split.reason and split.name != "time" and split.train.dataset.has_timestamps:
+        return
+    if split.reason and split.name != "time" and split.train.dataset.has_timestamps:
         warn(f"the log has times, but the split is last-two, because {split.reason}", TrainingWarning)
 
 
@@ -91,7 +98,7 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
         return
     drawn = objective.negatives or 0
     if objective.loss == "bce":
-        drawn *= min(config.batch_size, len(users))
+        drawn *= min(config.resolved().batch_size or 1, len(users))
     elif objective.popularity == 0:
         drawn = min(drawn, num_items)
     if 8 * drawn > memory():

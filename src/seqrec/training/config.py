@@ -1,7 +1,8 @@
 """How a model is trained: every option, its range and its default."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from seqrec.data.fields import Count, Options, Range, Weight
 from seqrec.data.negatives import Loss
@@ -22,16 +23,19 @@ class TrainConfig(Options):
 
     Args:
         epochs: Maximum number of passes over the training histories.
-        batch_size: Number of windows per step. By default each user has one window.
-        learning_rate: Adam's learning rate, for everything but the embedding tables.
+        batch_size: Number of windows per step. By default chosen from the log: 128, or fewer if that made few steps.
+        learning_rate: Adam's learning rate, for everything but the embedding tables. By default 0.001, or a higher one
+            if ``minutes`` allow only few epochs.
         learning_rate_schedule: Learning rates after the warm-up. constant keeps them; linear and cosine lower them to
             0 at the end of the last epoch.
         warmup_steps: Steps over which the learning rates rise to their full value; below 1, a share of all steps.
         windows: Part of a long history to train on, if it exceeds the model's ``max_length``. last: only its end; all:
-            cut it into several windows, so that every interaction is predicted once per epoch.
+            cut it into several windows, so that every interaction is predicted once per epoch. By default chosen from
+            the log: all if many interactions are older than the last window.
         loss: Loss function. sampled-softmax, gbce, bpr-max and top1-max share their negatives within a batch; bce draws
             its own for every position, as the SASRec paper does; cross-entropy compares with the whole catalogue. By
-            default bce for caser and slirec, sampled-softmax for the other models.
+            default bce for caser and slirec, and sampled-softmax for the other models, of which sasrec, ssept and
+            gru4rec take cross-entropy if the log is small enough.
         negatives: Number of negatives: per batch for the losses that share them (default 1024; gbce 256), per position
             for bce (default 1).
         popularity: Power of an item's training count that its probability as a negative is proportional to; 0 draws
@@ -60,12 +64,14 @@ class TrainConfig(Options):
         checkpoint_minutes: Minutes between checkpoints within an epoch. One is always written at its end.
     """
 
+    PLAIN: ClassVar[Mapping[str, Any]] = {"batch_size": 128, "learning_rate": 0.001, "windows": "last"}
+
     epochs: Count = 200
-    batch_size: Count = 128
-    learning_rate: Annotated[float, Range(above=0)] = 0.001
+    batch_size: Count | None = None
+    learning_rate: Annotated[float, Range(above=0)] | None = None
     learning_rate_schedule: ScheduleName = "constant"
     warmup_steps: Annotated[float, Range(0, 10**12)] = 0.0
-    windows: Windows = "last"
+    windows: Windows | None = None
     loss: Loss | None = None
     negatives: Count | None = None
     popularity: Annotated[float, Range(0, 10)] | None = None
@@ -102,7 +108,7 @@ class TrainConfig(Options):
             num_items: size of the catalogue.
             steps: number of steps per epoch. None leaves ``evaluate_every`` unresolved.
         """
-        loss = self.loss or loss
+        plain, loss = self.resolved(), self.loss or loss
         negatives, popularity = self.negatives, self.popularity
         if loss == "cross-entropy" and (negatives, popularity) != (None, None):
             raise InputError("this model trains with cross-entropy by default; name a --loss that has negatives")
@@ -114,12 +120,12 @@ class TrainConfig(Options):
         if every is None and steps is not None:
             every = -(-VALIDATION_STEPS // steps)
         return replace(
-            self,
+            plain,
             loss=loss,
             negatives=negatives,
             popularity=popularity,
             evaluate_every=every,
-            table_learning_rate=self.table_learning_rate or self.learning_rate,
+            table_learning_rate=self.table_learning_rate or plain.learning_rate,
         )
 
     @property

@@ -1,12 +1,13 @@
 """A fit, from a dataset to a finished run: training, the test, and the refit."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
+from seqrec.errors import TrainingWarning, warn
 from seqrec.models.base import Model
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.ranking.additions import counted_addition
@@ -17,10 +18,12 @@ from seqrec.run.config import RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
-from seqrec.training.additions import ChosenWeight, choose_constants, choose_weight, facts_of
+from seqrec.training.additions import ChosenWeight, choose_weight, facts_of
+from seqrec.training.ahead import look_ahead, settled_constants
+from seqrec.training.budget import Budget, Limit
 from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
-from seqrec.training.plan import check_items, counted
+from seqrec.training.plan import Plan, check_items, counted
 from seqrec.training.refitting import refit
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
@@ -44,6 +47,8 @@ class Fitted:
         refit_evaluations: the same of ``model``, if a refit left out the test items.
         interrupted: whether the user stopped the fit.
         summary: how training ended, for people.
+        constants: constants of transition counts, once they were chosen.
+        limit: what ends training in time, if there is a time limit.
     """
 
     config: RunConfig
@@ -59,32 +64,36 @@ class Fitted:
     refit_evaluations: dict[str, Evaluation] = field(default_factory=dict)
     interrupted: bool = False
     summary: str = ""
+    constants: TransitionsConfig | None = None
+    limit: Limit | None = None
 
 
 def fitted(
     dataset: Dataset,
-    plan: tuple[RunConfig, Split, Model],
-    training: TrainConfig,
+    plan: Plan,
     place: Place | None,
     *,
     resume: bool = False,
     progress: bool = False,
     stop: Callable[[], bool] | None = None,
+    budget: Budget | None = None,
 ) -> Fitted:
     """Train, test and refit a model as planned.
 
     Args:
         dataset: dataset to fit.
-        plan: configuration, split and model, from :func:`seqrec.training.plan.planned`.
-        training: options of training.
+        plan: what to do, from :func:`seqrec.training.plan.planned`.
         place: locked run folder to write. By default nothing is written and nothing tested.
         resume: continue the run in ``place``.
         progress: show a progress bar.
         stop: see :func:`seqrec.train`. The refit is not stopped.
+        budget: time limit, which ends training early enough for everything after it.
     """
-    config, split, model = plan
+    config, split, model, training = plan.config, plan.split, plan.model, plan.recipe.training
     found = Fitted(config, split, model, model)
-    run = _trained(found, dataset, training, place, resume, progress, stop)
+    if model.COUNTED and budget is not None:
+        warn(f"{config.model} is counted in one pass, which minutes do not shorten", TrainingWarning)
+    run = _trained(found, dataset, training, place, resume, progress, stop, budget)
     model.eval()
     if found.interrupted:
         return found
@@ -94,6 +103,9 @@ def fitted(
         run.check_there()
         write_addition(run.folder, run.id, model.addition)
         found.metrics = {"best_epoch": found.best_epoch, "epochs": len(found.epochs), "split": asdict(split.check())}
+        if budget is not None:
+            reached = found.limit is not None and found.limit.reached
+            found.metrics["budget"] = {"minutes": budget.minutes, "ended_training": reached}
         if found.chosen is not None and model.addition is not None:
             found.metrics["transitions"] = facts_of(model.addition, found.chosen)
         found.evaluations = _tested(found, training, found.metrics)
@@ -118,9 +130,36 @@ def _add_transitions(found: Fitted, dataset: Dataset, training: TrainConfig) -> 
         return
     keep_seen = bool(found.config.split.keep_seen)
     with threads(training.threads):
-        constants = choose_constants(TransitionsConfig(), split, keep_seen, training.seed)
+        constants = found.constants or settled_constants(split, keep_seen, training.seed)
         found.chosen = choose_weight(model, constants, split, keep_seen, training.seed)
         model.addition = counted_addition(constants, found.chosen.weight, all_histories(dataset))
+
+
+def _limit(
+    found: Fitted, training: TrainConfig, run: Run | None, resume: bool, stop: Callable[[], bool] | None, budget: Budget
+) -> Limit:
+    """What ends training in time. The constants of transition counts are chosen now, so that their time is known."""
+    config, split = found.config, found.split
+
+    def test(model: Model, some: Split) -> None:
+        _tested(replace(found, model=model, split=some), training, {})
+
+    with threads(training.threads):
+        if training.transitions == "auto" and len(split.valid):
+            keep_seen = bool(config.split.keep_seen)
+            found.constants = settled_constants(split, keep_seen, training.seed, budget)
+        ahead = look_ahead(
+            found.model, config, split, training, found.constants, test if run is not None else None, budget.clock
+        )
+    trained = float(run.epochs()["seconds"].sum()) if run is not None and resume else 0.0
+    found.limit = Limit(budget, ahead, trained, stop)
+    if found.limit.left() <= 0:
+        warn(
+            f"minutes is {budget.minutes:g}, and training has no time left: what follows it takes about "
+            f"{ahead.after:.0f} s; training ends after one step, give more minutes",
+            TrainingWarning,
+        )
+    return found.limit
 
 
 def _trained(
@@ -131,6 +170,7 @@ def _trained(
     resume: bool,
     progress: bool,
     stop: Callable[[], bool] | None,
+    budget: Budget | None,
 ) -> Run | None:
     """Train without the held-out items. Returns the run."""
     config, split, model = found.config, found.split, found.model
@@ -147,6 +187,8 @@ def _trained(
         run.save_weights(model.state_dict())
         run.save_epochs(found.epochs)
     if not model.COUNTED:
+        if budget is not None:
+            stop = _limit(found, training, run, resume, stop, budget)
         ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
         trained = train(model, split, training, keep_seen=bool(config.split.keep_seen), **ways)  # type: ignore[arg-type]
         found.epochs, found.best_epoch = trained.epochs, trained.best_epoch

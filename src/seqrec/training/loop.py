@@ -72,7 +72,8 @@ def train(
     Args:
         model: model with fresh weights.
         split: training histories and validation targets; ``split.train`` has each user at its index.
-        config: training options.
+        config: training options. Those that :class:`Recommender` would choose from the log take their plain values
+            (``TrainConfig.PLAIN``, and the model's own loss).
         run: run folder for weights, epochs and checkpoints. By default nothing is written.
         resume: continue from the run's last checkpoint.
         progress: show a progress bar.
@@ -90,7 +91,7 @@ def train(
     Warns:
         TrainingWarning: the model learns nothing from some users.
     """
-    config = config or TrainConfig()
+    config = (config or TrainConfig()).resolved()
     split.check()
     check_trainable(split, config, model)
     check_passes(model, split.train, config)
@@ -133,6 +134,7 @@ class _Work:
         model.to(device).train()
         epoch = epoch_of(model, split.train, config)
         self.tokens, self.steps = epoch.tokens, len(epoch)
+        assert config.learning_rate is not None
         schedule = schedule_of(config.learning_rate_schedule, config.warmup_steps, config.epochs * self.steps)
         self.optimizer = RowAdam(
             model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2), schedule=schedule

@@ -1,10 +1,11 @@
 """Configuration, split and model of a fit, checked before anything is written."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from seqrec.data.batches import Epoch
 from seqrec.data.dataset import Dataset
@@ -18,9 +19,37 @@ from seqrec.models.base import Model
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
+from seqrec.run.place import Place
 from seqrec.training.additions import choose_constants
-from seqrec.training.checks import COPIES, build_checked, check_passes, check_trainable, settle_split
+from seqrec.training.budget import Budget
+from seqrec.training.checks import (
+    COPIES,
+    build_checked,
+    check_passes,
+    check_trainable,
+    say,
+    say_split,
+    settle_split,
+)
 from seqrec.training.config import TrainConfig
+from seqrec.training.recipe import Recipe, again, choose, facts_of, lines
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fit that is ready to start.
+
+    Args:
+        config: configuration of the run, with every default resolved.
+        split: split of the dataset.
+        model: model with fresh weights.
+        recipe: options of the model and of training, with what was chosen from the log.
+    """
+
+    config: RunConfig
+    split: Split
+    model: Model
+    recipe: Recipe
 
 
 def planned(
@@ -31,8 +60,10 @@ def planned(
     filters: PrepareConfig,
     split_config: SplitConfig,
     refit: Refit = "off",
-) -> tuple[RunConfig, Split, Model]:
-    """The configuration of a run with every default resolved, its split, and its model with fresh weights.
+    budget: Budget | None = None,
+    resumed: Place | None = None,
+) -> Plan:
+    """Settle everything that a fit needs. Options that are None are chosen from the log.
 
     Args:
         dataset: dataset to fit.
@@ -42,6 +73,8 @@ def planned(
         filters: filters that the dataset was prepared with.
         split_config: options of the split. If ``split`` is auto or ``keep_seen`` is None, the data decide.
         refit: on what the recipe is trained again after the test.
+        budget: time limit, by which options may be chosen.
+        resumed: locked place of a run to resume. What was chosen for it is not chosen again.
 
     Raises:
         InputError: an option does not fit the data or this machine.
@@ -54,27 +87,56 @@ def planned(
         sizes = settle_categories(name, sizes, dataset.item_table)
     if isinstance(sizes, TransitionsConfig):
         sizes = choose_constants(sizes, split, settle_split(split, split_config).keep_seen or False, training.seed)
+    recipe = Recipe(sizes.resolved(), training)
     if not is_counted:
-        check_trainable(split, training, MODELS[name])
-        shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
-        steps = len(Epoch(split.train, seed=0, **shown))
-        training = training.resolved_for(MODELS[name].LOSS, dataset.num_items, steps)
+        begun = begun_configs(resumed) if resumed is not None else ()
+        facts = facts_of(split.train, None if budget is None else budget.minutes)
+        recipe = again(begun, name, sizes, training) or choose(name, sizes, training, facts)
+        recipe = resolved_recipe(recipe, name, split)
     config = RunConfig(
         model=name,
-        model_config=asdict(sizes.resolved()),
+        model_config=asdict(recipe.sizes),
         num_items=dataset.num_items,
         num_users=dataset.num_users,
         has_timestamps=dataset.has_timestamps,
         fingerprint=fingerprint(dataset),
         prepare=filters,
         split=settle_split(split, split_config),
-        training={} if is_counted else asdict(training),
+        training={} if is_counted else asdict(recipe.training),
         refit=refit,
+        recipe=recipe.reasons,
     )
     model = fresh_model(config, dataset)
     if not is_counted:
-        check_passes(model, split.train, training)
-    return config, split, model
+        check_passes(model, split.train, recipe.training)
+    return Plan(config, split, model, recipe)
+
+
+def resolved_recipe(recipe: Recipe, name: str, split: Split) -> Recipe:
+    """The recipe of a model with every other default resolved, after checking that it can train."""
+    sizes, training = recipe.sizes.resolved(), recipe.training.resolved()
+    check_trainable(split, training, MODELS[name])
+    shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
+    steps = len(Epoch(split.train, seed=0, **shown))
+    training = training.resolved_for(MODELS[name].LOSS, split.train.dataset.num_items, steps)
+    return replace(recipe, sizes=sizes, training=training)
+
+
+def say_plan(plan: Plan, console: Console | None) -> None:
+    """Say how a log was split and what was chosen from it. Without a console, only warn if its times are ignored."""
+    say_split(plan.split, console)
+    say(lines(plan.recipe), console)
+
+
+def begun_configs(place: Place) -> list[RunConfig]:
+    """The configurations of the runs in a place that may be resumed. Damaged ones are left out here."""
+    found = []
+    for folder in (*place.unfinished(), place.folder):
+        try:
+            found.append(Run(folder).config)
+        except InputError:
+            continue  # resuming it says what is wrong
+    return found
 
 
 def fresh_model(config: RunConfig, dataset: Dataset) -> Model:

@@ -28,6 +28,9 @@ def epoch_of(
     columns: Columns | None = None,
 ) -> Epoch:
     """The pass number ``number`` (from 0) over the training histories, as the model and its options define it."""
+    config = config.resolved()
+    assert config.batch_size is not None
+    assert config.windows is not None
     return Epoch(
         histories,
         batch_size=config.batch_size,

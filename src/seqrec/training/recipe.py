@@ -1,0 +1,234 @@
+"""The recipe: options of a training that nobody gave are chosen from the log, each with its reason.
+
+The rules read the log, the options and ``minutes``, never the clock, so that the same command chooses the same recipe
+on every machine. docs/training.md says how each rule was found, on which logs, and what it costs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from seqrec.data.batches import trainable
+from seqrec.data.split import Histories
+from seqrec.errors import InputError
+from seqrec.models import MODELS
+from seqrec.run.config import RunConfig
+from seqrec.training.config import TrainConfig, default_negatives
+
+# The constants of the rules.
+#: ``max_length``: the first of these that holds the training histories of this share of the users; else the last.
+LENGTHS, SHARE_OF_USERS = (50, 100, 200), 0.9
+#: ``dropout`` for a median training history of at least so many items. Shorter ones get the plain value.
+DROPOUTS = ((50, 0.2), (20, 0.3))
+#: ``windows``: all of them, if the last ones leave out more than this share of the interactions.
+LEFT_OUT = 0.2
+#: ``loss``: cross-entropy for these models, up to so many tokens × items × width per epoch.
+WITH_CROSS_ENTROPY = ("sasrec", "ssept", "gru4rec")
+AFFORDABLE = 64 * 10**10
+#: ``batch_size``: the first of these that makes so many steps per epoch; else the last.
+BATCH_SIZES, FEWEST_STEPS = (128, 64, 32, 16), 150
+# The cost of an epoch is estimated as if every machine computed so many multiply-adds per second in training, of which
+# a token takes as many as this number of candidates in addition to those of its loss.
+RATE, CANDIDATES = 6e10, 1000
+#: Share of ``minutes`` that is left for training.
+TRAINING_SHARE = 0.7
+#: ``loss``: cross-entropy only if ``minutes`` allow so many epochs of it.
+FEWEST_EPOCHS = 15
+#: ``learning_rate``: the fast one, by batch size, if ``minutes`` allow fewer epochs than this.
+MANY_EPOCHS, FAST_RATES = 25, {128: 0.003, 64: 0.002, 32: 0.002, 16: 0.002}
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What the rules know of the log and of the command.
+
+    Args:
+        lengths: number of items of each training history with at least two, ``int64[U]``.
+        num_items: size of the catalogue.
+        minutes: time limit of the command, or None.
+    """
+
+    lengths: np.ndarray
+    num_items: int
+    minutes: float | None = None
+
+    def tokens(self, max_length: int, windows: str) -> int:
+        """Tokens per epoch."""
+        targets = self.lengths - 1
+        return int((targets if windows == "all" else np.minimum(targets, max_length)).sum())
+
+    def windows(self, max_length: int, windows: str) -> int:
+        """Windows per epoch."""
+        return int((-(-(self.lengths - 1) // max_length)).sum()) if windows == "all" else len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options with nothing left to choose.
+
+    Args:
+        sizes: config of the model.
+        training: options of training.
+        reasons: for options that were chosen, if they are not the plain ones or need a word, the reason.
+    """
+
+    sizes: Any
+    training: TrainConfig
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def get(self, name: str) -> Any:
+        """The value of an option of the model or of the training."""
+        return getattr(self.sizes if hasattr(self.sizes, name) else self.training, name, None)
+
+    def set(self, name: str, value: Any, reason: str = "") -> "Recipe":
+        """The recipe with another value of an option."""
+        part = "sizes" if hasattr(self.sizes, name) else "training"
+        reasons = self.reasons | ({name: reason} if reason else {})
+        return replace(self, **{part: replace(getattr(self, part), **{name: value})}, reasons=reasons)
+
+
+def facts_of(histories: Histories, minutes: float | None = None) -> Facts:
+    """What the rules know of training histories."""
+    return Facts(trainable(histories).lengths, histories.dataset.num_items, minutes)
+
+
+def choose(model: str, sizes: Any, training: TrainConfig, facts: Facts) -> Recipe:
+    """Choose the options that are None. Those that are given stay, and the others follow from them.
+
+    Args:
+        model: name of a model that is trained.
+        sizes: its config.
+        training: options of training.
+        facts: what is known of the log. Without a trainable history nothing is chosen.
+    """
+    recipe = Recipe(sizes, training)
+    for name, rule in RULES.items() if len(facts.lengths) else ():
+        if _open(recipe, name):
+            recipe = recipe.set(name, *rule(model, recipe, facts))
+    return recipe
+
+
+def again(configs: Sequence[RunConfig], model: str, sizes: Any, training: TrainConfig) -> Recipe | None:
+    """The recipe of the first of these runs that the given options agree with, or None.
+
+    A resumed run keeps what was chosen for it, also if other ``minutes`` or a later version would choose otherwise.
+    """
+    for config in configs:
+        values = config.training | config.model_config
+        recipe = Recipe(sizes, training, dict(config.recipe))
+        try:
+            for name in RULES if config.model == model else ():
+                if name in values and _open(recipe, name):
+                    recipe = recipe.set(name, values[name])
+        except InputError:
+            continue  # a damaged value; opening the run reports it
+        if config.model == model and all(recipe.get(name) == values.get(name) for name in RULES):
+            return recipe
+    return None
+
+
+def lines(recipe: Recipe) -> list[str]:
+    """What was chosen and why, for people."""
+    chosen = [f"  {name} {recipe.get(name)}: {reason}" for name, reason in recipe.reasons.items()]
+    return ["chosen from the log, as not given:", *chosen] if chosen else []
+
+
+def _open(recipe: Recipe, name: str) -> bool:
+    """Whether an option exists and is to be chosen."""
+    return any(hasattr(part, name) and getattr(part, name) is None for part in (recipe.sizes, recipe.training))
+
+
+def _max_length(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    del model, recipe
+    longest = float(np.quantile(facts.lengths, SHARE_OF_USERS))
+    value = next((length for length in LENGTHS if longest <= length), LENGTHS[-1])
+    long = f"{1 - SHARE_OF_USERS:.0%} of the users have {longest:,.0f} items or more to train on"
+    return value, "" if value == LENGTHS[0] else long
+
+
+def _dropout(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str]:
+    del model
+    median = float(np.median(facts.lengths))
+    for least, value in DROPOUTS:
+        if median >= least:
+            return value, f"half of the users have {median:,.0f} items or more to train on"
+    return recipe.sizes.PLAIN["dropout"], ""
+
+
+def _windows(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
+    del model
+    length = _length(recipe)
+    left = 1 - facts.tokens(length, "last") / facts.tokens(length, "all")
+    if left <= LEFT_OUT or recipe.get("random_start"):
+        return "last", ""
+    return "all", f"the last {length} items of each user leave out {left:.0%} of the interactions"
+
+
+def _loss(model: str, recipe: Recipe, facts: Facts) -> tuple[str | None, str]:
+    plain, training = MODELS[model].LOSS, recipe.training
+    needs_negatives = (training.negatives, training.popularity) != (None, None) or training.logq_correction != "all"
+    if model not in WITH_CROSS_ENTROPY or needs_negatives or recipe.get("elu"):
+        return plain, ""
+    size = f"{_tokens(recipe, facts):,} tokens × {facts.num_items:,} items per epoch"
+    if _tokens(recipe, facts) * facts.num_items * recipe.sizes.embedding_dim > AFFORDABLE:
+        return plain, f"{size} are too many for cross-entropy"
+    if facts.minutes is not None and epochs_within(facts, recipe, facts.num_items) < FEWEST_EPOCHS:
+        return plain, f"{facts.minutes:g} minutes are too few for cross-entropy with {size}"
+    return "cross-entropy", f"affordable with {size}"
+
+
+def _batch_size(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    del model
+    count = facts.windows(_length(recipe), recipe.training.windows or "last")
+    value = next((size for size in BATCH_SIZES if count >= size * FEWEST_STEPS), BATCH_SIZES[-1])
+    steps = -(-count // BATCH_SIZES[0])
+    few = f"{count:,} windows make only {steps:,} step{'s' * (steps != 1)} of {BATCH_SIZES[0]}"
+    return value, "" if value == BATCH_SIZES[0] else few
+
+
+def _learning_rate(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str]:
+    del model
+    training, plain = recipe.training, TrainConfig.PLAIN["learning_rate"]
+    if facts.minutes is None or training.loss is None:
+        return plain, ""
+    per_token = facts.num_items if training.loss == "cross-entropy" else training.negatives
+    epochs = epochs_within(facts, recipe, per_token or default_negatives(training.loss))
+    fast = FAST_RATES.get(training.batch_size or BATCH_SIZES[0], plain)
+    if epochs >= MANY_EPOCHS or fast == plain:
+        return plain, ""
+    return fast, f"{facts.minutes:g} minutes are enough for about {max(1, round(epochs)):,} epochs"
+
+
+#: The rules in their order: each may use what those before it chose.
+RULES: dict[str, Callable[[str, Recipe, Facts], tuple[Any, str]]] = {
+    "max_length": _max_length,
+    "dropout": _dropout,
+    "windows": _windows,
+    "loss": _loss,
+    "batch_size": _batch_size,
+    "learning_rate": _learning_rate,
+}
+
+
+def epochs_within(facts: Facts, recipe: Recipe, candidates: int) -> float:
+    """The number of epochs that ``minutes`` are assumed to allow.
+
+    Args:
+        facts: what is known of the log.
+        recipe: options chosen so far.
+        candidates: number of items that each token is scored against.
+    """
+    assert facts.minutes is not None
+    products = 3.0 * _tokens(recipe, facts) * recipe.sizes.embedding_dim * (candidates + CANDIDATES)
+    return 60 * facts.minutes * TRAINING_SHARE * RATE / products
+
+
+def _length(recipe: Recipe) -> int:
+    length: int = recipe.sizes.max_length
+    return length
+
+
+def _tokens(recipe: Recipe, facts: Facts) -> int:
+    return facts.tokens(_length(recipe), recipe.training.windows or "last")
