@@ -1,10 +1,11 @@
-"""Counting pairs of items that are near each other, and what adding the counts to scores costs.
+"""Counting transitions at scale, and what adding the counts to scores costs.
 
     python benchmarks/counts.py --interactions 10000000 --items 1000000
 
-The log is synthetic: histories of 20 items on average, popularity by a power law. The output is the time to count pairs
-up to 10 steps apart, the size of the result, and the highest memory; then the time of finding the best ten for a state,
-alone, with 2,000 numbers added to its scores, and with the counts of 20 items summed up and added.
+The log is synthetic: histories of 20 items on average, popularity by a power law. The output is the time to count with
+the largest distance that is tried and with the default one, the size of the table, and the highest memory; then the
+time of finding the best ten items after a history by SASRec alone and with the counts; and the time of an epoch of
+SASRec, from some steps.
 """
 
 import argparse
@@ -14,10 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
-from seqrec import kernels
-from seqrec.models.counting import count_pairs, sum_rows
+from seqrec import Dataset, SASRec, SASRecConfig, Transitions, TransitionsConfig
+from seqrec.data.id_table import IdTable
+from seqrec.data.split import all_histories
+from seqrec.models.transitions import Addition
+from seqrec.ranking.additions import rank_after, recounted
+from seqrec.ranking.scoring import Catalogue, last_states
+from seqrec.tools.bench import SOFTMAX
+from seqrec.tools.steps import time_steps
 
 ROWS = 512
 
@@ -27,19 +35,44 @@ def fastest(functions: dict[str, Callable[[], Any]], times: int = 9) -> dict[str
     found = dict.fromkeys(functions, float("inf"))
     for _ in range(times):
         for name, function in functions.items():
-            start = time.thread_time()
+            start = time.process_time()
             function()
-            found[name] = min(found[name], time.thread_time() - start)
+            found[name] = min(found[name], time.process_time() - start)
     return found
 
 
-def synthetic(random: np.random.Generator, interactions: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items ``int32[N]`` and the limits of their histories ``int64[M + 1]``."""
+def synthetic(random: np.random.Generator, interactions: int, num_items: int) -> Dataset:
+    """A log of histories of 20 items on average."""
     chances = np.cumsum(np.arange(1, num_items + 1) ** -0.9)
     places = np.searchsorted(chances / chances[-1], random.random(interactions))
     items = (random.permutation(num_items) + 1).astype(np.int32)[places]
-    cuts = np.sort(random.integers(0, interactions, interactions // 20 - 1))
-    return items, np.concatenate([[0], cuts, [interactions]])
+    cuts = np.unique(random.integers(1, interactions, interactions // 20 - 1))
+    offsets = np.concatenate([[0], cuts, [interactions]])
+    users, catalogue = (
+        IdTable(pl.Series(f"{kind}_id", np.arange(count)))
+        for kind, count in (("user", len(offsets) - 1), ("item", num_items))
+    )
+    return Dataset(items, np.arange(interactions), offsets, users, catalogue, has_timestamps=False)
+
+
+def memory() -> float:
+    """The highest memory of the process so far, in gigabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def counted(dataset: Dataset, **constants: Any) -> Transitions:
+    """Count, and print what it takes."""
+    before = memory()
+    start, used = time.perf_counter(), time.process_time()
+    model = Transitions(TransitionsConfig(**constants), dataset.num_items)
+    model.count(all_histories(dataset))
+    start, used = time.perf_counter() - start, time.process_time() - used
+    size = (model.columns.nbytes + model.values.nbytes + model.offsets.nbytes) / 1e9
+    print(
+        f"{constants}: {start:.1f} s, {used:.1f} s of processor time, {len(model.columns):,} pairs, {size:.2f} GB; "
+        f"at most {memory():.2f} GB, {before:.2f} before"
+    )
+    return model.eval()
 
 
 def main() -> None:
@@ -49,43 +82,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    random = np.random.default_rng(0)
-    items, limits = synthetic(random, options.interactions, options.items)
-    weights = np.arange(1, 11, dtype=np.float32) ** -0.5
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for backward in (None, weights):
-        start, used = time.perf_counter(), time.process_time()
-        table = count_pairs(items, limits[:-1], limits[1:], weights, backward, options.items, 100)
-        start, used = time.perf_counter() - start, time.process_time() - used
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(
-            f"{'forward' if backward is None else 'both ways'}: {start:.1f} s, {used:.1f} s of processor time, "
-            f"{len(table.columns):,} pairs; {memory / 1e6:.2f} GB at most, {before / 1e6:.2f} before"
-        )
-    del table
-    table = count_pairs(items, limits[:-1], limits[1:], weights, None, options.items, 100)
-    states, vectors = torch.randn(ROWS, 64), torch.randn(options.items + 1, 64)
-    offsets = np.arange(ROWS + 1) * 20
-    chosen, coefficients = items[: offsets[-1]], random.random(offsets[-1]).astype(np.float32)
-    rows = torch.arange(ROWS).repeat_interleave(2000)
-    columns = np.concatenate([np.sort(random.choice(options.items, 2000, replace=False)) for _ in range(ROWS)]) + 1
-    many = rows, torch.from_numpy(columns), torch.rand(len(rows))
-
-    def summed() -> None:
-        sums = sum_rows(table, offsets, chosen, coefficients)
-        own = np.repeat(np.arange(ROWS), np.diff(sums.offsets))
-        added = torch.from_numpy(own), torch.from_numpy(sums.columns), torch.from_numpy(sums.values)
-        kernels.rank(states, vectors, 10, added=added)
-
-    found = fastest(
-        {
-            "alone": lambda: kernels.rank(states, vectors, 10),
-            "2,000 numbers per state added": lambda: kernels.rank(states, vectors, 10, added=many),
-            "sums of counts made and added": summed,
-        }
-    )
+    dataset = synthetic(np.random.default_rng(0), options.interactions, options.items)
+    counted(dataset, distance=50)
+    counted(dataset, distance=50, neighbours=0.0)
+    table = counted(dataset)
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(), dataset.num_items).eval()
+    model.addition = Addition(table, 2.0)
+    histories = all_histories(dataset).take(slice(0, ROWS))
+    with torch.inference_mode():
+        states = last_states(model, histories)
+        ways = {name: Catalogue(one) for name, one in {"alone": recounted(model, None), "with counts": model}.items()}
+        found = fastest({name: lambda one=one: rank_after(one, histories, states, 10) for name, one in ways.items()})
     for name, seconds in found.items():
-        print(f"{name}: {seconds / ROWS * 1e6:.1f} µs per state, {seconds / found['alone']:.2f} times")
+        print(f"best ten, {name}: {seconds / ROWS * 1e6:.1f} µs a state, {seconds / found['alone']:.2f} times")
+    del model, ways, table
+    step = time_steps(all_histories(dataset), SASRecConfig(), SOFTMAX, 20)
+    seconds = dataset.num_interactions / step["tokens_per_second"]
+    print(f"an epoch of sasrec with {SOFTMAX.loss}: {seconds:.0f} s, from 20 steps of {step['tokens']:,} tokens")
 
 
 if __name__ == "__main__":
