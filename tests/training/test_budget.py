@@ -13,7 +13,7 @@ from seqrec.cli import begin
 from seqrec.cli.app import main
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.training import recipe
-from seqrec.training.ahead import counted_transitions
+from seqrec.training.ahead import settled_constants
 from seqrec.training.budget import SECONDS_KEPT, SHARE_KEPT, Ahead, Budget, Limit, extrapolated
 
 
@@ -92,12 +92,11 @@ def test_seconds_for_many_from_those_for_few(fixed: float, each: float, first: f
 def test_constants_of_counts_are_not_chosen_in_a_hurry() -> None:
     split = split_last_two(prepare(log()))
     clock = Clock()
-    hurried = counted_transitions(split, False, 0, Budget(1e-9, begun=-1, clock=clock))
-    assert hurried.config == TransitionsConfig().resolved()
-    assert (
-        counted_transitions(split, False, 0, Budget(10, clock=clock)).config
-        == counted_transitions(split, False, 0).config
-    )
+    hurried = settled_constants(split, False, 0, Budget(1e-9, begun=-1, clock=clock))
+    assert hurried == TransitionsConfig().resolved()
+    chosen = settled_constants(split, False, 0)
+    assert settled_constants(split, False, 0, Budget(10, clock=clock)) == chosen
+    assert chosen != hurried
 
 
 @pytest.mark.parametrize("refit", ["off", "valid"])

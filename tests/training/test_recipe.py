@@ -20,6 +20,7 @@ from seqrec.training.recipe import Facts, Recipe, choose, facts_of, lines
 TRAINED = [name for name in MODELS if not MODELS[name].COUNTED]
 OTHERS: dict[str, Any] = {
     "max_length": 7, "dropout": 0.1, "windows": "all", "loss": "bce", "batch_size": 3, "learning_rate": 0.5,
+    "ensemble": 2,
 }  # fmt: skip
 
 
@@ -52,7 +53,9 @@ def test_facts_are_those_of_an_epoch(seed: int) -> None:
     ("model", "lengths", "items", "expected"),
     [
         # games.txt: many short histories
-        ("sasrec", np.full(31_000, 6), 23_715, (50, 0.5, "last", "cross-entropy", 128)),
+        ("sasrec", np.full(31_000, 6), 23_715, (50, 0.5, "last", "sampled-softmax", 128)),
+        # beauty: a smaller catalogue
+        ("sasrec", np.full(22_000, 7), 12_101, (50, 0.5, "last", "cross-entropy", 128)),
         # ml-1m: few long histories, a third of which are beyond the last 200 items
         ("sasrec", np.repeat([50, 100, 400], 2_000), 3_416, (200, 0.2, "all", "cross-entropy", 32)),
         ("ssept", np.repeat([20, 60], 3_000), 3_416, (100, 0.3, "last", "cross-entropy", 32)),
@@ -103,16 +106,29 @@ def test_options_of_negatives_mean_a_loss_that_has_them(given: dict[str, Any]) -
 
 
 def test_minutes_change_the_recipe_the_same_way_everywhere() -> None:
-    """Ever more time: first a fast learning rate and few candidates, then cross-entropy, then the plain rate."""
+    """Ever more time: first one model with a fast learning rate, then several, then several with cross-entropy."""
     lengths = np.full(31_000, 7)
-    found = [chosen("sasrec", lengths, 23_715, minutes) for minutes in (0.1, 1, 5, 10, 100, None)]
-    losses = [one.get("loss") for one in found]
-    assert losses[0] == losses[1] == "sampled-softmax"
-    assert losses[-3:] == ["cross-entropy"] * 3
-    assert "0.1 minutes are too few for cross-entropy" in found[0].reasons["loss"]
-    assert found[0].get("learning_rate") == 0.003
-    assert found[-1].get("learning_rate") == found[-2].get("learning_rate") == 0.001
+    found = [chosen("sasrec", lengths, 23_715, minutes) for minutes in (0.1, 1, 10, None, 100)]
+    assert [one.get("loss") for one in found] == ["sampled-softmax"] * 4 + ["cross-entropy"]
+    assert [one.get("ensemble") for one in found] == [1, 1, 4, 4, 4]
+    assert [one.get("learning_rate") for one in found] == [0.003, 0.001, 0.001, 0.001, 0.001]
+    assert "0.1 minutes are too few for several models with cross-entropy" in found[0].reasons["loss"]
+    assert "10 minutes are enough" in found[2].reasons["ensemble"]
     assert "learning_rate" not in found[-1].reasons
+
+
+@pytest.mark.parametrize(
+    ("model", "users", "given", "count"),
+    [
+        ("sasrec", 31_000, {}, 4), ("sasrec", 499, {}, 1), ("sasrec", 500, {}, 4),
+        ("sasrec", 31_000, {"ensemble": 2}, 2),
+        ("gru4rec", 31_000, {}, 4), ("gru4rec", 31_000, {"elu": 0.5}, 1), ("slirec", 31_000, {}, 1),
+        ("sasrec", 3_000_000, {}, 1), ("sasrec", 300_000, {"minutes": 1.0}, 1),
+    ],
+)  # fmt: skip
+def test_how_many_models(model: str, users: int, given: dict[str, Any], count: int) -> None:
+    minutes = given.pop("minutes", None)
+    assert chosen(model, np.full(users, 7), 23_715, minutes, **given).get("ensemble") == count
 
 
 def test_nothing_is_chosen_without_histories() -> None:

@@ -83,11 +83,8 @@ def fit_command(model: str) -> Any:
         show_log(console, dataset, summary)
         shown: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, **shown)
-        if recommender.interrupted:
-            _say_stopped(console, recommender, out, overwrite)
-        else:
-            _show_result(console, recommender)
-            console.print(f"run written to {out}", soft_wrap=True)
+        show_end = _say_stopped if recommender.interrupted else _show_result
+        show_end(console, recommender, out, overwrite)
         facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
         write_json(json, facts | recommender.metrics)
         return 130 if recommender.interrupted else 0
@@ -103,8 +100,9 @@ def _say_stopped(console: Console, recommender: "Recommender", out: Path, overwr
     console.print(f"stopped; {out} has {has}, --resume continues{before}", soft_wrap=True)
 
 
-def _show_result(console: Console, recommender: "Recommender") -> None:
+def _show_result(console: Console, recommender: "Recommender", out: Path, overwrite: bool) -> None:
     """Print how training ended, the tests, and what the weights in use were trained on."""
+    del overwrite
     console.print(recommender.summary, highlight=False)
     if (counts := recommender.metrics.get("transitions")) is not None:
         found = counts["validation"]
@@ -124,6 +122,7 @@ def _show_result(console: Console, recommender: "Recommender") -> None:
     if recommender.evaluations or recommender.trained_on != "train":  # otherwise nothing was held out for a test
         text = f"the weights in use were trained {TRAINED[recommender.trained_on]}{meaning}"
         console.print(text, highlight=False, soft_wrap=True)
+    console.print(f"run written to {out}", soft_wrap=True)
 
 
 def _warn_of_unused(model: str, training: TrainConfig | None) -> None:

@@ -63,7 +63,7 @@ class RunConfig:
         def member() -> Model:
             return build_model(self.model, self.model_config, self.num_items, self.num_users)
 
-        count = self.training.get("ensemble", 1)
+        count = self.training.get("ensemble") or 1
         return member() if count == 1 else Ensemble(member, count)
 
     def outline(self, most: int) -> Model:

@@ -58,13 +58,13 @@ class TrainConfig(Options):
         calibration: How far gbce corrects the overconfidence that sampled negatives cause: 0 not at all, 1 fully.
         bpr_penalty: Weight of the score regularisation in bpr-max.
         ensemble: Number of models with different first weights to train side by side. Their scores are averaged, which
-            ranks better than one of them; time, memory and size grow with the number.
+            ranks better than one of them; time, memory and size grow with the number. By default chosen from the log.
         transitions: Whether transition counts are added to the scores of the trained model. auto: with the weight that
             ranks best on validation items, or not at all if they do not help; off: never.
         checkpoint_minutes: Minutes between checkpoints within an epoch. One is always written at its end.
     """
 
-    PLAIN: ClassVar[Mapping[str, Any]] = {"batch_size": 128, "learning_rate": 0.001, "windows": "last"}
+    PLAIN: ClassVar[Mapping[str, Any]] = {"batch_size": 128, "learning_rate": 0.001, "windows": "last", "ensemble": 1}
 
     epochs: Count = 200
     batch_size: Count | None = None
@@ -89,7 +89,7 @@ class TrainConfig(Options):
     logq_correction: LogQ = "all"
     calibration: Annotated[float, Range(0, 1)] = 0.75
     bpr_penalty: Weight = 1.0
-    ensemble: Annotated[int, Range(1, 100)] = 1
+    ensemble: Annotated[int, Range(1, 100)] | None = None
     transitions: Literal["auto", "off"] = "auto"
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 10.0
 

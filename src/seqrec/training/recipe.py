@@ -34,8 +34,15 @@ BATCH_SIZES, FEWEST_STEPS = (128, 64, 32, 16), 150
 RATE, CANDIDATES = 6e10, 1000
 #: Share of ``minutes`` that is left for training.
 TRAINING_SHARE = 0.7
-#: ``loss``: cross-entropy only if ``minutes`` allow so many epochs of it.
-FEWEST_EPOCHS = 15
+#: Minutes that ``loss`` and ``ensemble`` are chosen for if no time limit is given.
+USUAL_MINUTES = 10.0
+#: Epochs that a model needs.
+USUAL_EPOCHS = 25
+#: ``loss``: cross-entropy only if the minutes are enough for so many models, or it costs at most so many times as much
+#: as sampled softmax: four models trained with sampled softmax rank better than one with cross-entropy.
+MODELS_WITHIN, DEARER = 2, 2.5
+#: ``ensemble``: as many models as the minutes are enough for, up to this number; one where few users are trained on.
+MOST_MODELS, FEW_USERS = 4, 500
 #: ``learning_rate``: the fast one, by batch size, if ``minutes`` allow fewer epochs than this.
 MANY_EPOCHS, FAST_RATES = 25, {128: 0.003, 64: 0.002, 32: 0.002, 16: 0.002}
 
@@ -174,8 +181,10 @@ def _loss(model: str, recipe: Recipe, facts: Facts) -> tuple[str | None, str]:
     size = f"{_tokens(recipe, facts):,} tokens × {facts.num_items:,} items per epoch"
     if _tokens(recipe, facts) * facts.num_items * recipe.sizes.embedding_dim > AFFORDABLE:
         return plain, f"{size} are too many for cross-entropy"
-    if facts.minutes is not None and epochs_within(facts, recipe, facts.num_items) < FEWEST_EPOCHS:
-        return plain, f"{facts.minutes:g} minutes are too few for cross-entropy with {size}"
+    models = epochs_within(facts, recipe, facts.num_items) / USUAL_EPOCHS
+    dearer = (facts.num_items + CANDIDATES) / (default_negatives(plain) + CANDIDATES)
+    if models < MODELS_WITHIN and (dearer > DEARER or (facts.minutes is not None and models < 0.5)):
+        return plain, f"{minutes_of(facts):g} minutes are too few for several models with cross-entropy and {size}"
     return "cross-entropy", f"affordable with {size}"
 
 
@@ -188,17 +197,32 @@ def _batch_size(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
     return value, "" if value == BATCH_SIZES[0] else few
 
 
+def _ensemble(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    if not MODELS[model].FACTORED or recipe.get("elu") or len(facts.lengths) < FEW_USERS:
+        return 1, ""
+    epochs = epochs_within(facts, recipe, _candidates(recipe, facts))
+    count = int(min(MOST_MODELS, max(1, epochs // USUAL_EPOCHS)))
+    if count == 1:
+        return 1, ""
+    return count, f"{minutes_of(facts):g} minutes are enough to train so many, and their mean ranks better than one"
+
+
 def _learning_rate(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str]:
     del model
     training, plain = recipe.training, TrainConfig.PLAIN["learning_rate"]
-    if facts.minutes is None or training.loss is None:
+    if facts.minutes is None:
         return plain, ""
-    per_token = facts.num_items if training.loss == "cross-entropy" else training.negatives
-    epochs = epochs_within(facts, recipe, per_token or default_negatives(training.loss))
+    epochs = epochs_within(facts, recipe, _candidates(recipe, facts)) / (training.ensemble or 1)
     fast = FAST_RATES.get(training.batch_size or BATCH_SIZES[0], plain)
     if epochs >= MANY_EPOCHS or fast == plain:
         return plain, ""
     return fast, f"{facts.minutes:g} minutes are enough for about {max(1, round(epochs)):,} epochs"
+
+
+def _candidates(recipe: Recipe, facts: Facts) -> int:
+    """Number of items that each token is scored against in training."""
+    loss = recipe.training.loss or "sampled-softmax"
+    return facts.num_items if loss == "cross-entropy" else recipe.training.negatives or default_negatives(loss)
 
 
 #: The rules in their order: each may use what those before it chose.
@@ -208,8 +232,14 @@ RULES: dict[str, Callable[[str, Recipe, Facts], tuple[Any, str]]] = {
     "windows": _windows,
     "loss": _loss,
     "batch_size": _batch_size,
+    "ensemble": _ensemble,
     "learning_rate": _learning_rate,
 }
+
+
+def minutes_of(facts: Facts) -> float:
+    """The minutes that the recipe is for."""
+    return USUAL_MINUTES if facts.minutes is None else facts.minutes
 
 
 def epochs_within(facts: Facts, recipe: Recipe, candidates: int) -> float:
@@ -220,9 +250,8 @@ def epochs_within(facts: Facts, recipe: Recipe, candidates: int) -> float:
         recipe: options chosen so far.
         candidates: number of items that each token is scored against.
     """
-    assert facts.minutes is not None
     products = 3.0 * _tokens(recipe, facts) * recipe.sizes.embedding_dim * (candidates + CANDIDATES)
-    return 60 * facts.minutes * TRAINING_SHARE * RATE / products
+    return 60 * minutes_of(facts) * TRAINING_SHARE * RATE / products
 
 
 def _length(recipe: Recipe) -> int:
