@@ -47,7 +47,8 @@ start = time.perf_counter()
 dataset = Dataset.load(sys.argv[1])
 loaded = time.perf_counter()
 steps = itertools.count(1)
-recommender = Recommender("sasrec", epochs=1, evaluate_every=0).fit(dataset, stop=lambda: next(steps) >= 200)
+plain = {"loss": "sampled-softmax", "batch_size": 128, "ensemble": 1, "epochs": 1, "evaluate_every": 0}
+recommender = Recommender("sasrec", **plain).fit(dataset, stop=lambda: next(steps) >= 200)
 import json
 row = recommender.epochs[0]
 print(json.dumps({

@@ -186,7 +186,7 @@ class Ours:
         self.dataset = prepare(read_log(options.log))
         self.options: dict[str, Any] = {
             "loss": options.loss, "negatives": 1 if options.loss == "bce" else None, "epochs": 1, "evaluate_every": 0,
-            "batch_size": 128, "max_length": 50,
+            "batch_size": 128, "max_length": 50, "windows": "last", "ensemble": 1,
             "embedding_dim": 100, "num_blocks": 2, "num_heads": 1, "dropout": 0.2, "device": "cpu", "split": "last-two",
         }  # fmt: skip
         self.recommender = Recommender("sasrec", **self.options)

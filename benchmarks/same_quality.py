@@ -28,11 +28,14 @@ CHANGED = {"ssept": {"dropout": 0.3, "user_dim": 32, "sse_user": 0.9, "sse_item"
 CHILD = """
 import json, sys
 import numpy as np
-from seqrec import Recommender, metrics, prepare, read_log, split_last_two
+from seqrec import MODELS, Recommender, TrainConfig, metrics, prepare, read_log, split_last_two
 from seqrec.ranking.protocols import ranks
 log, model, options, out = sys.argv[1:]
 dataset = prepare(read_log(log))
-recommender = Recommender(model, split="last-two", **json.loads(options)).fit(dataset)
+given = {"loss": MODELS[model].LOSS, "max_length": 50, "windows": "last"} | json.loads(options)
+if hasattr(TrainConfig(), "ensemble"):  # later versions choose these, and this one too, from the log
+    given |= {"ensemble": 1}
+recommender = Recommender(model, split="last-two", **given).fit(dataset)
 np.save(out, metrics.ndcg(*ranks(recommender.model, split_last_two(dataset).test), 10))
 print(json.dumps([recommender.epochs[-1]["loss"], sum(row["seconds"] for row in recommender.epochs)]))
 """

@@ -123,6 +123,7 @@ print(f"tests with {history[-1]!r}")
 # %%
 recommender = Recommender(
     model,
+    ensemble=1,  # by default as many models are averaged as ten minutes are enough for
     max_length=max_length,
     embedding_dim=embedding_dim,
     num_blocks=num_blocks,

@@ -58,7 +58,9 @@ def _trained_alone(arguments: str) -> None:
     """Train one epoch in this process, which does nothing else, and print how much memory that took."""
     values = json.loads(arguments)
     torch.set_num_threads(1)
-    config = TrainConfig(epochs=1, batch_size=BATCH_SIZE, evaluate_every=0, loss=values["loss"], device="cpu")
+    config = TrainConfig(
+        epochs=1, batch_size=BATCH_SIZE, ensemble=1, evaluate_every=0, loss=values["loss"], device="cpu"
+    )
     # A small training first, so that memory that libraries allocate once does not count.
     _train_in_a_folder(generated(1000, 1000, 9, 0), values["dim"], config)
     before = _peak_bytes()
