@@ -18,6 +18,7 @@ from seqrec import InputError, Recommender, prepare, read_log, synthetic_log
 from seqrec.data.dataset import Dataset
 from seqrec.models.sasrec import SASRec
 from seqrec.ranking import metrics
+from seqrec.ranking.additions import recounted
 from seqrec.ranking.protocols import ranks
 from seqrec.ranking.statistics import holm, paired_t_test
 from seqrec.report.pictures import comparison_picture
@@ -105,11 +106,11 @@ def test_differences_are_tested_user_by_user(dataset: Dataset, found: tuple[Comp
     assert comparison.reference == "sasrec"
     counted = Recommender("markov").fit(dataset)
     learnt = Recommender("sasrec", seed=3, **SMALL).fit(dataset)
-    targets = learnt.split_config.apply(dataset).test
+    split = learnt.split_config.apply(dataset)
     for protocol in ("full", "sampled"):
         mine, other = (
-            metrics.ndcg(*ranks(r.model, targets, protocol=protocol, negatives=7, seed=3), 10)  # type: ignore[arg-type]
-            for r in (learnt, counted)
+            metrics.ndcg(*ranks(model, split.test, protocol=protocol, negatives=7, seed=3), 10)  # type: ignore[arg-type]
+            for model in (recounted(learnt.model, split.train), counted.model)
         )
         results = {entry.model: (entry.results or {})[protocol] for entry in comparison.entries}
         assert results["markov"]["difference"] == pytest.approx((other - mine).mean())
