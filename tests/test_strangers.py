@@ -336,7 +336,7 @@ def test_every_value_of_the_configuration_is_looked_at(run: Path, part: str | No
             path.write_text(json.dumps(changed if part is None else {**whole, part: changed}))
             found = answer(run)
             if found is not None:  # for example another number of threads, which changes nothing
-                assert name in ("epochs", "threads", "device", "checkpoint_minutes"), (name, bad)
+                assert name in ("epochs", "threads", "device", "checkpoint_minutes", "recipe"), (name, bad)
                 assert found.equals(wanted)
 
 

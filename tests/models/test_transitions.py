@@ -104,11 +104,11 @@ def test_scores_are_those_of_the_formula(
     batch = pack(all_histories(train.dataset), model.max_length)
     scores = model.score(model.encode(batch)).numpy()
     assert scores.shape == (len(batch.items), train.dataset.num_items + 1)
-    weights = naive_weights(train, model.constants)
+    weights = naive_weights(train, model.config)
     for row in (0, 3, 17, 30):
         history = batch.items[batch.offsets[row] : batch.offsets[row + 1]].tolist()
         for length in {1, 2, len(history) // 2 + 1, len(history)} - {len(history) + 1}:
-            expected = naive_scores(train, weights, model.constants, history[:length])
+            expected = naive_scores(train, weights, model.config, history[:length])
             found = scores[batch.offsets[row] + length - 1]
             np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-5, atol=1e-6)
 

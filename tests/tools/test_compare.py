@@ -24,6 +24,7 @@ from seqrec.report.pictures import comparison_picture
 from seqrec.report.tables import with_interval
 from seqrec.tools.compare import CompareConfig, Comparison, compare_models
 
+ALONE: dict[str, Any] = {"transitions": "off"}  # models alone
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 32, "num_blocks": 1, "embedding_dim": 8, "max_length": 10}
 LOG = synthetic_log(120, genres=2, items_per_genre=12, mean_length=6)
 
@@ -37,7 +38,9 @@ def dataset() -> Dataset:
 def found(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     folder = tmp_path_factory.mktemp("compare") / "deep" / "out"
     models = ["sasrec", "markov", "popularity"]
-    return compare_models(dataset, models, CompareConfig(test_negatives=7), out=folder, seed=3, **SMALL), folder
+    return compare_models(
+        dataset, models, CompareConfig(test_negatives=7), out=folder, seed=3, **SMALL, **ALONE
+    ), folder
 
 
 @pytest.mark.parametrize("users", [2, 3, 30, 1000, 50_000])
@@ -88,10 +91,10 @@ def test_holm(p: list[float]) -> None:
 
 def test_results_are_those_of_evaluate(dataset: Dataset, found: tuple[Comparison, Path]) -> None:
     comparison, _ = found
-    alone = Recommender("sasrec", seed=3, **SMALL).fit(dataset)
+    alone = Recommender("sasrec", seed=3, **SMALL, **ALONE).fit(dataset)
     for protocol in ("full", "sampled"):
         evaluation = alone.evaluate(protocol, negatives=7, seed=3)  # type: ignore[arg-type]
-        beside = {**evaluation.baselines, "sasrec": evaluation}  # with the transition counts of the training histories
+        beside = {"sasrec": evaluation, **evaluation.baselines}
         for entry in comparison.entries:
             assert entry.results is not None
             for name, value in entry.results[protocol]["metrics"].items():
@@ -100,11 +103,25 @@ def test_results_are_those_of_evaluate(dataset: Dataset, found: tuple[Comparison
                 assert entry.results[protocol]["intervals"][name] == pytest.approx(list(wanted))
 
 
+def test_transition_counts_are_added_as_in_a_fit(dataset: Dataset) -> None:
+    """Those of the training histories: a fitted model has those of the whole log, held-out items among them."""
+    comparison = compare_models(dataset, ["sasrec", "markov"], CompareConfig(test_negatives=7), seed=3, **SMALL)
+    sasrec, markov = comparison.entries
+    assert sasrec.transitions is not None
+    assert sasrec.transitions > 0
+    assert (sasrec.label, markov.label, markov.transitions) == ("sasrec + transitions", "markov", None)
+    fitted = Recommender("sasrec", seed=3, **SMALL).fit(dataset)
+    for protocol in ("full", "sampled"):
+        expected = fitted.evaluate(protocol, negatives=7, seed=3).metrics["ndcg@10"]  # type: ignore[arg-type]
+        assert sasrec.results is not None
+        assert sasrec.results[protocol]["metrics"]["ndcg@10"] == pytest.approx(expected)
+
+
 def test_differences_are_tested_user_by_user(dataset: Dataset, found: tuple[Comparison, Path]) -> None:
     comparison, _ = found
     assert comparison.reference == "sasrec"
     counted = Recommender("markov").fit(dataset)
-    learnt = Recommender("sasrec", seed=3, **SMALL).fit(dataset)
+    learnt = Recommender("sasrec", seed=3, **SMALL, **ALONE).fit(dataset)
     targets = learnt.split_config.apply(dataset).test
     for protocol in ("full", "sampled"):
         mine, other = (
@@ -135,7 +152,7 @@ def test_what_is_written(found: tuple[Comparison, Path]) -> None:
     weights = Recommender("sasrec", **SMALL).fit(LOG.frame).model.state_dict()
     assert sasrec["parameters"] == sum(weight.numel() for weight in weights.values())
     assert sasrec["bytes"] == 4 * sasrec["parameters"]
-    assert (sasrec["transitions"] > 0, markov["transitions"]) == (True, None)
+    assert sasrec["transitions"] is markov["transitions"] is None
     assert (sasrec["epochs"], sasrec["config"]["embedding_dim"]) == (2, 8)
     assert (markov["epochs"], markov["parameters"], markov["bytes"] > 0) == (None, 0, True)
     frame = pl.read_csv(folder / "compare.csv")

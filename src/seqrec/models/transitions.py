@@ -96,7 +96,7 @@ class Transitions(Model):
     def __init__(self, config: TransitionsConfig, num_items: int, num_users: int = 0) -> None:
         del num_users
         super().__init__()
-        self.config, self.constants = config, config.resolved()
+        self.config = config.resolved()
         self.num_items = num_items
         self.register_buffer("counts", torch.zeros(num_items + 1, dtype=torch.int64))
         self.register_buffer("recent", torch.zeros(num_items + 1, dtype=torch.int64))
@@ -111,7 +111,7 @@ class Transitions(Model):
             histories: training histories.
             wanted: items to keep successors of, ``bool[I + 1]``; for a model that only ranks after these.
         """
-        config, counts = self.constants, histories.item_counts()
+        config, counts = self.config, histories.item_counts()
         assert config.distance is not None
         assert config.scale is not None
         assert config.neighbours is not None
@@ -171,7 +171,7 @@ class Transitions(Model):
     @property
     def reach(self) -> int:
         """Number of most recent items of a history whose weight is at least ``LEAST_WEIGHT``, up to ``max_length``."""
-        decay = self.constants.decay
+        decay = self.config.decay
         assert decay is not None
         far = self.config.max_length if decay == 1 else int(np.log(LEAST_WEIGHT) / np.log(decay)) + 1
         return max(1, min(self.config.max_length, far))
@@ -193,7 +193,7 @@ class Transitions(Model):
         """The scores above 0 of each hidden state ``int64[R, reach]``: rows of items and scores, without popularity."""
         newest = hidden.cpu().numpy()
         there = newest > 0
-        decay = self.constants.decay
+        decay = self.config.decay
         assert decay is not None
         weights = there * decay ** np.arange(newest.shape[1])
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)

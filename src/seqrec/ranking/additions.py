@@ -87,4 +87,4 @@ def score_after(model: Model, histories: Histories, states: Tensor, items: Tenso
         return scores
     transitions = model.addition.transitions
     counts, recent = transitions.looked_up(transitions.newest(histories), items), transitions.recent_scores()
-    return scores + model.addition.weight * (counts if recent is None else counts + recent[items])
+    return scores + model.addition.weight * (counts if recent is None else counts + recent.to(items.device)[items])

@@ -166,6 +166,7 @@ def _offsets(model: Model, items: Tensor | None) -> Tensor | None:
     recent = model.addition.transitions.recent_scores()
     if recent is None:
         return None
+    recent = recent.to(device_of(model))  # the counts stay on the CPU
     return model.addition.weight * (recent if items is None else recent[items])
 
 

@@ -15,50 +15,47 @@ if TYPE_CHECKING:
 YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # the range of datetime in Unix seconds
 
 
-def table(evaluation: "Evaluation", name: str = "model") -> Table:
-    """The main metrics of the model beside its baselines, each with its interval (:func:`with_interval`).
+#: Metrics in the columns of a table, and whether their intervals are shown: as many as fit on a screen.
+_SHOWN = {"ndcg": True, "hr": True, "mrr": False}
 
-    The table has the metrics for the middle list length, and those without a list length; ``to_dict`` has all metrics.
-    Recall is left out, because with one target per user it equals the hit rate.
+
+def table(evaluation: "Evaluation", name: str = "model") -> Table:
+    """The main metrics of the model and of its baselines, a row each; ``to_dict`` has all metrics.
+
+    The metrics are those for the middle list length. The last column is the p-value of the paired test of the
+    difference in NDCG@10 from the model in the first row.
     """
-    columns = _columns(evaluation, name)
     if evaluation.negatives is None:
         against = f"full catalogue, seen items {evaluation.seen}"
     else:
         against = f"{evaluation.negatives} sampled negatives"
     shown = Table(title=f"{evaluation.split}: {evaluation.users:,} users, {against}\n{stated(evaluation)}")
-    shown.add_column("metric", no_wrap=True)
-    for column in columns:
-        shown.add_column(column, justify="right", overflow="fold")
     lengths = sorted({int(metric.partition("@")[2]) for metric in evaluation.metrics if "@" in metric})
     middle = lengths[len(lengths) // 2]
-    for metric in evaluation.metrics:
-        name, _, length = metric.partition("@")
-        if name == "recall" or (length and int(length) != middle):
-            continue
-        cells = []
-        for scores in columns.values():
-            cells.append(with_interval(scores.metrics[metric], *scores.intervals[metric]))
-        shown.add_row(metric, *cells)
-    notes = [f"{evaluation.cold:,} targets never occur in training"] if evaluation.cold else []
+    names = {f"{kind}@{middle}" if kind != "mrr" else kind: intervals for kind, intervals in _SHOWN.items()}
+    shown.add_column("model", overflow="fold")
+    for column in (*names, "p"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for label, scores in _rows(evaluation, name).items():
+        cells = [
+            with_interval(scores.metrics[metric], *scores.intervals[metric]) if intervals
+            else f"{scores.metrics[metric]:.4f}"
+            for metric, intervals in names.items()
+        ]  # fmt: skip
+        difference = evaluation.differences.get(label)
+        shown.add_row(label, *cells, "" if difference is None else f"{difference.p:.1g}")
+    notes = ["p: of the difference in NDCG@10 from the first row"] if evaluation.differences else []
+    if evaluation.cold:
+        notes.append(f"{evaluation.cold:,} targets never occur in training")
     if evaluation.unreachable:
         notes.append(f"{evaluation.unreachable:,} are in the history and count as misses; --keep-seen ranks them")
     if evaluation.fewest_negatives is not None and evaluation.fewest_negatives < (evaluation.negatives or 0):
         notes.append(f"for some users only {evaluation.fewest_negatives} unseen items are available as negatives")
-    shown.caption = "; ".join(notes + differences_of(evaluation)) or None
+    shown.caption = "; ".join(notes) or None
     return shown
 
 
-def differences_of(evaluation: "Evaluation") -> list[str]:
-    """How much better the NDCG@10 is than that of each baseline, with the interval and p-value of the paired test."""
-    lines = []
-    for name, found in evaluation.differences.items():
-        low, high = found.interval
-        lines.append(f"NDCG@10 against {name}: {found.mean:+.4f} ({low:+.4f} to {high:+.4f}, p {found.p:.2g})")
-    return lines
-
-
-def _columns(evaluation: "Evaluation", name: str) -> "dict[str, Evaluation | Scores]":
+def _rows(evaluation: "Evaluation", name: str) -> "dict[str, Evaluation | Scores]":
     """The model and its baselines by name. If the model without transition counts is one of them, it has the name."""
     if name in evaluation.baselines:
         name = f"{name} + transitions"
@@ -74,8 +71,11 @@ def stated(evaluation: "Evaluation") -> str:
 
 
 def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
-    """NDCG@10 of the model beside its baselines for groups of users: by length of the history, by popularity."""
-    columns = _columns(evaluation, name)
+    """NDCG@10 of the model beside its baselines for groups of users: by length of the history, by popularity.
+
+    ``to_dict`` has the intervals.
+    """
+    columns = _rows(evaluation, name)
     shown = Table(
         title=f"{evaluation.split}: NDCG@10 by items in the history, and by interactions of the target in training"
     )
@@ -85,7 +85,7 @@ def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
     for by, what in (("history", "history"), ("popularity", "target")):
         for number, group in enumerate(evaluation.groups.get(by, [])):
             same = [scores.groups[by][number] for scores in columns.values()]
-            cells = [with_interval(one.metrics["ndcg@10"], *one.intervals["ndcg@10"]) for one in same]
+            cells = [f"{one.metrics['ndcg@10']:.4f}" for one in same]
             shown.add_row(f"{what} {group.name}", f"{group.users:,}", *cells)
         shown.add_section()
     return shown
