@@ -48,7 +48,7 @@ class Ahead:
     Args:
         after: seconds that do not depend on how long training takes: the last validation, the choice of the weight of
             transition counts, tests, counting on the whole log.
-        refit: seconds of a refit per second of training; 0 without one.
+        refit: how many times as long an epoch of the refit takes as one of training; 0 without a refit.
     """
 
     after: float
@@ -58,32 +58,43 @@ class Ahead:
 class Limit:
     """Ends training so that what follows fits into the budget; called after every step.
 
+    A refit trains whole epochs, as many as validation chooses, which may be all of them. So no epoch begins unless
+    there is time to train it again.
+
     Args:
         budget: time limit of the command.
         ahead: estimate of what follows training.
-        trained: seconds that earlier processes spent on the steps of this training.
+        steps: steps per epoch.
+        epochs: epochs that earlier processes trained.
         stop: another function that ends training by returning True.
     """
 
     def __init__(
-        self, budget: Budget, ahead: Ahead, trained: float = 0.0, stop: Callable[[], bool] | None = None
+        self, budget: Budget, ahead: Ahead, steps: int, epochs: int = 0, stop: Callable[[], bool] | None = None
     ) -> None:
         self.budget, self.ahead, self.stop = budget, ahead, stop
-        self.begun = budget.clock() - trained
+        self.steps, self.epochs = steps, epochs
+        self.begun, self.done = budget.clock(), 0
         self.reached = False
 
     def __call__(self) -> bool:
         """Whether training has to end now."""
+        self.done += 1
         if self.stop is not None and self.stop():
             return True
         self.reached = self.left() <= 0
         return self.reached
 
     def left(self) -> float:
-        """Seconds that are left for training."""
+        """Seconds that are left for training, if it goes on for another step."""
         kept = max(SECONDS_KEPT, SHARE_KEPT * 60 * self.budget.minutes)
-        trained = self.budget.clock() - self.begun
-        return self.budget.left() - kept - self.ahead.after - self.ahead.refit * trained
+        epochs = self.epochs + self.done // self.steps + 1
+        return self.budget.left() - kept - self.ahead.after - self.refit(epochs)
+
+    def refit(self, epochs: int) -> float:
+        """Estimated seconds of a refit of so many epochs."""
+        epoch = self.steps * (self.budget.clock() - self.begun) / max(1, self.done)
+        return self.ahead.refit * epochs * epoch
 
 
 def extrapolated(work: Callable[[int], Any], users: int, sizes: tuple[int, int], clock: Callable[[], float]) -> float:

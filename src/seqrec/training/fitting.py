@@ -25,8 +25,10 @@ from seqrec.training.config import TrainConfig
 from seqrec.training.loop import train
 from seqrec.training.plan import Plan, check_items, counted
 from seqrec.training.refitting import refit
+from seqrec.training.step import epoch_of
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
+LATE = 0.1  # of a time limit, by which a refit may be late
 
 
 @dataclass
@@ -109,7 +111,7 @@ def fitted(
         if found.chosen is not None and model.addition is not None:
             found.metrics["transitions"] = facts_of(model.addition, found.chosen)
         found.evaluations = _tested(found, training, found.metrics)
-    if config.refit != "off":
+    if config.refit != "off" and _has_time(found):
         if run is not None:
             run.save_metrics(found.metrics)  # they do not yet say what the weights in use were trained on
         _train_again(found, training, run, progress)
@@ -118,6 +120,22 @@ def fitted(
         found.metrics["trained_on"] = found.trained_on
         run.save_metrics(found.metrics)
     return found
+
+
+def _has_time(found: Fitted) -> bool:
+    """Whether the time limit, if there is one, allows the refit; a warning says if not."""
+    limit = found.limit
+    if limit is None:
+        return True
+    seconds, left = limit.refit(found.best_epoch), limit.budget.left()
+    if seconds <= left + LATE * 60 * limit.budget.minutes:
+        return True
+    warn(
+        f"minutes is {limit.budget.minutes:g}, which leaves {max(0.0, left):.0f} s for a refit of about "
+        f"{seconds:.0f} s; it is left out, --resume with more minutes adds it",
+        TrainingWarning,
+    )
+    return False
 
 
 def _add_transitions(found: Fitted, dataset: Dataset, training: TrainConfig) -> None:
@@ -151,8 +169,9 @@ def _limit(
         ahead = look_ahead(
             found.model, config, split, training, found.constants, test if run is not None else None, budget.clock
         )
-    trained = float(run.epochs()["seconds"].sum()) if run is not None and resume else 0.0
-    found.limit = Limit(budget, ahead, trained, stop)
+    epochs = run.epochs().height if run is not None and resume else 0
+    steps = len(epoch_of(found.model, split.train, training))
+    found.limit = Limit(budget, ahead, steps, epochs, stop)
     if found.limit.left() <= 0:
         warn(
             f"minutes is {budget.minutes:g}, and training has no time left: what follows it takes about "
