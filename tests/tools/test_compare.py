@@ -198,7 +198,7 @@ def test_the_table_fits_a_terminal(found: tuple[Comparison, Path]) -> None:
 
 def test_same_seed_same_numbers(dataset: Dataset, found: tuple[Comparison, Path]) -> None:
     models = [entry.model for entry in found[0].entries]
-    again = compare_models(dataset, models, CompareConfig(test_negatives=7), seed=3, **SMALL)
+    again = compare_models(dataset, models, CompareConfig(test_negatives=7), seed=3, **SMALL, **ALONE)
     assert [entry.results for entry in again.entries] == [entry.results for entry in found[0].entries]
 
 
