@@ -18,7 +18,7 @@ def tensors_of(given: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(part) for name, part in given.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     num_items=st.sampled_from([0, 1, 3, 20, 70, 5000, 100_000]),
     shape=st.tuples(st.integers(0, 40), st.integers(0, 9)),
@@ -68,15 +68,15 @@ def test_an_example_by_hand():
 def test_many_pairs_are_counted_in_double_precision(threads):
     """So many that float32 would stop counting; and parts of the work of very different sizes."""
     torch.set_num_threads(threads)
-    items = torch.tensor([1, 2] * 1000 + list(range(3, 3000)), dtype=torch.int32)
+    items = torch.tensor([1, 2] * 1000 + list(range(3, 604)), dtype=torch.int32)
     starts, ends = torch.tensor([0, 2000]), torch.tensor([2000, len(items)])
     weights, ones = torch.ones(5000), torch.ones(3001)
     weights[1::2] = 2.0**-25  # pairs of the two items have odd distances
     ways = {"gains": ones, "factors": ones, "most": 10_000}
     found = rows_of(*kernels.weigh_pairs(items, starts, ends, after=weights, beside=torch.zeros(0), **ways))
     assert math.expm1(found[1, 2]) == pytest.approx(500_500, rel=1e-5)
-    assert found[3, 2999] == 2.0**-25
-    assert len(found) == 2 + 2997 * 2996 // 2
+    assert found[3, 603] == 2.0**-25
+    assert len(found) == 2 + 601 * 600 // 2
     assert rows_of(*kernels.weigh_pairs(items, starts, ends, after=torch.zeros(0), beside=weights, **ways))[1, 2] == 1e6
 
 
@@ -94,7 +94,7 @@ def test_pairs_of_a_history_that_does_not_fit_the_others_are_refused():
         kernels.weigh_pairs(items, torch.tensor([0]), torch.tensor([2]), **ways | {"most": 0})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     num_items=st.sampled_from([0, 1, 5, 70, 5000, 100_000]),
     longest=st.integers(0, 30),

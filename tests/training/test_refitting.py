@@ -453,7 +453,7 @@ sys.exit(2)
     [
         pytest.param("sasrec", "valid", "before", marks=pytest.mark.slow),
         pytest.param("sasrec", "all", "after", marks=pytest.mark.slow),
-        ("markov", "all", "before"),
+        pytest.param("markov", "all", "before", marks=pytest.mark.slow),
         pytest.param("markov", "valid", "after", marks=pytest.mark.slow),
     ],
 )
