@@ -47,6 +47,7 @@ def test_the_environment_turns_them_off():
         assert (done.stdout == "None\n") == expected
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(spec)
@@ -71,6 +72,7 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.loops
 @pytest.mark.parametrize("processor", ["default", "avx2"])
+@pytest.mark.slow
 def test_older_processors_have_loops_of_their_own(processor):
     """The same tests, with a lower processor capability reported by torch."""
     if os.environ.get("ATEN_CPU_CAPABILITY"):

@@ -467,6 +467,7 @@ def hit_rate(model: Model, dataset: Dataset) -> float:
     return found.metrics["hr@1"]
 
 
+@pytest.mark.slow
 def test_it_learns_from_time_gaps():
     dataset = prepare(planted_log())
     sizes = {"max_length": 8, "embedding_dim": 32, "dropout": 0.0}

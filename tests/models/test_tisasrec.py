@@ -345,6 +345,7 @@ def hit_rate(model: Model, dataset: Dataset) -> float:
     return found.metrics["hr@1"]
 
 
+@pytest.mark.slow
 def test_it_learns_from_time_gaps():
     dataset = prepare(planted_log())
     sizes = {"max_length": 8, "embedding_dim": 32, "num_blocks": 2, "dropout": 0.1}
