@@ -97,6 +97,20 @@ class Batch:
             raise ValueError("an empty history has no last token; leave it out of the batch")
         return self.offsets[1:] - 1
 
+    def newest(self, tokens: Tensor, count: int) -> Tensor:
+        """The items of some tokens and those before them in their rows, newest first.
+
+        Args:
+            tokens: ``int64[P]``.
+            count: number of items per token.
+
+        Returns:
+            ``int64[P, count]``; 0 before the row begins.
+        """
+        places = tokens[:, None] - torch.arange(count, device=tokens.device)
+        starts = self.offsets[self.rows[tokens]]
+        return torch.where(places >= starts[:, None], self.items[places.clamp(min=0)], 0)
+
     @cached_property
     def host_offsets(self) -> Tensor:
         """``offsets`` on the host, so that layouts computed there need not wait for a GPU."""

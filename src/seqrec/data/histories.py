@@ -1,5 +1,6 @@
 """Histories and targets: ranges over one :class:`Dataset`, without copies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,6 +78,13 @@ class Targets:
     def take(self, rows: np.ndarray | slice) -> "Targets":
         """The targets at these rows."""
         return replace(self, histories=self.histories.take(rows), items=self.items[rows])
+
+    def sampled(self, most: int, seed: Sequence[int]) -> "Targets":
+        """At most ``most`` targets, in their order; of more, a random sample that depends only on the seed."""
+        if len(self) <= most:
+            return self
+        chosen = np.random.default_rng(seed).choice(len(self), most, replace=False)
+        return self.take(np.sort(chosen))
 
     def repeated(self) -> float:
         """Share of targets whose item is already in the history, estimated from at most 10,000; 0 without targets."""

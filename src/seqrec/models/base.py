@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from seqrec import kernels
@@ -35,8 +36,8 @@ class Model(nn.Module):
     #: tokens, and in evaluation only the state of each user's last token predicts.
     CAUSAL: ClassVar[bool] = True
 
-    #: Names of the weights whose length depends on the log. All other shapes follow from the configuration and the
-    #: numbers of items and users.
+    #: Names of the weights whose length depends on the log; loading a state resizes them. All other shapes follow from
+    #: the configuration and the numbers of items and users.
     LENGTHS_OF_THE_LOG: ClassVar[frozenset[str]] = frozenset()
     #: Whether the model reads the timestamps of a history, not only the order of its items.
     USES_TIMES: ClassVar[bool] = False
@@ -143,6 +144,13 @@ class Model(nn.Module):
                 continue
             if not (module.weight[:100].any() or module.weight.any()):  # a few rows usually settle it
                 raise ValueError(f"{name} is zero everywhere")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in self.LENGTHS_OF_THE_LOG:
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def penalty(self, batch: Batch) -> Tensor | None:
         """A regularisation term to add to the loss of a training batch, or None."""

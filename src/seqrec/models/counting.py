@@ -18,6 +18,11 @@ class Rows(NamedTuple):
     columns: np.ndarray  # int32[E] or int64[E], ascending in each row
     values: np.ndarray  # float32[E]
 
+    @property
+    def owners(self) -> np.ndarray:
+        """The row of each entry, ``int64[E]``."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
 
 def weigh_pairs(
     items: np.ndarray,

@@ -74,7 +74,7 @@ class EASE(Model):
             factors=np.ones(width, np.float32), most=width,
         )  # fmt: skip
         gram = torch.zeros(width, width, dtype=torch.float64 if width <= DOUBLE else torch.float32)
-        owner = torch.from_numpy(np.repeat(np.arange(width), np.diff(together.offsets)))
+        owner = torch.from_numpy(together.owners)
         columns = torch.from_numpy(together.columns.astype(np.int64))
         gram[owner, columns] = torch.from_numpy(together.values).to(gram.dtype)
         gram.diagonal().copy_(torch.from_numpy(np.bincount(items, minlength=width)) + self.config.l2)
@@ -91,18 +91,15 @@ class EASE(Model):
 
     def encode(self, batch: Batch) -> Tensor:
         """The different items of the history up to each token, and zeros: ``int64[T, max_length]``."""
-        tokens = torch.arange(len(batch.items), device=batch.items.device)
-        return self._before(batch, tokens, batch.offsets[batch.rows])
+        return self._different(batch, torch.arange(len(batch.items), device=batch.items.device))
 
     def encode_last(self, batch: Batch) -> Tensor:
         """As :meth:`encode`, for the users' last tokens: ``int64[B, max_length]``."""
-        return self._before(batch, batch.last, batch.offsets[:-1])
+        return self._different(batch, batch.last)
 
-    def _before(self, batch: Batch, tokens: Tensor, starts: Tensor) -> Tensor:
+    def _different(self, batch: Batch, tokens: Tensor) -> Tensor:
         reach = min(self.max_length, int(batch.lengths.max()))
-        places = tokens[:, None] - torch.arange(reach, device=tokens.device)
-        items = torch.where(places >= starts[:, None], batch.items[places.clamp(min=0)], 0)
-        ordered = items.sort(dim=1).values  # an item that occurs several times counts once
+        ordered = batch.newest(tokens, reach).sort(dim=1).values  # an item that occurs several times counts once
         again = torch.zeros_like(ordered, dtype=torch.bool)
         again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
         return F.pad(ordered.masked_fill(again, 0), (0, self.max_length - reach))

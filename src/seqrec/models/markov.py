@@ -1,7 +1,7 @@
 """Markov: the items that most often came right after the last one, smoothed by popularity."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -152,10 +152,3 @@ class Markov(Model):
         prior = self.config.alpha * (self.counts + 1.0) / (self.counts.sum() + self.num_items)
         prior[0] = 0.0
         return prior
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("keys", "times"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, torch.empty_like(saved, device=self.counts.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,7 +1,7 @@
 """Transitions: which items came after which in the histories, and which occur together, counted and not trained."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -178,16 +178,11 @@ class Transitions(Model):
 
     def encode(self, batch: Batch) -> Tensor:
         """The token's item and those before it, newest first, ``int64[T, reach]``; 0 before the history begins."""
-        tokens = torch.arange(len(batch.items), device=batch.items.device)
-        return self._before(batch, tokens, batch.offsets[batch.rows])
+        return batch.newest(torch.arange(len(batch.items), device=batch.items.device), self.reach)
 
     def encode_last(self, batch: Batch) -> Tensor:
         """As :meth:`encode`, for the users' last tokens: ``int64[B, reach]``."""
-        return self._before(batch, batch.last, batch.offsets[:-1])
-
-    def _before(self, batch: Batch, tokens: Tensor, starts: Tensor) -> Tensor:
-        places = tokens[:, None] - torch.arange(self.reach, device=tokens.device)
-        return torch.where(places >= starts[:, None], batch.items[places.clamp(min=0)], 0)
+        return batch.newest(batch.last, self.reach)
 
     def rows(self, hidden: Tensor) -> Rows:
         """The scores above 0 of each hidden state ``int64[R, reach]``: rows of items and scores, without popularity."""
@@ -221,8 +216,8 @@ class Transitions(Model):
             return self.looked_up(hidden, items) + prior[items]
         rows = self.rows(hidden)
         scores = prior.repeat(len(hidden), 1)
-        owner = np.repeat(np.arange(len(hidden)), np.diff(rows.offsets))
-        places = tuple(torch.from_numpy(part.astype(np.int64)).to(scores.device) for part in (owner, rows.columns))
+        pairs = rows.owners, rows.columns.astype(np.int64)
+        places = tuple(torch.from_numpy(part).to(scores.device) for part in pairs)
         scores[places] += torch.from_numpy(rows.values).to(scores.device)
         return scores if items is None else scores[:, items]
 
@@ -230,21 +225,13 @@ class Transitions(Model):
         """Scores of each row's own candidates ``int64[R, C]``, without popularity: ``float32[R, C]``."""
         rows = self.rows(hidden)
         width = self.num_items + 1
-        owner = np.repeat(np.arange(len(hidden)), np.diff(rows.offsets))
-        keys = torch.from_numpy(owner * width + rows.columns)
+        keys = torch.from_numpy(rows.owners * width + rows.columns)
         asked = (torch.arange(len(hidden))[:, None] * width + items.cpu()).contiguous()
         if len(keys) == 0:
             return torch.zeros(asked.shape, device=items.device)
         place = torch.searchsorted(keys, asked).clamp_(max=len(keys) - 1)
         found = torch.where(keys[place] == asked, torch.from_numpy(rows.values)[place], 0.0)
         return found.to(items.device)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("columns", "values"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, torch.empty_like(saved, device=self.counts.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 @dataclass(frozen=True, eq=False)

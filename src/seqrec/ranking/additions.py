@@ -22,11 +22,19 @@ def counted_addition(constants: TransitionsConfig, weight: float, histories: His
     return Addition(transitions.eval(), weight)
 
 
-def recounted(model: Model, histories: Histories | None) -> Model:
-    """The same model with its addition counted on other histories, or without an addition. They share their weights."""
+def recounted(model: Model, histories: Histories | None, counts: Transitions | None = None) -> Model:
+    """The same model with its addition counted on other histories, or without an addition. They share their weights.
+
+    Args:
+        model: any model.
+        histories: histories to count. None for no addition.
+        counts: the counts of these histories with the same constants, if there are any already.
+    """
     other = copy.copy(model)
     other.addition = None
-    if histories is not None and model.addition is not None:
+    if histories is not None and model.addition is not None and counts is not None:
+        other.addition = Addition(counts.eval(), model.addition.weight)
+    elif histories is not None and model.addition is not None:
         other.addition = counted_addition(model.addition.transitions.config, model.addition.weight, histories)
     return other
 
@@ -67,13 +75,12 @@ def rank_after(
             own = of_rows(left_out[0], start, ROWS)
             pairs = left_out[0][own] - start, left_out[1][own]
         rows = addition.transitions.rows(addition.transitions.newest(histories.take(part)))
-        owner = np.repeat(np.arange(len(rows.offsets) - 1), np.diff(rows.offsets))
         values = np.float32(addition.weight) * rows.values
         parts.append(
             rank(
                 catalogue, states[part], k, left_out=pairs, denied=denied, batch_size=batch_size,
                 targets=None if targets is None else targets[part],
-                added=catalogue.added_columns((owner, rows.columns.astype(np.int64, copy=False), values)),
+                added=catalogue.added_columns((rows.owners, rows.columns.astype(np.int64, copy=False), values)),
             )
         )  # fmt: skip
     found = (None if field[0] is None else np.concatenate(field) for field in zip(*parts, strict=True))

@@ -6,7 +6,7 @@ from typing import Any
 from seqrec.data.split import Histories, Split, TrainedOn
 from seqrec.models import build_model
 from seqrec.models.base import Model
-from seqrec.models.transitions import TransitionsConfig
+from seqrec.models.transitions import Transitions, TransitionsConfig
 from seqrec.ranking.additions import recounted
 from seqrec.ranking.protocols import Evaluation, evaluate
 
@@ -61,7 +61,8 @@ def evaluate_beside(
     constants = addition.transitions.config if addition is not None else None
     others = counted_baselines(histories, name, constants) if baselines else {}
     if addition is not None and addition.weight > 0:
-        model = recounted(model, histories)
+        counts = others.get("transitions")  # the same table, already counted
+        model = recounted(model, histories, counts if isinstance(counts, Transitions) else None)
         others = {name: alone, **others} if baselines else {}
     else:
         model = alone

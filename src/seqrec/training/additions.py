@@ -50,11 +50,7 @@ class ChosenWeight:
 
 def validation_sample(split: Split, seed: int) -> Targets:
     """At most ``MOST_USERS`` validation targets."""
-    targets = split.valid
-    if len(targets) <= MOST_USERS:
-        return targets
-    random = np.random.default_rng([seed, 4])
-    return targets.take(np.sort(random.choice(len(targets), MOST_USERS, replace=False)))
+    return split.valid.sampled(MOST_USERS, [seed, 4])
 
 
 def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> TransitionsConfig:

@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from seqrec.data.split import TRAINED, Split, Targets
@@ -222,12 +221,7 @@ class _Work:
 
 def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
     """The users to validate on. They are the same at every epoch."""
-    if len(targets) == 0:
-        return None
-    if len(targets) > config.validation_users:
-        random = np.random.default_rng([config.seed, 3])
-        targets = targets.take(np.sort(random.choice(len(targets), config.validation_users, replace=False)))
-    return targets
+    return targets.sampled(config.validation_users, [config.seed, 3]) if len(targets) else None
 
 
 def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, float]:
