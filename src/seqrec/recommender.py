@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import polars as pl
 from rich.console import Console
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.fields import check_fields
+from seqrec.data.fields import by_kind, check_fields
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.people import given_people, known_items, known_people, listed_items
@@ -19,7 +19,7 @@ from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import TRAINED, Split, SplitConfig, TrainedOn
 from seqrec.device import check_polars, threads, usual_torch, watch_forks
 from seqrec.errors import InputError, RunWarning, check_whole, one_line, unchanged_by_failure, warn
-from seqrec.models import MODELS
+from seqrec.models import AUTO, MODELS, named_model
 from seqrec.models.base import Model
 from seqrec.predictor import Predictor
 from seqrec.ranking.baselines import evaluate_beside
@@ -47,7 +47,8 @@ class Recommender:
         >>> recommender.recommend(users=["anna"], k=10)  # doctest: +SKIP
 
     Args:
-        model: name of a model in ``seqrec.MODELS``.
+        model: name of a model in ``seqrec.MODELS``, or auto: sasrec, beside which ssept and gru4rec are trained too
+            where the recipe chooses several models.
         refit: what :meth:`fit` trains the chosen recipe on once more after the test, for recommending: ``all`` is the
             whole log, ``valid`` all but the test items.
         options: fields of the model's config (such as :class:`SASRecConfig`), :class:`TrainConfig`,
@@ -57,18 +58,14 @@ class Recommender:
         InputError: the model or an option is unknown, or a value is out of range.
     """
 
-    def __init__(self, model: str = "sasrec", *, refit: Refit = "off", **options: Any) -> None:
-        if model not in MODELS:
-            raise InputError(f"unknown model {model!r}; choose one of {', '.join(MODELS)}")
+    def __init__(self, model: str = AUTO, *, refit: Refit = "off", **options: Any) -> None:
+        model, may_mix = named_model(model)
         if refit not in ("off", "all", "valid"):
             raise InputError(f"refit is {refit!r}; give off, all or valid")
         kinds = (MODELS[model].Config, TrainConfig, PrepareConfig, SplitConfig)
-        known = {kind: {f.name for f in fields(kind)} for kind in kinds}
-        unknown = sorted(set(options) - set().union(*known.values()))
-        if unknown:
-            names = ", ".join(sorted({"refit"}.union(*known.values())))
-            raise InputError(f"{model} has no option {unknown[0]!r}; it takes {names}")
-        given = [{key: value for key, value in options.items() if key in known[kind]} for kind in kinds]
+        given = by_kind(options, kinds, model, also="refit")
+        if not may_mix:
+            given[1] = {"ensemble_kinds": "same"} | given[1]
         chosen = [kind(**values) for kind, values in zip(kinds, given, strict=True)]
         self.model_name, self.refit = model, refit
         self.model_config, self.train_config, self.prepare_config, self.split_config = chosen
@@ -315,9 +312,7 @@ class Recommender:
             )
             model, trained_on = self._before_refit(), "train"
         options = {"negatives": negatives, "keep_seen": self._keeps_seen(keep_seen), "seed": seed}
-        return evaluate_beside(
-            model, self.model_name, held_out, trained_on, split, baselines, protocol=protocol, **options
-        )
+        return evaluate_beside(model, self.label, held_out, trained_on, split, baselines, protocol=protocol, **options)
 
     def _before_refit(self) -> Model:
         """The model that was trained without the held-out items."""
@@ -383,6 +378,11 @@ class Recommender:
     def model(self) -> Model:
         """The trained model. After a refit, that of the refit."""
         return self._ready()[0]
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables."""
+        return self._config.label if self._config else self.model_name
 
     @property
     def trained_on(self) -> TrainedOn:

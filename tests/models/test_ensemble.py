@@ -1,5 +1,6 @@
 """Ensembles: the mean of the scores of several models, each trained as if it were alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from seqrec.data.prepare import prepare
 from seqrec.data.split import all_histories, split_last_two
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.models.ensemble import Ensemble
+from seqrec.models.ensemble import MIXED, Ensemble
+from seqrec.models.gru4rec import GRU4Rec
+from seqrec.models.ssept import SSEPT
+from seqrec.run.config import RunConfig
 from seqrec.training.objective import Objective, draw_task, training_loss
 
 SIZES = {"embedding_dim": 8, "max_length": 6}
@@ -33,7 +37,7 @@ def log(users: int = 60, items: int = 20) -> pl.DataFrame:
 
 def ensemble(name: str, count: int = 3, num_users: int = 60) -> Ensemble:
     config = {key: value for key, value in SIZES.items() if key in vars(MODELS[name].Config())}
-    return Ensemble(lambda: build_model(name, config, 20, num_users), count)
+    return Ensemble([build_model(name, config, 20, num_users) for _ in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +78,99 @@ def test_each_member_is_trained_on_its_own_loss(loss, histories):
     losses = []
     for part, gradient in zip(model.parts, gradients, strict=True):
         part.zero_grad()
-        own = training_loss(part, task, objective, torch.device("cpu"))
+        own = training_loss(part, replace(task, others=()), objective, torch.device("cpu"))
         own.backward()
         losses.append(own.item())
         torch.testing.assert_close(part.item_embedding.weight.grad / 3, gradient, atol=1e-7, rtol=1e-4)
     assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def mixed(first: str, count: int, **sizes) -> Ensemble:
+    """A mixed ensemble as a run builds it."""
+    values = vars(MODELS[first].Config(**SIZES, **sizes).resolved())
+    training = {"ensemble": count, "ensemble_kinds": "mixed"}
+    return RunConfig(first, values, 20, 60, False, "", training=training).build()
+
+
+@pytest.mark.parametrize("first", MIXED)
+def test_kinds_take_turns_beginning_with_the_one_that_was_asked_for(first):
+    dropout = "hidden_dropout" if first == "gru4rec" else "dropout"
+    model = mixed(first, 4, **{dropout: 0.125})
+    start = MIXED.index(first)
+    assert [type(part) for part in model.parts] == [MODELS[MIXED[(start + n) % 3]] for n in range(4)]
+    for part in model.parts:
+        assert (part.config.max_length, part.config.embedding_dim) == (6, 8)
+        assert getattr(part.config, "hidden_dropout" if isinstance(part, GRU4Rec) else "dropout") == 0.125
+        if isinstance(part, SSEPT) and first != "ssept":
+            assert part.config.user_dim == 8
+    one, again = model.parts[0], model.parts[3]
+    assert not torch.equal(one.item_embedding.weight, again.item_embedding.weight)
+
+
+def test_in_a_mixed_ensemble_each_kind_sees_its_own_batch_and_predicts_the_same_targets(histories):
+    model = mixed("sasrec", 5).train()
+    for module in model.modules():
+        if hasattr(module, "active"):
+            module.eval()
+    train = split_last_two(histories.dataset).train
+    objective = Objective("sampled-softmax", 5, 0.25, 1.0)
+    some = train.take(np.arange(20))
+    batch = pack(some, model.max_length, with_targets=True)
+    task = draw_task(model, batch, some, objective, objective.sampler(train), np.random.default_rng(0))
+    seen = [task.batch, *task.others]
+    assert [one is batch for one in seen] == [True, False, True, True, False]
+    assert seen[1] is seen[4]
+    assert not torch.equal(seen[1].users, batch.users)  # SSE-PT shows most histories as other users'
+    value = training_loss(model, task, objective, torch.device("cpu"))
+    alone = [
+        training_loss(part, replace(task, batch=shown, others=()), objective, torch.device("cpu")).item()
+        for part, shown in zip(model.parts, seen, strict=True)
+    ]
+    assert value.item() == pytest.approx(np.mean(alone), rel=1e-5)
+    moved = task.to(torch.device("meta"))
+    assert moved.others[0] is moved.others[3] or len({id(one) for one in (moved.batch, *moved.others)}) == 2
+
+
+@pytest.mark.parametrize("first", MIXED)
+def test_scores_of_a_mixed_ensemble_are_the_mean_of_those_of_its_members(first, histories):
+    model = mixed(first, 3).eval()
+    batch = pack(histories, model.max_length)
+    with torch.no_grad():
+        hidden = [part.encode_last(batch) for part in model.parts]
+        mean = torch.stack([part.score(h).double() for part, h in zip(model.parts, hidden, strict=True)]).mean(0)
+        found = model.score(model.encode_last(batch))
+    torch.testing.assert_close(found[:, 1:].double(), mean[:, 1:], atol=1e-6, rtol=1e-4)
+
+
+def test_a_run_keeps_a_mixed_ensemble_and_resumes_it_to_the_same_bytes(tmp_path: Path):
+    options = SMALL | {"ensemble": 3, "ensemble_kinds": "mixed"}
+    Recommender(**options).fit(log(), tmp_path / "one")
+    Recommender(**options | {"epochs": 2}).fit(log(), tmp_path / "two")
+    Recommender(**options).fit(log(), tmp_path / "two", resume=True)
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    loaded = Recommender.load(tmp_path / "one")
+    assert [type(part).__name__ for part in loaded.model.parts] == ["SASRec", "SSEPT", "GRU4Rec"]
+    expected = loaded.recommend(k=5)
+    first = expected.filter(pl.col("user_id") == expected["user_id"][0])
+    found = Predictor.load(tmp_path / "one").recommend_users(first["user_id"][0], 5)
+    assert [item for item, _ in found] == first["item_id"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("caser", {"ensemble": 2}, "is for sasrec, ssept, gru4rec; caser takes same"),
+        ("ssept", {"ensemble": 2, "sse_target": 0.1}, "leave out sse_target"),
+        ("gru4rec", {"ensemble": 2, "elu": 0.5, "loss": "bpr-max"}, "can't be averaged"),
+        ("sasrec", {"ensemble": 1}, "give more models"),
+        ("sasrec", {"ensemble": 2, "ensemble_kinds": "all"}, "same or mixed"),
+    ],
+)
+def test_kinds_that_cannot_be_mixed_are_refused(model, options, message, tmp_path: Path):
+    with pytest.raises(InputError, match=message):
+        Recommender(model, **{"ensemble_kinds": "mixed", "epochs": 1} | options).fit(log(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_keeps_an_ensemble(tmp_path: Path):

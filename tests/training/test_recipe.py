@@ -20,7 +20,7 @@ from seqrec.training.recipe import Facts, Recipe, choose, facts_of, lines
 TRAINED = [name for name in MODELS if not MODELS[name].COUNTED]
 OTHERS: dict[str, Any] = {
     "max_length": 7, "dropout": 0.1, "windows": "all", "loss": "bce", "batch_size": 3, "learning_rate": 0.5,
-    "ensemble": 2,
+    "ensemble": 2, "ensemble_kinds": "same",
 }  # fmt: skip
 
 
@@ -108,21 +108,24 @@ def test_options_of_negatives_mean_a_loss_that_has_them(given: dict[str, Any]) -
 def test_minutes_change_the_recipe_the_same_way_everywhere() -> None:
     """Ever more time: first one model with a fast learning rate, then several, then several with cross-entropy."""
     lengths = np.full(31_000, 7)
-    found = [chosen("sasrec", lengths, 23_715, minutes) for minutes in (0.1, 1, 10, None, 100)]
-    assert [one.get("loss") for one in found] == ["sampled-softmax"] * 4 + ["cross-entropy"]
-    assert [one.get("ensemble") for one in found] == [1, 1, 4, 4, 4]
-    assert [one.get("learning_rate") for one in found] == [0.003, 0.001, 0.001, 0.001, 0.001]
+    found = [chosen("sasrec", lengths, 23_715, minutes) for minutes in (0.1, 1, 3, 10, None, 100)]
+    assert [one.get("loss") for one in found] == ["sampled-softmax"] * 5 + ["cross-entropy"]
+    assert [one.get("ensemble") for one in found] == [1, 1, 2, 6, 6, 6]
+    assert [one.get("ensemble_kinds") for one in found] == ["same"] * 2 + ["mixed"] * 4
+    assert [one.get("learning_rate") for one in found] == [0.003, 0.003, 0.001, 0.001, 0.001, 0.001]
     assert "0.1 minutes are too few for several models with cross-entropy" in found[0].reasons["loss"]
-    assert "10 minutes are enough" in found[2].reasons["ensemble"]
+    assert "10 minutes are enough" in found[3].reasons["ensemble"]
+    assert "in turn" in found[3].reasons["ensemble_kinds"]
     assert "learning_rate" not in found[-1].reasons
 
 
 @pytest.mark.parametrize(
     ("model", "users", "given", "count"),
     [
-        ("sasrec", 31_000, {}, 4), ("sasrec", 499, {}, 1), ("sasrec", 500, {}, 4),
+        ("sasrec", 31_000, {}, 6), ("sasrec", 499, {}, 1), ("sasrec", 500, {}, 6),
         ("sasrec", 31_000, {"ensemble": 2}, 2),
-        ("gru4rec", 31_000, {}, 4), ("gru4rec", 31_000, {"elu": 0.5}, 1), ("slirec", 31_000, {}, 1),
+        ("sasrec", 499, {"ensemble_kinds": "mixed"}, 2),
+        ("gru4rec", 31_000, {}, 6), ("gru4rec", 31_000, {"elu": 0.5}, 1), ("slirec", 31_000, {}, 1),
         ("sasrec", 3_000_000, {}, 1), ("sasrec", 300_000, {"minutes": 1.0}, 1),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, 
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import TRAINED, SplitConfig
 from seqrec.errors import TrainingWarning, warn
-from seqrec.models import MODELS
+from seqrec.models import AUTO, MODELS, named_model
 from seqrec.report.tables import groups_table, table
 from seqrec.run.outputs import check_log, check_outputs
 from seqrec.training.budget import Budget
@@ -40,7 +40,7 @@ def fit_command(model: str) -> Any:
         *,
         out: Annotated[Path, Parameter(group=OUTPUT)],
         items: Items = None,
-        model: Annotated[Literal[tuple(MODELS)], Parameter(group=MODEL)] = "sasrec",  # type: ignore[valid-type]
+        model: Annotated[Literal[(AUTO, *MODELS)], Parameter(group=MODEL)] = AUTO,  # type: ignore[valid-type]
         sizes: config | None = None,  # type: ignore[valid-type]
         training: TrainConfig | None = None,
         split: SplitConfig | None = None,
@@ -57,7 +57,8 @@ def fit_command(model: str) -> Any:
         Args:
             log: Log file, or folder of Parquet parts.
             out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given.
-            model: Model to train. seqrec fit --model NAME --help shows its options.
+            model: Model to train. seqrec fit --model NAME --help shows its options. auto: sasrec, and ssept and gru4rec
+                beside it where there is time for several models.
             refit: What to train the same model on once more after the test, with the same options and as many epochs as
                 validation chose. all: the whole log, so that recommendations rest on everything that is known; valid:
                 all but the test items, and test again. --resume adds it to a run that has ended.
@@ -75,7 +76,7 @@ def fit_command(model: str) -> Any:
         check_log(log, out)
         if not resume:
             check_free(out, overwrite)  # reading the log may take a while
-        if MODELS[model].COUNTED:
+        if MODELS[named_model(model)[0]].COUNTED:
             _warn_of_unused(model, training)
         dataset, summary = prepared(log, read, filters, items)
         recommender = Recommender(model, refit=refit, **vars(sizes or config()) | merged(training, split, filters))
@@ -111,9 +112,9 @@ def _show_result(console: Console, recommender: "Recommender", out: Path, overwr
         text += f"{found['summed']:.4f} with them, p {found['p']:.2g})"
         console.print(text, highlight=False, soft_wrap=True)
     for evaluation in (*recommender.evaluations.values(), *recommender.refit_evaluations.values()):
-        console.print(table(evaluation, recommender.model_name))
+        console.print(table(evaluation, recommender.label))
         if evaluation.protocol == "full":
-            console.print(groups_table(evaluation, recommender.model_name))
+            console.print(groups_table(evaluation, recommender.label))
     meaning = {
         "train": "; --resume --refit all trains them again with all items, for recommending",
         "train+valid": "",

@@ -48,7 +48,7 @@ def evaluate_command(
     from seqrec.report.tables import groups_table, table
 
     for shown in (table, groups_table):
-        console.print(shown(evaluation, recommender.model_name))
+        console.print(shown(evaluation, recommender.label))
     write_json(json, evaluation.to_dict())
 
 

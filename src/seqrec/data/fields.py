@@ -2,7 +2,7 @@
 
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from numbers import Real
@@ -109,6 +109,26 @@ def check_fields(kind: type, values: Mapping[str, Any], *, complete: bool = Fals
         if complete and field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{field.name} is missing")
     return {name: _checked(name, value, hints[name]) for name, value in values.items()}
+
+
+def by_kind(options: Mapping[str, Any], kinds: Sequence[type], owner: str, also: str) -> list[dict[str, Any]]:
+    """The options that each of several dataclasses declares.
+
+    Args:
+        options: value by field name.
+        kinds: dataclasses.
+        owner: name of what takes the options, for error messages.
+        also: name of another option that it takes, for error messages.
+
+    Raises:
+        InputError: none of them declares an option.
+    """
+    known = [{field.name for field in fields(kind)} for kind in kinds]
+    unknown = sorted(set(options) - set().union(*known))
+    if unknown:
+        names = ", ".join(sorted({also}.union(*known)))
+        raise InputError(f"{owner} has no option {unknown[0]!r}; it takes {names}")
+    return [{name: value for name, value in options.items() if name in names} for names in known]
 
 
 def fits(value: Any, hint: Any) -> bool:

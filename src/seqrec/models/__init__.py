@@ -35,6 +35,23 @@ MODELS: dict[str, type[Model]] = {
 }
 
 
+#: The name that stands for sasrec, which other kinds may accompany in an ensemble.
+AUTO = "auto"
+
+
+def named_model(name: str) -> tuple[str, bool]:
+    """The model that a name stands for, and whether an ensemble may be of several kinds, because nobody chose one.
+
+    Raises:
+        InputError: unknown model.
+    """
+    if name == AUTO:
+        return "sasrec", True
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}; choose one of {', '.join((AUTO, *MODELS))}")
+    return name, False
+
+
 def build_model(name: str, config: Mapping[str, Any], num_items: int, num_users: int) -> Model:
     """Build a model by name, with the fields of its ``Config`` taken from a mapping.
 

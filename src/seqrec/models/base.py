@@ -124,6 +124,10 @@ class Model(nn.Module):
         del random
         return batch
 
+    def shown(self, batch: Batch, random: np.random.Generator) -> list[Batch]:
+        """The batches that the ``parts`` see in training instead of ``batch``: one each, from :meth:`corrupt`."""
+        return [self.corrupt(batch, random)]
+
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """The P predictions that the loss is computed on, for a batch from ``corrupt``.
 

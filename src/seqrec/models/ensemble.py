@@ -1,6 +1,8 @@
-"""Ensemble: models of one kind with different first weights, whose scores are averaged."""
+"""Ensemble: models whose scores are averaged, of one kind with different first weights or of several kinds."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,34 +13,73 @@ from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 
+Kinds = Literal["same", "mixed"]
+#: The kinds of model that take turns in a mixed ensemble, beginning with the one that was asked for.
+MIXED = ("sasrec", "ssept", "gru4rec")
+#: Sizes that are the same in all members of a mixed ensemble, where they have them.
+SHARED = ("max_length", "embedding_dim", "num_blocks", "num_heads", "dropout", "norm")
 
-class Ensemble(Model):
-    """Several factored models of one kind, side by side; the score of an item is the mean of theirs.
 
-    Models that differ only in their first weights and their dropout make different errors, so their mean ranks better
-    than each of them (Hansen & Salamon 1990; Lakshminarayanan et al. 2017). They are trained on the same batches, each
-    with its own loss. Hidden states and item vectors are those of all members one after another, so the mean is again
-    a dot product, and everything that ranks a factored model ranks an ensemble.
-
-    Args:
-        build: builds one member with fresh weights.
-        count: number of members.
+def kinds_of(model: str, count: int, kinds: str) -> list[str]:
+    """The kinds of the members of an ensemble.
 
     Raises:
-        InputError: the model is not factored, or counts and has no weights to differ in.
+        InputError: the model is none of those that can be mixed.
+    """
+    if kinds == "same" or count == 1:
+        return [model] * count
+    if model not in MIXED:
+        raise InputError(f"ensemble_kinds is mixed, which is for {', '.join(MIXED)}; {model} takes same")
+    first = MIXED.index(model)
+    return [MIXED[(first + number) % len(MIXED)] for number in range(count)]
+
+
+def sizes_beside(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of another kind of model for an ensemble with one of the config ``values``; what they share is the same.
+
+    Args:
+        kind: config class of the other model.
+        values: config of the model that was asked for.
+    """
+    own = {field.name for field in fields(kind)}
+    found = {name: values[name] for name in SHARED if name in own and name in values}
+    dropout = values.get("dropout", values.get("hidden_dropout"))
+    more = {"dropout": dropout, "hidden_dropout": dropout, "user_dim": values["embedding_dim"]}
+    return found | {name: value for name, value in more.items() if name in own}
+
+
+class Ensemble(Model):
+    """Several factored models side by side; the score of an item is the mean of theirs.
+
+    Models that differ in their first weights and their dropout make different errors, so their mean ranks better than
+    each of them (Hansen & Salamon 1990; Lakshminarayanan et al. 2017). Models of different kinds differ more. They are
+    trained on the same batches and negatives, each with its own loss. Hidden states and item vectors are those of all
+    members one after another, so the mean is again a dot product, and everything that ranks a factored model ranks an
+    ensemble.
+
+    Args:
+        members: models of the same items, users and ``max_length``, with fresh weights.
+
+    Raises:
+        InputError: a model is not factored, or counts and has no weights to differ in; or models of different kinds
+            can't predict the same targets.
     """
 
-    def __init__(self, build: Callable[[], Model], count: int) -> None:
+    def __init__(self, members: Sequence[Model]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(build() for _ in range(count))
+        self.members = nn.ModuleList(members)
         first = self.parts[0]
-        if first.COUNTED or not first.FACTORED:
-            raise InputError(f"models of the kind {type(first).__name__} can't be averaged; leave out ensemble")
+        for part in self.parts:
+            if part.COUNTED or not part.FACTORED:
+                raise InputError(f"models of the kind {type(part).__name__} can't be averaged; leave out ensemble")
+        several = len({type(part) for part in self.parts}) > 1
+        if several and any(not part.CAUSAL or getattr(part.config, "sse_target", 0) for part in self.parts):
+            raise InputError("models of several kinds have the same targets; leave out sse_target, or mix no kinds")
         self.config, self.num_items, self.num_users = first.config, first.num_items, first.num_users
         self.random_start = first.random_start
-        like_first = {name: getattr(first, name) for name in ("LOSS", "CAUSAL", "USES_TIMES", "READS")}
-        for name, value in like_first.items():
-            setattr(self, name, value)
+        self.LOSS, self.CAUSAL = first.LOSS, first.CAUSAL  # type: ignore[misc]
+        self.USES_TIMES = any(part.USES_TIMES for part in self.parts)  # type: ignore[misc]
+        self.READS = frozenset().union(*(part.READS for part in self.parts))  # type: ignore[misc]
 
     @property
     def parts(self) -> list[Model]:
@@ -80,8 +121,16 @@ class Ensemble(Model):
             part.prepare_training(histories)
 
     def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
-        """The batch that all members see."""
+        """The batch that the first member sees."""
         return self.parts[0].corrupt(batch, random)
+
+    def shown(self, batch: Batch, random: np.random.Generator) -> list[Batch]:
+        """The batch that each member sees; members of one kind see the same one."""
+        by_kind: dict[type, Batch] = {}
+        for part in self.parts:
+            if type(part) not in by_kind:
+                by_kind[type(part)] = part.corrupt(batch, random)
+        return [by_kind[type(part)] for part in self.parts]
 
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """The predictions that all members are trained on."""

@@ -17,7 +17,7 @@ from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError, one_line
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.models.ensemble import Ensemble
+from seqrec.models.ensemble import Ensemble, kinds_of, sizes_beside
 from seqrec.run.layout import CONFIG, RESUMABLE
 
 __all__ = [
@@ -57,14 +57,22 @@ class RunConfig:
     refit: Refit = "off"
     recipe: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """The model's name in tables."""
+        return "mixed ensemble" if self.training.get("ensemble_kinds") == "mixed" else self.model
+
     def build(self) -> Model:
         """A model of these sizes with fresh weights."""
 
-        def member() -> Model:
-            return build_model(self.model, self.model_config, self.num_items, self.num_users)
+        def member(kind: str) -> Model:
+            own = kind == self.model
+            sizes = self.model_config if own else sizes_beside(MODELS[kind].Config, self.model_config)
+            return build_model(kind, sizes, self.num_items, self.num_users)
 
-        count = self.training.get("ensemble") or 1
-        return member() if count == 1 else Ensemble(member, count)
+        count, kinds = self.training.get("ensemble") or 1, self.training.get("ensemble_kinds") or "same"
+        found = [member(kind) for kind in kinds_of(self.model, count, kinds)]
+        return found[0] if count == 1 else Ensemble(found)
 
     def outline(self, most: int) -> Model:
         """A model of these sizes on the device "meta", so that its weights take no memory.

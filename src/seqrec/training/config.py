@@ -8,6 +8,7 @@ from seqrec.data.fields import Count, Options, Range, Weight
 from seqrec.data.negatives import Loss
 from seqrec.data.split import Windows
 from seqrec.errors import InputError
+from seqrec.models.ensemble import Kinds
 from seqrec.run.layout import RESUMABLE
 from seqrec.training.schedule import ScheduleName
 
@@ -59,12 +60,16 @@ class TrainConfig(Options):
         bpr_penalty: Weight of the score regularisation in bpr-max.
         ensemble: Number of models with different first weights to train side by side. Their scores are averaged, which
             ranks better than one of them; time, memory and size grow with the number. By default chosen from the log.
+        ensemble_kinds: Kinds of these models. same: all of the model that is trained; mixed: sasrec, ssept and gru4rec
+            take turns, which ranks better than as many of one kind. By default chosen from the log.
         transitions: Whether transition counts are added to the scores of the trained model. auto: with the weight that
             ranks best on validation items, or not at all if they do not help; off: never.
         checkpoint_minutes: Minutes between checkpoints within an epoch. One is always written at its end.
     """
 
-    PLAIN: ClassVar[Mapping[str, Any]] = {"batch_size": 128, "learning_rate": 0.001, "windows": "last", "ensemble": 1}
+    PLAIN: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 128, "learning_rate": 0.001, "windows": "last", "ensemble": 1, "ensemble_kinds": "same",
+    }  # fmt: skip
 
     epochs: Count = 200
     batch_size: Count | None = None
@@ -90,15 +95,18 @@ class TrainConfig(Options):
     calibration: Annotated[float, Range(0, 1)] = 0.75
     bpr_penalty: Weight = 1.0
     ensemble: Annotated[int, Range(1, 100)] | None = None
+    ensemble_kinds: Kinds | None = None
     transitions: Literal["auto", "off"] = "auto"
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 10.0
 
     def check(self) -> None:
-        """Refuse negatives for a loss that has none, and a fractional number of warm-up steps."""
+        """Refuse negatives for a loss that has none, a fraction of steps, and several kinds of one model."""
         if self.warmup_steps > 1 and self.warmup_steps % 1:
             raise InputError(f"warmup_steps is {self.warmup_steps}; give a whole number, or a share below 1")
         if self.loss == "cross-entropy" and (self.negatives, self.popularity) != (None, None):
             raise InputError("cross-entropy compares with the whole catalogue; leave out negatives and popularity")
+        if (self.ensemble, self.ensemble_kinds) == (1, "mixed"):
+            raise InputError("ensemble_kinds is mixed, but ensemble is 1; give more models, or leave out one option")
 
     def resolved_for(self, loss: Loss, num_items: int, steps: int | None = None) -> "TrainConfig":
         """The config with every default resolved, except ``threads`` and ``device``, which depend on the machine.

@@ -226,7 +226,7 @@ def _tested(found: Fitted, training: TrainConfig, metrics: dict[str, Any]) -> di
     with threads(training.threads):
         tests: dict[str, Evaluation] = {
             protocol: evaluate_beside(
-                found.model, found.config.model, found.split, found.trained_on, protocol=protocol, keep_seen=keep_seen
+                found.model, found.config.label, found.split, found.trained_on, protocol=protocol, keep_seen=keep_seen
             )
             for protocol in PROTOCOLS
         }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -84,12 +84,13 @@ class Task:
     """The P predictions of a step, on the CPU or on the model's device.
 
     Args:
-        batch: batch that the model sees.
+        batch: batch that the model sees, or the first member of an ensemble.
         tokens: ``int64[P]``, the tokens that predict, in ascending order; None if every token predicts once.
         items: ``int64[P]``, the items to predict; for bce ``int64[P, 1 + N]``, each item followed by its negatives.
         shared: ``int64[N]``, the negatives, for the losses that share them.
         left_out: pairs (prediction, index into ``shared``) that do not count, as two ``int64`` tensors.
         correction: ``float32[N]``, the terms that sampled softmax subtracts from the logits of ``shared``.
+        others: batches that the other members of an ensemble see, with the same targets.
     """
 
     batch: Batch
@@ -98,6 +99,7 @@ class Task:
     shared: Tensor | None = None
     left_out: tuple[Tensor, Tensor] | None = None
     correction: Tensor | None = None
+    others: tuple[Batch, ...] = ()
 
     def to(self, device: torch.device) -> "Task":
         """The same task on another device."""
@@ -108,9 +110,11 @@ class Task:
             return None if value is None else copied(value, device)
 
         pairs = self.left_out
+        batches = {id(batch): batch.to(device) for batch in (self.batch, *self.others)}
         return Task(
-            self.batch.to(device), moved(self.tokens), copied(self.items, device), moved(self.shared),
+            batches[id(self.batch)], moved(self.tokens), copied(self.items, device), moved(self.shared),
             None if pairs is None else (copied(pairs[0], device), copied(pairs[1], device)), moved(self.correction),
+            tuple(batches[id(batch)] for batch in self.others),
         )  # fmt: skip
 
 
@@ -133,11 +137,12 @@ def draw_task(
         sampler: ``objective.sampler(...)``.
         random: generator of random numbers for corruption and negatives.
     """
-    shown = model.corrupt(batch, random)
+    shown, *others = model.shown(batch, random)
+    beside = tuple(others)
     tokens, items = model.training_targets(shown)
     count = objective.negatives
     if len(items) == 0 or count is None:
-        return Task(shown, tokens, items)
+        return Task(shown, tokens, items, others=beside)
     owner, owned = histories.flat()
     token_rows = (shown.rows if tokens is None else shown.rows[tokens]).numpy()
     if objective.loss == "bce":
@@ -154,7 +159,7 @@ def draw_task(
                 lambda which: negatives_for(random, sampler, token_rows[which], 1, own)[:, 0],
                 batch.targets.numpy() if tokens is None else asked,
             )
-        return Task(shown, tokens, torch.from_numpy(np.column_stack([asked, drawn])))
+        return Task(shown, tokens, torch.from_numpy(np.column_stack([asked, drawn])), others=beside)
     shared = _shared(sampler, random, count)
     token, negative = _own_negatives(token_rows, owner, owned, shared)
     if shown.targets is not batch.targets:  # as above
@@ -165,7 +170,7 @@ def draw_task(
         order = np.argsort(token, kind="stable")
         token, negative = token[order], np.concatenate([negative, more])[order]
     pairs = torch.from_numpy(token), torch.from_numpy(negative)
-    return Task(shown, tokens, items, torch.from_numpy(shared), pairs, _correction(sampler, shared))
+    return Task(shown, tokens, items, torch.from_numpy(shared), pairs, _correction(sampler, shared), beside)
 
 
 def training_loss(model: Model, task: Task, objective: Objective, device: torch.device) -> Tensor:
@@ -180,7 +185,11 @@ def training_loss(model: Model, task: Task, objective: Objective, device: torch.
     if len(task.items) == 0:
         return torch.zeros((), device=device, requires_grad=True)
     task = task.to(device)
-    losses = [_loss_of(part, task, objective, device) for part in model.parts]
+    batches = (task.batch, *task.others)
+    losses = [
+        _loss_of(part, replace(task, batch=batch), objective, device)
+        for part, batch in zip(model.parts, batches, strict=True)
+    ]
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 

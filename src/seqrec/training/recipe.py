@@ -14,6 +14,7 @@ from seqrec.data.batches import trainable
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models import MODELS
+from seqrec.models.ensemble import MIXED
 from seqrec.run.config import RunConfig
 from seqrec.training.config import TrainConfig, default_negatives
 
@@ -30,19 +31,20 @@ AFFORDABLE = 64 * 10**10
 #: ``batch_size``: the first of these that makes so many steps per epoch; else the last.
 BATCH_SIZES, FEWEST_STEPS = (128, 64, 32, 16), 150
 # The cost of an epoch is estimated as if every machine computed so many multiply-adds per second in training, of which
-# a token takes as many as this number of candidates in addition to those of its loss.
-RATE, CANDIDATES = 6e10, 1000
+# a token takes as many as this number of candidates in addition to those of its loss. The members of a mixed ensemble
+# take so many times as long as models of the same kind.
+RATE, CANDIDATES, MIXED_DEARER = 6e10, 2000, 1.2
 #: Share of ``minutes`` that is left for training.
 TRAINING_SHARE = 0.7
 #: Minutes that ``loss`` and ``ensemble`` are chosen for if no time limit is given.
 USUAL_MINUTES = 10.0
-#: Epochs that a model needs.
-USUAL_EPOCHS = 25
+#: Epochs that a model needs, with the fast learning rate if there are no more.
+USUAL_EPOCHS = 20
 #: ``loss``: cross-entropy only if the minutes are enough for so many models, or it costs at most so many times as much
 #: as sampled softmax: four models trained with sampled softmax rank better than one with cross-entropy.
 MODELS_WITHIN, DEARER = 2, 2.5
 #: ``ensemble``: as many models as the minutes are enough for, up to this number; one where few users are trained on.
-MOST_MODELS, FEW_USERS = 4, 500
+MOST_MODELS, FEW_USERS = 6, 500
 #: ``learning_rate``: the fast one, by batch size, if ``minutes`` allow fewer epochs than this.
 MANY_EPOCHS, FAST_RATES = 25, {128: 0.003, 64: 0.002, 32: 0.002, 16: 0.002}
 
@@ -198,13 +200,27 @@ def _batch_size(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
 
 
 def _ensemble(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    least = 2 if recipe.training.ensemble_kinds == "mixed" else 1
     if not MODELS[model].FACTORED or recipe.get("elu") or len(facts.lengths) < FEW_USERS:
-        return 1, ""
-    epochs = epochs_within(facts, recipe, _candidates(recipe, facts))
-    count = int(min(MOST_MODELS, max(1, epochs // USUAL_EPOCHS)))
+        return least, ""
+    epochs = epochs_within(facts, recipe, _candidates(recipe, facts)) / (MIXED_DEARER if _mixes(model, recipe) else 1)
+    count = int(min(MOST_MODELS, max(least, epochs // USUAL_EPOCHS)))
     if count == 1:
         return 1, ""
     return count, f"{minutes_of(facts):g} minutes are enough to train so many, and their mean ranks better than one"
+
+
+def _mixes(model: str, recipe: Recipe) -> bool:
+    """Whether several models would be of several kinds."""
+    can = model in MIXED and not recipe.get("sse_target") and not recipe.get("elu")
+    return can and recipe.training.ensemble_kinds in (None, "mixed")
+
+
+def _ensemble_kinds(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
+    del facts
+    if recipe.training.ensemble == 1 or not _mixes(model, recipe):
+        return "same", ""
+    return "mixed", f"{', '.join(MIXED)} in turn rank better together than as many of one kind"
 
 
 def _learning_rate(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str]:
@@ -212,7 +228,8 @@ def _learning_rate(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str
     training, plain = recipe.training, TrainConfig.PLAIN["learning_rate"]
     if facts.minutes is None:
         return plain, ""
-    epochs = epochs_within(facts, recipe, _candidates(recipe, facts)) / (training.ensemble or 1)
+    times = (training.ensemble or 1) * (MIXED_DEARER if training.ensemble_kinds == "mixed" else 1)
+    epochs = epochs_within(facts, recipe, _candidates(recipe, facts)) / times
     fast = FAST_RATES.get(training.batch_size or BATCH_SIZES[0], plain)
     if epochs >= MANY_EPOCHS or fast == plain:
         return plain, ""
@@ -233,6 +250,7 @@ RULES: dict[str, Callable[[str, Recipe, Facts], tuple[Any, str]]] = {
     "loss": _loss,
     "batch_size": _batch_size,
     "ensemble": _ensemble,
+    "ensemble_kinds": _ensemble_kinds,
     "learning_rate": _learning_rate,
 }
 
