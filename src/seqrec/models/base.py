@@ -48,6 +48,9 @@ class Model(nn.Module):
     #: scoring needs them for every item, from the item table: ``category`` comes by :meth:`set_categories`.
     READS: ClassVar[frozenset[str]] = frozenset()
 
+    #: Whether ``item_embedding`` has a row per item that training may start from vectors of the items.
+    VECTORS_OF_ITEMS: ClassVar[bool] = False
+
     #: Counts that are added to the scores when items are ranked, but not by :meth:`score`. They are no weights.
     #: A :class:`seqrec.models.transitions.Addition`, or None.
     addition: Any = None

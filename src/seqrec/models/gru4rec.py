@@ -101,6 +101,7 @@ class GRU4Rec(Model):
 
     Config = GRU4RecConfig
     SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding", "output_embedding", "item_bias"})
+    VECTORS_OF_ITEMS = True
     BIAS_COLUMN = True
     config: GRU4RecConfig
 

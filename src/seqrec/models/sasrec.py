@@ -166,6 +166,7 @@ class SASRec(Model):
 
     Config = SASRecConfig
     SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
+    VECTORS_OF_ITEMS = True
     config: SASRecConfig
 
     def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:

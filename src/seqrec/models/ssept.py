@@ -122,6 +122,7 @@ class SSEPT(Model):
 
     Config = SSEPTConfig
     SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding", "user_embedding"})
+    VECTORS_OF_ITEMS = True
     BIAS_COLUMN = True
     config: SSEPTConfig
 

@@ -208,6 +208,7 @@ class TiSASRec(Model):
 
     Config = TiSASRecConfig
     SPARSE_TABLES: ClassVar[frozenset[str]] = frozenset({"item_embedding"})
+    VECTORS_OF_ITEMS = True
     USES_TIMES = True
     config: TiSASRecConfig
 

@@ -93,6 +93,9 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
     num_items = split.train.dataset.num_items
     if num_items == 1:
         raise InputError("the catalogue has only one item, so there is nothing to rank; give a log with more items")
+    kinds = [model] if isinstance(model, type) else model.parts
+    if config.item_init == "spectral" and not all(kind.VECTORS_OF_ITEMS for kind in kinds):
+        raise InputError("item_init is spectral, which is for sasrec, ssept, gru4rec and tisasrec; leave it out")
     objective = objective_of(model, num_items, config)
     if objective.loss == "cross-entropy":
         return

@@ -34,6 +34,7 @@ from seqrec.training.objective import mark_tables
 from seqrec.training.optim import RowAdam
 from seqrec.training.progress import EpochBar, described, epoch_bar
 from seqrec.training.schedule import schedule_of
+from seqrec.training.start import start_from_neighbours
 from seqrec.training.state import TrainingState
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
@@ -107,8 +108,9 @@ def train(
                 warn_of_users_without_negatives(split, work.objective, work.sampler)
             else:
                 bar.say(f"refit: training again {TRAINED[refit.trained_on]}")
-            if resume and run is not None:
-                work.state.restore(work.steps)
+            restored = resume and run is not None and work.state.restore(work.steps)
+            if config.item_init == "spectral" and not restored:
+                start_from_neighbours(model, split.train, config.seed)
             return work.until_the_end(bar, stopped, stop)
 
 

@@ -66,6 +66,9 @@ class TrainingState:
         Args:
             patience: number of validations; 0 never stops early.
             steps: number of steps per epoch.
+
+        Returns:
+            Whether there was a checkpoint.
         """
         waited = (self.epoch - self.best_epoch) * steps
         return 0 < patience <= self.worse and waited >= patience * VALIDATION_STEPS
@@ -137,7 +140,7 @@ class TrainingState:
         self.run.save_epochs(self.rows)
         self.run.take_over()
 
-    def restore(self, steps: int) -> None:
+    def restore(self, steps: int) -> bool:
         """Continue from the run's last checkpoint. Without a checkpoint, training starts from the beginning.
 
         Everything is checked before it is used, because the file may come from somebody else.
@@ -148,7 +151,7 @@ class TrainingState:
         assert self.run is not None
         state = self.run.state_header()
         if state is None:
-            return
+            return False
         header, facts = state
         weights = self.model.state_dict(keep_vars=True)
         try:
@@ -181,6 +184,7 @@ class TrainingState:
         for name in _FACTS:
             setattr(self, name, facts[name])
         self.loss_sum.fill_(facts["loss_sum"])
+        return True
 
     def finish(self, save_current: bool) -> None:
         """Leave the best weights in the model, or the current ones if none were kept; ``save_current`` saves those."""
