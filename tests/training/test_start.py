@@ -39,13 +39,14 @@ def naive(data: Dataset) -> np.ndarray:
         for p in range(start, end):
             for q in range(p + 1, min(p + DISTANCE + 1, end)):
                 i, j = data.items[p], data.items[q]
-                found[i, j] += 1
-                found[j, i] += 1
+                if i != j:
+                    found[i, j] += 1
+                    found[j, i] += 1
     factors = 1 / np.sqrt(histories.item_counts() + SHRINKAGE)
     return found * factors[:, None] * factors
 
 
-@pytest.mark.parametrize(("users", "items", "width"), [(60, 30, 8), (5, 7, 3), (200, 60, 50), (3, 4, 16)])
+@pytest.mark.parametrize(("users", "items", "width"), [(60, 20, 8), (5, 7, 3), (200, 60, 50), (3, 4, 16)])
 def test_products_are_those_of_the_highest_eigenvectors(users: int, items: int, width: int) -> None:
     data = dataset(users, items)
     found = spectral_vectors(all_histories(data), width).astype(np.float64)
@@ -53,9 +54,9 @@ def test_products_are_those_of_the_highest_eigenvectors(users: int, items: int, 
     values, vectors = np.linalg.eigh(naive(data))
     best = np.argsort(-values)[: min(width, len(values))]
     expected = vectors[:, best] * np.sqrt(np.maximum(values[best], 0))
-    expected *= SPREAD / np.pad(expected[1:], ((0, 0), (0, width - len(best)))).std()
+    expected *= SPREAD / np.sqrt((expected[1:] ** 2).sum() / (data.num_items * width))
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-3 * np.abs(expected @ expected.T).max())
-    assert found[1:].std() == pytest.approx(SPREAD, rel=1e-4)
+    assert np.sqrt((found[1:] ** 2).mean()) == pytest.approx(SPREAD, rel=1e-4)
     assert not found[0].any()
 
 
@@ -70,7 +71,7 @@ def test_eigenvalues_of_a_catalogue_that_is_larger_than_the_subspace() -> None:
 def test_items_without_neighbours_keep_their_start() -> None:
     rows = [("a", "x", 1), ("a", "y", 2), ("b", "y", 1), ("b", "x", 2), ("c", "alone", 1)]
     data = prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
-    alone = int((data.item_counts() == 1).nonzero()[0][0])
+    alone = int((data.item_counts == 1).nonzero()[0][0])
     histories = all_histories(data)
     assert not spectral_vectors(histories, 4)[alone].any()
     model = build_model("sasrec", {"embedding_dim": 4, "max_length": 5, "dropout": 0.0}, data.num_items, data.num_users)
@@ -105,7 +106,7 @@ def test_members_differ_by_a_rotation() -> None:
 
 
 def test_the_start_does_not_know_held_out_items() -> None:
-    frame = log(40, 20)
+    frame = log(40, 20).filter(pl.len().over("user_id") >= 3)  # of shorter histories nothing is held out
     last = frame.group_by("user_id").agg(pl.col("timestamp").sort().tail(2)).explode("timestamp")
     held = frame.join(last, on=["user_id", "timestamp"], how="semi")
     other = frame.join(held, on=["user_id", "timestamp"], how="anti").vstack(

@@ -46,7 +46,7 @@ MODELS_WITHIN, DEARER = 6, 2.5
 #: ``ensemble``: as many models as the minutes are enough for, up to this number; one where few users are trained on.
 MOST_MODELS, FEW_USERS = 6, 500
 #: ``learning_rate``: the fast one, by batch size, if ``minutes`` allow fewer epochs than this.
-MANY_EPOCHS, FAST_RATES = 18, {128: 0.003, 64: 0.002, 32: 0.002, 16: 0.002}
+MANY_EPOCHS, FAST_RATES = 20, {128: 0.003, 64: 0.002, 32: 0.002, 16: 0.002}
 
 
 @dataclass(frozen=True, eq=False)

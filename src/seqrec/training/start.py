@@ -12,7 +12,7 @@ from seqrec.models.counting import Rows, weigh_pairs
 DISTANCE = 20  # steps between two items of a history that count as together
 MOST, ENTRIES = 400, 3 * 10**7  # entries per item that are kept, and in all
 SHRINKAGE = 5.0  # interactions added to those of each item, so that chance meetings of rare items count less
-SPREAD = 0.05  # standard deviation of the vectors' numbers
+SPREAD = 0.05  # root mean square of the vectors' numbers
 SPARE, ROUNDS = 16, 5  # vectors beyond those asked for, and rounds, of the iteration that finds the eigenvectors
 
 
@@ -55,7 +55,7 @@ def spectral_vectors(histories: Histories, width: int, seed: int = 0) -> np.ndar
         seed: seed of the vectors that the iteration starts from.
 
     Returns:
-        ``float32[I + 1, width]`` with a standard deviation of ``SPREAD`` over the items that have neighbours; 0 for
+        ``float32[I + 1, width]`` with a root mean square of ``SPREAD`` over the items that have neighbours; 0 for
         the others and for the padding.
     """
     counts = histories.item_counts()
@@ -73,8 +73,8 @@ def spectral_vectors(histories: Histories, width: int, seed: int = 0) -> np.ndar
     found[:, : len(values)] = vectors * np.sqrt(np.maximum(values, 0.0))
     known = np.diff(table.offsets) > 0
     found[~known] = 0
-    deviation = float(found[known].std()) if known.any() else 0.0
-    return found * np.float32(SPREAD / deviation) if deviation > 0 else found
+    spread = float(np.sqrt((found[known] ** 2).mean())) if known.any() else 0.0
+    return found * np.float32(SPREAD / spread) if spread > 0 else found
 
 
 def _highest_eigenvectors(table: Rows, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
