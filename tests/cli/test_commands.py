@@ -44,7 +44,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``log.csv``, and the runs ``run`` and ``counted`` of it."""
     folder = tmp_path_factory.mktemp("cli")
     ring().write_csv(folder / "log.csv")
-    Recommender(embedding_dim=8, num_blocks=1, max_length=5, epochs=3).fit(ring(), folder / "run")
+    Recommender("sasrec", embedding_dim=8, num_blocks=1, max_length=5, epochs=3, item_init="random").fit(
+        ring(), folder / "run"
+    )
     Recommender("markov").fit(ring(), folder / "counted")
     return folder
 

@@ -110,9 +110,9 @@ def test_minutes_change_the_recipe_the_same_way_everywhere() -> None:
     lengths = np.full(31_000, 7)
     found = [chosen("sasrec", lengths, 23_715, minutes) for minutes in (0.1, 1, 3, 10, None, 100)]
     assert [one.get("loss") for one in found] == ["sampled-softmax"] * 5 + ["cross-entropy"]
-    assert [one.get("ensemble") for one in found] == [1, 1, 1, 6, 6, 6]
-    assert [one.get("ensemble_kinds") for one in found] == ["same"] * 3 + ["mixed"] * 3
-    assert [one.get("learning_rate") for one in found] == [0.003, 0.003, 0.001, 0.001, 0.001, 0.001]
+    assert [one.get("ensemble") for one in found] == [1, 1, 2, 6, 6, 6]
+    assert [one.get("ensemble_kinds") for one in found] == ["same"] * 2 + ["mixed"] * 4
+    assert [one.get("learning_rate") for one in found] == [0.003, 0.002, 0.001, 0.001, 0.001, 0.001]
     assert "0.1 minutes are too few for several models with cross-entropy" in found[0].reasons["loss"]
     assert "10 minutes are enough" in found[3].reasons["ensemble"]
     assert "in turn" in found[3].reasons["ensemble_kinds"]

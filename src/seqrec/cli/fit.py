@@ -57,7 +57,7 @@ def fit_command(model: str) -> Any:
         Args:
             log: Log file, or folder of Parquet parts.
             out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given.
-            model: Model to train; --model NAME --help shows its options. auto: sasrec, and others beside it if time allows.
+            model: Model to train; --model NAME --help shows its options. auto: sasrec, others beside it if time allows.
             refit: What to train the same model on once more after the test, with the same options and as many epochs as
                 validation chose. all: the whole log, so that recommendations rest on everything that is known; valid:
                 all but the test items, and test again. --resume adds it to a run that has ended.

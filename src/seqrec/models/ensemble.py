@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 
-Kinds = Literal["same", "mixed"]
 #: The kinds of model that take turns in a mixed ensemble, beginning with the one that was asked for.
 MIXED = ("sasrec", "ssept", "gru4rec")
 #: Sizes that are the same in all members of a mixed ensemble, where they have them.

@@ -8,7 +8,6 @@ from seqrec.data.fields import Count, Options, Range, Weight
 from seqrec.data.negatives import Loss
 from seqrec.data.split import Windows
 from seqrec.errors import InputError
-from seqrec.models.ensemble import Kinds
 from seqrec.run.layout import RESUMABLE
 from seqrec.training.schedule import ScheduleName
 
@@ -99,7 +98,7 @@ class TrainConfig(Options):
     calibration: Annotated[float, Range(0, 1)] = 0.75
     bpr_penalty: Weight = 1.0
     ensemble: Annotated[int, Range(1, 100)] | None = None
-    ensemble_kinds: Kinds | None = None
+    ensemble_kinds: Literal["same", "mixed"] | None = None
     item_init: Literal["random", "spectral"] | None = None
     transitions: Literal["auto", "off"] = "auto"
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 10.0

@@ -31,22 +31,23 @@ AFFORDABLE = 64 * 10**10
 #: ``batch_size``: the first of these that makes so many steps per epoch; else the last.
 BATCH_SIZES, FEWEST_STEPS = (128, 64, 32, 16), 150
 # The cost of an epoch is estimated as if every machine computed so many multiply-adds per second in training, of which
-# a token takes as many as this number of candidates in addition to those of its loss. The members of a mixed ensemble
-# take so many times as long as models of the same kind.
-RATE, CANDIDATES, MIXED_DEARER = 5e10, 2000, 1.5
-#: Share of ``minutes`` that is left for training.
-TRAINING_SHARE = 0.7
+# a token takes as many as this number of candidates in addition to those of its loss; more in the mean of three kinds.
+RATE, CANDIDATES, MIXED_CANDIDATES = 5e10, 2000, 3400
+#: Share of ``minutes`` that is left for training, less some seconds for whatever is done once, but at least the other
+#: share.
+TRAINING_SHARE, SECONDS_ONCE, LEAST_SHARE = 0.9, 15, 0.1
 #: Minutes that ``loss`` and ``ensemble`` are chosen for if no time limit is given.
 USUAL_MINUTES = 10.0
 #: Epochs that a model needs, with the fast learning rate if there are no more.
 USUAL_EPOCHS = 20
 #: ``loss``: cross-entropy only if the minutes are enough for so many models, or it costs at most so many times as much
 #: as sampled softmax: four models trained with sampled softmax rank better than one with cross-entropy.
-MODELS_WITHIN, DEARER = 6, 2.5
+MODELS_WITHIN, DEARER = 2, 2.5
 #: ``ensemble``: as many models as the minutes are enough for, up to this number; one where few users are trained on.
 MOST_MODELS, FEW_USERS = 6, 500
-#: ``learning_rate``: the fast one, by batch size, if ``minutes`` allow fewer epochs than this.
-MANY_EPOCHS, FAST_RATES = 20, {128: 0.003, 64: 0.002, 32: 0.002, 16: 0.002}
+#: ``learning_rate``: the first of these whose number of steps ``minutes`` do not allow; at most that of small batches
+#: for fewer windows per step than usual.
+FAST_RATES, SMALL_BATCH_RATE = ((3500, 0.003), (5500, 0.002)), 0.002
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +204,7 @@ def _ensemble(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
     least = 2 if recipe.training.ensemble_kinds == "mixed" else 1
     if not MODELS[model].FACTORED or recipe.get("elu") or len(facts.lengths) < FEW_USERS:
         return least, ""
-    epochs = epochs_within(facts, recipe, _candidates(recipe, facts)) / (MIXED_DEARER if _mixes(model, recipe) else 1)
+    epochs = epochs_within(facts, recipe, _candidates(recipe, facts), _mixes(model, recipe))
     count = int(min(MOST_MODELS, max(least, epochs // USUAL_EPOCHS)))
     if count == 1:
         return 1, ""
@@ -235,12 +236,15 @@ def _learning_rate(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str
     training, plain = recipe.training, TrainConfig.PLAIN["learning_rate"]
     if facts.minutes is None:
         return plain, ""
-    times = (training.ensemble or 1) * (MIXED_DEARER if training.ensemble_kinds == "mixed" else 1)
-    epochs = epochs_within(facts, recipe, _candidates(recipe, facts)) / times
-    fast = FAST_RATES.get(training.batch_size or BATCH_SIZES[0], plain)
-    if epochs >= MANY_EPOCHS or fast == plain:
+    mixed = training.ensemble_kinds == "mixed"
+    epochs = epochs_within(facts, recipe, _candidates(recipe, facts), mixed) / (training.ensemble or 1)
+    size = training.batch_size or BATCH_SIZES[0]
+    steps = epochs * -(-facts.windows(_length(recipe), training.windows or "last") // size)
+    rate = next((fast for few, fast in FAST_RATES if steps < few), plain)
+    if rate == plain:
         return plain, ""
-    return fast, f"{facts.minutes:g} minutes are enough for about {max(1, round(epochs)):,} epochs"
+    rate = rate if size >= BATCH_SIZES[0] else min(rate, SMALL_BATCH_RATE)
+    return rate, f"{facts.minutes:g} minutes are enough for about {max(1, round(steps)):,} steps"
 
 
 def _candidates(recipe: Recipe, facts: Facts) -> int:
@@ -268,16 +272,19 @@ def minutes_of(facts: Facts) -> float:
     return USUAL_MINUTES if facts.minutes is None else facts.minutes
 
 
-def epochs_within(facts: Facts, recipe: Recipe, candidates: int) -> float:
+def epochs_within(facts: Facts, recipe: Recipe, candidates: int, mixed: bool = False) -> float:
     """The number of epochs that ``minutes`` are assumed to allow.
 
     Args:
         facts: what is known of the log.
         recipe: options chosen so far.
         candidates: number of items that each token is scored against.
+        mixed: whether the models are of several kinds.
     """
-    products = 3.0 * _tokens(recipe, facts) * recipe.sizes.embedding_dim * (candidates + CANDIDATES)
-    return 60 * minutes_of(facts) * TRAINING_SHARE * RATE / products
+    candidates += MIXED_CANDIDATES if mixed else CANDIDATES
+    products = 3.0 * _tokens(recipe, facts) * recipe.sizes.embedding_dim * candidates
+    seconds = 60 * minutes_of(facts)
+    return max(seconds * TRAINING_SHARE - SECONDS_ONCE, seconds * LEAST_SHARE) * RATE / products
 
 
 def _length(recipe: Recipe) -> int:
