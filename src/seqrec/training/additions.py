@@ -13,7 +13,8 @@ from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import ranks, ranks_after
 from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states
 
-MOST_USERS = 4000  # of the validation; more would cost time and change little
+MOST_USERS = 4000  # of the validation that constants and weight are chosen on; more would cost time and change little
+TESTED_USERS = 20_000  # of the validation that show whether the counts help; fewer miss small gains
 #: Values to try for each constant, one constant after another.
 VALUES = {
     "recency": (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
@@ -48,9 +49,9 @@ class ChosenWeight:
     users: int
 
 
-def validation_sample(split: Split, seed: int) -> Targets:
-    """At most ``MOST_USERS`` validation targets."""
-    return split.valid.sampled(MOST_USERS, [seed, 4])
+def validation_sample(split: Split, seed: int, most: int = MOST_USERS) -> Targets:
+    """At most ``most`` validation targets."""
+    return split.valid.sampled(most, [seed, 4])
 
 
 def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> TransitionsConfig:
@@ -88,6 +89,8 @@ def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, s
 def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> ChosenWeight:
     """The weight of best NDCG@10 on validation items; 0 unless it is significantly better than the model alone.
 
+    The weight is chosen on at most ``MOST_USERS`` users, and compared with 0 on at most ``TESTED_USERS``.
+
     Args:
         model: trained model, without an addition.
         constants: constants of the counts, which are of the training histories.
@@ -98,29 +101,43 @@ def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep
     targets = validation_sample(split, seed)
     if len(targets) == 0:
         return ChosenWeight(0.0, 0.0, 0.0, 1.0, 0)
+    tested = validation_sample(split, seed, TESTED_USERS)
     transitions = Transitions(constants, model.num_items)
-    transitions.count(split.train, _items_in(targets, constants))
+    transitions.count(split.train, _items_in(tested, constants))
     transitions.eval()
-    with evaluation_mode(model):
-        states = last_states(model, targets.histories)
-        tried: dict[float, np.ndarray] = {}
-
-        def attempt(weights: Iterable[float]) -> float:
-            for weight in weights:
-                model.addition = Addition(transitions, weight) if weight else None
-                found = ranks_after(Catalogue(model), states, targets, keep_seen)  # it holds the recent counts
-                tried[weight] = metrics.named("ndcg@10", *found)
-            return max(tried, key=lambda weight: float(tried[weight].mean()))
-
-        try:
-            best = attempt((0.0, *WEIGHTS))
-            best = attempt((best * 2**-0.5, best * 2**0.5) if best else ())
-        finally:
-            model.addition = None
+    tried = _qualities(model, transitions, targets, keep_seen, (0.0, *WEIGHTS))
+    best = _best(tried)
+    if best:
+        tried |= _qualities(model, transitions, targets, keep_seen, (best * 2**-0.5, best * 2**0.5))
+        best = _best(tried)
+    if best and len(tested) > len(targets):
+        tried = _qualities(model, transitions, tested, keep_seen, (0.0, best))
     gains = (tried[best] - tried[0.0])[:, None]
     p = float(statistics.paired_t_test(gains)[0]) if best else 1.0
     alone, summed = (float(tried[weight].mean()) for weight in (0.0, best))
-    return ChosenWeight(best if p < LEVEL else 0.0, alone, summed, p, len(targets))
+    helps = p < LEVEL and summed > alone
+    return ChosenWeight(best if helps else 0.0, alone, summed, p, len(gains))
+
+
+def _qualities(
+    model: Model, transitions: Transitions, targets: Targets, keep_seen: bool, weights: Iterable[float]
+) -> dict[float, np.ndarray]:
+    """NDCG@10 of each target by weight of the counts, ``float64[M]``."""
+    found: dict[float, np.ndarray] = {}
+    with evaluation_mode(model):
+        states = last_states(model, targets.histories)
+        try:
+            for weight in weights:
+                model.addition = Addition(transitions, weight) if weight else None
+                ranked = ranks_after(Catalogue(model), states, targets, keep_seen)  # it holds the recent counts
+                found[weight] = metrics.named("ndcg@10", *ranked)
+        finally:
+            model.addition = None
+    return found
+
+
+def _best(tried: dict[float, np.ndarray]) -> float:
+    return max(tried, key=lambda weight: float(tried[weight].mean()))
 
 
 def _items_in(targets: Targets, constants: TransitionsConfig) -> np.ndarray:

@@ -10,7 +10,7 @@ from seqrec.models.transitions import Transitions, TransitionsConfig
 from seqrec.ranking.additions import counted_addition
 from seqrec.ranking.protocols import ranks
 from seqrec.run.config import RunConfig
-from seqrec.training.additions import MOST_USERS, choose_constants, choose_weight
+from seqrec.training.additions import MOST_USERS, TESTED_USERS, WEIGHTS, choose_constants, choose_weight
 from seqrec.training.budget import Ahead, Budget, extrapolated
 from seqrec.training.config import TrainConfig
 
@@ -70,11 +70,12 @@ def look_ahead(
     addition = None
     if len(valid) and constants is not None:
         chosen = constants
-        users = min(len(valid), MOST_USERS)
-        after += extrapolated(
+        users, compared = (min(len(valid), most) for most in (MOST_USERS, TESTED_USERS))
+        seconds = extrapolated(
             lambda n: choose_weight(model, chosen, replace(split, valid=some(n)), keep_seen, training.seed),
             users, USERS, clock,
         )  # fmt: skip
+        after += seconds * (1 + 2 / len(WEIGHTS) * (compared / users if compared > users else 0))
         begin = clock()
         addition = counted_addition(chosen, 1.0, split.train)
         after += clock() - begin
