@@ -49,9 +49,9 @@ class ChosenWeight:
     users: int
 
 
-def validation_sample(split: Split, seed: int, most: int = MOST_USERS) -> Targets:
-    """At most ``most`` validation targets."""
-    return split.valid.sampled(most, [seed, 4])
+def validation_sample(split: Split, seed: int, most: int | None = None) -> Targets:
+    """At most ``most`` validation targets, by default ``MOST_USERS``."""
+    return split.valid.sampled(most or MOST_USERS, [seed, 4])
 
 
 def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> TransitionsConfig:
