@@ -120,6 +120,20 @@ def test_minutes_change_the_recipe_the_same_way_everywhere() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "items", "minutes", "expected"),
+    [
+        ("sasrec", 23_715, None, "spectral"), ("gru4rec", 500_000, 10, "spectral"), ("ssept", 700_000, 10, "random"),
+        ("sasrec", 700_000, 60, "spectral"), ("sasrec", 23_715, 0.1, "random"), ("tisasrec", 1_000, None, "random"),
+        ("caser", 1_000, None, "random"),
+    ],
+)  # fmt: skip
+def test_where_item_vectors_start(model: str, items: int, minutes: float | None, expected: str) -> None:
+    found = chosen(model, np.full(31_000, 7), items, minutes)
+    assert found.get("item_init") == expected
+    assert bool(found.reasons.get("item_init")) == (model in rules.WITH_CROSS_ENTROPY)
+
+
+@pytest.mark.parametrize(
     ("model", "users", "given", "count"),
     [
         ("sasrec", 31_000, {}, 6), ("sasrec", 499, {}, 1), ("sasrec", 500, {}, 6),

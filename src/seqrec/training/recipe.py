@@ -45,6 +45,8 @@ USUAL_EPOCHS = 20
 MODELS_WITHIN, DEARER = 2, 2.5
 #: ``ensemble``: as many models as the minutes are enough for, up to this number; one where few users are trained on.
 MOST_MODELS, FEW_USERS = 6, 500
+#: ``item_init``: spectral if it takes at most this share of the minutes, with so many seconds per item.
+SPECTRAL_SHARE, SPECTRAL_SECONDS = 0.1, 1e-4
 #: ``learning_rate``: the first of these whose number of steps ``minutes`` do not allow; at most that of small batches
 #: for fewer windows per step than usual.
 FAST_RATES, SMALL_BATCH_RATE = ((3500, 0.003), (5500, 0.002)), 0.002
@@ -225,9 +227,14 @@ def _ensemble_kinds(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]
 
 
 def _item_init(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
-    del recipe, facts
+    del recipe
     if model not in WITH_CROSS_ENTROPY:
         return "random", ""
+    if facts.num_items * SPECTRAL_SECONDS > 60 * minutes_of(facts) * SPECTRAL_SHARE:
+        return (
+            "random",
+            f"{minutes_of(facts):g} minutes are too few to start from neighbours of {facts.num_items:,} items",
+        )
     return "spectral", "items that occur together start near each other, which needs fewer epochs and ranks better"
 
 
