@@ -59,7 +59,13 @@ def _trained_alone(arguments: str) -> None:
     values = json.loads(arguments)
     torch.set_num_threads(1)
     config = TrainConfig(
-        epochs=1, batch_size=BATCH_SIZE, ensemble=1, evaluate_every=0, loss=values["loss"], device="cpu"
+        epochs=1,
+        batch_size=BATCH_SIZE,
+        ensemble=1,
+        item_init="random",
+        evaluate_every=0,
+        loss=values["loss"],
+        device="cpu",
     )
     # A small training first, so that memory that libraries allocate once does not count.
     _train_in_a_folder(generated(1000, 1000, 9, 0), values["dim"], config)
