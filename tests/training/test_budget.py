@@ -154,3 +154,20 @@ def test_a_command_begins_with_its_process(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(begin, "_age", lambda: 2.5)
     begin.note(of_process=True)
     assert begin.began() == 97.5
+
+
+def test_the_refit_of_a_resumed_run_is_estimated_from_its_epochs() -> None:
+    """A few steps, which include whatever is done once, and the tests after training say nothing about an epoch."""
+    now = [0.0]
+    limit = Limit(Budget(10, clock=lambda: now[0]), Ahead(0, refit=1.5), 100, 7, seconds=20.0)
+    now[0] = 30.0
+    assert not limit()  # the first step
+    now[0] = 130.0  # tests
+    assert limit.refit(7) == pytest.approx(1.5 * 7 * 20)
+    fresh = Limit(Budget(10, clock=lambda: now[0]), Ahead(0, refit=1.0), 2)
+    now[0] = 134.0
+    fresh()
+    now[0] = 138.0
+    fresh()
+    now[0] = 300.0
+    assert fresh.refit(3) == pytest.approx(3 * 8)

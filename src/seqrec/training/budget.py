@@ -67,19 +67,28 @@ class Limit:
         steps: steps per epoch.
         epochs: epochs that earlier processes trained.
         stop: another function that ends training by returning True.
+        seconds: seconds of each of these epochs, used until this process has trained as many steps as an epoch has.
     """
 
     def __init__(
-        self, budget: Budget, ahead: Ahead, steps: int, epochs: int = 0, stop: Callable[[], bool] | None = None
+        self,
+        budget: Budget,
+        ahead: Ahead,
+        steps: int,
+        epochs: int = 0,
+        stop: Callable[[], bool] | None = None,
+        seconds: float | None = None,
     ) -> None:
         self.budget, self.ahead, self.stop = budget, ahead, stop
-        self.steps, self.epochs = steps, epochs
+        self.steps, self.epochs, self.seconds = steps, epochs, seconds
         self.begun, self.done = budget.clock(), 0
+        self.latest = self.begun
         self.reached = False
 
     def __call__(self) -> bool:
         """Whether training has to end now."""
         self.done += 1
+        self.latest = self.budget.clock()
         if self.stop is not None and self.stop():
             return True
         self.reached = self.left() <= 0
@@ -93,7 +102,9 @@ class Limit:
 
     def refit(self, epochs: int) -> float:
         """Estimated seconds of a refit of so many epochs."""
-        epoch = self.steps * (self.budget.clock() - self.begun) / max(1, self.done)
+        epoch = self.steps * (self.latest - self.begun) / max(1, self.done)
+        if self.seconds is not None and self.done < self.steps:
+            epoch = self.seconds
         return self.ahead.refit * epochs * epoch
 
 

@@ -169,9 +169,10 @@ def _limit(
         ahead = look_ahead(
             found.model, config, split, training, found.constants, test if run is not None else None, budget.clock
         )
-    epochs = run.epochs().height if run is not None and resume else 0
+    earlier = run.epochs()["total_seconds"].to_list() if run is not None and resume and run.epochs().height else []
     steps = len(epoch_of(found.model, split.train, training))
-    found.limit = Limit(budget, ahead, steps, epochs, stop)
+    seconds = sum(earlier) / len(earlier) if earlier else None
+    found.limit = Limit(budget, ahead, steps, len(earlier), stop, seconds)
     if found.limit.left() <= 0:
         warn(
             f"minutes is {budget.minutes:g}, and training has no time left: what follows it takes about "
