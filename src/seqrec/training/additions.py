@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from seqrec.data.split import Split, Targets
 from seqrec.models.base import Model
@@ -105,13 +106,16 @@ def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep
     transitions = Transitions(constants, model.num_items)
     transitions.count(split.train, _items_in(tested, constants))
     transitions.eval()
-    tried = _qualities(model, transitions, targets, keep_seen, (0.0, *WEIGHTS))
-    best = _best(tried)
-    if best:
-        tried |= _qualities(model, transitions, targets, keep_seen, (best * 2**-0.5, best * 2**0.5))
+    with evaluation_mode(model):
+        states = last_states(model, targets.histories)
+        tried = _qualities(model, transitions, targets, states, keep_seen, (0.0, *WEIGHTS))
         best = _best(tried)
-    if best and len(tested) > len(targets):
-        tried = _qualities(model, transitions, tested, keep_seen, (0.0, best))
+        if best:
+            tried |= _qualities(model, transitions, targets, states, keep_seen, (best * 2**-0.5, best * 2**0.5))
+            best = _best(tried)
+        if best and len(tested) > len(targets):
+            states = last_states(model, tested.histories)
+            tried = _qualities(model, transitions, tested, states, keep_seen, (0.0, best))
     gains = (tried[best] - tried[0.0])[:, None]
     p = float(statistics.paired_t_test(gains)[0]) if best else 1.0
     alone, summed = (float(tried[weight].mean()) for weight in (0.0, best))
@@ -120,19 +124,22 @@ def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep
 
 
 def _qualities(
-    model: Model, transitions: Transitions, targets: Targets, keep_seen: bool, weights: Iterable[float]
+    model: Model,
+    transitions: Transitions,
+    targets: Targets,
+    states: Tensor,
+    keep_seen: bool,
+    weights: Iterable[float],
 ) -> dict[float, np.ndarray]:
-    """NDCG@10 of each target by weight of the counts, ``float64[M]``."""
+    """NDCG@10 of each target by weight of the counts, ``float64[M]``, given the states after their histories."""
     found: dict[float, np.ndarray] = {}
-    with evaluation_mode(model):
-        states = last_states(model, targets.histories)
-        try:
-            for weight in weights:
-                model.addition = Addition(transitions, weight) if weight else None
-                ranked = ranks_after(Catalogue(model), states, targets, keep_seen)  # it holds the recent counts
-                found[weight] = metrics.named("ndcg@10", *ranked)
-        finally:
-            model.addition = None
+    try:
+        for weight in weights:
+            model.addition = Addition(transitions, weight) if weight else None
+            ranked = ranks_after(Catalogue(model), states, targets, keep_seen)  # it holds the recent counts
+            found[weight] = metrics.named("ndcg@10", *ranked)
+    finally:
+        model.addition = None
     return found
 
 

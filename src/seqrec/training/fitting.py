@@ -169,7 +169,8 @@ def _limit(
         ahead = look_ahead(
             found.model, config, split, training, found.constants, test if run is not None else None, budget.clock
         )
-    earlier = run.epochs()["total_seconds"].to_list() if run is not None and resume and run.epochs().height else []
+    rows = run.epochs() if run is not None and resume else None
+    earlier = rows["total_seconds"].to_list() if rows is not None and rows.height else []
     steps = len(epoch_of(found.model, split.train, training))
     seconds = sum(earlier) / len(earlier) if earlier else None
     found.limit = Limit(budget, ahead, steps, len(earlier), stop, seconds)

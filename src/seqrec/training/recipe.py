@@ -228,7 +228,7 @@ def _ensemble_kinds(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]
 
 def _item_init(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
     del recipe
-    if model not in WITH_CROSS_ENTROPY:
+    if model not in MIXED:
         return "random", ""
     if facts.num_items * SPECTRAL_SECONDS > 60 * minutes_of(facts) * SPECTRAL_SHARE:
         return (

@@ -8,10 +8,10 @@ from torch import Tensor
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.counting import Rows, weigh_pairs
+from seqrec.models.transitions import SHRINKAGE
 
 DISTANCE = 20  # steps between two items of a history that count as together
 MOST, ENTRIES = 400, 3 * 10**7  # entries per item that are kept, and in all
-SHRINKAGE = 5.0  # interactions added to those of each item, so that chance meetings of rare items count less
 SPREAD = 0.05  # root mean square of the vectors' numbers
 SPARE, ROUNDS = 16, 5  # vectors beyond those asked for, and rounds, of the iteration that finds the eigenvectors
 

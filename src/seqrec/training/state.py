@@ -66,9 +66,6 @@ class TrainingState:
         Args:
             patience: number of validations; 0 never stops early.
             steps: number of steps per epoch.
-
-        Returns:
-            Whether there was a checkpoint.
         """
         waited = (self.epoch - self.best_epoch) * steps
         return 0 < patience <= self.worse and waited >= patience * VALIDATION_STEPS
@@ -147,6 +144,9 @@ class TrainingState:
 
         Args:
             steps: number of steps per epoch.
+
+        Returns:
+            Whether there was a checkpoint.
         """
         assert self.run is not None
         state = self.run.state_header()
