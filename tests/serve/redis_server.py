@@ -5,10 +5,11 @@ import signal
 import socket
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
-REDIS = shutil.which("redis-server")
-MISSING = "redis-server is not installed (Debian's package redis-server has it)"
+REDIS = shutil.which("redis-server") if find_spec("redis") else None
+MISSING = "needs redis-server (Debian's package redis-server) and the Python package redis (the extra serve)"
 
 
 class RedisServer:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kill_store
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -355,7 +356,7 @@ def test_a_removed_file_is_noticed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "events.db"))
     store.add([event("a")])
     (tmp_path / "events.db").unlink()
-    for use in (store.check, lambda: store.add([event("b")])):
+    for use in (store.check, lambda: store.add([event("b")]), lambda: store.read(["u"])):
         with pytest.raises(StoreError, match="removed or replaced"):
             use()
 
@@ -517,3 +518,13 @@ def test_data_of_another_format_is_refused(redis_server: RedisServer) -> None:
 def test_the_kinds() -> None:
     public = {name for name in dir(EventStore) if not name.startswith("_")}
     assert public == {"add", "read", "find", "check", "close"} <= set(dir(SQLiteStore)) & set(dir(RedisStore))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["sqlite", *(pytest.param(kind, marks=needs_redis) for kind in ("redis", "redis-server"))]
+)
+def test_no_acknowledged_event_is_lost_or_there_twice(tmp_path: Path, kind: str) -> None:
+    counted, failures = kill_store.run(3, kind, 0, tmp_path)
+    assert failures == []
+    assert counted["acknowledged"] > 0
