@@ -113,7 +113,7 @@ class SQLiteStore:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = self._connect()
+                connection = self._reconnect()
             yield connection
         except BaseException as error:
             if connection is not None:
@@ -134,12 +134,22 @@ class SQLiteStore:
         try:
             with self._borrowed() as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                if self._identity() != self._file:
-                    raise StoreError(f"{self._path}: the file was removed or replaced; restart the server")
+                self._check_place()
                 yield connection
                 connection.execute("COMMIT")
         finally:
             self._writing.release()
+
+    def _reconnect(self) -> sqlite3.Connection:
+        self._check_place()  # SQLite would create a file that is gone
+        try:
+            return self._connect()
+        except InputError as error:
+            raise StoreError(str(error)) from error
+
+    def _check_place(self) -> None:
+        if self._identity() != self._file:
+            raise StoreError(f"{self._path}: the file was removed or replaced; restart the server")
 
     def _identity(self) -> tuple[int, int] | None:
         """Device and inode of the file, or ``None`` if it is gone: what is written to it then is lost."""
