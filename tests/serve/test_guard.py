@@ -152,9 +152,14 @@ def test_this_machine_needs_none(host: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "has no token"), ("tiny", "token 1"), (f"{TOKEN}\nwith some spaces in it", "token 2"), (None, "can't be read"),
-     (b"\xff\xfe\x00", "not text")],
-)  # fmt: skip
+    [
+        ("", "has no token"),
+        ("tiny", "token 1"),
+        (f"{TOKEN}\nwith some spaces in it", "token 2"),
+        (None, "can't be read"),
+        (b"\xff\xfe\x00", "not text"),
+    ],
+)
 def test_bad_token_files(text: Any, words: str, tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     if isinstance(text, bytes):
