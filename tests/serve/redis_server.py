@@ -27,8 +27,9 @@ class RedisServer:
         return f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/{database}"
 
     def start(self, seconds: float = 30) -> None:
-        given = {"bind": "127.0.0.1", "port": str(self.port), "dir": str(self.folder)} | self.settings
-        arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
+        arguments = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
+        for name, value in self.settings.items():
+            arguments += [f"--{name}", *value.split(" ")]
         with (self.folder / "redis.log").open("a") as log:
             self.process = subprocess.Popen([str(REDIS), *arguments], stdout=log, stderr=log)
         deadline = time.monotonic() + seconds
