@@ -122,7 +122,7 @@ def described(live: Live, items: np.ndarray, scores: np.ndarray | None = None) -
     dataset = live.predictor.dataset
     ids = dataset.catalogue.values(items - 1)
     titles = live.titles
-    names = [None] * len(ids) if titles is None else titles.gather(items - 1).to_list()
+    names = [None] * len(ids) if titles is None else titles[items - 1].to_list()
     if scores is None:
         return [{"id": one, "title": title} for one, title in zip(ids, names, strict=True)]
     return [

@@ -46,7 +46,7 @@ def _reason(
     titles = live.titles
     return {
         "id": live.predictor.dataset.catalogue.values(item)[0],
-        "title": None if titles is None else titles.gather(item).to_list()[0],
+        "title": None if titles is None else titles[int(item[0])],
         "influence": float(influence[place, column]),
         "transitions": None if counted is None else float(counted[place, column]),
     }

@@ -43,9 +43,12 @@ class Lookup:
     def find(self) -> None:
         """Look all of them up. Unknown items get 0."""
         if self._items:
-            # 128 and "128" are the same id, and a series has one type.
-            texts = pl.Series([one if type(one) is str else str(one) for one in self._items], dtype=pl.String)
-            self._items = dict(zip(self._items, self.dataset.item_indices(texts).tolist(), strict=True))
+            ids = list(self._items)
+            if {*map(type, ids)} == {int}:
+                asked = pl.Series(ids, dtype=pl.Int64)
+            else:  # 128 and "128" are the same id, and a series has one type
+                asked = pl.Series([str(one) for one in ids], dtype=pl.String)
+            self._items = dict(zip(ids, self.dataset.item_indices(asked).tolist(), strict=True))
 
     def of(self, ids: Sequence[int | str]) -> np.ndarray:
         """Index of each id, ``int64``."""
