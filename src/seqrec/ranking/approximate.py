@@ -1,9 +1,8 @@
-"""A first pass over a large catalogue in 8 bits, whose candidates are then ranked exactly, and a check of the result."""
+"""A first pass over a large catalogue in 8 bits, whose candidates are then ranked exactly, and a check of both."""
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from seqrec import kernels
 from seqrec.data.dataset import Dataset
@@ -67,7 +66,8 @@ def with_first_pass(
     if recall is None:  # no history to measure with
         return (coded, None) if wanted else (catalogue, None)
     if recall.share < LEAST_RECALL:
-        warn(f"the first pass finds only {recall.share:.1%} of the best {recall.k} items; ranking scores all", RunWarning)
+        found = f"{recall.share:.1%} of the best {recall.k} items"
+        warn(f"the first pass finds only {found}; ranking scores all items", RunWarning)
         return catalogue, None
     if wanted is None and recall.scored > MOST_SCORED * catalogue.columns:
         warn(
