@@ -4,9 +4,9 @@
 
 One state at a time, on one thread, against a ranking by all scores in float32. The vectors are of two kinds: those of
 RUN, a run folder of a factored model, each repeated with noise of half the deviation of its column, with states after
-real histories; and independent normal ones with normal states, the worst case for anything that looks for clusters. The
-ways take turns, state by state, so that other programs slow all of them down alike. Times to build are of the processor.
-Those of faiss and usearch are measured if these libraries are installed; seqrec does not need them.
+real histories; and independent normal ones with normal states, the worst case for anything that looks for clusters.
+The ways take turns, state by state, so that other programs slow all of them down alike. Times to build are of the
+processor. Those of faiss and usearch are measured if these libraries are installed; seqrec does not need them.
 """
 
 import argparse

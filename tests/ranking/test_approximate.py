@@ -142,8 +142,8 @@ def histories(dataset: Dataset) -> dict[int, list[Any]]:
 def test_the_recall_is_the_true_one(dataset: Dataset, broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "LEAST_RECALL", 0.0)
     monkeypatch.setattr(approximate, "MOST_SCORED", 1.0)
-    model = model_of(dataset, 0.5)
-    if broken:  # bounds that are wrong: only the k highest products of the codes of a few dimensions are scored
+    model = model_of(dataset, 0.0 if broken else 0.5)
+    if broken:  # codes of two dimensions alone, and no bound on their error
         real = approximate.kernels.codes_of
 
         def coarse(vectors: torch.Tensor) -> Any:

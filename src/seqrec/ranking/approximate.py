@@ -71,8 +71,8 @@ def with_first_pass(
         return catalogue, None
     if wanted is None and recall.scored > MOST_SCORED * catalogue.columns:
         warn(
-            f"the first pass leaves {recall.scored / catalogue.columns:.0%} of the catalogue, because a few items have "
-            "much larger vectors than the others; ranking scores all items",
+            f"the first pass leaves {recall.scored / catalogue.columns:.0%} of the catalogue, probably because a few items "
+            "have much larger vectors than the others; ranking scores all items",
             RunWarning,
         )
         return catalogue, None
