@@ -70,11 +70,9 @@ def with_first_pass(
         warn(f"the first pass finds only {found}; ranking scores all items", RunWarning)
         return catalogue, None
     if wanted is None and recall.scored > MOST_SCORED * catalogue.columns:
-        warn(
-            f"the first pass leaves {recall.scored / catalogue.columns:.0%} of the catalogue, probably because a few items "
-            "have much larger vectors than the others; ranking scores all items",
-            RunWarning,
-        )
+        share = f"{recall.scored / catalogue.columns:.0%} of the catalogue"
+        why = "probably because a few items have much larger vectors than the others"
+        warn(f"the first pass leaves {share}, {why}; ranking scores all items", RunWarning)
         return catalogue, None
     return coded, recall
 
