@@ -121,34 +121,3 @@ def test_scores_that_overflow_are_those_without_codes() -> None:
     assert found.numbers == expected.numbers
     if found.numbers:
         assert torch.equal(found.columns, expected.columns)
-
-
-@pytest.mark.loops
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"k": 0}, "k 0"),
-        ({"k": 8}, "k 8"),
-        ({"states": torch.zeros(3)}, "fit together"),
-        ({"states": torch.zeros(5, 2)}, "takes"),
-        ({"states": torch.zeros(5, 3).double()}, "takes"),
-        ({"vectors": torch.zeros(17, 3)}, "codes of the shape"),
-        ({"vectors": torch.zeros(7, 5)}, "codes of the shape"),
-        ({"codes": kernels.codes_of(torch.zeros(7, 3))._replace(steps=torch.ones(4))}, "takes"),
-        ({"codes": kernels.codes_of(torch.zeros(7, 3))._replace(blocks=torch.zeros(1, 2, 32))}, "takes"),
-        ({"codes": kernels.codes_of(torch.zeros(7, 3))._replace(blocks=torch.zeros(1, 1, 32).char())}, "shape"),
-        ({"left_out": (torch.tensor([1, 0]), torch.tensor([0, 0]))}, "takes"),
-        ({"left_out": (torch.tensor([0, 1]), torch.tensor([0, 7]))}, "takes"),
-        ({"left_out": (torch.tensor([0, 5]), torch.tensor([0, 0]))}, "takes"),
-        ({"skipped": torch.zeros(6, dtype=torch.bool)}, "takes"),
-        ({"added": (torch.tensor([0, 0]), torch.tensor([5, 1]), torch.ones(2))}, "takes"),
-        ({"added": (torch.tensor([0, 0]), torch.tensor([1, 7]), torch.ones(2))}, "takes"),
-        ({"added": (torch.tensor([0, 0]), torch.tensor([1, 5]), torch.ones(1))}, "takes"),
-    ],
-)
-def test_wrong_arguments_are_refused(wrong: dict[str, object], message: str) -> None:
-    vectors = torch.ones(7, 3)
-    given = {"states": torch.ones(5, 3), "vectors": vectors, "codes": kernels.codes_of(vectors), "k": 2}
-    kernels.rank_by_codes(**given)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        kernels.rank_by_codes(**{**given, **wrong})  # type: ignore[arg-type]
