@@ -97,7 +97,7 @@ def _measured(exact: Catalogue, coded: Catalogue, dataset: Dataset, keep_seen: b
         return None
     wanted, found = (best_of(catalogue, people, K, keep_seen=keep_seen)[0] for catalogue in (exact, coded))
     pairs = zip(wanted, found, strict=True)
-    shares = [len(np.intersect1d(a[a > 0], b)) / max(np.count_nonzero(a), 1) for a, b in pairs if a.any()]
+    shares = [len(np.intersect1d(a[a > 0], b)) / np.count_nonzero(a) for a, b in pairs if a.any()]
     assert coded.vectors is not None
     assert coded.codes is not None
     states = coded.with_constant(last_states(coded.model, people))
