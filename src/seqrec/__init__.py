@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from seqrec.models.sasrec import SASRec, SASRecConfig
     from seqrec.models.transitions import Transitions, TransitionsConfig
     from seqrec.predictor import Predictor, Recommendations
+    from seqrec.ranking.approximate import Recall
     from seqrec.ranking.protocols import Evaluation, evaluate
     from seqrec.recommender import Recommender
     from seqrec.run.folder import Run
@@ -37,6 +38,7 @@ __all__ = [
     "MissingTimesWarning",
     "Predictor",
     "PrepareConfig",
+    "Recall",
     "Recommendations",
     "Recommender",
     "Run",
@@ -75,6 +77,7 @@ _MODULES = {
     "MissingTimesWarning": "errors",
     "Predictor": "predictor",
     "PrepareConfig": "data.prepare",
+    "Recall": "ranking.approximate",
     "Recommendations": "predictor",
     "Recommender": "recommender",
     "Run": "run.folder",

@@ -19,6 +19,7 @@ from seqrec.errors import InputError
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.ranking import scoring
+from seqrec.ranking.approximate import Recall, with_first_pass
 from seqrec.ranking.scoring import Catalogue
 from seqrec.ranking.topk import (
     best_of,
@@ -71,11 +72,16 @@ class Predictor:
         model: the model, in evaluation mode. It must not be trained while the predictor is in use.
         dataset: the dataset that it was trained on.
         keep_seen: default of ``keep_seen`` in calls: whether to recommend items of the history again.
+        first_pass: whether a first pass in 8 bits finds the candidates, which are then ranked exactly. It takes a
+            quarter more memory. By default (None) it is used for large catalogues, where it is faster, if the model
+            scores by products and the compiled loops are available. With ``allow`` and with a very large ``k``, all
+            items are scored.
     """
 
     model: Model
     dataset: Dataset
     keep_seen: bool = False
+    first_pass: bool | None = None
 
     def __post_init__(self) -> None:
         if self.model.training:
@@ -84,23 +90,28 @@ class Predictor:
         _ = self.catalogue  # computed now, so that the first call is not slower
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Predictor":
+    def load(cls, folder: str | Path, first_pass: bool | None = None) -> "Predictor":
         """Open a run folder. This reads the weights, the item ids and a few histories, not the complete dataset.
 
+        Args:
+            folder: the run folder.
+            first_pass: as for the class.
+
         Raises:
-            InputError: the folder is not a run or is damaged, or its weights give no usable ranking.
+            InputError: the folder is not a run or is damaged, its weights give no usable ranking, or ``first_pass`` is
+                True but not possible.
         """
         watch_forks()
         check_polars("loading a run")
-        return reading(folder, lambda: cls._load(Run(folder)))
+        return reading(folder, lambda: cls._load(Run(folder), first_pass))
 
     @classmethod
-    def _load(cls, run: Run) -> "Predictor":
+    def _load(cls, run: Run, first_pass: bool | None) -> "Predictor":
         model = run.model()
         run.check_scores(model)
         dataset = run.dataset
         _ = dataset.item_ids  # load the ids now, and verify their checksums
-        return cls(model, dataset, bool(run.config.split.keep_seen))
+        return cls(model, dataset, bool(run.config.split.keep_seen), first_pass)
 
     def recommend(
         self,
@@ -250,11 +261,20 @@ class Predictor:
             raise InputError(f"{name} has no item embeddings to compare; fit another model, such as sasrec")
         return nearest(self._units, items, k)
 
-    @cached_property
+    @property
     def catalogue(self) -> Catalogue:
         """All items with their vectors, computed once."""
+        return self._catalogue_and_recall[0]
+
+    @property
+    def recall(self) -> Recall | None:
+        """The measured recall of the first pass, or None if all items are scored exactly."""
+        return self._catalogue_and_recall[1]
+
+    @cached_property
+    def _catalogue_and_recall(self) -> tuple[Catalogue, Recall | None]:
         with torch.inference_mode():
-            return Catalogue(self.model)
+            return with_first_pass(Catalogue(self.model), self.dataset, self.first_pass, self.keep_seen)
 
     @cached_property
     def _units(self) -> Catalogue:

@@ -248,7 +248,7 @@ class Recommender:
         """A predictor that uses the model with its current weights."""
         model, dataset = self._ready()
         with evaluation_mode(model):
-            return Predictor(model, dataset, self._keeps_seen(None))
+            return Predictor(model, dataset, self._keeps_seen(None), first_pass=False)
 
     def similar(self, items: Iterable[Any], k: int = 10, *, strict: bool = False) -> pl.DataFrame:
         """Find the ``k`` items most similar to each given item, by the cosine of their embeddings.

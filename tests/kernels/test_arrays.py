@@ -104,6 +104,17 @@ def rank() -> dict[str, Any]:
             "added": (longs(0, 0, 4), longs(0, 6, 1), floats(3))}  # fmt: skip
 
 
+def rank_by_codes() -> dict[str, Any]:
+    vectors = floats(7, 3)
+    return {"states": floats(5, 3), "vectors": vectors, "codes": kernels.codes_of(vectors), "k": 2,
+            "left_out": (longs(0, 4), longs(6, 0)), "skipped": torch.zeros(7, dtype=torch.bool),
+            "added": (longs(0, 0, 4), longs(0, 6, 1), floats(3))}  # fmt: skip
+
+
+def codes_but(**wrong: Tensor) -> dict[str, Any]:
+    return {"codes": rank_by_codes()["codes"]._replace(**wrong)}
+
+
 def pairs() -> dict[str, Any]:
     return {"items": ints(1, 2, 0, 3), "starts": longs(0, 2), "ends": longs(2, 4), "after": floats(2),
             "beside": floats(1), "gains": floats(4), "factors": floats(4), "most": 2,
@@ -204,6 +215,15 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(2))}, {"added": (longs(0, 4), longs(0, 6, 1), floats(3))},
         {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(3).double())},
     ]),
+    (kernels.rank_by_codes, rank_by_codes, [
+        {"k": 8}, {"k": 0}, {"states": floats(3)}, {"states": floats(5, 2)}, {"states": floats(5, 3).double()},
+        {"vectors": floats(17, 3)}, {"vectors": floats(7, 5)}, codes_but(steps=floats(4)),
+        codes_but(blocks=torch.zeros(1, 2, 32)), codes_but(blocks=torch.zeros(1, 1, 32, dtype=torch.int8)),
+        {"left_out": (longs(4, 0), longs(6, 0))}, {"left_out": (longs(0, 4), longs(7, 0))},
+        {"left_out": (longs(0, 5), longs(6, 0))}, {"skipped": torch.zeros(6, dtype=torch.bool)},
+        {"added": (longs(0, 0, 4), longs(6, 0, 1), floats(3))}, {"added": (longs(0, 0, 4), longs(0, 7, 1), floats(3))},
+        {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(2))},
+    ]),
     (kernels.weigh_pairs, pairs, [
         {"items": ints(1, 2, 0, 4)}, {"items": ints(1, 2, 0, -1)}, {"items": longs(1, 2, 0, 3)}, {"starts": longs(0)},
         {"starts": longs(0, 1)}, {"starts": longs(-1, 2)}, {"ends": longs(2, 5)}, {"ends": longs(2, 1)},
@@ -237,7 +257,7 @@ def test_what_does_not_fit_is_refused(function, right, wrong):
 
 
 def test_every_loop_is_in_the_table():
-    others = {"Drifts", "Ranked", "Rows", "dropped_words", "library", "usable"}
+    others = {"Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "codes_of", "dropped_words", "library", "usable"}
     assert {function.__name__ for function, *_ in CASES} == set(kernels.__all__) - others
 
 

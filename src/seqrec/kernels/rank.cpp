@@ -1,19 +1,11 @@
 // Ranking of a catalogue. scores.py describes what it computes.
 
+#include "best.h"
 #include "tiles.h"
 
 using namespace seqrec;
 
 namespace {
-
-struct Candidate {
-    float score;
-    int64_t item;
-};
-
-inline bool better(const Candidate& a, const Candidate& b) {
-    return a.score > b.score || (a.score == b.score && a.item < b.item);
-}
 
 // Values to add to the scores of a block. Each token has a cursor into its pairs, which ascend by item, and so do the
 // tiles: to sort thousands of pairs per token by tile, as Block does with the few to ignore, would take as long as the
@@ -162,12 +154,7 @@ int32_t seqrec_rank(
                 const auto& found = bests[task + part]->found[token];
                 all.insert(all.end(), found.begin(), found.end());
             }
-            const int64_t some = std::min<int64_t>(k, int64_t(all.size()));
-            std::partial_sort(all.begin(), all.begin() + some, all.end(), better);
-            for (int64_t n = 0; n < k; ++n) {
-                best_items[row * k + n] = n < some ? all[n].item : -1;
-                best_scores[row * k + n] = n < some ? all[n].score : -INFINITY;
-            }
+            keep_best(all, k, best_items + row * k, best_scores + row * k);
             if (!targets) continue;
             greater[row] = ties[row] = 0;
             for (int64_t part = 0; part < parts; ++part) {

@@ -63,8 +63,8 @@ def rank_after(
             prior = prior[torch.from_numpy(catalogue.items).to(prior.device)]
         catalogue = Catalogue(model, catalogue.items, prior)
         states = torch.ones(len(states), 1, device=states.device)
-    elif catalogue.offsets is not None and catalogue.vectors is not None:
-        states = torch.cat([states, states.new_ones(len(states), 1)], dim=1)
+    else:
+        states = catalogue.with_constant(states)
     if addition is None or addition.weight == 0:
         return rank(catalogue, states, k, left_out=left_out, denied=denied, targets=targets, batch_size=batch_size)
     parts = []

@@ -1,5 +1,6 @@
 """Encodes histories and ranks the catalogue for them. All scores are computed and compared here."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -20,6 +21,7 @@ USERS_AT_ONCE = 8192  # number of histories encoded before scoring
 ATTENTION_CELLS = 2**24  # highest number of users times squared length in a batch: the size of the attention weights
 # The compiled loop pads states to blocks, so for fewer states than this a plain matrix product is faster.
 FEW = 8
+K_OF_ITEMS = 50  # the first pass finds at most one of this many items; it has to score several times as many exactly
 
 Pairs = tuple[np.ndarray, np.ndarray]  # sorted rows, and an item or a column for each: two int64[P]
 # Pairs sorted by row and then by item or column, and a finite number for each, float32[P], to add to its score.
@@ -102,6 +104,15 @@ class Catalogue:
             if self.offsets is not None:
                 vectors = torch.cat([vectors, self.offsets[:, None].to(vectors.dtype)], dim=1)
         self.vectors = None if vectors is None else at_least_float32(vectors)
+        #: Codes of the vectors for a first pass; see :mod:`seqrec.ranking.approximate`.
+        self.codes: kernels.Codes | None = None
+
+    def coded(self) -> "Catalogue":
+        """The same catalogue with the codes of a first pass. The vectors must be finite, and float32 on the CPU."""
+        catalogue = copy.copy(self)
+        assert self.vectors is not None
+        catalogue.codes = kernels.codes_of(self.vectors)
+        return catalogue
 
     def only(self, items: np.ndarray) -> "Catalogue":
         """A catalogue of only these items, sorted ``int64[C]``; for a catalogue of all items."""
@@ -110,6 +121,12 @@ class Catalogue:
         if self.offsets is not None:
             catalogue.offsets = self.offsets[torch.from_numpy(items).to(self.device)]
         return catalogue
+
+    def with_constant(self, states: Tensor) -> Tensor:
+        """The states ``[R, D]`` with a column of ones if the last column of the vectors holds the offsets."""
+        if self.offsets is None or self.vectors is None:
+            return states
+        return torch.cat([states, states.new_ones(len(states), 1)], dim=1)
 
     @property
     def rows(self) -> int:
@@ -218,8 +235,10 @@ def rank(
     if count == 0 or catalogue.columns == 0:
         return ranking
     vectors = catalogue.vectors
-    if vectors is not None and (targets is not None or count >= FEW) and kernels.usable(states, vectors):
-        _rank_compiled(vectors, states, left_out, denied, targets, added, ranking)
+    codes = catalogue.codes if targets is None and 0 < k * K_OF_ITEMS <= catalogue.columns else None
+    many = targets is not None or count >= FEW or codes is not None
+    if vectors is not None and many and kernels.usable(states, vectors):
+        _rank_compiled(vectors, codes, states, left_out, denied, targets, added, ranking)
         return ranking
     rows = min(batch_size, catalogue.rows, count)
     kind = states.dtype if vectors is None else vectors.dtype
@@ -245,8 +264,8 @@ def of_rows(rows: np.ndarray, start: int, count: int) -> slice:
 
 
 def _rank_compiled(
-    vectors: Tensor, states: Tensor, left_out: Pairs | None, denied: np.ndarray, targets: np.ndarray | None,
-    added: Added | None, into: Ranking,
+    vectors: Tensor, codes: kernels.Codes | None, states: Tensor, left_out: Pairs | None, denied: np.ndarray,
+    targets: np.ndarray | None, added: Added | None, into: Ranking,
 ) -> None:  # fmt: skip
     skipped = torch.zeros(len(vectors), dtype=torch.bool)
     skipped[torch.from_numpy(denied)] = True
@@ -256,6 +275,11 @@ def _rank_compiled(
     if added is not None:
         more = torch.from_numpy(added[0]), torch.from_numpy(added[1]), torch.from_numpy(added[2])
     k = min(into.columns.shape[1], len(vectors))
+    if codes is not None and bool(states.isfinite().all()):
+        likely = kernels.rank_by_codes(states, vectors, codes, k, pairs, skipped, more)
+        require(likely.numbers)
+        into.columns[:], into.scores[:] = likely.columns.numpy(), likely.scores.numpy()
+        return
     found = kernels.rank(states, vectors, k, pairs, skipped, wanted, more)
     require(found.numbers)
     width = found.columns.shape[1]
