@@ -62,7 +62,7 @@ def main() -> None:
         if "one" in wanted:
             found["one"] = load(port, 1, options.seconds / 2, lambda _: draw.choice(pools["single"]), 1)
         if "batch" in wanted:
-            found["batch"] = load(port, 2, options.seconds, lambda _: draw.choice(pools["batch"]), 64)
+            found["batch"] = load(port, 4, options.seconds, lambda _: draw.choice(pools["batch"]), 64)
         if "pairs" in wanted:
             found["pairs"] = pairs(port, options, ids, draw)
     for name, figures in found.items():
@@ -120,14 +120,34 @@ def server(options: argparse.Namespace, folder: Path) -> Iterator[tuple[int, flo
         process.wait(60)
 
 
-def load(
-    port: int, connections: int, seconds: float, ask: Callable[[int], bytes], recommendations: int
-) -> dict[str, float]:
+def load(port: int, connections: int, seconds: float, ask: Callable[[int], bytes], histories: int) -> dict[str, float]:
     """Keep one request in flight on each connection. With 0 seconds, send one request on each."""
-    watch = selectors.DefaultSelector()
     latencies: list[float] = []
-    sent = [0.0] * connections
-    pending = [b""] * connections
+    began = time.perf_counter()
+    talk(port, connections, seconds, ask, lambda _: None, latencies)
+    took = time.perf_counter() - began
+    milliseconds = sorted(1000 * value for value in latencies)
+    return {
+        "requests per second": len(latencies) / took,
+        "histories per second": len(latencies) * histories / took,
+        "recommended items per second": len(latencies) * histories * K / took,
+        "p50 ms": statistics.median(milliseconds),
+        "p90 ms": milliseconds[int(0.9 * (len(milliseconds) - 1))],
+        "p99 ms": milliseconds[int(0.99 * (len(milliseconds) - 1))],
+    }
+
+
+def talk(
+    port: int,
+    connections: int,
+    seconds: float,
+    ask: Callable[[int], bytes],
+    take: Callable[[bytes], None],
+    latencies: list[float] | None = None,
+) -> int:
+    """Send requests and take their answers for some seconds. Returns the number of requests."""
+    watch = selectors.DefaultSelector()
+    sent, pending, count = [0.0] * connections, [b""] * connections, 0
     sockets = []
     for number in range(connections):
         link = socket.create_connection(("127.0.0.1", port))
@@ -136,8 +156,7 @@ def load(
         watch.register(link, selectors.EVENT_READ, number)
         sent[number] = time.perf_counter()
         link.sendall(ask(number))
-    began = time.perf_counter()
-    end, open_ones = began + seconds, connections
+    end, open_ones = time.perf_counter() + seconds, connections
     while open_ones:
         for key, _ in watch.select():
             number = key.data
@@ -152,7 +171,10 @@ def load(
             if b" 200 " not in head[:16]:
                 raise SystemExit(f"{head.decode()}\n{body.decode()}")
             now = time.perf_counter()
-            latencies.append(now - sent[number])
+            if latencies is not None:
+                latencies.append(now - sent[number])
+            take(body)
+            count += 1
             pending[number] = b""
             if now >= end:
                 watch.unregister(link)
@@ -161,16 +183,7 @@ def load(
                 continue
             sent[number] = now
             link.sendall(ask(number))
-    took = time.perf_counter() - began
-    latencies.sort()
-    milliseconds = [1000 * value for value in latencies]
-    return {
-        "requests per second": len(latencies) / took,
-        "recommendations per second": len(latencies) * recommendations / took,
-        "p50 ms": statistics.median(milliseconds),
-        "p90 ms": milliseconds[int(0.9 * (len(milliseconds) - 1))],
-        "p99 ms": milliseconds[int(0.99 * (len(milliseconds) - 1))],
-    }
+    return count
 
 
 if __name__ == "__main__":

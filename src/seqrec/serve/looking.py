@@ -180,6 +180,7 @@ def _card(server: Server, live: Live) -> dict[str, Any]:
         "has_titles": live.titles is not None,
         "categories": 0 if table is None else len(table.category_names),
         "transitions_weight": live.transitions_weight,
+        "first_pass": None if live.predictor.recall is None else live.predictor.recall._asdict(),
         "trained_on": str(live.metrics.get("trained_on", "unknown")),
         "refused": server.runs.refused.get(live.name),
         "config": live.config,

@@ -234,6 +234,15 @@ class Replay(BaseModel):
     notes: list[str]
 
 
+class FirstPass(BaseModel):
+    """How much of the exact ranking the first pass over a large catalogue finds, measured when the run was loaded."""
+
+    share: float = Field(description="Share of the exact best k items that are found.")
+    k: int
+    histories: int = Field(description="Number of histories in the sample.")
+    scored: float = Field(description="Mean number of items that are scored exactly after the first pass.")
+
+
 class Card(BaseModel):
     """A run: what it is, what it was trained on, and how well it ranks."""
 
@@ -249,6 +258,7 @@ class Card(BaseModel):
     has_titles: bool
     categories: int
     transitions_weight: float | None
+    first_pass: FirstPass | None = Field(description="Null if every item is scored exactly.")
     trained_on: str
     refused: str | None = Field(description="Why the run folder's current content is not in use; null if it is.")
     config: dict[str, Any]
