@@ -23,6 +23,10 @@ COMMANDS = {
         "Recommend items to users of the log (by default to all of them), or for one history.",
     ),
     "similar": ("runs:similar_command", "Find the items most similar to an item."),
+    "export": (
+        "exports:export_command",
+        "Write a run as an ONNX file, which recommends without seqrec and without torch.",
+    ),
     "compare": (
         "commands:compare_command",
         "Train several models on equal terms and test which is better.\n\n"
