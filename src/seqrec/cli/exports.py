@@ -38,8 +38,9 @@ def export_command(
     facts = done.metadata
     added = " with transition counts" if facts["transition_counts"] == "yes" else ""
     console.print(
-        f"{done.file}: {facts['model']}{added}, {done.size / 2**20:.1f} MiB. Its scores differ from those of the run by "
-        f"at most {done.difference:.1g}, on a few users."
+        f"{done.file}: {facts['model']}{added}, {done.size / 2**20:.1f} MiB. For a few users, its scores differ from "
+        f"those of the run by at most {done.difference:.1g}.",
+        soft_wrap=True,
     )
-    console.print(f"{done.ids}: the ids of {int(facts['num_items']):,} items")
+    console.print(f"{done.ids}: the ids of {int(facts['num_items']):,} items", soft_wrap=True)
     write_json(json, {"file": str(done.file), "ids": str(done.ids), "bytes": done.size, **facts})

@@ -23,8 +23,8 @@ def model_bytes(graph: Any, metadata: Mapping[str, str] | None = None) -> bytes:
     size = sum(len(tensor.raw_data) for tensor in graph.initializer)
     if size > MOST_BYTES:
         raise InputError(
-            f"the model takes {size / 2**30:.1f} GB, and an ONNX file at most 2; fit one with a smaller embedding_dim or "
-            "fewer successors, or leave out the transition counts (--counts off)"
+            f"the model takes {size / 2**30:.1f} GB, and an ONNX file at most 2; fit one with a smaller embedding_dim "
+            "or fewer successors, or leave out the transition counts (--counts off)"
         )
     operators = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=operators, ir_version=IR_VERSION, producer_name="seqrec")

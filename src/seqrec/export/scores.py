@@ -62,7 +62,7 @@ def run_graph(model: Model, popularity: np.ndarray, top_k: int | None = None, ke
     Args:
         model: any model, in evaluation mode.
         popularity: interactions of each item, ``int64[I + 1]``: the scores after an empty history.
-        top_k: number of items in the output ``top_items int64[batch, K]``, beside ``top_scores float32[batch, K]``; 0 and
+        top_k: number of items in the outputs ``top_items int64[batch, K]`` and ``top_scores float32[batch, K]``; 0 and
             -inf if fewer are left. None for the output ``scores float32[batch, I + 1]``, -inf for the padding.
         keep_seen: whether items of the history may be among the best.
     """

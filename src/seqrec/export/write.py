@@ -17,7 +17,6 @@ from seqrec.export.model_file import model_bytes
 from seqrec.export.scores import run_graph
 from seqrec.export.session import feeds_of, session_of
 from seqrec.files import replacing
-from seqrec.models.base import Model
 from seqrec.predictor import Predictor
 from seqrec.ranking.additions import recounted, score_after
 from seqrec.ranking.scoring import last_states
@@ -74,8 +73,8 @@ def export_onnx(
     Args:
         folder: run folder.
         file: file to write.
-        top_k: number of best items to return, ``top_items int64[batch, K]`` and ``top_scores float32[batch, K]``, 0 and -inf if
-            there are fewer. By default ``scores float32[batch, I + 1]`` of all items, -inf for the padding.
+        top_k: number of best items to return: ``top_items int64[batch, K]`` and ``top_scores float32[batch, K]``, 0 and
+            -inf if there are fewer. By default ``scores float32[batch, I + 1]`` of all items, -inf for the padding.
         keep_seen: whether the best items may be items of the history. By default as in the run's validation. Only with
             ``top_k``.
         counts: whether to add the run's transition counts, if it has them (``auto``), or never (``off``).
