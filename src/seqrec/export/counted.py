@@ -48,7 +48,7 @@ def _rows(graph: Graph, offsets: Tensor, columns: list[Tensor], rows: Value) -> 
     table = graph.constant(offsets)
     starts = table.rows(rows)
     lengths = table.rows(rows + 1) - starts
-    widest = lengths.reshape(-1).reduce("Max", 0).reshape()
+    widest = lengths.reshape(-1).reduce("Max", 0).op("Max", 1).reshape()  # at least 1: 0 means otherwise to Reshape
     place = graph.arange(widest)
     there = place < lengths.unsqueeze(-1)
     entries = there.where(starts.unsqueeze(-1) + place, 0)
