@@ -32,7 +32,7 @@ def gru4rec(model: GRU4Rec, padded: Padded) -> Value:
         every, last = graph.ops("GRU", x, *_gru_weights(layer, graph), lengths,
                                 dtypes=["float32", "float32"], hidden_size=layer.candidate.shape[0])  # fmt: skip
         x = last if number == len(model.layers) else every.squeeze(1)
-    state = x.squeeze(0) * model.layers[-1].candidate.shape[0] ** 0.5  # type: ignore[union-attr, operator]
+    state = x.squeeze(0) * (model.item_vectors().shape[1] - 1) ** 0.5
     return graph.concat([state, graph.number(1.0, "float32").expand(padded.rows, 1)], 1)
 
 
