@@ -1,18 +1,20 @@
 """Devices, threads and memory."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from seqrec.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -109,6 +111,24 @@ def memory() -> int:
         except (OSError, ValueError):
             continue
     return size
+
+
+def not_compiled(function: Function) -> Function:
+    """Decorator for a function that torch.compile must call and not trace, as with ``torch.compiler.disable``.
+
+    That one imports the compiler, which takes a second even where nothing is ever compiled.
+    """
+
+    @wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiling
+            import torch
+
+            return torch.compiler.disable(function)(*arguments, **options)
+        return function(*arguments, **options)
+
+    called._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return called  # type: ignore[return-value]
 
 
 @contextmanager

@@ -12,12 +12,18 @@ from cyclopts import Group, Parameter
 
 from seqrec.data.fields import Options, range_of
 
-INPUT, MODEL, TRAINING, EVALUATION, OUTPUT = (
+INPUT, MODEL, TRAINING, EVALUATION, OUTPUT, SERVER = (
     Group(name, sort_key=number)
-    for number, name in enumerate(("Input", "Model", "Training", "Evaluation", "Output"), start=1)
+    for number, name in enumerate(("Input", "Model", "Training", "Evaluation", "Output", "Server"), start=1)
 )
 #: Help group of each dataclass's flags, and of single fields that belong to another group.
-GROUPS = {"TrainConfig": TRAINING, "SplitConfig": EVALUATION, "ReadConfig": INPUT, "PrepareConfig": INPUT}
+GROUPS = {
+    "ServeConfig": SERVER,
+    "TrainConfig": TRAINING,
+    "SplitConfig": EVALUATION,
+    "ReadConfig": INPUT,
+    "PrepareConfig": INPUT,
+}
 ELSEWHERE = {
     "patience": EVALUATION,
     "evaluate_every": EVALUATION,

@@ -27,6 +27,10 @@ COMMANDS = {
         "exports:export_command",
         "Write a run as an ONNX file, which recommends without seqrec and without torch.",
     ),
+    "serve": (
+        "serving:serve_command",
+        "Serve recommendations over HTTP, with a web page to try them, and record events.",
+    ),
     "compare": (
         "commands:compare_command",
         "Train several models on equal terms and test which is better.\n\n"

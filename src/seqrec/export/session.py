@@ -71,7 +71,10 @@ class OnnxModel(Model):
     def __init__(self, model: Model, threads: int = 1) -> None:
         super().__init__()
         if model.COUNTED:
-            raise InputError("the run counts and has no network for onnxruntime to run; leave out the engine")
+            raise InputError(
+                "the run counts and has no network for onnxruntime to run; open it with Predictor.load, or serve it with "
+                "--engine torch"
+            )
         self.model = model
         self.config, self.num_items, self.num_users = model.config, model.num_items, model.num_users
         self.FACTORED, self.addition = model.FACTORED, model.addition

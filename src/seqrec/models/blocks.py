@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
+from seqrec.device import not_compiled
 from seqrec.models.grouping import Grouping
 
 
@@ -25,7 +26,7 @@ class Dropout(nn.Module):
         self.probability = probability
         self.random: np.random.Generator | None = None
 
-    @torch.compiler.disable  # numpy's random numbers can't be traced
+    @not_compiled  # numpy's random numbers can't be traced
     def forward(self, x: Tensor) -> Tensor:
         """In training, zero a share of ``x`` and scale the rest. Otherwise, return ``x``."""
         if not self.active:
@@ -41,7 +42,7 @@ class Dropout(nn.Module):
         """Whether it drops anything: in training, with a probability above 0."""
         return self.training and self.probability > 0.0
 
-    @torch.compiler.disable
+    @not_compiled
     def words(self, count: int) -> Tensor:
         """Random 16-bit words, ``int16[count]``."""
         assert self.random is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch
-from seqrec.device import copied
+from seqrec.device import copied, not_compiled
 
 
 class _Layout(NamedTuple):
@@ -85,7 +85,7 @@ class Grouping:
         """Number of rows, G."""
         return self._made().rows
 
-    @torch.compiler.disable  # numpy code with sizes that change with every batch
+    @not_compiled  # numpy code with sizes that change with every batch
     def _made(self) -> _Layout:
         return self._layout
 
@@ -124,7 +124,7 @@ class _Move(torch.autograd.Function):
         return gradients[0].index_select(0, tokens), None, None
 
 
-@torch.compiler.disable
+@not_compiled
 def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
     """The :class:`Grouping` of a batch, which all layers share."""
     return Grouping(batch.offsets, width, causal, batch.host_offsets)

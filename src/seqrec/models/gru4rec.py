@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Dropped, Length, Options, Weight
+from seqrec.device import not_compiled
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
@@ -169,7 +170,7 @@ class Steps:
     number of users in each step.
     """
 
-    @torch.compiler.disable  # numpy code with sizes that change with every batch
+    @not_compiled  # numpy code with sizes that change with every batch
     def __init__(self, batch: Batch) -> None:
         lengths = batch.lengths.cpu().numpy()
         rank = np.empty_like(lengths)
@@ -215,7 +216,7 @@ class GRU(nn.Module):
         return _recurrence(self.input(x), self.gates, self.candidate, steps)
 
 
-@torch.compiler.disable  # the number of steps changes with every batch
+@not_compiled  # the number of steps changes with every batch
 def _recurrence(inputs: Tensor, gates: Tensor, candidate: Tensor, steps: Steps) -> Tensor:
     states: Tensor = _Recurrence.apply(inputs, gates, candidate, steps)
     return states

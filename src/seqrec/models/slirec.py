@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Dropped, Length, Options, Range
 from seqrec.data.negatives import Loss
+from seqrec.device import not_compiled
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
@@ -86,7 +87,7 @@ class TimeLSTM(nn.Module):
         self.last_gates = nn.Linear(dim, 2 * dim, bias=False)  # o, T_delta
         self.first_gates = nn.Linear(dim, 2 * dim, bias=False)  # o, T_s
 
-    @torch.compiler.disable  # the number of steps changes with every batch
+    @not_compiled  # the number of steps changes with every batch
     def forward(self, x: Tensor, since_last: Tensor, since_first: Tensor, batch: Batch) -> Tensor:
         """States ``[T, D]`` of packed inputs ``[T, D]`` and intervals ``[T]``."""
         dim = x.shape[1]

@@ -269,23 +269,25 @@ class Run:
             # The sizes in config.json are compared with the file before anything of these sizes is allocated.
             model = config.outline(len(header.names))
             header.check_shapes(model.state_dict(), model.LENGTHS_OF_THE_LOG)
-            model.to_empty(device="cpu")  # every weight comes from the file, so none are drawn
         except InputError as error:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
-        self.load_weights(model, trained_on)
+        self.load_weights(model, trained_on, mapped=True)
         model.addition = None if model.COUNTED else read_addition(self.folder, self.id, model.num_items)
         return model.eval()
 
     def _damaged(self, error: Exception) -> InputError:
         return InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again")
 
-    def load_weights(self, model: Model, trained_on: TrainedOn | None = None) -> None:
-        """Load the weights into a model of the run's sizes, on the CPU."""
+    def load_weights(self, model: Model, trained_on: TrainedOn | None = None, mapped: bool = False) -> None:
+        """Load the weights into a model of the run's sizes, on the CPU.
+
+        ``mapped`` puts the memory-mapped weights in place of the model's own, so that processes share them.
+        """
         tensors = self.read_weights(model, trained_on)
         try:
-            model.load_state_dict(tensors)
+            model.load_state_dict(tensors, assign=mapped)
             model.check_weights()
         except (RuntimeError, ValueError) as error:
             path = self.weights_path(trained_on)

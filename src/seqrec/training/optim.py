@@ -9,6 +9,7 @@ from torch.autograd.graph import increment_version
 from torch.optim.adam import adam
 
 from seqrec import kernels
+from seqrec.device import not_compiled
 from seqrec.training.drift import Drift, Factors
 
 #: A state with more steps than this is damaged: training that long would take years.
@@ -198,7 +199,7 @@ class RowAdam:
                 self._catch_up_rows(table, rows, self.steps)
 
     def _before_reading(self, table: "_Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        @torch.compiler.disable
+        @not_compiled
         def bring_up_to_date(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if module.training and self.steps:
                 with torch.no_grad():

@@ -1,0 +1,1 @@
+"""Serves a run: the HTTP app, the event store, micro-batching and the web page."""

@@ -1,0 +1,205 @@
+"""A run that is being served: its predictor and its facts, replaced as one when the run folder changes."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.predictor import Predictor
+from seqrec.ranking.additions import recounted
+from seqrec.run.folder import Run
+from seqrec.run.layout import CONFIG, METRICS, TRAIN_WEIGHTS, TRANSITIONS, WEIGHTS
+from seqrec.run.lock import Lock
+from seqrec.run.place import reading
+from seqrec.run.tensors import read_header
+from seqrec.serve.finding import Finder
+
+Signature = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A run in memory. It is immutable, so that a request that has it never mixes two models."""
+
+    name: str
+    folder: Path
+    predictor: Predictor
+    version: str
+    label: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    loaded: datetime
+    signature: Signature
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.predictor.model
+
+    @cached_property
+    def without_counts(self) -> Predictor:
+        """The same model without transition counts, which are of the whole log, so also of what is held out."""
+        return Predictor(recounted(self.model, None), self.predictor.dataset, self.predictor.keep_seen)
+
+    @cached_property
+    def finder(self) -> Finder:
+        """What searches the items and users."""
+        return Finder(self.predictor.dataset)
+
+    @property
+    def titles(self) -> pl.Series | None:
+        """Title of each item, at its index less 1; None if there are none."""
+        table = self.predictor.dataset.item_table
+        return None if table is None else table.titles
+
+    @property
+    def transitions_weight(self) -> float | None:
+        """Weight of the transition counts in the scores; None if there are none."""
+        addition = self.model.addition
+        return None if addition is None else float(addition.weight)
+
+
+def signature_of(folder: Path) -> Signature:
+    """What tells whether a run folder changed: the inode, size and time of each file that serving reads."""
+    found = []
+    for name in (CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS):
+        try:
+            facts = os.stat(folder / name)
+            found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        except OSError:
+            found.append((0, 0, 0))
+    return tuple(found)
+
+
+def load(folder: Path, name: str, engine: str = "torch") -> Live:
+    """Open a run folder for serving.
+
+    Raises:
+        InputError: the folder is not a run, is damaged, or can't be served.
+    """
+    return reading(folder, lambda: _load(folder, name, engine))
+
+
+def _load(folder: Path, name: str, engine: str) -> Live:
+    before = signature_of(folder)
+    run = Run(folder)
+    predictor = Predictor.load(folder)
+    if engine == "onnx":
+        from seqrec.export import onnx_predictor
+
+        predictor = onnx_predictor(folder)
+    config = asdict(run.config)
+    live = Live(
+        name=name,
+        folder=folder,
+        predictor=predictor,
+        version=_version(run),
+        label=run.config.label,
+        config=json.loads(json.dumps(config, default=str)),
+        metrics=run.metrics(),
+        loaded=datetime.now(UTC),
+        signature=before,
+    )
+    table = predictor.dataset.item_table
+    if table is not None:
+        table.read()
+    return live
+
+
+def _version(run: Run) -> str:
+    """A digest of the run's options, data and weights: the same on every machine that has the same run."""
+    digest = hashlib.sha256(run.id.encode())
+    for path in (run.weights_path(), run.folder / TRANSITIONS):
+        if path.exists():
+            header = read_header(path)
+            digest.update(json.dumps(header.metadata, sort_keys=True).encode())
+    return digest.hexdigest()[:12]
+
+
+def _is_written(folder: Path) -> bool:
+    """Whether a training is writing to a run folder. Its weights change with every epoch."""
+    return Lock(Path(os.path.realpath(folder)), folder).holder() is not None
+
+
+class Runs:
+    """The runs that a server has, by name. They are read without a lock, and replaced one at a time.
+
+    Args:
+        folders: run folders; each is named like its folder.
+        engine: what computes the model.
+        report: called with the name, and the new version or the error, when a run was replaced or refused.
+
+    Raises:
+        InputError: a folder can't be served, or two have the same name.
+    """
+
+    def __init__(
+        self, folders: list[Path], engine: str = "torch", report: Callable[[str, str | Exception], None] | None = None
+    ) -> None:
+        self._engine, self._report = engine, report or (lambda name, result: None)
+        self._lock = threading.Lock()
+        names = [Path(os.path.realpath(folder)).name for folder in folders]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise InputError(f"two runs have the name {name}; rename one of the folders")
+        self._live = {name: load(folder, name, engine) for name, folder in zip(names, folders, strict=True)}
+        self._default = names[0]
+        self._seen: dict[str, Signature] = {}
+        self.refused: dict[str, str] = {}
+
+    def get(self, name: str | None = None) -> Live:
+        """A run by its name; the first one by default.
+
+        Raises:
+            InputError: there is no such run.
+        """
+        live = self._live.get(self._default if name is None else name)
+        if live is None:
+            raise InputError(f"run: there is no run {name!r}; choose from {', '.join(self._live)}")
+        return live
+
+    def all(self) -> list[Live]:
+        """All runs, the default first."""
+        return list(self._live.values())
+
+    def reload(self, settled: bool = False) -> dict[str, Exception]:
+        """Replace each run whose folder has changed. A run that can't be used is refused, and the one in use stays.
+
+        Args:
+            settled: replace a run only if its folder has not changed since the last call, because it may still be
+                written to.
+
+        Returns:
+            The error of each run that was refused now.
+        """
+        errors: dict[str, Exception] = {}
+        with self._lock:
+            for live in self.all():
+                now = signature_of(live.folder)
+                if now == live.signature:
+                    self.refused.pop(live.name, None)
+                    continue
+                before, self._seen[live.name] = self._seen.get(live.name), now
+                if settled and before != now:
+                    self.refused.pop(live.name, None)
+                if settled and (before != now or live.name in self.refused or _is_written(live.folder)):
+                    continue
+                try:
+                    self._live[live.name] = load(live.folder, live.name, self._engine)
+                    self.refused.pop(live.name, None)
+                    self._report(live.name, self._live[live.name].version)
+                except (InputError, OSError, MemoryError) as error:
+                    errors[live.name] = error
+                    self.refused[live.name] = str(error)
+                    self._report(live.name, error)
+        return errors
