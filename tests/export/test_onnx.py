@@ -18,7 +18,7 @@ from seqrec import InputError, Predictor, export_onnx, onnx_predictor
 from seqrec.cli.app import main
 from seqrec.data.batches import histories_of, pack
 from seqrec.data.dataset import Dataset
-from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories
 from seqrec.errors import missing_extra
 from seqrec.export.inputs import uses_users
@@ -265,12 +265,13 @@ def test_a_model_too_large_for_the_format_is_refused(dataset: Dataset, monkeypat
         model_bytes(run_graph(built("sasrec", dataset), dataset.item_counts))
 
 
-def saved(folder: Path, dataset: Dataset, name: str, weight: float | None = None) -> Path:
+def saved(folder: Path, dataset: Dataset, name: str, weight: float | None = None, **training: Any) -> Path:
     """A run folder with random weights, and counts of this weight."""
     known = {field.name: SMALL[field.name] for field in fields(MODELS[name].Config) if field.name in SMALL}
     config = RunConfig(
-        name, known, dataset.num_items, dataset.num_users, dataset.has_timestamps, fingerprint(dataset), PrepareConfig()
-    )
+        name, known, dataset.num_items, dataset.num_users, dataset.has_timestamps, fingerprint(dataset),
+        training=training,
+    )  # fmt: skip
     model = randomised(config.build(), dataset)
     addition = None if weight is None else counted_addition(CONSTANTS, weight, all_histories(dataset))
     Run.create(folder, config, dataset, weights=model.state_dict(), addition=addition)
@@ -304,6 +305,23 @@ def test_a_run_is_written_with_its_ids(name: str, top_k: int | None, dataset: Da
     assert [one.name for one in model.graph.output] == (["scores"] if top_k is None else ["top_items", "top_scores"])
     assert [one.version for one in model.opset_import] == [18]
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_mixed_ensemble_is_written(dataset: Dataset, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run", dataset, "sasrec", 0.5, ensemble=3, ensemble_kinds="mixed")
+    done = export_onnx(folder, tmp_path / "model.onnx", top_k=3)
+    facts = {name: done.metadata[name] for name in ("model", "members", "num_users", "transition_counts")}
+    assert facts == {
+        "model": "mixed ensemble",
+        "members": "3",
+        "num_users": str(NUM_USERS),
+        "transition_counts": "yes",
+    }
+
+
+def test_the_server_takes_the_engine(run: Path) -> None:
+    load = pytest.importorskip("seqrec.serve.live").load
+    assert isinstance(load(run, "run", "onnx").predictor.model, OnnxModel)
 
 
 def test_a_log_without_times_says_so(tmp_path: Path) -> None:

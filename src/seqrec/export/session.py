@@ -72,8 +72,8 @@ class OnnxModel(Model):
         super().__init__()
         if model.COUNTED:
             raise InputError(
-                "the run counts and has no network for onnxruntime to run; open it with Predictor.load, or serve it with "
-                "--engine torch"
+                "the run counts and has no network for onnxruntime to run; open it with Predictor.load, or serve it "
+                "with --engine torch"
             )
         self.model = model
         self.config, self.num_items, self.num_users = model.config, model.num_items, model.num_users
