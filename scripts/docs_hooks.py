@@ -17,7 +17,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "README.md": "index.md",
 }
-FILES = ("examples/sasrec_amazon.ipynb", "LICENSE")
+FILES = ("examples/sasrec_amazon.ipynb", "examples/onnx_recommend.py", "LICENSE")
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 

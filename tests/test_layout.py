@@ -23,7 +23,7 @@ LEVELS: list[set[str]] = [
     {"ranking", "run"},
     {"predictor", "training"},
     {"recommender"},
-    {"report"},
+    {"report", "export"},
     {"serve", "cluster", "tools"},
     {"cli"},
 ]
@@ -82,7 +82,7 @@ def level_of(module: str) -> int:
 
 def may_import(module: str, other: str) -> bool:
     if other == "":
-        return module in ("cli.app", "cli.parser")  # they show the version
+        return module in ("cli.app", "cli.parser", "export.write")  # they show or write the version
     if other in ("errors", "files"):
         return level_of(other) < level_of(module)
     for name, allowed in NARROW.items():

@@ -105,7 +105,18 @@ def test_make_targets_exist(page: str) -> None:
 
 
 def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("inspect", "fetch", "evaluate", "recommend", "similar", "compare", "demo", "bench"):
+    for command in (
+        "inspect",
+        "fetch",
+        "evaluate",
+        "recommend",
+        "similar",
+        "export",
+        "serve",
+        "compare",
+        "demo",
+        "bench",
+    ):
         assert main([command, "--help"]) == 0
     for model in MODELS:
         assert main(["fit", "--model", model, "--help"]) == 0

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from seqrec.data.split import Split, SplitConfig, split_by_time, split_last_two
     from seqrec.data.synthetic import SyntheticLog, synthetic_log
     from seqrec.errors import InputError, LogWarning, MissingTimesWarning, RunWarning, TrainingWarning, UnknownIdWarning
+    from seqrec.export.session import onnx_predictor
+    from seqrec.export.write import export_onnx
     from seqrec.models import MODELS
     from seqrec.models.sasrec import SASRec, SASRecConfig
     from seqrec.models.transitions import Transitions, TransitionsConfig
@@ -56,7 +58,9 @@ __all__ = [
     "TransitionsConfig",
     "UnknownIdWarning",
     "evaluate",
+    "export_onnx",
     "fetch",
+    "onnx_predictor",
     "prepare",
     "read_items",
     "read_log",
@@ -95,7 +99,9 @@ _MODULES = {
     "TransitionsConfig": "models.transitions",
     "UnknownIdWarning": "errors",
     "evaluate": "ranking.protocols",
+    "export_onnx": "export.write",
     "fetch": "data.fetch",
+    "onnx_predictor": "export.session",
     "prepare": "data.prepare",
     "read_items": "data.formats.items",
     "read_log": "data.formats.read",

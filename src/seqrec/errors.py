@@ -47,6 +47,11 @@ class MissingTimesWarning(UserWarning):
     """A model that uses times got histories without them, or a model trained without times got histories with them."""
 
 
+def missing_extra(what: str, extra: str) -> InputError:
+    """The error for something that needs an extra, the libraries of which are not installed."""
+    return InputError(f"{what} needs libraries that are not installed; pip install 'seqrec[{extra}]' installs them")
+
+
 def warn(message: str, kind: type[UserWarning]) -> None:
     """Show a warning at the line that called the package, however deep inside of the package this is called."""
     package = str(Path(__file__).parent)

@@ -23,6 +23,10 @@ COMMANDS = {
         "Recommend items to users of the log (by default to all of them), or for one history.",
     ),
     "similar": ("runs:similar_command", "Find the items most similar to an item."),
+    "export": (
+        "exports:export_command",
+        "Write a run as an ONNX file, which recommends without seqrec and without torch.",
+    ),
     "serve": (
         "serving:serve_command",
         "Serve recommendations over HTTP, with a web page to try them, and record events.",
