@@ -23,6 +23,10 @@ COMMANDS = {
         "Recommend items to users of the log (by default to all of them), or for one history.",
     ),
     "similar": ("runs:similar_command", "Find the items most similar to an item."),
+    "report": (
+        "runs:report_command",
+        "Write one HTML page about a run, or several side by side: tests, curves, pictures, examples.",
+    ),
     "compare": (
         "commands:compare_command",
         "Train several models on equal terms and test which is better.\n\n"
