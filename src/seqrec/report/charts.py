@@ -22,9 +22,10 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _legend(axes: Axes, several: bool = True) -> None:
-    if several:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, handlelength=1.4, columnspacing=1.4)
+def _legend(axes: Axes, several: bool = True, **more: Any) -> None:
+    if several and axes.figure is not None:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.4, **more)
 
 
 def short(name: str, most: int = 28) -> str:
@@ -41,11 +42,16 @@ def curves_figure(runs: Mapping[str, pl.DataFrame], column: str, label: str) -> 
         axes.plot(known["epoch"], known[column], color=colour, marker=marker, markersize=3, label=short(name))
         if column != "loss" and known.height:
             best = known.row(int(known[column].arg_max() or 0), named=True)
-            ring: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.4}
+            ring: dict[str, Any] = {
+                "markersize": 9,
+                "markerfacecolor": "none",
+                "markeredgecolor": colour,
+                "markeredgewidth": 1.4,
+            }
             axes.plot([best["epoch"]], [best[column]], "o", **ring)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y")
     if column != "loss":
         axes.set_ylim(bottom=0)
@@ -87,7 +93,9 @@ def groups_figure(
         places = [place for place, value in enumerate(values) if value is not None]
         known = np.array([value for value in values if value is not None]).reshape(-1, 3)
         offset = 0.05 * (number - (len(rows) - 1) / 2)
-        style: dict[str, Any] = {"color": next(runs), "zorder": 3} if is_run else {"color": QUIET, "linestyle": next(dashes)}
+        style: dict[str, Any] = (
+            {"color": next(runs), "zorder": 3} if is_run else {"color": QUIET, "linestyle": next(dashes)}
+        )
         axes.plot(
             np.array(places) + offset,
             known[:, 0],
@@ -145,7 +153,7 @@ def attention_figure(runs: Mapping[str, Attention]) -> Figure:
     axes.set_xlabel("steps back from the last item" + (" (dotted: equal weights)" if len(runs) > 1 else ""))
     axes.set_ylabel("mean weight")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y")
     _legend(axes)
     return figure
@@ -166,9 +174,7 @@ def map_figure(found: ItemMap) -> Figure:
     axes.set_yticks([])
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, markerscale=2, handletextpad=0.2, columnspacing=1.2
-    )
+    _legend(axes, markerscale=2, title=None if found.by_category else "interactions in training")
     return figure
 
 
