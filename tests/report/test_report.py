@@ -1,4 +1,4 @@
-"""The report: what it says, against the files of the runs; nothing from outside; titles are text; one line for what is bad."""
+"""The report: its numbers are those of the runs, it asks for nothing, titles are text, and bad input gets one line."""
 
 import html
 import json
@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,11 +26,13 @@ from seqrec.report.page import labels_of, write_report
 from seqrec.run.folder import Run
 
 HOSTILE = [
-    "<script>alert(1)</script>", '"onerror="alert(2)', "'><img src=x onerror=alert(3)>", "$x^{ $ \\frac", "]]><b>bold</b>",
-    "&amp;&lt;", "</title></svg><script>alert(4)</script>", "Ünïcode ☃ 漢字 \u202e", "", "a\x00b\x1b[31m", "javascript:alert(5)",
+    "<script>alert(1)</script>", '"onerror="alert(2)', "'><img src=x onerror=alert(3)>", "$x^{ $ \\frac",
+    "]]><b>bold</b>", "&amp;&lt;", "</title></svg><script>alert(4)</script>", "Ünïcode ☃ 漢字 \u202e", "",
+    "a\x00b\x1b[31m", "javascript:alert(5)",
 ]  # fmt: skip
 OPTIONS: dict[str, Any] = {
-    "embedding_dim": 8, "num_blocks": 1, "max_length": 8, "epochs": 3, "batch_size": 32, "evaluate_every": 1, "threads": 1,
+    "embedding_dim": 8, "num_blocks": 1, "max_length": 8, "epochs": 3, "batch_size": 32, "evaluate_every": 1,
+    "threads": 1,
 }  # fmt: skip
 
 
@@ -52,7 +55,7 @@ def items() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs ``one``, ``two`` (with a refit, of the same log, with titles), ``counted``, and ``<i>mixed`` of several kinds."""
+    """Runs ``one``, ``two`` (of the same log, with titles and a refit), ``counted``, and ``<i>mixed``."""
     folder = tmp_path_factory.mktemp("runs")
     Recommender("sasrec", **OPTIONS).fit(log(), folder / "one")
     Recommender("sasrec", refit="all", **OPTIONS | {"seed": 1, "num_heads": 2}).fit(
@@ -128,7 +131,7 @@ def test_the_page_can_be_read_by_everybody(pages: dict[str, str], name: str) -> 
     elements = [element for element, _ in page.tags]
     assert elements.count("h1") == elements.count("main") == 1
     levels = [int(element[1]) for element in elements if re.fullmatch("h[1-6]", element)]
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert elements.count("table") == elements.count("caption")
     regions = [attributes for element, attributes in page.tags if attributes.get("class") == "scroll"]
     assert len(regions) == elements.count("table")
@@ -279,7 +282,7 @@ BAD = {
     "report --out x.html": "no run given",
     "report one --out x.png": "give one that ends in .html",
     "report nowhere --out x.html": "no such run folder",
-    "report one one one one one one one one one --out x.html": "give at most 8 runs",
+    "report one one one one one one one one one --out x.html": "give at most 8",
     "report one --out one/config.json": "give one that ends in .html",
     "report broken-metrics --out x.html": "metrics.json: is damaged",
     "report broken-json --out x.html": "metrics.json",

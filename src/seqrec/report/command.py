@@ -13,7 +13,7 @@ from seqrec.run.config import RunConfig
 from seqrec.training.checks import settle_split
 from seqrec.training.config import TrainConfig
 from seqrec.training.plan import resolved_recipe
-from seqrec.training.recipe import choose, facts_of
+from seqrec.training.recipe import Facts, choose, facts_of
 
 _ROUNDS = 8  # an option that was given may change how others are chosen
 
@@ -73,29 +73,40 @@ def _plain_differences(config: RunConfig, wanted: dict[str, Any]) -> dict[str, A
 
 def _completed(config: RunConfig, split: Split, wanted: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The options given so far, and those that would otherwise be chosen differently."""
-    kind = MODELS[config.model].Config
-    facts = facts_of(split.train)
-    of_model, of_training = ({field.name for field in fields(one)} for one in (kind, TrainConfig))
-    for _ in range(_ROUNDS):
-        try:
-            sizes = kind(**{name: _tupled(value) for name, value in given.items() if name in of_model})
-            training = TrainConfig(
-                **{"ensemble_kinds": "same"} | {name: value for name, value in given.items() if name in of_training}
-            )
-            recipe = resolved_recipe(choose(config.model, sizes, training, facts), config.model, split)
-        except InputError:
-            break  # options that do not fit each other until all are given
-        chosen = {**asdict(recipe.sizes), **asdict(recipe.training)}
-        new = {
+    facts, always = facts_of(split.train), set(given)
+
+    def missing(given: dict[str, Any]) -> dict[str, Any]:
+        chosen = _chosen(config, split, facts, given)
+        return {
             name: value
             for name, value in wanted.items()
             if name in chosen and value is not None and _plain(chosen[name]) != _plain(value)
         }
-        if not new:
-            return given
-        given = given | new
-    open_ones = {name: v for name, v in wanted.items() if v is not None and _default(config, name) is None}
-    return open_ones | given
+
+    try:
+        for _ in range(_ROUNDS):
+            if not (new := missing(given)):
+                break
+            given = given | new
+        for name in [name for name in given if name not in always]:  # some follow from others that were added with them
+            fewer = {other: value for other, value in given.items() if other != name}
+            given = given if missing(fewer) else fewer
+    except InputError:  # options that do not fit each other until all are given
+        open_ones = {name: v for name, v in wanted.items() if v is not None and _default(config, name) is None}
+        return open_ones | given
+    return given
+
+
+def _chosen(config: RunConfig, split: Split, facts: Facts, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of the model and of training that seqrec uses if these are given."""
+    kind = MODELS[config.model].Config
+    of_model, of_training = (
+        {name: _tupled(value) for name, value in given.items() if name in {field.name for field in fields(one)}}
+        for one in (kind, TrainConfig)
+    )
+    training = TrainConfig(**{"ensemble_kinds": "same"} | of_training)
+    recipe = resolved_recipe(choose(config.model, kind(**of_model), training, facts), config.model, split)
+    return {**asdict(recipe.sizes), **asdict(recipe.training)}
 
 
 def _plain(value: Any) -> Any:

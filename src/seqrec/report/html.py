@@ -44,5 +44,5 @@ def table(
         tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows
     ]  # fmt: skip
     label = html.unescape(escaped(caption)) if not isinstance(caption, Html) else "table"
-    shown = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_=class_)
+    shown = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body), class_=class_)
     return tag("div", shown, class_="scroll", role="region", tabindex="0", aria_label=label)

@@ -83,7 +83,7 @@ def tests_section(runs: Sequence[RunContent], show: Show) -> list[Html]:
         parts += [
             tag("h3", f"{'Full catalogue' if test.negatives is None else 'Sampled'}{again}"),
             tag("p", _MEANING[test.protocol], f" {_stated(test)}."),
-            tag("div", tag("div", _main_table(rows, best, against + again)), show(picture), class_="pair"),
+            tag("div", tag("div", _main_table(rows, best, against + again)), show(picture), class_="pair tested"),
             _all_metrics(rows, against + again),
         ]
     return parts

@@ -43,8 +43,8 @@ def run_demo(
         options: options of the recommender. By default :data:`OPTIONS`.
 
     Returns:
-        ``run`` (the folder), ``report`` (the page), ``share_of_best`` (NDCG@10 as a share of the best possible), and ``best``, ``metrics`` and
-        ``popularity`` (NDCG@10 and HR@10 each). If training was interrupted, only ``run``.
+        ``run`` (the folder), ``report`` (the page), ``share_of_best`` (NDCG@10 as a share of the best possible), and
+        ``best``, ``metrics`` and ``popularity`` (NDCG@10 and HR@10 each). If training was interrupted, only ``run``.
     """
     check_free(out, overwrite)
     console.print("Generating a log: users whose tastes drift, and items in genres, each with likely successors.")
