@@ -272,7 +272,7 @@ def test_several_runs_stand_side_by_side(pages: dict[str, str]) -> None:
     assert "cannot be compared" not in pages["both"]
     assert "cannot be compared" in pages["all"]  # one of them is of another log
     assert pages["both"].count("<td>recommendations") == 0
-    head = re.search(r"<caption>The first ten recommendations.*?<tr>(.*?)</tr>", pages["both"])
+    head = re.search(r"<caption><span>The first ten recommendations.*?<tr>(.*?)</tr>", pages["both"])
     assert head is not None
     assert re.findall(r"<th scope=\"col\">(.*?)</th>", head[1]) == ["", "one", "two"]
     assert re.findall("Recommended by (one|two)", pages["both"]) == ["one", "two"] * 6

@@ -119,12 +119,13 @@ def attention_section(runs: Sequence[RunContent], show: Show) -> list[Html]:
     )  # fmt: skip
     longest = max(found.values(), key=lambda one: len(one.weights))
     steps = list(dict.fromkeys(step for step in (0, 1, 2, 3, 4, 9, 19, 29, 39, 49) if step < len(longest.weights)))
-    cells = [
-        [str(step), *(f"{one.weights[step]:.3f}" if step < len(one.weights) else "" for one in found.values()),
-         f"{longest.equal[step]:.3f}", f"{longest.counts[step]:,}"]
-        for step in steps
-    ]  # fmt: skip
-    columns = ["steps back", *found, "equal weights", "histories"]
+    alone = len(found) == 1
+    cells = []
+    for step in steps:
+        more = [f"{longest.equal[step]:.3f}", f"{longest.counts[step]:,}"] if alone else []
+        means = [f"{one.weights[step]:.3f}" if step < len(one.weights) else "" for one in found.values()]
+        cells.append([str(step), *means, *more])
+    columns = ["steps back", *found, *(["equal weights", "histories"] if alone else [])]
     return [
         tag("p", "How much each item of a history counts in the last attention block when the next one is predicted, ",
             "over the heads (and the models of an ensemble that have attention). Equal weights would give the ",

@@ -87,7 +87,7 @@ def groups_figure(
         rows: models with the metric and its interval in each group, None if it has no user; and whether it is a run.
         label: what the groups are.
     """
-    figure, axes = _axes(3.1)
+    figure, axes = _axes(2.75 + 0.19 * ((len(rows) + 1) // 2))
     runs, dashes = iter(COLOURS), iter(["-", "--", ":", "-."] * len(rows))
     for number, (name, values, is_run) in enumerate(rows):
         places = [place for place, value in enumerate(values) if value is not None]

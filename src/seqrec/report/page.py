@@ -126,26 +126,40 @@ def _trained(run: RunContent) -> str:
 
 
 def _cards(runs: Sequence[RunContent]) -> Html:
-    """The main figures of the first run with a test in the full ranking, or of the best one of several."""
+    """The main figures of the test in the full ranking: of one run, or the first of each of several."""
     tested = [run for run in runs if "full" in run.tests]
     if not tested:
         return Html("")
-    run = max(tested, key=lambda one: one.tests["full"].metrics["ndcg@10"])
+    if len(runs) > 1:
+        cards = [(run.label, _figure(run, "ndcg@10"), f"NDCG@10, 95 %: {_spread(run, 'ndcg@10')}") for run in tested]
+        return _card_list(cards)
+    (run,) = tested
     test = run.tests["full"]
-    of = f" ({run.label})" if len(runs) > 1 else ""
-    cards = []
-    for name, label in (("ndcg@10", "NDCG@10"), ("hr@10", "HR@10"), ("coverage@10", "Catalogue recommended")):
-        if name in test.metrics:
-            low, high = test.intervals[name]
-            spread = f"{low:.4f} to {high:.4f}" if name != "coverage@10" else f"{low:.1%} to {high:.1%}"
-            value = f"{test.metrics[name]:.4f}" if name != "coverage@10" else f"{test.metrics[name]:.1%}"
-            cards.append((f"{label}{of}", value, f"95 %: {spread}"))
+    cards = [
+        (label, _figure(run, name), f"95 %: {_spread(run, name)}")
+        for name, label in (("ndcg@10", "NDCG@10"), ("hr@10", "HR@10"), ("coverage@10", "Catalogue recommended"))
+        if name in test.metrics
+    ]
     others = {name: one.metrics["ndcg@10"] for name, one in test.baselines.items() if name != run.config.label}
     if others and (best := max(others.values())) > 0:
         name = max(others, key=others.__getitem__)
         cards.append((f"NDCG@10 against {name}", f"{test.metrics['ndcg@10'] / best - 1:+.1%}", "the best baseline"))
-    return tag("dl", *(tag("div", tag("dt", label), tag("dd", value), tag("dd", note)) for label, value, note in cards),
-               class_="cards")  # fmt: skip
+    return _card_list(cards)
+
+
+def _card_list(cards: Sequence[tuple[str, str, str]]) -> Html:
+    shown = [tag("div", tag("dt", label), tag("dd", value), tag("dd", note)) for label, value, note in cards]
+    return tag("dl", *shown, class_="cards")
+
+
+def _figure(run: RunContent, name: str) -> str:
+    value = run.tests["full"].metrics[name]
+    return f"{value:.1%}" if name.startswith("coverage") else f"{value:.4f}"
+
+
+def _spread(run: RunContent, name: str) -> str:
+    low, high = run.tests["full"].intervals[name]
+    return f"{low:.1%} to {high:.1%}" if name.startswith("coverage") else f"{low:.4f} to {high:.4f}"
 
 
 def _footer(runs: Sequence[RunContent]) -> Html:

@@ -27,13 +27,14 @@ _MEANING = {
 
 
 class Row(NamedTuple):
-    """A model in a table: its name, what it is, its scores, and whether it is a run."""
+    """A model in a table: its name, what it is, its scores, whether it is a run, and whether others share it."""
 
     name: str
     about: str
     scores: Scores
     is_run: bool
     p: float | None = None
+    of_one: bool = False
 
     @property
     def head(self) -> Html:
@@ -52,11 +53,11 @@ def rows_of(runs: Sequence[RunContent], name: str) -> list[Row]:
             shown = f"{other} alone" if alone else other
             if any(row.name == shown and row.scores.metrics == scores.metrics for row in found if not row.is_run):
                 continue
-            if len(tested) > 1 and (alone or any(row.name == shown for row in found)):
-                shown = f"{shown} ({run.label})"
+            of_one = len(tested) > 1 and (alone or any(row.name == shown for row in found))
+            shown = f"{shown} ({run.label})" if of_one else shown
             difference = test.differences.get(other)
             p = difference.p if difference is not None and len(tested) == 1 else None
-            found.append(Row(shown, "without transition counts" if alone else "", scores, False, p))
+            found.append(Row(shown, "without transition counts" if alone else "", scores, False, p, of_one))
     return found
 
 
@@ -82,11 +83,19 @@ def tests_section(runs: Sequence[RunContent], show: Show) -> list[Html]:
         )
         parts += [
             tag("h3", f"{'Full catalogue' if test.negatives is None else 'Sampled'}{again}"),
-            tag("p", _MEANING[test.protocol], f" {_stated(test)}."),
+            tag("p", _MEANING[test.protocol], f" {_facts(runs, name)}."),
             tag("div", tag("div", _main_table(rows, best, against + again)), show(picture), class_="pair tested"),
             _all_metrics(rows, against + again),
         ]
     return parts
+
+
+def _facts(runs: Sequence[RunContent], name: str) -> str:
+    """The facts of the tests of this name: once, if they are the same for all runs."""
+    stated = {run.label: _stated(run.tests[name]) for run in runs if name in run.tests}
+    if len({*stated.values()}) == 1:
+        return next(iter(stated.values()))
+    return ". ".join(f"{label}: {facts}" for label, facts in stated.items())
 
 
 def _stated(test: Evaluation) -> str:
@@ -174,6 +183,7 @@ def groups_section(runs: Sequence[RunContent], show: Show) -> list[Html]:
         lines = [
             (row.name, [_of_group(own.get(name)) for name in names], row.is_run)
             for row, own in zip(rows, values, strict=True)
+            if not row.of_one  # the table has them all
         ]
         cells = [
             [row.head, *(f"{own[name].metrics['ndcg@10']:.4f}" if name in own else "" for name in names)]
@@ -183,7 +193,7 @@ def groups_section(runs: Sequence[RunContent], show: Show) -> list[Html]:
         picture = Picture(
             f"groups-{by}",
             f"NDCG@10 by {label}.",
-            f"NDCG@10 of {len(rows)} models for {len(names)} groups of users by {label}; values in the table below.",
+            f"NDCG@10 of {len(lines)} models for {len(names)} groups of users by {label}; values in the table below.",
             partial(groups_figure, names, lines, label),
         )
         numbers = tag(
