@@ -78,7 +78,7 @@ def test_what_a_page_shows_runs(
 
 def test_every_command_is_shown() -> None:
     shown = {parts[1] for text in TEXTS.values() for parts in commands(text) if parts[0] == "seqrec"}
-    assert shown >= {"inspect", "fit", "evaluate", "recommend", "similar", "compare"}
+    assert shown >= {"inspect", "fit", "evaluate", "recommend", "similar", "compare", "report"}
 
 
 def test_the_files_of_a_run_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +114,7 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
         "export",
         "serve",
         "compare",
+        "report",
         "demo",
         "bench",
     ):

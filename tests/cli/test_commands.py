@@ -27,7 +27,7 @@ from seqrec.models import MODELS
 from seqrec.tools.demo import run_demo
 
 SMALL = ["--embedding-dim=8", "--num-blocks=1", "--max-length=5", "--batch-size=16", "--epochs=3", "--evaluate-every=1"]
-COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "compare", "demo", "bench"]
+COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "report", "compare", "demo", "bench"]
 
 
 def ring(numbers: bool = False) -> pl.DataFrame:
@@ -480,6 +480,7 @@ def test_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(json.dumps(result)) == result
     for name in ("training.png", "recommendations.png"):
         assert (place / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    assert "<h1>demo</h1>" in Path(result["report"]).read_text(encoding="utf-8")
     assert Recommender.load(place / "demo").dataset.num_users == 120
 
 

@@ -1,5 +1,6 @@
 """The command ``fit``: one function per model, under the model's name, because each model has its own flags."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -122,7 +123,8 @@ def _show_result(console: Console, recommender: "Recommender", out: Path, overwr
     if recommender.evaluations or recommender.trained_on != "train":  # otherwise nothing was held out for a test
         text = f"the weights in use were trained {TRAINED[recommender.trained_on]}{meaning}"
         console.print(text, highlight=False, soft_wrap=True)
-    console.print(f"run written to {out}", soft_wrap=True)
+    page = shlex.join(["seqrec", "report", str(out), "--out", f"{out.name}.html"])
+    console.print(f"run written to {out}; a page about it: {page}", soft_wrap=True)
 
 
 def _warn_of_unused(model: str, training: TrainConfig | None) -> None:

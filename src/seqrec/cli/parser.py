@@ -31,6 +31,10 @@ COMMANDS = {
         "serving:serve_command",
         "Serve recommendations over HTTP, with a web page to try them, and record events.",
     ),
+    "report": (
+        "runs:report_command",
+        "Write one HTML page about a run, or several side by side: tests, curves, pictures, examples.",
+    ),
     "compare": (
         "commands:compare_command",
         "Train several models on equal terms and test which is better.\n\n"

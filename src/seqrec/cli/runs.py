@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from seqrec.cli.console import like, output, write_json, write_table
-from seqrec.cli.flags import INPUT, Format, Json, Out, with_flags
+from seqrec.cli.flags import INPUT, OUTPUT, Format, Json, Out, with_flags
 from seqrec.errors import InputError
 from seqrec.run.outputs import check_outputs
 
@@ -135,6 +135,36 @@ def similar_command(
     check_outputs(out, json, run=run)
     frame = _loaded(run).similar(items, k, strict=True)
     write_table([frame], format, out, json, "similar items")
+
+
+@with_flags
+def report_command(
+    *runs: Annotated[Path, Parameter(group=INPUT)],
+    out: Annotated[Path, Parameter(group=OUTPUT)],
+    title: Annotated[str | None, Parameter(group=OUTPUT)] = None,
+    json: Json = None,
+) -> None:
+    """Write a report.
+
+    Args:
+        runs: Run folders. Several are shown side by side.
+        out: HTML file to write. It needs no other file. Each picture is also written as a PNG beside it, into the
+            folder NAME-pictures.
+        title: Heading of the page. By default the names of the runs.
+    """
+    if not runs:
+        raise InputError("no run given; write one run folder or more before --out")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{out}: is not the name of a page; give one that ends in .html")
+    for run in runs:
+        check_outputs(out, json, run=run)
+    console = output(json)
+    from seqrec.report.page import pictures_folder, write_report
+
+    files = write_report(runs, out, title)
+    pictures = f"; its {len(files) - 1} pictures are in {pictures_folder(out)}" if len(files) > 1 else ""
+    console.print(f"report written to {out}{pictures}", highlight=False, soft_wrap=True)
+    write_json(json, {"page": str(out), "pictures": [str(file) for file in files[1:]]})
 
 
 def _loaded(run: Path) -> "Recommender":

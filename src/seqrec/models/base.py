@@ -81,6 +81,14 @@ class Model(nn.Module):
         """Hidden states ``[B, D]`` of the users' last tokens. A model may override this to compute less."""
         return self.encode(batch)[batch.last]
 
+    def attention_of_last(self, batch: Batch) -> Tensor | None:
+        """Attention weights ``[T]`` of each user's last token over the user's tokens, for models that have attention.
+
+        See :func:`seqrec.models.attention.attention_of`.
+        """
+        del batch
+        return None
+
     def count(self, histories: Histories) -> None:
         """Learn from the training histories in one pass, for models with ``COUNTED``."""
         raise NotImplementedError

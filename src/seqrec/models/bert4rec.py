@@ -170,15 +170,25 @@ class BERT4Rec(Model):
         states = self._states(_extended(batch, torch.zeros_like(batch.users)))
         return self._output(states[torch.arange(len(rows), device=rows.device) + rows + is_last])
 
-    def _states(self, batch: Batch) -> Tensor:
-        """Hidden states of the last layer, ``[T, D]``."""
+    def attention_of_last(self, batch: Batch) -> Tensor | None:
+        """Attention weights ``[T]``, in the last block, of the mask after each history over the history's items."""
+        if len(self.blocks) == 0:
+            return None
+        extended = _extended(batch, torch.zeros_like(batch.users))
+        x = self._states(extended, self.blocks[:-1])
+        own = torch.arange(len(batch.items), device=x.device) + batch.rows  # all tokens but the masks
+        attention: Attention = self.blocks[-1].attention  # type: ignore[assignment]
+        return attention.weights_of_last(x[extended.last], x[own], batch.rows)
+
+    def _states(self, batch: Batch, blocks: nn.ModuleList | None = None) -> Tensor:
+        """Hidden states of the last layer, or after some blocks, ``[T, D]``."""
         x = self.item_embedding(batch.items)[:, :-1]
         x = torch.where((batch.items == 0)[:, None], self.mask_embedding.to(x.dtype), x)
         left = batch.lengths[batch.rows] - batch.positions
         x = x + self.position_embedding(self.max_length + 1 - left)
         x = self.dropout(self.embedding_norm(x))
         grouping = group(batch, causal=False)
-        for block in self.blocks:
+        for block in self.blocks if blocks is None else blocks:
             x = block(x, grouping)
         return x
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.device import not_compiled
+from seqrec.models.attention import weights_of_queries
 from seqrec.models.grouping import Grouping
 
 
@@ -188,6 +189,15 @@ class Attention(nn.Module):
             every = query.new_zeros(len(key_value), query.shape[1]).index_copy(0, last, query)
             mixed = self._grouped(every, key_value, grouping, None).index_select(0, last)
         return mixed if self.output is None else self.output(mixed)
+
+    def weights_of_last(self, queries: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+        """Weights ``[T]`` of one query per history, ``[B, D]``, over its keys ``[T, D]``, as the mean over the heads.
+
+        ``rows int64[T]`` is the history of each key.
+        """
+        query = self.query(queries)
+        key = self.key_value(keys)[:, : query.shape[1]]
+        return weights_of_queries(query, key, rows, self.num_heads)
 
     def _grouped(self, query: Tensor, key_value: Tensor, grouping: Grouping, words: Tensor | None) -> Tensor:
         """The same as ``kernels.attention``, in torch."""

@@ -101,6 +101,11 @@ class Ensemble(Model):
         """As :meth:`encode`, for the users' last tokens: ``[B, N * D]``."""
         return torch.cat([part.encode_last(batch) for part in self.parts], dim=1) / len(self.members)
 
+    def attention_of_last(self, batch: Batch) -> Tensor | None:
+        """The mean of the attention weights of the members that have attention, ``[T]``."""
+        found = [weights for part in self.parts if (weights := part.attention_of_last(batch)) is not None]
+        return torch.stack(found).mean(dim=0) if found else None
+
     def item_vectors(self) -> Tensor:
         """Output vectors of all members, ``[I + 1, N * D]``."""
         return torch.cat([part.item_vectors() for part in self.parts], dim=1)

@@ -97,6 +97,14 @@ class SASRecBlock(nn.Module):
         x = self.attention_norm(queries + self.attention(queries, x, grouping, last))
         return self.feedforward_norm(self.feedforward(x, x))
 
+    def weights_of_last(self, x: Tensor, batch: Batch) -> Tensor:
+        """Attention weights ``[T]`` of each user's last token, given the packed input ``[T, D]`` of this block."""
+        keys = self.attention_norm(x) if self.norm == "pre" else x
+        queries = _select(keys, batch.last)
+        if self.norm == "paper":
+            queries = self.attention_norm(queries)
+        return self.attention.weights_of_last(queries, keys, batch.rows)
+
     def _kernel_parameters(self, x: Tensor, last: Tensor | None) -> list[Tensor] | None:
         """The parameters that ``kernels.attention_block`` takes, or None if it cannot compute this block.
 
@@ -157,6 +165,17 @@ def through_blocks(blocks: nn.ModuleList, x: Tensor, batch: Batch, last_only: bo
     return x if len(blocks) else _select(x, last)
 
 
+def attention_through_blocks(blocks: nn.ModuleList, x: Tensor, batch: Batch) -> Tensor | None:
+    """Attention weights ``[T]`` of each user's last token in the last block, given the input of the first, ``[T, D]``.
+
+    None if there is no block.
+    """
+    if len(blocks) == 0:
+        return None
+    weights: Tensor = blocks[-1].weights_of_last(through_blocks(blocks[:-1], x, batch, last_only=False), batch)  # type: ignore[operator]
+    return weights
+
+
 class SASRec(Model):
     """The model of the paper: eq. 1 (embedding), 2 to 6 (blocks), 7 (dot product with the items).
 
@@ -205,6 +224,10 @@ class SASRec(Model):
     def encode_last(self, batch: Batch) -> Tensor:
         """Hidden states ``[B, D]`` of the users' last tokens."""
         return self.final_norm(through_blocks(self.blocks, self._embedded(batch), batch, last_only=True))
+
+    def attention_of_last(self, batch: Batch) -> Tensor | None:
+        """Attention weights ``[T]`` of the users' last tokens in the last block."""
+        return attention_through_blocks(self.blocks, self._embedded(batch), batch)
 
     def _embedded(self, batch: Batch) -> Tensor:
         x = self.item_embedding(batch.items)

@@ -14,7 +14,7 @@ from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, We
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, UserEmbedding, add_positions, mean_squared_norm, reset_layers
-from seqrec.models.sasrec import SASRecBlock, SASRecConfig, through_blocks
+from seqrec.models.sasrec import SASRecBlock, SASRecConfig, attention_through_blocks, through_blocks
 
 
 @dataclass(frozen=True)
@@ -161,17 +161,24 @@ class SSEPT(Model):
         users = self._scaled_users(batch)
         return self._states(batch, users, last_only=True, users_of_states=users)
 
+    def attention_of_last(self, batch: Batch) -> Tensor | None:
+        """Attention weights ``[T]`` of the users' last tokens in the last block."""
+        return attention_through_blocks(self.blocks, self._embedded(batch, self._scaled_users(batch)), batch)
+
     def _scaled_users(self, batch: Batch) -> Tensor:
         scaled: Tensor = self.user_embedding(batch.users) * self.config.user_dim**0.5
         return scaled
 
+    def _embedded(self, batch: Batch, users: Tensor) -> Tensor:
+        """The input of the first block, ``[T, embedding_dim + user_dim]``, given the users' vectors."""
+        items = self.item_embedding(batch.items) * self.config.embedding_dim**0.5
+        joined = torch.cat([items, users.index_select(0, batch.rows)], dim=1)
+        return add_positions(joined, batch, self.position_embedding, self.dropout)
+
     def _states(self, batch: Batch, users: Tensor, last_only: bool, users_of_states: Tensor) -> Tensor:
         """Hidden states, given the users' vectors per history ``[B, user_dim]`` and per resulting state."""
         config = self.config
-        items = self.item_embedding(batch.items) * config.embedding_dim**0.5
-        joined = torch.cat([items, users.index_select(0, batch.rows)], dim=1)
-        x = add_positions(joined, batch, self.position_embedding, self.dropout)
-        x = self.final_norm(through_blocks(self.blocks, x, batch, last_only))
+        x = self.final_norm(through_blocks(self.blocks, self._embedded(batch, users), batch, last_only))
         item_part, user_part = x.split([config.embedding_dim, config.user_dim], dim=1)
         return torch.cat([item_part, (user_part * users_of_states).sum(dim=1, keepdim=True)], dim=1)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Dropped, Length, Options, Range, Weight
 from seqrec.errors import InputError
+from seqrec.models.attention import weights_of_queries
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, mean_squared_norm, reset_layers, split_heads
 from seqrec.models.grouping import Grouping, group
@@ -237,16 +238,41 @@ class TiSASRec(Model):
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
+        return self.final_norm(self._through(self.blocks, batch))
+
+    def attention_of_last(self, batch: Batch) -> Tensor | None:
+        """Attention weights ``[T]`` of the users' last tokens in the last block."""
+        if len(self.blocks) == 0:
+            return None
+        x, rows, last = self._through(self.blocks[:-1], batch), batch.rows, batch.last
+        block: TiSASRecBlock = self.blocks[-1]  # type: ignore[assignment]
+        attention, width = block.attention, self.config.embedding_dim
+        intervals = scaled_intervals(
+            batch, last[rows], torch.arange(len(rows), device=last.device), len(self.interval_vectors) - 1
+        )
+        keys = (
+            attention.key_value(x)[:, :width]
+            + self._positions(batch)[:, :width]
+            + self.interval_vectors[intervals, :width]
+        )
+        return weights_of_queries(attention.query(block.attention_norm(x[last])), keys, rows, attention.num_heads)
+
+    def _through(self, blocks: nn.ModuleList, batch: Batch) -> Tensor:
+        """The embedded tokens through some blocks, ``[T, D]``."""
         config = self.config
-        places = batch.positions + (self.max_length - batch.lengths)[batch.rows]
-        x = self.dropout(self.item_embedding(batch.items) * config.embedding_dim**0.5)
-        if len(self.blocks):
-            positions = self.dropout(self.position_embedding(places))
+        x: Tensor = self.dropout(self.item_embedding(batch.items) * config.embedding_dim**0.5)
+        if len(blocks):
+            positions = self.dropout(self._positions(batch))
             intervals = self.dropout(self.interval_vectors)
             pairs = pairs_of(batch, config.num_heads, config.time_span)
-            for block in self.blocks:
+            for block in blocks:
                 x = block(x, positions, intervals, pairs)
-        return self.final_norm(x)
+        return x
+
+    def _positions(self, batch: Batch) -> Tensor:
+        """p^K and p^V of the tokens, ``[T, 2 * D]``."""
+        vectors: Tensor = self.position_embedding(batch.positions + (self.max_length - batch.lengths)[batch.rows])
+        return vectors
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""

@@ -1,13 +1,15 @@
 """Tables and text for people."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.summary import LogSummary, some_names
 from seqrec.data.split import TRAINED
+from seqrec.data.statistics import Statistics
 
 if TYPE_CHECKING:
     from seqrec.ranking.protocols import Evaluation, Scores
@@ -113,28 +115,35 @@ def statistics_table(dataset: Dataset) -> Table:
     grid = Table(title="the log")
     for name in ("", "read", "kept"):
         grid.add_column(name, justify="left" if not name else "right")
-    before = dataset.before or dataset.statistics
-
-    def both(title: str, show: Any) -> None:
-        grid.add_row(title, show(before), show(dataset.statistics))
-
-    both("users", lambda s: f"{s.users:,}")
-    both("items", lambda s: f"{s.items:,}")
-    both("interactions", lambda s: f"{s.interactions:,}")
-    both("density", lambda s: f"{s.density:.4%}")
-    both("history, median", lambda s: f"{s.median_length:g}")
-    both("history, p90", lambda s: f"{s.p90_length:g}")
-    both("history, longest", lambda s: f"{s.max_length:,}")
-    if before.tied_timestamps is None:
-        both("times", lambda _: "none")
-        return grid
-    both("first time, UTC", lambda s: moment(s.first_time))
-    both("last time, UTC", lambda s: moment(s.last_time))
-    both("tied timestamps", lambda s: f"{s.tied_timestamps:.1%}")
-    both("copies of rows", lambda s: "unknown" if s.copies is None else f"{s.copies:,}")
+    for row in statistics_rows(dataset):
+        grid.add_row(*row)
     if dataset.statistics.copies:
         grid.caption = "copies have the same user, item and time; --duplicates drop-copies keeps one of each"
     return grid
+
+
+def statistics_rows(dataset: Dataset) -> list[tuple[str, str, str]]:
+    """Statistics of the log as text: their name, as read, and as kept."""
+    before, after = dataset.before or dataset.statistics, dataset.statistics
+    shown: dict[str, Callable[[Statistics], str]] = {
+        "users": lambda s: f"{s.users:,}",
+        "items": lambda s: f"{s.items:,}",
+        "interactions": lambda s: f"{s.interactions:,}",
+        "density": lambda s: f"{s.density:.4%}",
+        "history, median": lambda s: f"{s.median_length:g}",
+        "history, p90": lambda s: f"{s.p90_length:g}",
+        "history, longest": lambda s: f"{s.max_length:,}",
+    }
+    if before.tied_timestamps is None:
+        shown["times"] = lambda _: "none"
+    else:
+        shown |= {
+            "first time, UTC": lambda s: moment(s.first_time),
+            "last time, UTC": lambda s: moment(s.last_time),
+            "tied timestamps": lambda s: f"{s.tied_timestamps:.1%}",
+            "copies of rows": lambda s: "unknown" if s.copies is None else f"{s.copies:,}",
+        }
+    return [(title, show(before), show(after)) for title, show in shown.items()]
 
 
 def moment(seconds: int | None) -> str:

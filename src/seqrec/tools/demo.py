@@ -11,6 +11,7 @@ from seqrec.data.synthetic import synthetic_log
 from seqrec.ranking.metrics import MAIN
 from seqrec.ranking.protocols import Evaluation
 from seqrec.recommender import Recommender
+from seqrec.report.page import write_report
 from seqrec.report.pictures import recommendations_picture, training_curve
 from seqrec.report.tables import table
 from seqrec.run.folder import check_free
@@ -32,18 +33,18 @@ def run_demo(
     progress: bool = True,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train on the built-in log, print the results, and write a run folder with two pictures.
+    """Train on the built-in log, print the results, and write a run folder with two pictures, and a report.
 
     Args:
-        out: run folder.
+        out: run folder. The report is beside it, ``NAME-report.html``.
         console: console for tables and text.
         overwrite: replace a run in ``out``.
         progress: show a progress bar.
         options: options of the recommender. By default :data:`OPTIONS`.
 
     Returns:
-        ``run`` (the folder), ``share_of_best`` (NDCG@10 as a share of the best possible), and ``best``, ``metrics`` and
-        ``popularity`` (NDCG@10 and HR@10 each). If training was interrupted, only ``run``.
+        ``run`` (the folder), ``report`` (the page), ``share_of_best`` (NDCG@10 as a share of the best possible), and
+        ``best``, ``metrics`` and ``popularity`` (NDCG@10 and HR@10 each). If training was interrupted, only ``run``.
     """
     check_free(out, overwrite)
     console.print("Generating a log: users whose tastes drift, and items in genres, each with likely successors.")
@@ -66,8 +67,12 @@ def run_demo(
     console.print(grid)
     training_curve(pl.DataFrame(recommender.epochs), out / "training.png", log.best_valid["ndcg@10"])
     recommendations_picture(rows, out / "recommendations.png")
+    page = out.with_name(f"{out.name}-report.html")
+    write_report([out], page)
+    console.print(f"a page about all of this: {page}", soft_wrap=True)
     console.print(f"run written to {out}; try: seqrec recommend {out} --users {rows[0]['user']}", soft_wrap=True)
     return result | {
+        "report": str(page),
         "best": {name: log.best[name] for name in MAIN},
         "metrics": {name: evaluation.metrics[name] for name in MAIN},
         "popularity": {name: evaluation.baselines["popularity"].metrics[name] for name in MAIN},
