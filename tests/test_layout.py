@@ -31,7 +31,7 @@ LEVELS: list[set[str]] = [
 NARROW: dict[str, set[str]] = {
     "training.losses": {"kernels"},
     "training.drift": {"kernels"},
-    "training.optim": {"kernels", "training.drift"},
+    "training.optim": {"device", "kernels", "training.drift"},
     "ranking.metrics": set(),
     "ranking.statistics": {"ranking.metrics"},
     "data.negatives": set(),

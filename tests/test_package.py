@@ -79,6 +79,8 @@ def test_wheel_holds_the_package_and_nothing_else(contents: dict[str, bytes]) ->
     source = ROOT / "src"
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
     expected |= {path.relative_to(source).as_posix() for path in source.glob("seqrec/kernels/*.[ch]*")}  # .cpp and .h
+    for places in ("seqrec/report/*.css", "seqrec/serve/static/*"):
+        expected |= {path.relative_to(source).as_posix() for path in source.glob(places)}
     built = {path.relative_to(source).as_posix() for path in source.glob("seqrec/kernels/*.so.1")}
     assert f"seqrec/kernels/{name_of('plain')}" in built
     expected |= built | {"seqrec/py.typed"}

@@ -53,7 +53,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, title: str | No
         files.append(pictures / f"{picture.name}.png")
         return tag("figure", Html(rendered(picture, pictures)), tag("figcaption", picture.title))
 
-    text = page(runs, show, title)
+    text = page_of(runs, show, title)
     with replacing(out) as new:
         new.write_text(text, encoding="utf-8")
     return files
@@ -67,7 +67,7 @@ def labels_of(folders: Sequence[str | Path]) -> list[str]:
             for place, name in enumerate(names)]  # fmt: skip
 
 
-def page(runs: Sequence[RunContent], show: Show, title: str | None = None) -> str:
+def page_of(runs: Sequence[RunContent], show: Show, title: str | None = None) -> str:
     """The page as text. ``show`` draws a picture."""
     sections: dict[str, Section] = {
         "Test": tests_section,
