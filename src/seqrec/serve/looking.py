@@ -165,10 +165,11 @@ def _iso(seconds: float) -> str | None:
 
 def _curve(live: Live) -> dict[str, Any]:
     epochs = Run(live.folder).epochs()
-    values = epochs[CURVE] if CURVE in epochs.columns else pl.Series([None] * epochs.height, dtype=pl.Float64)
-    rows = pl.DataFrame({"epoch": epochs["epoch"], "loss": epochs["loss"].cast(pl.Float64), "value": values.cast(pl.Float64)})
-    finite = rows.with_columns(pl.col("loss", "value").replace([np.nan, np.inf, -np.inf], None))
-    return {"run": live.name, "metric": CURVE, "epochs": finite.to_dicts()}
+    values = epochs[CURVE] if CURVE in epochs.columns else pl.Series([None] * epochs.height)
+    rows = pl.DataFrame({"epoch": epochs["epoch"], "loss": epochs["loss"], "value": values})
+    # JSON has no number for the loss of a training that diverged.
+    numbers = rows.with_columns(pl.col("loss", "value").cast(pl.Float64).replace([np.nan, np.inf, -np.inf], None))
+    return {"run": live.name, "metric": CURVE, "epochs": numbers.to_dicts()}
 
 
 def _card(server: Server, live: Live) -> dict[str, Any]:

@@ -50,8 +50,8 @@ export const some = (number, one, more = `${one}s`) => `${whole(number)} ${numbe
 /** A score: as many digits as can be read. */
 export function score(number) {
   const size = Math.abs(number);
-  if (Number.isInteger(number) && size >= 10) return whole(number);
-  return number.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  const text = Number.isInteger(number) && size >= 10 ? whole(size) : size.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  return number < 0 ? `−${text}` : text;
 }
 
 /** The title of an item, or its id if it has none. */

@@ -103,7 +103,7 @@ const KINDS = [
 
 function reasonsOf(reasons) {
   const kinds = KINDS.filter(({ key }) => reasons.some((one) => one[key] !== null && one[key] !== undefined && one[key] !== 0));
-  if (!reasons.length) return [h("p", { class: "quiet" }, "There is no history, so the most popular items are shown.")];
+  if (!reasons.length) return [h("p", { class: "quiet" }, "No item of a history was used: these are the most popular items.")];
   if (!kinds.length) {
     const text = reasons.length === 1 ? `It follows from the only item of the history, ${nameOf(reasons[0])}.`
       : "No single item stands out: the score hardly changes when one of them is left out.";

@@ -141,7 +141,10 @@ export function nextView({ cards, open }) {
       column.list = rankedList({
         label: `Recommendations of ${run}`, add, open,
         addLabel: (name) => (state.user ? `Record ${name} as an event` : `Add ${name} to the history`),
-        explain: () => (column.reasons ??= explain(run)),
+        explain: () => (column.reasons ??= explain(run).catch((error) => {
+          column.reasons = null;
+          throw error;
+        })),
       });
       const card = cards.find((one) => one.run === run);
       column.used = h("div", { class: "used" });
@@ -212,7 +215,9 @@ export function nextView({ cards, open }) {
       lines.push(h("p", { class: "note" }, `Not in the catalogue, and ignored: ${used.unknown_items.slice(0, 5).join(", ")}${used.unknown_items.length > 5 ? ", …" : ""}.`));
     }
     if (used.ranked_by === "model") {
-      lines.unshift(h("p", { class: "quiet" }, `After ${some(used.read, "item")}${state.user ? ` (${parts.join(", ")})` : ""}. Higher scores rank first.`));
+      const all = used.log + used.events + used.sent;
+      const read = used.read < all ? `After the last ${used.read} of ${some(all, "item")}` : `After ${some(all, "item")}`;
+      lines.unshift(h("p", { class: "quiet" }, `${read}${state.user ? ` (${parts.join(", ")})` : ""}. Higher scores rank first.`));
     }
     if (!items.length) lines.push(h("p", { class: "quiet" }, "Nothing is left to recommend. Choose another category, or allow items of the history."));
     return lines;
