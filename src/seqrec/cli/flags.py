@@ -17,7 +17,13 @@ INPUT, MODEL, TRAINING, EVALUATION, OUTPUT, SERVER = (
     for number, name in enumerate(("Input", "Model", "Training", "Evaluation", "Output", "Server"), start=1)
 )
 #: Help group of each dataclass's flags, and of single fields that belong to another group.
-GROUPS = {"ServeConfig": SERVER, "TrainConfig": TRAINING, "SplitConfig": EVALUATION, "ReadConfig": INPUT, "PrepareConfig": INPUT}
+GROUPS = {
+    "ServeConfig": SERVER,
+    "TrainConfig": TRAINING,
+    "SplitConfig": EVALUATION,
+    "ReadConfig": INPUT,
+    "PrepareConfig": INPUT,
+}
 ELSEWHERE = {
     "patience": EVALUATION,
     "evaluate_every": EVALUATION,

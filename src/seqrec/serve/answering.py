@@ -98,7 +98,9 @@ def _ranked(
     dataset = predictor.dataset
     histories = joined(dataset, people)
     most = min(max(request.k for request in requests), dataset.num_items)
-    allow, deny = (None if part is None else np.frombuffer(part, dtype=np.int64) for part in (filters.allow, filters.deny))
+    allow, deny = (
+        None if part is None else np.frombuffer(part, dtype=np.int64) for part in (filters.allow, filters.deny)
+    )
     ((items, scores),) = predictor.rank(histories, most, keep_seen=filters.keep_seen, allow=allow, deny=deny)
     wanted = np.array([request.k for request in requests])
     inside = (items > 0) & (np.arange(most) < wanted[:, None])
@@ -136,7 +138,9 @@ def _answer(live: Live, request: Recommend, person: Person, items: list[dict[str
         if person.unknown and (request.history or person.events):
             whose = "no item of the history is in the catalogue"
         elif request.user is not None:
-            whose = "the user is not in the log and has no recorded events" if person.user < 0 else "the user has no items"
+            whose = (
+                "the user is not in the log and has no recorded events" if person.user < 0 else "the user has no items"
+            )
         notes.append(f"{whose}, so these are the most popular items, and scores are numbers of interactions")
     if len(items) < request.k:
         notes.append(f"only {len(items)} items are left after the filters")

@@ -10,13 +10,23 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from seqrec import __version__
 from seqrec.data.moments import moments_of
 from seqrec.errors import InputError, one_line
 from seqrec.serve import page, schemas
 from seqrec.serve.config import Tokens
 from seqrec.serve.guard import Guard
-from seqrec.serve.http import POSTED, PROBLEMS, Problem, add_errors, body_of, json_answer, openapi_of, problems, takes
+from seqrec.serve.http import (
+    POSTED,
+    PROBLEMS,
+    VERSION,
+    Problem,
+    add_errors,
+    body_of,
+    json_answer,
+    openapi_of,
+    problems,
+    takes,
+)
 from seqrec.serve.looking import add_looking
 from seqrec.serve.server import Server
 from seqrec.serve.store import Event, EventStore
@@ -35,7 +45,7 @@ def create_app(server: Server, tokens: Tokens) -> Guard:
 
     app = FastAPI(
         title="seqrec",
-        version=__version__,
+        version=VERSION,
         summary="Next-item recommendations from a trained run",
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
@@ -50,7 +60,7 @@ def create_app(server: Server, tokens: Tokens) -> Guard:
     add_looking(app, server)
     public = page.add_page(app)
     app.openapi = lambda: openapi_of(app, bool(tokens))  # type: ignore[method-assign]
-    return Guard(app, server.config, tokens, server.measures, public)  # type: ignore[arg-type]
+    return Guard(app, server.config, tokens, server.measures, public)
 
 
 def _add_recommending(app: FastAPI, server: Server) -> None:
@@ -108,7 +118,9 @@ def _add_events(app: FastAPI, server: Server) -> None:
             await asyncio.to_thread(_check_repeated, server.store, repeated)
         server.measures.events.labels("recorded").inc(len(events) - len(repeated))
         server.measures.events.labels("repeated").inc(len(repeated))
-        known = server.runs.get().predictor.dataset.item_indices([event.item for event in events]) if events else []
+        known: Any = (
+            server.runs.get().predictor.dataset.item_indices([event.item for event in events]) if events else ()
+        )
         unknown = [one.item for one, index in zip(given.events, known, strict=True) if index == 0]
         return json_answer(
             {
@@ -146,7 +158,7 @@ def _add_health(app: FastAPI, server: Server) -> None:
     @app.get("/healthz", response_model=schemas.Health, responses=problems(403), tags=["operation"])
     async def alive() -> Response:
         """Whether the process answers."""
-        return json_answer({"status": "ok", "version": __version__})
+        return json_answer({"status": "ok", "version": VERSION})
 
     @app.get("/readyz", response_model=schemas.Health, responses=problems(403, 503), tags=["operation"])
     async def ready() -> Response:
@@ -154,7 +166,7 @@ def _add_health(app: FastAPI, server: Server) -> None:
         if server.draining:
             raise Problem(503, "the server is stopping", **{"Retry-After": "1"})
         await asyncio.to_thread(server.store.check)
-        return json_answer({"status": "ok", "version": __version__})
+        return json_answer({"status": "ok", "version": VERSION})
 
     @app.get(
         "/metrics",

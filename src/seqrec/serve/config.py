@@ -93,7 +93,9 @@ def read_tokens(config: ServeConfig) -> Tokens:
             text, place = config.token_file.read_text(), str(config.token_file)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise InputError(f"{config.token_file}: can't be read ({reason}); give a file of one token per line") from error
+            raise InputError(
+                f"{config.token_file}: can't be read ({reason}); give a file of one token per line"
+            ) from error
         found = [line.strip() for line in text.splitlines() if line.strip()]
         if not found:
             raise InputError(f"{place}: has no token; write one per line")

@@ -28,7 +28,7 @@ class Event:
 
 
 class StoreError(Exception):
-    """The storage is away, full, locked or damaged: one line. Nothing was half written, and the call may be repeated."""
+    """The storage is away, full, locked or damaged: one line. Nothing is half written; the call may be repeated."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))

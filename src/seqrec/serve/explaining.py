@@ -87,6 +87,10 @@ def _transitions(live: Live, history: np.ndarray, items: np.ndarray) -> np.ndarr
         place = np.searchsorted(columns, items)
         there = place < len(columns)
         there[there] = columns[place[there]] == items[there]
-        values = np.where(there, counts.values[start:end].numpy()[np.minimum(place, max(end - start - 1, 0))], 0.0) if end > start else 0.0
+        values = (
+            np.where(there, counts.values[start:end].numpy()[np.minimum(place, max(end - start - 1, 0))], 0.0)
+            if end > start
+            else 0.0
+        )
         parts[len(history) - 1 - age] = addition.weight * weights[age] * values
     return parts

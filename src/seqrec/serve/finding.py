@@ -1,8 +1,6 @@
 """Finds items by the words of their titles, and users by the beginning of their ids."""
 
-import weakref
 from functools import cached_property
-from threading import Lock
 
 import numpy as np
 import polars as pl
@@ -21,27 +19,8 @@ class Finder:
         dataset: dataset with the item table.
     """
 
-    _known: "weakref.WeakKeyDictionary[Dataset, Finder]" = weakref.WeakKeyDictionary()
-    _lock = Lock()
-
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = weakref.ref(dataset)  # so that a replaced run can be freed
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> "Finder":
-        """The finder of a dataset, made once."""
-        with cls._lock:
-            finder = cls._known.get(dataset)
-            if finder is None:
-                finder = cls._known[dataset] = cls(dataset)
-            return finder
-
-    @property
-    def dataset(self) -> Dataset:
-        """The dataset."""
-        dataset = self._dataset()
-        assert dataset is not None
-        return dataset
+        self.dataset = dataset
 
     @cached_property
     def _texts(self) -> pl.Series:
@@ -87,7 +66,7 @@ class Finder:
         return np.concatenate([first, found[~np.isin(found, first)]])[:k]
 
     def users(self, beginning: str, k: int) -> list[tuple[int | str, int]]:
-        """At most k users whose id begins so, with their numbers of interactions; spread over the log if it is empty."""
+        """At most k users whose id begins so, with their numbers of interactions; some of the log for an empty text."""
         ids = self.dataset.user_ids
         if beginning:
             places = ids.cast(pl.String).str.starts_with(beginning).arg_true().head(k).to_numpy().astype(np.int64)

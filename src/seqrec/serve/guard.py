@@ -91,8 +91,10 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = dict(scope["headers"])
-        if self.check_host and headers.get(b"host", b"localhost").rpartition(b":")[0] not in _LOOPBACK and (
-            headers.get(b"host", b"localhost") not in _LOOPBACK
+        if (
+            self.check_host
+            and headers.get(b"host", b"localhost").rpartition(b":")[0] not in _LOOPBACK
+            and (headers.get(b"host", b"localhost") not in _LOOPBACK)
         ):
             return 403, "the server answers only to localhost, as it has no token; see seqrec serve --help"
         if self.tokens and scope["path"] not in self.public and not self.tokens.accept(headers.get(b"authorization")):

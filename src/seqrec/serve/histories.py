@@ -79,10 +79,10 @@ def people_of(
     lookup.find()
     found: list[Person | Exception] = []
     for request in requests:
-        name = None if request.user is None else str(request.user)
-        row = None if name is None else rows[name]
+        user = None if request.user is None else str(request.user)
+        row = None if user is None else rows[user]
         try:
-            found.append(_person(dataset, request, logs, row, events.get(name or "", []), lookup, knows_time))
+            found.append(_person(dataset, request, logs, row, events.get(user or "", []), lookup, knows_time))
         except ValueError as error:  # InputError: times that are no times
             found.append(error)
     return found
@@ -108,8 +108,8 @@ def _person(
         person.log = len(person.items)
     if not events and not sent:
         return person
-    indices = lookup.of([event.item for event in events] + sent)
-    ids: list[int | str] = [event.item for event in events] + sent
+    ids: list[int | str] = [*(event.item for event in events), *sent]
+    indices = lookup.of(ids)
     last = int(person.seconds[-1]) if len(person.seconds) else 0
     times = [event.time // MICROSECONDS for event in events]
     times += [0] * len(sent) if moments is None else (moments // MICROSECONDS).tolist()

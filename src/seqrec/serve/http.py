@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -18,6 +19,7 @@ from seqrec.serve.batching import FullError
 from seqrec.serve.guard import BODY_SECONDS, MOST_BODY
 from seqrec.serve.store import StoreError
 
+VERSION = version("seqrec")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -92,7 +94,11 @@ def _in_words(errors: Any) -> str:
     """What is wrong with a body or a query, in one line: the first error, and how many more there are."""
     first = errors[0]
     # The branches of a union, such as int and str for an id, are named in brackets or by their types.
-    place = ".".join(str(part) for part in first["loc"] if part not in ("query", "int", "float") and "[" not in str(part) and "constrained" not in str(part))
+    place = ".".join(
+        str(part)
+        for part in first["loc"]
+        if part not in ("query", "int", "float") and "[" not in str(part) and "constrained" not in str(part)
+    )
     text = f"{place or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     more = len({error["loc"][0] if error["loc"] else "" for error in errors}) - 1
     return one_line(ValueError(text + (f"; and {more} more fields" if more > 0 else "")))

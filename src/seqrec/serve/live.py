@@ -22,6 +22,7 @@ from seqrec.run.layout import CONFIG, METRICS, TRAIN_WEIGHTS, TRANSITIONS, WEIGH
 from seqrec.run.lock import Lock
 from seqrec.run.place import reading
 from seqrec.run.tensors import read_header
+from seqrec.serve.finding import Finder
 
 Signature = tuple[tuple[int, int, int], ...]
 
@@ -51,7 +52,12 @@ class Live:
         return Predictor(recounted(self.model, None), self.predictor.dataset, self.predictor.keep_seen)
 
     @cached_property
-    def titles(self) -> list[str | None] | pl.Series | None:
+    def finder(self) -> Finder:
+        """What searches the items and users."""
+        return Finder(self.predictor.dataset)
+
+    @property
+    def titles(self) -> pl.Series | None:
         """Title of each item, at its index less 1; None if there are none."""
         table = self.predictor.dataset.item_table
         return None if table is None else table.titles

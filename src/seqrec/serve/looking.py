@@ -13,7 +13,6 @@ from seqrec.errors import InputError
 from seqrec.run.folder import Run
 from seqrec.serve import schemas
 from seqrec.serve.answering import described
-from seqrec.serve.finding import Finder
 from seqrec.serve.histories import log_history
 from seqrec.serve.http import PROBLEMS, Problem, json_answer
 from seqrec.serve.live import Live
@@ -28,29 +27,34 @@ CURVE = "ndcg@10"  # the metric of the validation that the curve shows
 
 def add_looking(app: FastAPI, server: Server) -> None:
     """Add the routes to an application."""
+    _add_items(app, server)
+    _add_users(app, server)
 
-    def live_of(run: str | None) -> Live:
-        try:
-            return server.runs.get(run)
-        except InputError as error:
-            raise Problem(404, str(error)) from error
+    @app.get("/v1/runs", response_model=schemas.Cards, responses=PROBLEMS, tags=["look"])
+    async def cards() -> Response:
+        """The model card of each run: what it is, what it was trained on, and how well it ranks."""
+        return json_answer({"runs": [_card(server, live) for live in server.runs.all()]})
 
+
+def _add_items(app: FastAPI, server: Server) -> None:
     @app.get("/v1/items", response_model=schemas.Search, responses=PROBLEMS, tags=["look"])
     async def items(
-        q: Annotated[str, Query(max_length=200, description="Words of the title, or an id; empty for popular items.")] = "",
+        q: Annotated[
+            str, Query(max_length=200, description="Words of the title, or an id; empty for popular items.")
+        ] = "",
         k: Annotated[int, Query(ge=1, le=MOST_SHOWN)] = 20,
         category: Annotated[str | None, Query(max_length=schemas.LONGEST_ID)] = None,
         run: RunName = None,
     ) -> Response:
         """Search items by title or id, most popular first."""
-        live = live_of(run)
-        found = await asyncio.to_thread(lambda: _shown(live, Finder.of(live.predictor.dataset).search(q, k, category)))
+        live = _live_of(server, run)
+        found = await asyncio.to_thread(lambda: _shown(live, live.finder.search(q, k, category)))
         return json_answer({"items": found})
 
     @app.get("/v1/categories", response_model=schemas.Categories, responses=PROBLEMS, tags=["look"])
     async def categories(run: RunName = None) -> Response:
         """All categories of the item table, largest first."""
-        finder = Finder.of(live_of(run).predictor.dataset)
+        finder = _live_of(server, run).finder
         found = await asyncio.to_thread(lambda: finder.categories)
         return json_answer({"categories": [{"name": name, "items": count} for name, count in found]})
 
@@ -59,7 +63,7 @@ def add_looking(app: FastAPI, server: Server) -> None:
         item: Identifier, k: Annotated[int, Query(ge=1, le=schemas.MOST_ITEMS)] = 10, run: RunName = None
     ) -> Response:
         """The items nearest to an item."""
-        live = live_of(run)
+        live = _live_of(server, run)
         index = _index_of(live, item)
         places, cosines = await asyncio.to_thread(
             live.predictor.neighbours, np.array([index]), min(k, live.predictor.dataset.num_items - 1)
@@ -74,6 +78,8 @@ def add_looking(app: FastAPI, server: Server) -> None:
             }
         )
 
+
+def _add_users(app: FastAPI, server: Server) -> None:
     @app.get("/v1/users", response_model=schemas.Users, responses=PROBLEMS, tags=["look"])
     async def users(
         q: Annotated[str, Query(max_length=200, description="Beginning of the id; empty for a few users.")] = "",
@@ -81,7 +87,7 @@ def add_looking(app: FastAPI, server: Server) -> None:
         run: RunName = None,
     ) -> Response:
         """Some users of the log."""
-        finder = Finder.of(live_of(run).predictor.dataset)
+        finder = _live_of(server, run).finder
         found = await asyncio.to_thread(finder.users, q, k)
         return json_answer({"users": [{"id": one, "interactions": count} for one, count in found]})
 
@@ -90,7 +96,7 @@ def add_looking(app: FastAPI, server: Server) -> None:
         user: Identifier, k: Annotated[int, Query(ge=1, le=schemas.MOST_ITEMS)] = 100, run: RunName = None
     ) -> Response:
         """The newest interactions of a user: those of the log, and the recorded events."""
-        return json_answer(await asyncio.to_thread(_history, server, live_of(run), user, k))
+        return json_answer(await asyncio.to_thread(_history, server, _live_of(server, run), user, k))
 
     @app.get("/v1/replay", response_model=schemas.Replay, responses=PROBLEMS, tags=["look"])
     async def replay(
@@ -100,16 +106,18 @@ def add_looking(app: FastAPI, server: Server) -> None:
         run: RunName = None,
     ) -> Response:
         """Predict a user's last interactions, each from those before it, and compare with what came next."""
-        live = live_of(run)
+        live = _live_of(server, run)
         index = int(live.predictor.dataset.user_indices([user])[0])
         if index < 0:
             raise Problem(404, f"the user {user!r} is not in the log of run {live.name}; GET /v1/users lists some")
         return json_answer(await asyncio.to_thread(replayed, live, index, k, steps))
 
-    @app.get("/v1/runs", response_model=schemas.Cards, responses=PROBLEMS, tags=["look"])
-    async def cards() -> Response:
-        """The model card of each run: what it is, what it was trained on, and how well it ranks."""
-        return json_answer({"runs": [_card(server, live) for live in server.runs.all()]})
+
+def _live_of(server: Server, run: str | None) -> Live:
+    try:
+        return server.runs.get(run)
+    except InputError as error:
+        raise Problem(404, str(error)) from error
 
     @app.get("/v1/runs/curve", response_model=schemas.Curve, responses=PROBLEMS, tags=["look"])
     async def curve(run: RunName = None) -> Response:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -18,7 +19,7 @@ class Measures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: Any = {"registry": self.registry}
         self.requests = Counter("seqrec_requests", "Requests by route and status", ["route", "status"], **own)
         self.seconds = Histogram(
             "seqrec_request_seconds", "Time from a request to its answer", ["route"], buckets=_SECONDS, **own

@@ -27,7 +27,7 @@ import re
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from seqrec.errors import InputError, one_line, warn
@@ -71,9 +71,7 @@ class RedisStore:
         try:
             import redis
         except ImportError as error:
-            raise InputError(
-                "redis:// needs the package redis; install it with: pip install 'seqrec[serve]'"
-            ) from error
+            raise InputError("redis:// needs the package redis; install it: pip install 'seqrec[serve]'") from error
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
@@ -89,8 +87,8 @@ class RedisStore:
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )
-            self._client.connection_pool.reset()
-            self._client.connection_pool.make_connection()  # fails for a wrong option; connects nowhere
+            pool = self._client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # fails for a wrong option, and does not connect yet
         except (ValueError, TypeError, OSError) as error:
             raise InputError(f"{self._place}: wrong option in the URL ({one_line(error)})") from error
         self._script = self._client.register_script(_ADD)
@@ -193,7 +191,7 @@ class RedisStore:
             cause = error.__cause__
             passing = (errors.ConnectionError, errors.TimeoutError, errors.OutOfMemoryError)
             refused = isinstance(cause, errors.AuthenticationError | errors.AuthorizationError)
-            if isinstance(cause, passing) and not refused or str(cause).startswith("MISCONF"):
+            if (isinstance(cause, passing) and not refused) or str(cause).startswith("MISCONF"):
                 raise
             raise InputError(str(error)) from cause
         if version != b"%d" % VERSION:
@@ -219,9 +217,7 @@ class RedisStore:
         except self._errors.RedisError as error:
             raise self._explained(error) from error
         if settings.get("cluster-enabled") == "yes":
-            raise InputError(
-                f"{self._place}: is a node of a Redis Cluster, which is not supported; name a single server"
-            )
+            raise InputError(f"{self._place}: Redis Cluster is not supported; name a single server")
         if settings.get("appendonly") != "yes":
             self._warn("appendonly is off: a crash loses the events since the last snapshot; set appendonly yes")
         elif settings.get("appendfsync") != "always":

@@ -26,9 +26,7 @@ class Server:
 
     def __init__(self, runs: Runs, store: EventStore, config: ServeConfig, measures: Measures) -> None:
         self.runs, self.store, self.config, self.measures = runs, store, config, measures
-        self.ranking: Batcher[Recommend, dict[str, Any]] = Batcher(
-            self._rank, AT_ONCE, config.queue, "seqrec-rank"
-        )
+        self.ranking: Batcher[Recommend, dict[str, Any]] = Batcher(self._rank, AT_ONCE, config.queue, "seqrec-rank")
         self.recording: Batcher[Event, bool] = Batcher(self.store.add, 10 * AT_ONCE, 10 * config.queue, "seqrec-record")
         self.draining = False
 

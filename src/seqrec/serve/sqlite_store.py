@@ -33,9 +33,9 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT
 class SQLiteStore:
     """An :class:`~seqrec.serve.event.EventStore` in one file with a write-ahead log.
 
-    An event is flushed to the disk (``synchronous=FULL``) before ``add`` returns. Calls borrow a connection from a pool,
-    so reads do not wait for a write that is being flushed. SQLite has one writer at a time: the threads of a process
-    queue on a lock, and processes wait for each other up to 5 seconds.
+    Events are flushed to the disk (``synchronous=FULL``) before ``add`` returns. Calls borrow a connection from a
+    pool, so reads do not wait for a write that is being flushed. SQLite has one writer at a time: the threads of a
+    process queue on a lock, and processes wait for each other up to 5 seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -176,9 +176,7 @@ class SQLiteStore:
         if kind != APPLICATION:
             raise InputError(f"{self._path}: is a database of another application; name a new file")
         if version > VERSION:
-            raise InputError(
-                f"{self._path}: written by a newer seqrec (version {version} of the format); update seqrec"
-            )
+            raise InputError(f"{self._path}: is of format {version}, from a newer seqrec; update seqrec")
 
     def _use_log(self, connection: sqlite3.Connection) -> None:
         """Switch to a write-ahead log. SQLite does not wait for locks here, so this does."""
@@ -213,9 +211,7 @@ class SQLiteStore:
             return StoreError(f"{self._path}: is not an SQLite file, or damaged ({one_line(error)}); restore a copy")
         if code == sqlite3.SQLITE_ERROR:  # no such table
             return StoreError(f"{self._path}: not as seqrec writes it ({one_line(error)}); restore a copy")
-        return StoreError(
-            f"{self._path}: cannot be read or written ({one_line(error)}); check the disk and permissions"
-        )
+        return StoreError(f"{self._path}: cannot be read or written ({one_line(error)}); check disk and permissions")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrec.errors import InputError
-from seqrec.serve.config import ServeConfig, Tokens, read_tokens
+from seqrec.serve.config import ServeConfig, read_tokens
 
 WORKER = "SEQREC_SERVE"  # environment variable with the options of a worker process
 BACKLOG = 2048  # connections that wait to be accepted
@@ -51,7 +51,10 @@ def serve(folders: Sequence[Path], config: ServeConfig, say: Callable[[str], Non
     }
     if config.workers == 1:
         app = _app()
-        say(f"listening on {address}; the page is there, and the API at {address}/openapi.json; events in {_shown(place)}")
+        say(
+            f"listening on {address}, with the page; the API is described at {address}/openapi.json; events in "
+            f"{_shown(place)}"
+        )
         uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])
         return
     from uvicorn.supervisors import Multiprocess
@@ -67,7 +70,7 @@ def serve(folders: Sequence[Path], config: ServeConfig, say: Callable[[str], Non
         say(f"listening on {address} with {config.workers} workers; events in {_shown(place)}")
         settings |= {"workers": config.workers, "factory": True}
         worker = uvicorn.Config("seqrec.serve.start:_app", **settings)
-        Multiprocess(worker, target=uvicorn.Server(worker).run, sockets=[listening]).run()
+        Multiprocess(worker, [listening]).run()
     finally:
         forget_shared(shared)
 
@@ -104,11 +107,7 @@ def _app() -> Any:
         measures.model.labels(live.name, live.version).set_to_current_time()
     store = open_store(str(config.store))
     server = Server(runs, store, config, measures)
-    return create_app(server, _tokens(config))
-
-
-def _tokens(config: ServeConfig) -> Tokens:
-    return read_tokens(config)
+    return create_app(server, read_tokens(config))
 
 
 def _path(given: str | None) -> Path | None:
