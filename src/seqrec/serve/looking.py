@@ -35,6 +35,11 @@ def add_looking(app: FastAPI, server: Server) -> None:
         """The model card of each run: what it is, what it was trained on, and how well it ranks."""
         return json_answer({"runs": [_card(server, live) for live in server.runs.all()]})
 
+    @app.get("/v1/runs/curve", response_model=schemas.Curve, responses=PROBLEMS, tags=["look"])
+    async def curve(run: RunName = None) -> Response:
+        """How a run was trained, epoch by epoch."""
+        return json_answer(await asyncio.to_thread(_curve, _live_of(server, run)))
+
 
 def _add_items(app: FastAPI, server: Server) -> None:
     @app.get("/v1/items", response_model=schemas.Search, responses=PROBLEMS, tags=["look"])
@@ -118,11 +123,6 @@ def _live_of(server: Server, run: str | None) -> Live:
         return server.runs.get(run)
     except InputError as error:
         raise Problem(404, str(error)) from error
-
-    @app.get("/v1/runs/curve", response_model=schemas.Curve, responses=PROBLEMS, tags=["look"])
-    async def curve(run: RunName = None) -> Response:
-        """How a run was trained, epoch by epoch."""
-        return json_answer(await asyncio.to_thread(_curve, live_of(run)))
 
 
 def _index_of(live: Live, item: str) -> int:
