@@ -113,5 +113,4 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     yield opened
     for context in contexts:
         context.close()
-    assert [seen.errors for seen in watched if seen.errors] == []
-    assert [seen.outside for seen in watched if seen.outside] == []
+    assert [found for seen in watched for found in seen.unexpected()] == []

@@ -49,14 +49,15 @@ class Served:
 
 
 class Watched:
-    """What went wrong on a page: errors in the console, and requests to other places. A test may expect some."""
+    """What went wrong on a page: errors in the console, and requests to other places. A test may expect some errors."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.outside: list[str] = []
+        self.expected = ""
 
-    def take(self, pattern: str) -> list[str]:
-        """The errors that match, which are expected."""
-        found = [error for error in self.errors if re.search(pattern, error)]
-        self.errors = [error for error in self.errors if error not in found]
-        return found
+    def unexpected(self) -> list[str]:
+        """The errors that the test did not expect, and the requests to other places."""
+        return [
+            error for error in self.errors if not (self.expected and re.search(self.expected, error))
+        ] + self.outside

@@ -127,8 +127,8 @@ function groupTables(rows, one) {
     const groups = one.groups[kind];
     const top = Math.max(...shown.flatMap(([, scores]) => (scores.groups?.[kind] ?? []).map((group) => group.metrics["ndcg@10"] ?? 0))) || 1;
     return h("div", {}, h("h3", {}, heading), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": heading }, h("table", { class: "groups" },
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Group"), h("th", { scope: "col", class: "number" }, "Users"), shown.map(([label]) => h("th", { scope: "col" }, label)))),
-      h("tbody", {}, groups.map((group, place) => h("tr", {}, h("th", { scope: "row" }, words(spanOf(group))), h("td", { class: "number" }, whole(group.users)),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Group"), shown.map(([label]) => h("th", { scope: "col" }, label)))),
+      h("tbody", {}, groups.map((group, place) => h("tr", {}, h("th", { scope: "row" }, words(spanOf(group)), h("small", {}, some(group.users, "user"))),
         shown.map(([, scores, own]) => {
           const value = scores.groups?.[kind]?.[place]?.metrics["ndcg@10"];
           return h("td", { class: own ? "own" : null }, value === undefined ? "–" : h("span", { class: "cell-bar", vars: { "--share": value / top } }, value.toFixed(3)));
@@ -153,7 +153,7 @@ function protocolCard(card, one) {
     SPLITS[split.split] ?? null,
     split.reason ? `Why this split: ${split.reason}.` : null,
     split.train_users ? `${whole(split.train_interactions)} of ${whole(split.interactions)} interactions are for training, ${whole(split.valid_users)} users for validation and ${whole(split.test_users)} for the test.` : null,
-    one?.held_out ? `Held out: ${one.held_out}.` : null,
+    one?.held_out ? `Held out: ${one.held_out.replace(/(\d{4}-\d\d-\d\d)T/, "$1 ")}.` : null,
     TRAINED[card.trained_on] ?? null,
     one ? `Items that a user had before are ${one.seen === "removed" ? "not ranked again" : `${one.seen}`}.` : null,
     one?.cold ? `${whole(one.cold)} targets never occur in training, so no model can know them.` : null,

@@ -53,10 +53,9 @@ export function nextView({ cards, open }) {
   const element = h("div", { class: "view next" },
     h("div", { class: "intro" }, h("h1", {}, "What comes next?"),
       h("p", {}, "Put a few items into a history. The recommendations follow at once.")),
-    h("section", { class: "side", "aria-label": "History and filters" },
-      h("div", { class: "card" }, search.field, head, history.element, starters),
-      h("div", { class: "card" }, filters), h("div", { class: "card" }, session)),
-    h("section", { class: "results", "aria-label": "Recommendations" }, outcome, columns));
+    h("section", { class: "card past", "aria-label": "History" }, search.field, head, history.element, starters),
+    h("section", { class: "results", "aria-label": "Recommendations" }, outcome, columns),
+    h("section", { class: "side", "aria-label": "Options" }, h("div", { class: "card" }, filters), h("div", { class: "card" }, session)));
 
   function detail(item) {
     return [...item.categories.slice(0, 2), some(item.interactions, "interaction")].join(" · ");
@@ -149,7 +148,7 @@ export function nextView({ cards, open }) {
       const card = cards.find((one) => one.run === run);
       column.used = h("div", { class: "used" });
       column.element = h("div", { class: "column card" },
-        h("div", { class: "card-head" }, h("h2", {}, names.length > 1 ? run : "Recommended next"), h("span", { class: "count" }, names.length > 1 ? card.model : "")),
+        h("div", { class: "card-head" }, h("h2", {}, names.length > 1 ? run : "Recommended next"), names.length > 1 && card.model !== run ? h("span", { class: "count" }, card.model) : ""),
         column.used, column.wait, column.list.element);
       return column;
     });

@@ -96,7 +96,7 @@ export function peopleView({ cards, open }) {
         h("div", { class: "people-links" },
           h("a", { class: "button", href: link("next", { h: known, run: runOrNull() }) }, "Try this history"),
           h("a", { class: "button", href: link("next", { user: id, run: runOrNull() }) }, "Start a live session"))),
-      ...replay.notes.map((note) => h("p", { class: "note" }, sentence(note))),
+      replay.notes.length ? h("p", { class: "note" }, replay.notes.map(sentence).join(" ")) : "",
       replay.steps.length ? h("ol", { class: "steps" }, replay.steps.map((step, place) => drawStep(step, place)))
         : h("p", { class: "empty" }, "There is only one interaction, so nothing can be predicted."),
       h("details", { class: "card" }, h("summary", {}, `All items of the history (${history.items.length})`),
