@@ -104,8 +104,8 @@ def read_tokens(config: ServeConfig) -> Tokens:
     for number, token in enumerate(found, 1):
         if len(token) < SHORTEST_TOKEN or not token.isascii() or " " in token:
             raise InputError(
-                f"{place}: token {number} has fewer than {SHORTEST_TOKEN} characters, spaces, or others than ASCII; make "
-                "one with python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+                f"{place}: token {number} has fewer than {SHORTEST_TOKEN} characters, spaces, or others than ASCII; "
+                "make one with python -c 'import secrets; print(secrets.token_urlsafe(32))'"
             )
     if not found and not config.is_local and not config.public_without_token:
         raise InputError(

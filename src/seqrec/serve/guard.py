@@ -21,6 +21,7 @@ MOST_BODY = 2**20  # bytes
 MOST_QUERY = 4096  # bytes
 BODY_SECONDS = 10.0  # to send a body
 ANSWER_SECONDS = 30.0
+BUG = "this is a bug in seqrec; the server's log has the details"
 #: Paths that need no token: a balancer asks for the first two, and the page has no data of its own.
 OPEN = frozenset({"/healthz", "/readyz"})
 _LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
@@ -85,7 +86,7 @@ class Guard:
         except Exception:
             log.exception("a bug in seqrec")
             if not started:
-                await _refuse(answer, 500, "this is a bug in seqrec; the server's log has the details")
+                await _refuse(answer, 500, BUG)
         finally:
             self._note(scope, status, time.perf_counter() - began)
 

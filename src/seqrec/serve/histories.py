@@ -145,8 +145,8 @@ def joined(dataset: Dataset, people: Sequence[Person]) -> Histories:
     return replace(flat, users=np.array([person.user for person in people], dtype=np.int64))
 
 
-def log_history(dataset: Dataset, user: int, most: int) -> list[tuple[int, Any]]:
-    """The newest interactions of a user of the log: item index and Unix seconds, or None if the log has no times."""
+def log_history(dataset: Dataset, user: int, most: int | None = None) -> list[tuple[int, Any]]:
+    """The newest interactions of a user of the log, or all: item index and Unix seconds (None without times)."""
     people = histories_of_users(dataset, np.array([user], dtype=np.int64)).newest(most)
     own = slice(int(people.starts[0]), int(people.ends[0]))
     times = dataset.timestamps[own].tolist() if dataset.has_timestamps else [None] * (own.stop - own.start)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from seqrec.errors import InputError, one_line
 from seqrec.serve import schemas
 from seqrec.serve.batching import FullError
-from seqrec.serve.guard import BODY_SECONDS, MOST_BODY
+from seqrec.serve.guard import BODY_SECONDS, BUG, MOST_BODY
 from seqrec.serve.store import StoreError
 
 VERSION = version("seqrec")
@@ -126,6 +126,10 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         return json_answer({"detail": _in_words(error.errors())}, 422)
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> Response:
+        return json_answer({"detail": BUG}, 500)  # the guard logs the error, which is raised again
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> Response:

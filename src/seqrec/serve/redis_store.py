@@ -27,7 +27,7 @@ import re
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from seqrec.errors import InputError, one_line, warn
@@ -131,7 +131,7 @@ class RedisStore:
         check_texts(ids, "event id")
         if not ids:
             return []
-        records = self._asked(lambda: self._client.hmget(_IDS, list(ids)))
+        records: list[Any] = self._asked(lambda: self._client.hmget(_IDS, list(ids)))
         return [
             None if record is None else _event_of_record(record, name)
             for name, record in zip(ids, records, strict=True)
@@ -203,7 +203,7 @@ class RedisStore:
 
     def _warn_of_settings(self) -> None:
         """Warn if acknowledged events may be lost, or if the server does not tell."""
-        settings: dict[str, str] = {}
+        settings: dict[Any, Any] = {}
         try:
             for pattern in ("append*", "maxmemory*", "cluster-enabled"):
                 settings |= self._client.config_get(pattern)

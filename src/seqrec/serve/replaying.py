@@ -29,7 +29,7 @@ def replayed(live: Live, user: int, k: int, steps: int) -> dict[str, Any]:
     """
     predictor = live.without_counts
     dataset = predictor.dataset
-    log = log_history(dataset, user, live.model.max_length + steps)
+    log = log_history(dataset, user)
     items = np.array([item for item, _ in log], dtype=np.int64)
     seconds = np.arange(len(items)) if not dataset.has_timestamps else np.array([time for _, time in log])
     ends = np.arange(len(items) - 1, max(len(items) - 1 - steps, 0), -1)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 LONGEST_ID = 200  # characters
 MOST_ITEMS = 1000  # in a history, and to recommend
@@ -11,8 +11,9 @@ MOST_REQUESTS = 256  # in a batch
 MOST_EVENTS = 1000  # in one request
 
 _Text = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_ID)]
+_Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Id = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | _Text
-Time = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | FiniteFloat | Annotated[StrictStr, Field(max_length=40)]
+Time = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | _Float | Annotated[StrictStr, Field(max_length=40)]
 K = Annotated[StrictInt, Field(ge=1, le=MOST_ITEMS, description="Number of items to recommend.")]
 Score = Annotated[float, Field(description="Can be compared within one answer only.")]
 

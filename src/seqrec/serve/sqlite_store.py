@@ -48,10 +48,11 @@ class SQLiteStore:
                 raise InputError(f"{path}: its folder does not exist; create it first")
         self._idle: list[sqlite3.Connection] = []
         self._writing = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         self._process = os.getpid()
         try:
-            connection = self._connect()
+            with looked_at(path):
+                connection = self._connect()
         except sqlite3.Error as error:
             if _code(error) in _LOCKED | {sqlite3.SQLITE_FULL}:
                 raise self._explained(error) from error
@@ -97,14 +98,14 @@ class SQLiteStore:
 
     def close(self) -> None:
         """Close the connections; those in use are closed when their call ends."""
-        self._closed = True
+        self._closed.set()
         while self._idle:
             self._idle.pop().close()
 
     @contextmanager
     def _borrowed(self) -> Iterator[sqlite3.Connection]:
         """A connection that no other thread uses meanwhile. After an error it is closed, which rolls back."""
-        if self._closed:
+        if self._closed.is_set():
             raise StoreError(f"{self._path}: the event store is closed")
         if os.getpid() != self._process:  # SQLite's locks do not survive a fork
             raise StoreError(f"{self._path}: opened by another process; open the event store after the fork")
@@ -113,7 +114,7 @@ class SQLiteStore:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = self._connect()
+                connection = self._reconnect()
             yield connection
         except BaseException as error:
             if connection is not None:
@@ -122,7 +123,7 @@ class SQLiteStore:
                 raise self._explained(error) from error
             raise
         self._idle.append(connection)
-        if self._closed:
+        if self._closed.is_set():
             self.close()
 
     @contextmanager
@@ -134,12 +135,22 @@ class SQLiteStore:
         try:
             with self._borrowed() as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                if self._identity() != self._file:
-                    raise StoreError(f"{self._path}: the file was removed or replaced; restart the server")
+                self._check_place()
                 yield connection
                 connection.execute("COMMIT")
         finally:
             self._writing.release()
+
+    def _reconnect(self) -> sqlite3.Connection:
+        self._check_place()  # SQLite would create a file that is gone
+        try:
+            return self._connect()
+        except InputError as error:
+            raise StoreError(str(error)) from error
+
+    def _check_place(self) -> None:
+        if self._identity() != self._file:
+            raise StoreError(f"{self._path}: the file was removed or replaced; restart the server")
 
     def _identity(self) -> tuple[int, int] | None:
         """Device and inode of the file, or ``None`` if it is gone: what is written to it then is lost."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from seqrec.errors import InputError
 from seqrec.serve.config import ServeConfig, read_tokens
+from seqrec.serve.store import EventStore, StoreError, open_store
 
 WORKER = "SEQREC_SERVE"  # environment variable with the options of a worker process
 BACKLOG = 2048  # connections that wait to be accepted
@@ -61,10 +62,9 @@ def serve(folders: Sequence[Path], config: ServeConfig, say: Callable[[str], Non
 
     from seqrec.serve.live import Runs
     from seqrec.serve.measures import forget_shared, share_between_workers
-    from seqrec.serve.store import open_store
 
     Runs(list(folders), config.engine)  # a run that can't be served is one line here, not one per worker
-    open_store(place).close()
+    _opened(place).close()
     shared = share_between_workers()
     try:
         say(f"listening on {address} with {config.workers} workers; events in {_shown(place)}")
@@ -83,7 +83,6 @@ def _app() -> Any:
     from seqrec.serve.live import Runs
     from seqrec.serve.measures import Measures
     from seqrec.serve.server import Server
-    from seqrec.serve.store import open_store
 
     options = json.loads(os.environ[WORKER])
     config = ServeConfig(**options["config"] | {"token_file": _path(options["config"]["token_file"])})
@@ -105,9 +104,17 @@ def _app() -> Any:
     runs = Runs([Path(folder) for folder in options["folders"]], config.engine, report)
     for live in runs.all():
         measures.model.labels(live.name, live.version).set_to_current_time()
-    store = open_store(str(config.store))
+    store = _opened(str(config.store))
     server = Server(runs, store, config, measures)
     return create_app(server, read_tokens(config))
+
+
+def _opened(place: str) -> EventStore:
+    """The event store. One that is away is an error for the person who starts the server."""
+    try:
+        return open_store(place)
+    except StoreError as error:
+        raise InputError(f"{error}; start it, or give another --store") from error
 
 
 def _path(given: str | None) -> Path | None:

@@ -50,7 +50,8 @@ export const some = (number, one, more = `${one}s`) => `${whole(number)} ${numbe
 /** A score: as many digits as can be read. */
 export function score(number) {
   const size = Math.abs(number);
-  const text = Number.isInteger(number) && size >= 10 ? whole(size) : size.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  const digits = Number.isInteger(number) && size >= 10 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3;
+  const text = size.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   return number < 0 ? `−${text}` : text;
 }
 
