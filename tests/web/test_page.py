@@ -4,6 +4,7 @@ import json
 import re
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,7 +161,8 @@ def test_a_known_user_is_replayed(both: str, open_page: Opener) -> None:
     page = open_page(both, "#people")
     user = ask(both, "/v1/users?k=3")["users"][1]["id"]
     page.get_by_role("combobox", name="Find a user").fill(user)
-    page.locator(".options li").first.click()
+    expect(page.locator(".options li")).to_have_count(1)
+    page.locator(".options li").click()
     expect(page.get_by_role("heading", name=user)).to_be_visible()
     page.get_by_label("Last steps").select_option("5")
     expect(page.locator(".step")).to_have_count(5)
@@ -193,7 +195,7 @@ def test_a_live_session_changes_the_list(both: str, open_page: Opener) -> None:
     expect(page.get_by_role("heading", name="History of guest 1")).to_be_visible()
     before = shown(page)
     page.locator(".title-button").nth(2).click()
-    expect(page.locator(".summary")).to_contain_text("Recorded.")
+    expect(page.locator(".summary")).to_contain_text("Recorded and ranked again")
     expect(page.locator(".history-row .mark-new")).to_have_text("event")
     after = shown(page)
     assert after != before
@@ -323,7 +325,7 @@ def test_wrong_token_then_the_right_one(serving: Callable[..., str], open_page: 
     assert len(page.watched.errors) >= 2
 
 
-def test_a_server_that_stopped(runs: Any, open_page: Opener) -> None:
+def test_a_server_that_stopped(runs: Path, open_page: Opener) -> None:
     server = Served(runs, "counted")
     try:
         page = open_page(server.address, "#next?h=102")
@@ -345,6 +347,11 @@ VIEWS = [
 ]
 
 
+def serious_findings(page: Any) -> list[tuple[str, str]]:
+    found = Axe().run(page).response["violations"]
+    return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 820, 1400])
 def test_axe_finds_nothing_serious(both: str, open_page: Opener, width: int, theme: str) -> None:
@@ -363,8 +370,17 @@ def test_axe_finds_nothing_serious(both: str, open_page: Opener, width: int, the
         for details in page.locator("details > summary").all():
             details.click()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{view} is wider than {width}"
-        found = Axe().run(page).response["violations"]
-        serious += [
-            (view, one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")
-        ]
+        serious += [(view, *found) for found in serious_findings(page)]
     assert serious == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_axe_on_the_report(runs: Path, open_page: Opener, tmp_path: Path, width: int, theme: str) -> None:
+    pages = pytest.importorskip("seqrec.report.page")
+    pages.write_report([runs / "neural", runs / "counted"], tmp_path / "report.html", None)
+    page = open_page(tmp_path.as_uri(), "report.html", width=width, theme=theme)
+    page.get_by_role("heading", level=1).wait_for()
+    for details in page.locator("details > summary").all():
+        details.click()
+    assert serious_findings(page) == []

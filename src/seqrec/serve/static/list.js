@@ -55,9 +55,9 @@ export function rankedList({ label, add, addLabel, open, explain }) {
       h("span", { class: "rank", "aria-hidden": "true" }, place + 1),
       h("div", { class: "ranked-main" },
         h("button", { type: "button", class: "title-button", title: addLabel(name), "data-focus": `add ${id}`, onclick: () => add(item) },
-          h("span", { class: "title" }, name), icon("plus"), hidden(`, ${addLabel("").trim()}`)),
-        mark && h("span", { class: `mark mark-${mark.kind}` }, mark.text, mark.more && hidden(mark.more)),
-        h("span", { class: "meter", vars: { "--share": share }, "aria-hidden": "true" })),
+          h("span", { class: "title" }, name), "\u00a0", icon("plus"), hidden(`, ${addLabel("").trim()}`)),
+        h("div", { class: "ranked-line" }, h("span", { class: "meter", vars: { "--share": share }, "aria-hidden": "true" }),
+          mark && h("span", { class: `mark mark-${mark.kind}` }, mark.text, mark.more && hidden(mark.more)))),
       h("span", { class: "score" }, hidden("score "), score(item.score)),
       h("div", { class: "row-actions" }, why,
         h("button", { type: "button", class: "text-button", "data-focus": `similar ${id}`, onclick: () => open(item) },
@@ -101,6 +101,8 @@ const KINDS = [
   { key: "attention", name: "attention", help: "share of the model's attention" },
 ];
 
+const NOTHING = 0.005; // less is shown as 0.00
+
 function reasonsOf(reasons) {
   const kinds = KINDS.filter(({ key }) => reasons.some((one) => one[key] !== null && one[key] !== undefined && one[key] !== 0));
   if (!reasons.length) return [h("p", { class: "quiet" }, "No item of a history was used: these are the most popular items.")];
@@ -111,19 +113,22 @@ function reasonsOf(reasons) {
   }
   const parts = reasons.flatMap((one) => [one.influence ?? 0, one.transitions ?? 0].map(Math.abs));
   const most = Math.max(...parts) || 1;
+  const against = reasons.some((one) => one.influence <= -NOTHING);
   const rows = reasons.filter((one) => kinds.some(({ key }) => one[key])).map((one) => h("li", {},
     h("span", { class: "reason-title" }, nameOf(one)),
     h("span", { class: "reason-bars" }, kinds.map(({ key, name }) => bar(key, name, one[key] ?? 0, key === "attention" ? 1 : most)))));
   return [
     h("p", { class: "legend" }, kinds.map(({ key, name, help }) =>
-      h("span", { class: `key key-${key}` }, h("b", {}, name), ` ${help}`))),
+      h("span", { class: `key key-${key}` }, h("b", {}, name), ` ${help}`)),
+    against && h("span", { class: "key key-less" }, h("b", {}, "outlined"), " speaks against it")),
     h("ul", { class: "reasons" }, rows),
   ];
 }
 
 function bar(kind, name, value, most) {
-  const text = kind === "attention" ? `${Math.round(100 * value)} %` : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
-  return h("span", { class: `bar bar-${kind}${value < 0 ? " bar-less" : ""}` },
+  const sign = Math.abs(value) < NOTHING ? "" : value < 0 ? "−" : "+";
+  const text = kind === "attention" ? `${Math.round(100 * value)} %` : `${sign}${Math.abs(value).toFixed(2)}`;
+  return h("span", { class: `bar bar-${kind}${sign === "−" ? " bar-less" : ""}` },
     h("span", { class: "bar-track", "aria-hidden": "true" },
       h("span", { class: "bar-fill", vars: { "--share": Math.min(1, Math.abs(value) / most) } })),
     h("span", { class: "bar-value" }, hidden(`${name} `), text));

@@ -2,7 +2,7 @@
 
 import { call, itemOf, latest, remember } from "./api.js";
 import { combobox } from "./combobox.js";
-import { h, hidden, icon, loading, nameOf, problem, redraw, say, sentence, some } from "./dom.js";
+import { h, hidden, icon, loading, nameOf, problem, redraw, say, sentence, some, whole } from "./dom.js";
 import { historyList } from "./history.js";
 import { differences, news, rankedList } from "./list.js";
 import { current, go, link } from "./state.js";
@@ -32,7 +32,7 @@ export function nextView({ cards, open }) {
   const next = latest();
   let state = null;
   let lists = [];
-  let fresh = false; // an event was just recorded
+  let fresh = 0; // when the event was sent that was just recorded, in milliseconds; 0 for none
 
   const search = combobox({
     name: "find", label: "Find an item", placeholder: cards[0].has_titles ? "Title or id" : "Id", none: "No item has all of these words.",
@@ -67,9 +67,10 @@ export function nextView({ cards, open }) {
       go({ h: [...state.history, String(item.id)].slice(-MOST) });
       return;
     }
+    const sent = performance.now();
     try {
       await call("/v1/events", { body: { user: state.user, item: String(item.id), event_id: uniqueId() } });
-      fresh = true;
+      fresh = sent;
       await update(current().params);
     } catch (error) {
       outcome.replaceChildren(problem(error));
@@ -93,7 +94,7 @@ export function nextView({ cards, open }) {
       outcome.replaceChildren(problem(error));
       lists.forEach((list) => list.wait.remove());
     }
-    fresh = false;
+    fresh = 0;
     columns.removeAttribute("aria-busy");
   }
 
@@ -194,7 +195,8 @@ export function nextView({ cards, open }) {
     const lines = [];
     if (recorded) {
       const changed = Math.max(...lists.map((column) => column.changed));
-      lines.push(`Recorded. ${changed ? `${some(changed, "item")} of the list ${changed === 1 ? "is" : "are"} new` : "The list holds the same items"}, without training again.`);
+      const took = whole(Math.max(1, Math.round(performance.now() - recorded)));
+      lines.push(`Recorded and ranked again in ${took} ms, without training. ${changed ? `${some(changed, "item")} of the list ${changed === 1 ? "is" : "are"} new` : "The list holds the same items"}.`);
     }
     if (answers.length > 1) {
       const ids = new Set(answers[0].items.map((item) => String(item.id)));
