@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow test-plain test-sanitize test-clang lint format bench bench-peers pictures docs release clean
+.PHONY: install demo test test-slow test-web test-plain test-sanitize test-clang lint format bench bench-peers pictures docs release clean
 
 install: $(VENV)/.installed
 
@@ -20,14 +20,18 @@ demo: install
 	$(BIN)/seqrec demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow and not web"
 
 test-slow: install
 	$(BIN)/python -m pytest -n auto -m slow
 
+# The web page in Chromium (apt-get install chromium).
+test-web: install
+	$(BIN)/python -m pytest -m web tests/web
+
 # The same tests as `make test`, without the compiled loops.
 test-plain: install
-	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto -m "not slow"
+	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto -m "not slow and not web"
 
 # The compiled loops, built with AddressSanitizer and UndefinedBehaviorSanitizer into a temporary folder.
 test-sanitize: install

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from small_run import ITEMS, make_log
+from small_run import ITEMS, fit, make_log
 from starlette.testclient import TestClient
 
 from seqrec import Predictor, Recommender
@@ -95,6 +95,22 @@ def test_the_model_card(client: TestClient, trained: Path) -> None:
     assert card["interactions"] == len(make_log())
     assert card["metrics"] == Run(trained).metrics()
     assert card["refused"] is None
+
+
+def test_the_training_curve(serving: Any, trained: Path, tmp_path: Path) -> None:
+    validated = fit(tmp_path / "validated", evaluate_every=2, epochs=3)
+    Recommender("popularity").fit(make_log()).save(tmp_path / "counted")
+    client = serving(trained, validated, tmp_path / "counted")
+    for name, folder in (("run", trained), ("validated", validated)):
+        curve = get(client, "/v1/runs/curve", run=name)
+        rows = Run(folder).epochs()
+        assert (curve["run"], curve["metric"]) == (name, "ndcg@10")
+        assert [one["epoch"] for one in curve["epochs"]] == rows["epoch"].to_list()
+        assert [one["loss"] for one in curve["epochs"]] == rows["loss"].to_list()
+        values = rows["ndcg@10"].to_list() if "ndcg@10" in rows.columns else [None] * rows.height
+        assert [one["value"] for one in curve["epochs"]] == values
+    assert {one["loss"] for one in get(client, "/v1/runs/curve", run="counted")["epochs"]} <= {None}
+    assert client.get("/v1/runs/curve", params={"run": "other"}).status_code == 404
 
 
 def test_numbered_ids_stay_numbers(serving: Any, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ CHECKS = [
 PATHS = [
     ("POST", "/v1/recommend"), ("POST", "/v1/recommend/batch"), ("POST", "/v1/events"), ("POST", "/v1/reload"),
     ("GET", "/v1/history"), ("GET", "/v1/items"), ("GET", "/v1/similar"), ("GET", "/v1/categories"),
-    ("GET", "/v1/users"), ("GET", "/v1/replay"), ("GET", "/v1/runs"), ("GET", "/healthz"), ("GET", "/readyz"),
-    ("GET", "/metrics"),
+    ("GET", "/v1/users"), ("GET", "/v1/replay"), ("GET", "/v1/runs"), ("GET", "/v1/runs/curve"), ("GET", "/healthz"),
+    ("GET", "/readyz"), ("GET", "/metrics"),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Query
 from starlette.responses import Response
 
 from seqrec.errors import InputError
+from seqrec.run.folder import Run
 from seqrec.serve import schemas
 from seqrec.serve.answering import described
 from seqrec.serve.histories import log_history
@@ -21,6 +22,7 @@ from seqrec.serve.server import Server
 Identifier = Annotated[str, Query(min_length=1, max_length=schemas.LONGEST_ID)]
 RunName = Annotated[str | None, Query(max_length=schemas.LONGEST_ID, description="By default the first run.")]
 MOST_SHOWN = 100
+CURVE = "ndcg@10"  # the metric of the validation that the curve shows
 
 
 def add_looking(app: FastAPI, server: Server) -> None:
@@ -32,6 +34,11 @@ def add_looking(app: FastAPI, server: Server) -> None:
     async def cards() -> Response:
         """The model card of each run: what it is, what it was trained on, and how well it ranks."""
         return json_answer({"runs": [_card(server, live) for live in server.runs.all()]})
+
+    @app.get("/v1/runs/curve", response_model=schemas.Curve, responses=PROBLEMS, tags=["look"])
+    async def curve(run: RunName = None) -> Response:
+        """How a run was trained, epoch by epoch."""
+        return json_answer(await asyncio.to_thread(_curve, _live_of(server, run)))
 
 
 def _add_items(app: FastAPI, server: Server) -> None:
@@ -162,6 +169,15 @@ def _iso(seconds: float) -> str | None:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):  # a log may count from another year
         return None
+
+
+def _curve(live: Live) -> dict[str, Any]:
+    epochs = Run(live.folder).epochs()
+    values = epochs[CURVE] if CURVE in epochs.columns else pl.Series([None] * epochs.height)
+    rows = pl.DataFrame({"epoch": epochs["epoch"], "loss": epochs["loss"], "value": values})
+    # JSON has no number for the loss of a training that diverged.
+    numbers = rows.with_columns(pl.col("loss", "value").cast(pl.Float64).replace([np.nan, np.inf, -np.inf], None))
+    return {"run": live.name, "metric": CURVE, "epochs": numbers.to_dicts()}
 
 
 def _card(server: Server, live: Live) -> dict[str, Any]:

@@ -6,13 +6,17 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+_SCRIPT = "text/javascript; charset=utf-8"
+_SCRIPTS = (
+    *("api.js", "app.js", "chart.js", "combobox.js", "dom.js", "history.js", "list.js", "model.js"),
+    *("next.js", "people.js", "similar.js", "state.js", "theme.js", "token.js"),
+)
 #: The files by path, with their types.
 PAGES = {
     "/": ("index.html", "text/html; charset=utf-8"),
-    "/static/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/static/style.css": ("style.css", "text/css; charset=utf-8"),
     "/static/icon.svg": ("icon.svg", "image/svg+xml"),
-}
+} | {f"/static/{name}": (name, _SCRIPT) for name in _SCRIPTS}
 
 
 def add_page(app: FastAPI) -> frozenset[str]:

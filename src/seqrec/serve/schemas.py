@@ -271,6 +271,22 @@ class Cards(BaseModel):
     runs: list[Card]
 
 
+class Epoch(BaseModel):
+    """An epoch of the training."""
+
+    epoch: int
+    loss: float | None = Field(description="Null if the model is counted.")
+    value: float | None = Field(description="The metric on the validation part; null if the epoch was not validated.")
+
+
+class Curve(BaseModel):
+    """How a run was trained, epoch by epoch. A counted model has no epochs with a loss."""
+
+    run: str
+    metric: str
+    epochs: list[Epoch]
+
+
 class Reloaded(BaseModel):
     """The version of each run after reloading."""
 
