@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ HISTORY = "#next?h=102&h=103&h=104"
 
 
 def ask(address: str, path: str, body: Any = None) -> Any:
-    request = urllib.request.Request(address + path, json.dumps(body).encode() if body else None)
+    request = urllib.request.Request(address + path, None if body is None else json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         return json.loads(answer.read())
@@ -323,6 +325,20 @@ def test_wrong_token_then_the_right_one(serving: Callable[..., str], open_page: 
     expect(page.locator(".ranked-row")).to_have_count(10)
     assert TOKEN not in page.url
     assert len(page.watched.errors) >= 2
+
+
+def test_a_refused_run_is_shown_with_its_reason(runs: Path, open_page: Opener, tmp_path: Path) -> None:
+    shutil.copytree(runs / "counted", tmp_path / "counted")
+    server = Served(tmp_path, "counted")
+    try:
+        (tmp_path / "counted" / "config.json").write_text("{")
+        with pytest.raises(urllib.error.HTTPError, match="409"):
+            ask(server.address, "/v1/reload", {})
+        page = open_page(server.address, "#model")
+        expect(page.locator(".notice")).to_contain_text("can't be used")
+        expect(page.locator(".notice")).to_contain_text("config.json")
+    finally:
+        server.stop()
 
 
 def test_a_server_that_stopped(runs: Path, open_page: Opener) -> None:

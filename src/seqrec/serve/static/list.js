@@ -55,7 +55,7 @@ export function rankedList({ label, add, addLabel, open, explain }) {
       h("span", { class: "rank", "aria-hidden": "true" }, place + 1),
       h("div", { class: "ranked-main" },
         h("button", { type: "button", class: "title-button", title: addLabel(name), "data-focus": `add ${id}`, onclick: () => add(item) },
-          h("span", { class: "title" }, name), "\u00a0", icon("plus"), hidden(`, ${addLabel("").trim()}`)),
+          h("span", { class: "title" }, name), icon("plus"), hidden(`, ${addLabel("").trim()}`)),
         h("div", { class: "ranked-line" }, h("span", { class: "meter", vars: { "--share": share }, "aria-hidden": "true" }),
           mark && h("span", { class: `mark mark-${mark.kind}` }, mark.text, mark.more && hidden(mark.more)))),
       h("span", { class: "score" }, hidden("score "), score(item.score)),
