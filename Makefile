@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow test-web test-plain test-sanitize test-clang lint format bench bench-peers pictures docs release clean
+.PHONY: install demo test test-slow test-web test-plain test-sanitize test-clang lint format bench bench-serve bench-peers pictures docs release clean
 
 install: $(VENV)/.installed
 
@@ -61,6 +61,10 @@ docs: install
 
 bench: install
 	$(BIN)/seqrec bench $(LOG) --out runs/bench
+
+# make bench-serve RUN=runs/demo
+bench-serve: install
+	$(BIN)/python benchmarks/serve.py $(RUN) --workers 2
 
 bench-peers: install
 	$(BIN)/python benchmarks/peers.py $(LOG)

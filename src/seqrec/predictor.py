@@ -90,12 +90,14 @@ class Predictor:
         _ = self.catalogue  # computed now, so that the first call is not slower
 
     @classmethod
-    def load(cls, folder: str | Path, first_pass: bool | None = None) -> "Predictor":
+    def load(cls, folder: str | Path, first_pass: bool | None = None, mapped: bool = False) -> "Predictor":
         """Open a run folder. This reads the weights, the item ids and a few histories, not the complete dataset.
 
         Args:
             folder: the run folder.
             first_pass: as for the class.
+            mapped: whether the weights stay in their file, memory-mapped, so that processes share them. The file must
+                not be changed in place then; ``fit`` replaces it.
 
         Raises:
             InputError: the folder is not a run or is damaged, its weights give no usable ranking, or ``first_pass`` is
@@ -103,11 +105,11 @@ class Predictor:
         """
         watch_forks()
         check_polars("loading a run")
-        return reading(folder, lambda: cls._load(Run(folder), first_pass))
+        return reading(folder, lambda: cls._load(Run(folder), first_pass, mapped))
 
     @classmethod
-    def _load(cls, run: Run, first_pass: bool | None) -> "Predictor":
-        model = run.model()
+    def _load(cls, run: Run, first_pass: bool | None, mapped: bool) -> "Predictor":
+        model = run.model(mapped=mapped)
         run.check_scores(model)
         dataset = run.dataset
         _ = dataset.item_ids  # load the ids now, and verify their checksums

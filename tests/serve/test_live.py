@@ -14,6 +14,7 @@ from seqrec.run.lock import Lock
 from seqrec.serve.answering import recommend
 from seqrec.serve.live import Live, Runs, load
 from seqrec.serve.schemas import Recommend
+from seqrec.serve.snapshots import Snapshots
 from seqrec.serve.store import open_store
 
 HISTORY = ["i3", "i5", "i6"]
@@ -62,6 +63,39 @@ def test_a_broken_run_is_refused_and_the_old_one_stays(serving: Any, run: Path, 
     assert client.post("/v1/reload").status_code == 200
     assert client.get("/v1/runs").json()["runs"][0]["refused"] is None
     assert first(client)["model_version"] != before["model_version"]
+
+
+def test_files_that_are_overwritten_in_place_change_nothing(serving: Any, run: Path) -> None:
+    """Everything is mapped from a private copy. A mapped file that shrinks would end the process."""
+    client = serving(run)
+    before = first(client)
+    history = client.get("/v1/history", params={"user": "u7"}).json()
+    for path in [run / "weights.safetensors", *(run / "data").iterdir()]:
+        size = path.stat().st_size
+        path.write_bytes(b"")
+        path.write_bytes(b"\x7f" * size)
+    assert first(client) == before
+    assert client.get("/v1/history", params={"user": "u7"}).json() == history
+    assert client.get("/v1/history", params={"user": "u9"}).json()["total"] == 4
+    assert client.post("/v1/reload").status_code == 409
+    assert first(client) == before
+
+
+def test_copies_are_made_once_and_removed(run: Path, other: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copies"
+    root.mkdir()
+    runs = Runs([run], snapshots=Snapshots(root))
+    twin = Runs([run], snapshots=Snapshots(root))  # another worker
+    (copy,) = root.iterdir()
+    replace(run, other)
+    runs.reload()
+    assert [path != copy for path in root.iterdir()] == [True]
+    (answer,) = recommend(twin, open_store(str(tmp_path / "events.db")), [Recommend(history=HISTORY)])
+    assert isinstance(answer, dict)
+    assert answer["model_version"] == twin.get().version != runs.get().version
+    (run / "config.json").write_text("{")
+    assert str(run) in str(runs.reload()[run.name])
+    assert len(list(root.iterdir())) == 1, "a copy that can't be used is removed"
 
 
 def test_a_run_that_is_gone_is_refused(serving: Any, run: Path) -> None:

@@ -253,11 +253,12 @@ class Run:
         kept = self.folder / TRAIN_WEIGHTS
         return kept if trained_on == "train" and kept.exists() else self.folder / WEIGHTS
 
-    def model(self, trained_on: TrainedOn | None = None) -> Model:
+    def model(self, trained_on: TrainedOn | None = None, mapped: bool = False) -> Model:
         """The model with its weights, in evaluation mode on the CPU.
 
         Args:
             trained_on: what the weights must have been trained on. By default the weights in use, whatever it was.
+            mapped: whether the weights stay in their file, memory-mapped, which must not be changed in place then.
         """
         path = self.weights_path(trained_on)
         if not path.exists():
@@ -273,7 +274,7 @@ class Run:
             raise error if str(error).startswith(str(path)) else self._damaged(error) from error
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
-        self.load_weights(model, trained_on, mapped=True)
+        self.load_weights(model, trained_on, mapped)
         model.addition = None if model.COUNTED else read_addition(self.folder, self.id, model.num_items)
         return model.eval()
 
@@ -281,13 +282,13 @@ class Run:
         return InputError(f"{self.folder / CONFIG}: is damaged ({one_line(error)}); train again")
 
     def load_weights(self, model: Model, trained_on: TrainedOn | None = None, mapped: bool = False) -> None:
-        """Load the weights into a model of the run's sizes, on the CPU.
-
-        ``mapped`` puts the memory-mapped weights in place of the model's own, so that processes share them.
-        """
+        """Load the weights into a model of the run's sizes, on the CPU or without memory; ``mapped`` as above."""
         tensors = self.read_weights(model, trained_on)
+        outline = any(weight.is_meta for weight in model.state_dict().values())
+        if outline and not mapped:
+            tensors = {name: weight.clone() for name, weight in tensors.items()}
         try:
-            model.load_state_dict(tensors, assign=mapped)
+            model.load_state_dict(tensors, assign=outline)
             model.check_weights()
         except (RuntimeError, ValueError) as error:
             path = self.weights_path(trained_on)

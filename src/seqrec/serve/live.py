@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.predictor import Predictor
 from seqrec.ranking.additions import recounted
 from seqrec.run.folder import Run
-from seqrec.run.layout import CONFIG, METRICS, TRAIN_WEIGHTS, TRANSITIONS, WEIGHTS
+from seqrec.run.layout import EPOCHS, TRANSITIONS
 from seqrec.run.lock import Lock
 from seqrec.run.place import reading
 from seqrec.run.tensors import read_header
 from seqrec.serve.finding import Finder
-
-Signature = tuple[tuple[int, int, int], ...]
+from seqrec.serve.snapshots import Signature, Snapshots, signature_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Live:
     label: str
     config: dict[str, Any]
     metrics: dict[str, Any]
+    epochs: pl.DataFrame | None
     loaded: datetime
     signature: Signature
 
@@ -69,51 +72,58 @@ class Live:
         return None if addition is None else float(addition.weight)
 
 
-def signature_of(folder: Path) -> Signature:
-    """What tells whether a run folder changed: the inode, size and time of each file that serving reads."""
-    found = []
-    for name in (CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS):
-        try:
-            facts = os.stat(folder / name)
-            found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
-        except OSError:
-            found.append((0, 0, 0))
-    return tuple(found)
+def load(folder: Path, name: str, engine: str = "torch", snapshots: Snapshots | None = None) -> Live:
+    """Open a run folder for serving, from a private copy.
 
-
-def load(folder: Path, name: str, engine: str = "torch") -> Live:
-    """Open a run folder for serving.
+    Args:
+        folder: run folder.
+        name: name of the run.
+        engine: what computes the model, torch or onnx.
+        snapshots: where the copy is made. By default in a folder that is removed at once: mapped files outlive it.
 
     Raises:
         InputError: the folder is not a run, is damaged, or can't be served.
     """
-    return reading(folder, lambda: _load(folder, name, engine))
+    if snapshots is None:
+        with tempfile.TemporaryDirectory(prefix="seqrec-run-") as root:
+            return load(folder, name, engine, Snapshots(Path(root)))
+
+    def open_it() -> Live:
+        signature = signature_of(folder)
+        copy = snapshots.of(folder, name, signature)
+        if signature_of(folder) != signature:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise InputError(f"{folder}: is being written to; try again later")
+        live = snapshots.reading(folder, copy, lambda: _live(folder, name, engine, copy, signature))
+        snapshots.forget(name, copy)
+        return live
+
+    return reading(folder, open_it)
 
 
-def _load(folder: Path, name: str, engine: str) -> Live:
-    before = signature_of(folder)
-    run = Run(folder)
-    predictor = Predictor.load(folder)
+def _live(folder: Path, name: str, engine: str, copy: Path, signature: Signature) -> Live:
+    run = Run(copy)
+    predictor = Predictor.load(copy, mapped=True)
     if engine == "onnx":
-        from seqrec.export import onnx_predictor
+        from seqrec.export.session import OnnxModel
 
-        predictor = onnx_predictor(folder)
-    config = asdict(run.config)
-    live = Live(
+        model = OnnxModel(predictor.model, torch.get_num_threads())
+        predictor = Predictor(model, predictor.dataset, predictor.keep_seen)
+    table = predictor.dataset.item_table
+    if table is not None:
+        table.read()
+    return Live(
         name=name,
         folder=folder,
         predictor=predictor,
         version=_version(run),
         label=run.config.label,
-        config=json.loads(json.dumps(config, default=str)),
+        config=json.loads(json.dumps(asdict(run.config), default=str)),
         metrics=run.metrics(),
+        epochs=run.epochs() if (copy / EPOCHS).exists() else None,
         loaded=datetime.now(UTC),
-        signature=before,
+        signature=signature,
     )
-    table = predictor.dataset.item_table
-    if table is not None:
-        table.read()
-    return live
 
 
 def _version(run: Run) -> str:
@@ -138,21 +148,27 @@ class Runs:
         folders: run folders; each is named like its folder.
         engine: what computes the model.
         report: called with the name, and the new version or the error, when a run was replaced or refused.
+        snapshots: where copies of the runs are made.
 
     Raises:
         InputError: a folder can't be served, or two have the same name.
     """
 
     def __init__(
-        self, folders: list[Path], engine: str = "torch", report: Callable[[str, str | Exception], None] | None = None
+        self,
+        folders: list[Path],
+        engine: str = "torch",
+        report: Callable[[str, str | Exception], None] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
+        self._snapshots = snapshots
         self._engine, self._report = engine, report or (lambda name, result: None)
         self._lock = threading.Lock()
         names = [Path(os.path.realpath(folder)).name for folder in folders]
         for number, name in enumerate(names):
             if name in names[:number]:
                 raise InputError(f"two runs have the name {name}; rename one of the folders")
-        self._live = {name: load(folder, name, engine) for name, folder in zip(names, folders, strict=True)}
+        self._live = {name: load(folder, name, engine, snapshots) for name, folder in zip(names, folders, strict=True)}
         self._default = names[0]
         self._seen: dict[str, Signature] = {}
         self.refused: dict[str, str] = {}
@@ -195,7 +211,7 @@ class Runs:
                 if settled and (before != now or live.name in self.refused or _is_written(live.folder)):
                     continue
                 try:
-                    self._live[live.name] = load(live.folder, live.name, self._engine)
+                    self._live[live.name] = load(live.folder, live.name, self._engine, self._snapshots)
                     self.refused.pop(live.name, None)
                     self._report(live.name, self._live[live.name].version)
                 except (InputError, OSError, MemoryError) as error:

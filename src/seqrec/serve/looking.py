@@ -10,7 +10,6 @@ from fastapi import FastAPI, Query
 from starlette.responses import Response
 
 from seqrec.errors import InputError
-from seqrec.run.folder import Run
 from seqrec.serve import schemas
 from seqrec.serve.answering import described
 from seqrec.serve.histories import log_history
@@ -172,7 +171,9 @@ def _iso(seconds: float) -> str | None:
 
 
 def _curve(live: Live) -> dict[str, Any]:
-    epochs = Run(live.folder).epochs()
+    epochs = live.epochs
+    if epochs is None:  # training has not ended an epoch
+        return {"run": live.name, "metric": CURVE, "epochs": []}
     values = epochs[CURVE] if CURVE in epochs.columns else pl.Series([None] * epochs.height)
     rows = pl.DataFrame({"epoch": epochs["epoch"], "loss": epochs["loss"], "value": values})
     # JSON has no number for the loss of a training that diverged.

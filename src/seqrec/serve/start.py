@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from seqrec.errors import InputError
 from seqrec.serve.config import ServeConfig, read_tokens
+from seqrec.serve.live import Runs
+from seqrec.serve.snapshots import Snapshots
 from seqrec.serve.store import EventStore, StoreError, open_store
 
 WORKER = "SEQREC_SERVE"  # environment variable with the options of a worker process
@@ -31,14 +34,21 @@ def serve(folders: Sequence[Path], config: ServeConfig, say: Callable[[str], Non
     Raises:
         InputError: an option is wrong, a run can't be served, or the address is in use.
     """
-    import uvicorn
-
     read_tokens(config)
     place = config.store or str(Path(os.path.abspath(folders[0])).parent / "events.db")
     listening = _listen(config)
-    address = _address(config, listening)
     options = asdict(config) | {"store": place, "token_file": config.token_file and str(config.token_file)}
-    os.environ[WORKER] = json.dumps({"folders": [str(folder) for folder in folders], "config": options})
+    given = {"folders": [str(folder) for folder in folders], "config": options}
+    with tempfile.TemporaryDirectory(prefix="seqrec-serve-") as copies:  # of the runs
+        os.environ[WORKER] = json.dumps(given | {"copies": copies})
+        _run(config, listening, place, say)
+
+
+def _run(config: ServeConfig, listening: socket.socket, place: str, say: Callable[[str], None]) -> None:
+    """Serve in this process, or in several that share the socket."""
+    import uvicorn
+
+    address = _address(config, listening)
     # uvicorn's own lines would repeat each request, with its query.
     settings: dict[str, Any] = {
         "log_config": None,
@@ -60,10 +70,9 @@ def serve(folders: Sequence[Path], config: ServeConfig, say: Callable[[str], Non
         return
     from uvicorn.supervisors import Multiprocess
 
-    from seqrec.serve.live import Runs
     from seqrec.serve.measures import forget_shared, share_between_workers
 
-    Runs(list(folders), config.engine)  # a run that can't be served is one line here, not one per worker
+    _runs(json.loads(os.environ[WORKER]))  # a run that can't be served is one line here, not one per worker
     _opened(place).close()
     shared = share_between_workers()
     try:
@@ -80,7 +89,6 @@ def _app() -> Any:
     import torch
 
     from seqrec.serve.app import create_app
-    from seqrec.serve.live import Runs
     from seqrec.serve.measures import Measures
     from seqrec.serve.server import Server
 
@@ -101,12 +109,18 @@ def _app() -> Any:
             measures.model.labels(name, result).set_to_current_time()
             log.info(json.dumps({"event": "run replaced", "run": name, "version": result}))
 
-    runs = Runs([Path(folder) for folder in options["folders"]], config.engine, report)
+    runs = _runs(options, report)
     for live in runs.all():
         measures.model.labels(live.name, live.version).set_to_current_time()
     store = _opened(str(config.store))
     server = Server(runs, store, config, measures)
     return create_app(server, read_tokens(config))
+
+
+def _runs(options: dict[str, Any], report: Callable[[str, str | Exception], None] | None = None) -> Runs:
+    """The runs that :func:`serve` was given."""
+    folders, copies = [Path(folder) for folder in options["folders"]], Snapshots(Path(options["copies"]))
+    return Runs(folders, options["config"]["engine"], report, copies)
 
 
 def _opened(place: str) -> EventStore:
