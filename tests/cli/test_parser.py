@@ -79,3 +79,14 @@ def test_ctrl_c_from_outside_while_it_starts(tmp_path: Path) -> None:
     out, error = child.communicate(timeout=60)
     assert (child.returncode, out, error) == (130, "", "stopped\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_options_are_read_the_same_beside_pydantic() -> None:
+    """cyclopts checks values with pydantic if that is imported, as in a program that also serves."""
+    code = (
+        "import pydantic\nfrom seqrec.cli.parser import parsed\n"
+        "_, computes = parsed(['inspect', 'log.csv', '--min-user-interactions', '3'])\n"
+        "parsed(['fit', 'log.csv', '--embedding-dim', '8', '--split', 'time', '--epochs', '2'])\nprint(computes)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr

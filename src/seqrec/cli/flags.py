@@ -76,6 +76,22 @@ def with_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+class _Made(type):
+    """Counts instances of the original dataclass as its own, which its constructor returns.
+
+    cyclopts lets pydantic check this, if another part of the program has imported pydantic.
+    """
+
+    original: type
+
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return isinstance(thing, cls.original)
+
+
+class _Flags(metaclass=_Made):
+    pass
+
+
 @cache
 def flags_of(kind: Any) -> Any:
     """A dataclass with the same fields, annotated for flags. Its constructor returns the original dataclass."""
@@ -89,8 +105,8 @@ def flags_of(kind: Any) -> Any:
         tells = one.default is not False and one.default is not None  # the text explains None
         hint = annotated[hints[one.name], Parameter(help=text, group=group, show_default=tells)]
         shown.append((one.name, hint, field(default=None if one.default is MISSING else one.default)))
-    body = {"__module__": kind.__module__, "__new__": lambda _, **values: kind(**values)}
-    return make_dataclass(kind.__name__, shown, namespace=body, frozen=True)
+    body = {"__module__": kind.__module__, "__new__": lambda _, **values: kind(**values), "original": kind}
+    return make_dataclass(kind.__name__, shown, bases=(_Flags,), namespace=body, frozen=True)
 
 
 def texts_of(kind: Any) -> dict[str, str]:
