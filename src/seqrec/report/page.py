@@ -53,7 +53,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, title: str | No
         files.append(pictures / f"{picture.name}.png")
         return tag("figure", Html(rendered(picture, pictures)), tag("figcaption", picture.title))
 
-    text = page(runs, show, title)
+    text = page_of(runs, show, title)
     with replacing(out) as new:
         new.write_text(text, encoding="utf-8")
     return files
@@ -67,7 +67,7 @@ def labels_of(folders: Sequence[str | Path]) -> list[str]:
             for place, name in enumerate(names)]  # fmt: skip
 
 
-def page(runs: Sequence[RunContent], show: Show, title: str | None = None) -> str:
+def page_of(runs: Sequence[RunContent], show: Show, title: str | None = None) -> str:
     """The page as text. ``show`` draws a picture."""
     sections: dict[str, Section] = {
         "Test": tests_section,
@@ -143,7 +143,8 @@ def _cards(runs: Sequence[RunContent]) -> Html:
     others = {name: one.metrics["ndcg@10"] for name, one in test.baselines.items() if name != run.config.label}
     if others and (best := max(others.values())) > 0:
         name = max(others, key=others.__getitem__)
-        cards.append((f"NDCG@10 against {name}", f"{test.metrics['ndcg@10'] / best - 1:+.1%}", "the best baseline"))
+        gain = f"{test.metrics['ndcg@10'] / best - 1:+.1%}".replace("-", "−")
+        cards.append((f"NDCG@10 against {name}", gain, "the best baseline"))
     return _card_list(cards)
 
 
