@@ -54,7 +54,7 @@ def curves_figure(runs: Mapping[str, pl.DataFrame], column: str, label: str) -> 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(axis="y")
     if column != "loss":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])  # room for the ring
     _legend(axes, len(runs) > 1)
     return figure
 

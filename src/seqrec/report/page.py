@@ -143,7 +143,8 @@ def _cards(runs: Sequence[RunContent]) -> Html:
     others = {name: one.metrics["ndcg@10"] for name, one in test.baselines.items() if name != run.config.label}
     if others and (best := max(others.values())) > 0:
         name = max(others, key=others.__getitem__)
-        cards.append((f"NDCG@10 against {name}", f"{test.metrics['ndcg@10'] / best - 1:+.1%}", "the best baseline"))
+        gain = f"{test.metrics['ndcg@10'] / best - 1:+.1%}".replace("-", "−")
+        cards.append((f"NDCG@10 against {name}", gain, "the best baseline"))
     return _card_list(cards)
 
 

@@ -17,8 +17,9 @@ from seqrec.report.tables import with_interval
 
 #: Draws a picture and returns it as a figure of the page.
 Show = Callable[[Picture], Html]
-#: The main metrics in the columns of tables; the others are in a table that opens on demand.
-COLUMNS = {"ndcg@10": "NDCG@10", "hr@10": "HR@10", "mrr": "MRR"}
+#: The main metrics in the columns of tables, and whether their intervals are shown: as many as fit beside a picture.
+#: All of them are in tables that open on demand.
+COLUMNS = {"ndcg@10": ("NDCG@10", True), "hr@10": ("HR@10", True), "mrr": ("MRR", False)}
 _MEANING = {
     "full": "Each held-out item is ranked among the whole catalogue.",
     "sampled": "Each held-out item is ranked among random items that the user has not seen, as in many papers. The "
@@ -114,11 +115,15 @@ def _main_table(rows: Sequence[Row], best: Row, against: str) -> Html:
     has_p = any(row.p is not None for row in rows)
     cells = []
     for row in rows:
-        values = [with_interval(row.scores.metrics[name], *row.scores.intervals[name]) for name in COLUMNS]
+        values = [
+            with_interval(row.scores.metrics[name], *row.scores.intervals[name]) if intervals
+            else f"{row.scores.metrics[name]:.4f}"
+            for name, (_, intervals) in COLUMNS.items()
+        ]  # fmt: skip
         first = tag("strong", values[0]) if row is best else values[0]
         p = [] if not has_p else ["" if row.p is None else f"{row.p:.1g}"]
         cells.append([row.head, first, *values[1:], *p])
-    columns = ["model", *COLUMNS.values(), *["p"] * has_p]
+    columns = ["model", *(name for name, _ in COLUMNS.values()), *["p"] * has_p]
     note = " p: paired test of the difference in NDCG@10 from the run." if has_p else ""
     return table(f"Test, {against}, with half the width of 95 % intervals.{note}", columns, cells)
 
