@@ -130,6 +130,7 @@ def test_a_batch_is_answered_in_its_order(client: TestClient) -> None:
 def test_reasons_are_what_the_score_loses(client: TestClient, predictor: Predictor) -> None:
     """Each item of the history is left out in turn, and the model asked again."""
     (item, *_) = ask(client, history=HISTORY, k=1, explain=True)["items"]
+    assert sum(reason["attention"] for reason in item["why"]) == pytest.approx(1)
     for reason in item["why"]:
         without = [one for one in HISTORY if one != reason["id"]]
         less = dict(predictor.recommend(without, 40, keep_seen=True))[item["id"]]

@@ -101,6 +101,10 @@ class OnnxModel(Model):
         (hidden,) = self.session.run(["hidden"], feeds_of(self.model, batch))
         return torch.from_numpy(hidden)
 
+    def attention_of_last(self, batch: Batch) -> Tensor | None:
+        """Those of the model itself."""
+        return self.model.attention_of_last(batch)
+
     def item_vectors(self) -> Tensor:
         """Output vectors ``[I + 1, D]`` of the model."""
         return self.model.item_vectors()

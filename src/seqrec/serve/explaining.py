@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqrec.data.batches import flat_histories_of
+from seqrec.data.batches import flat_histories_of, pack
 from seqrec.data.split import Histories
+from seqrec.models.attention import attention_of
 from seqrec.ranking.scoring import last_states
 from seqrec.serve.live import Live
 
@@ -17,9 +18,10 @@ MOST_REASONS = 5  # per recommended item
 def reasons_of(live: Live, histories: Histories, row: int, items: np.ndarray) -> list[list[dict[str, Any]]]:
     """For each recommended item, the items of the history that matter most, as :class:`seqrec.serve.schemas.Reason`.
 
-    ``influence`` is by how much the model's score of the item falls if the other one is left out of the history: it is
-    computed by encoding the history once more for each of its items. ``transitions`` is exact: the share of the item in
-    the weighted mean of the counts that is added to the score.
+    ``attention`` is the item's weight in the last block's attention, for models that have attention. ``influence`` is
+    by how much the model's score of the recommended item falls without the other one: it is computed by encoding the
+    history once more for each of its items. ``transitions`` is exact: the share of the item in the weighted mean of the
+    counts that is added to the score.
 
     Args:
         live: run.
@@ -29,24 +31,34 @@ def reasons_of(live: Live, histories: Histories, row: int, items: np.ndarray) ->
     """
     one = histories.take(slice(row, row + 1)).newest(min(live.model.max_length, MOST_READ))
     history = np.asarray(one.dataset.items[int(one.starts[0]) : int(one.ends[0])], dtype=np.int64)
+    with torch.inference_mode():
+        weights = attention_of(live.model, pack(one, len(history)))
+    attention = None if weights is None else weights[0]
     influence = _influence(live, one, history, items)
     counted = _transitions(live, history, items)
     total = influence if counted is None else influence + counted
     found = []
     for column in range(len(items)):
         best = np.argsort(-total[:, column], kind="stable")[:MOST_REASONS]
-        found.append([_reason(live, int(place), history, column, influence, counted) for place in best])
+        found.append([_reason(live, int(place), history, column, influence, counted, attention) for place in best])
     return found
 
 
 def _reason(
-    live: Live, place: int, history: np.ndarray, column: int, influence: np.ndarray, counted: np.ndarray | None
+    live: Live,
+    place: int,
+    history: np.ndarray,
+    column: int,
+    influence: np.ndarray,
+    counted: np.ndarray | None,
+    attention: np.ndarray | None,
 ) -> dict[str, Any]:
     item = history[place : place + 1] - 1
     titles = live.titles
     return {
         "id": live.predictor.dataset.catalogue.values(item)[0],
         "title": None if titles is None else titles[int(item[0])],
+        "attention": None if attention is None else float(attention[place]),
         "influence": float(influence[place, column]),
         "transitions": None if counted is None else float(counted[place, column]),
     }
