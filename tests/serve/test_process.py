@@ -66,6 +66,7 @@ def wait(until: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_several_workers_share_events_and_numbers(trained: Path, tmp_path: Path) -> None:
     with served(str(trained), "--workers", "2", "--store", str(tmp_path / "events.db")) as (port, _):
         for number in range(20):  # each on a connection of its own, so that both workers answer
@@ -163,6 +164,7 @@ def refused(*options: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_what_is_wrong_at_the_start_is_one_line(trained: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -172,3 +174,16 @@ def test_what_is_wrong_at_the_start_is_one_line(trained: Path, tmp_path: Path) -
     assert "mysql" in refused(str(trained), "--store", "mysql://x")
     assert str(tmp_path / "none") in refused(str(tmp_path / "none"))
     assert "port" in refused(str(trained), "--port", "65536")
+
+
+def test_the_examples_run(trained: Path, tmp_path: Path) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    with served(str(trained), "--store", str(tmp_path / "events.db"), SEQREC_TOKENS=TOKEN) as (port, _):
+        commands = [[sys.executable, str(examples / "serve_client.py")]]
+        if shutil.which("curl"):
+            commands.append(["sh", str(examples / "serve_client.sh")])
+        for command in commands:
+            url, environment = f"http://127.0.0.1:{port}", os.environ | {"SEQREC_TOKEN": TOKEN}
+            done = subprocess.run([*command, url], capture_output=True, text=True, env=environment, check=False)
+            assert done.returncode == 0, done.stderr
+            assert "'events': 1" in done.stdout or '"events":' in done.stdout

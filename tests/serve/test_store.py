@@ -1,6 +1,5 @@
 """The event store: the same tests on SQLite and on Redis, and what each of them does when its storage fails."""
 
-import contextlib
 import itertools
 import os
 import random
@@ -490,13 +489,13 @@ def test_full_memory_stores_nothing_of_a_call(tmp_path: Path) -> None:
     store = open_store(server.url())
     try:
         stored = 0
-        with contextlib.suppress(StoreError):
-            while True:
+        refused = None
+        while refused is None:
+            try:
                 stored += sum(store.add([event(f"{stored + n}", item="x" * 500) for n in range(20)]))
-        with pytest.raises(StoreError, match="its memory is full"):
-            store.add([event("more")])
-        with pytest.raises(StoreError, match="its memory is full"):
-            store.check()
+            except StoreError as error:
+                refused = str(error)
+        assert "its memory is full" in refused
         assert stored > 0
         assert len(store.read(["u"], 100_000)[0]) == stored
         assert store.find([f"{stored}"]) == [None]
