@@ -32,6 +32,7 @@ COUNTS = TransitionsConfig(distance=4, decay=0.8, damping=0.25, recency=0.0, max
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the first pass in catalogues as small as here, for any k."""
     monkeypatch.setattr("seqrec.ranking.scoring.K_OF_ITEMS", 1)
+    monkeypatch.setattr("seqrec.ranking.scoring.LARGE", 0)  # for any number of histories at once
     monkeypatch.setattr(approximate, "LEAST_ITEMS", 100)
 
 
@@ -254,3 +255,15 @@ def test_a_run_is_opened_with_it(dataset: Dataset, tmp_path: Path) -> None:
     exact = Predictor.load(tmp_path / "run", first_pass=False)
     assert exact.recall is None
     assert [item for item, _ in predictor.recommend([1, 2, 3])] == [item for item, _ in exact.recommend([1, 2, 3])]
+
+
+def test_many_histories_at_once_get_the_same_answers(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small catalogues a matrix product ranks them, and the first pass a few: bit for bit the same."""
+    people = all_histories(dataset)
+    predictor = Predictor(model_of(dataset), dataset)
+    with_codes = next(predictor.rank(people, 10))
+    monkeypatch.setattr("seqrec.ranking.scoring.LARGE", 10**6)
+    monkeypatch.setattr("seqrec.kernels.rank_by_codes", lambda *rest: pytest.fail("the first pass is used"))
+    without = next(predictor.rank(people, 10))
+    for found, expected in zip(with_codes, without, strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -21,6 +21,8 @@ USERS_AT_ONCE = 8192  # number of histories encoded before scoring
 ATTENTION_CELLS = 2**24  # highest number of users times squared length in a batch: the size of the attention weights
 # The compiled loop pads states to blocks, so for fewer states than this a plain matrix product is faster.
 FEW = 8
+# In catalogues with fewer items, a matrix product for so many states is faster than a pass over the codes for each.
+LARGE = 250_000
 K_OF_ITEMS = 50  # the first pass finds at most one of this many items; it has to score several times as many exactly
 
 Pairs = tuple[np.ndarray, np.ndarray]  # sorted rows, and an item or a column for each: two int64[P]
@@ -235,7 +237,8 @@ def rank(
     if count == 0 or catalogue.columns == 0:
         return ranking
     vectors = catalogue.vectors
-    codes = catalogue.codes if targets is None and 0 < k * K_OF_ITEMS <= catalogue.columns else None
+    pays = 0 < k * K_OF_ITEMS <= catalogue.columns and (count < FEW or catalogue.columns >= LARGE)
+    codes = catalogue.codes if targets is None and pays else None
     many = targets is not None or count >= FEW or codes is not None
     if vectors is not None and many and kernels.usable(states, vectors):
         _rank_compiled(vectors, codes, states, left_out, denied, targets, added, ranking)
