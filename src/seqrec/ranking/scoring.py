@@ -130,6 +130,10 @@ class Catalogue:
             return states
         return torch.cat([states, states.new_ones(len(states), 1)], dim=1)
 
+    def codes_pay(self, count: int, k: int) -> bool:
+        """Whether a pass over codes is faster for the best k items of so many states."""
+        return 0 < k * K_OF_ITEMS <= self.columns and (count < FEW or self.columns >= LARGE)
+
     @property
     def rows(self) -> int:
         """Number of states to score at once, so that memory is bounded."""
@@ -237,8 +241,7 @@ def rank(
     if count == 0 or catalogue.columns == 0:
         return ranking
     vectors = catalogue.vectors
-    pays = 0 < k * K_OF_ITEMS <= catalogue.columns and (count < FEW or catalogue.columns >= LARGE)
-    codes = catalogue.codes if targets is None and pays else None
+    codes = catalogue.codes if targets is None and catalogue.codes_pay(count, k) else None
     many = targets is not None or count >= FEW or codes is not None
     if vectors is not None and many and kernels.usable(states, vectors):
         _rank_compiled(vectors, codes, states, left_out, denied, targets, added, ranking)
