@@ -3,6 +3,8 @@
 import os
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,28 @@ def test_copies_are_made_once_and_removed(run: Path, other: Path, tmp_path: Path
     (run / "config.json").write_text("{")
     assert str(run) in str(runs.reload()[run.name])
     assert len(list(root.iterdir())) == 1, "a copy that can't be used is removed"
+
+
+def test_the_watcher_goes_on_after_an_error(
+    serving: Any, run: Path, other: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serving(run, watch_seconds=0.01)
+    before = first(client)["model_version"]
+    server = client.app.app.state.server
+    with monkeypatch.context() as broken:
+        broken.setattr(server.runs, "reload", lambda settled: 1 / 0)
+        wait(lambda: "ZeroDivisionError" in caplog.text)
+    replace(run, other)
+    wait(lambda: first(client)["model_version"] != before)
+    assert first(client)["model_version"] != before
+
+
+def wait(until: Callable[[], bool]) -> None:
+    """Wait until something has happened, at most 20 seconds."""
+    for _ in range(400):
+        if until():
+            return
+        time.sleep(0.05)
 
 
 def test_a_run_that_is_gone_is_refused(serving: Any, run: Path) -> None:

@@ -1,6 +1,7 @@
 """The state of a server: its runs, its events, and the threads that use them."""
 
 import asyncio
+import logging
 from typing import Any
 
 from seqrec.serve.answering import recommend
@@ -12,6 +13,7 @@ from seqrec.serve.schemas import Recommend
 from seqrec.serve.store import Event, EventStore
 
 AT_ONCE = 64  # requests ranked together
+log = logging.getLogger("seqrec.serve")
 
 
 class Server:
@@ -47,7 +49,10 @@ class Server:
         """Look at the run folders now and then, and replace a run whose folder has changed."""
         while self.config.watch_seconds:
             await asyncio.sleep(self.config.watch_seconds)
-            await asyncio.to_thread(self.runs.reload, True)
+            try:
+                await asyncio.to_thread(self.runs.reload, True)
+            except Exception:
+                log.exception("a bug in seqrec")  # the next look may find a folder that can be read
 
     def close(self) -> None:
         """Wait for the work in progress, and close the store."""

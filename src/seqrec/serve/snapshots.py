@@ -22,7 +22,10 @@ def signature_of(folder: Path) -> Signature:
     """What tells whether a run folder changed: the inode, size and time of each file, in the same order."""
     found = []
     data = folder / DATA
-    names = sorted(path.name for path in data.iterdir()) if data.is_dir() else []
+    try:
+        names = sorted(os.listdir(data))
+    except OSError:  # it is being replaced
+        names = []
     for path in [*(folder / name for name in _FILES), *(data / name for name in names)]:
         try:
             facts = os.stat(path)
