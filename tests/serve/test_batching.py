@@ -54,24 +54,25 @@ def test_requests_that_wait_are_answered_together() -> None:
     assert with_work(talk).batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
-def test_a_unit_is_never_split() -> None:
+def test_costly_requests_make_shorter_batches() -> None:
     async def talk(batcher: Batcher[int, int], work: Work) -> None:
+        batcher.cost = lambda number: 3 if number >= 10 else 1
         tasks = [asyncio.create_task(batcher.ask([0]))]
         await first_is_running(work)
-        tasks += [asyncio.create_task(batcher.ask(unit)) for unit in ([1, 2, 3], [4, 5], [6])]
+        tasks += [asyncio.create_task(batcher.ask([number])) for number in (1, 10, 11, 12, 2)]
         await asyncio.sleep(0)
         work.allowed.set()
-        assert await asyncio.gather(*tasks) == [[0], [2, 4, 6], [8, 10], [12]]
+        assert await asyncio.gather(*tasks) == [[0], [2], [20], [22], [24], [4]]
 
-    assert with_work(talk).batches == [[0], [1, 2, 3], [4, 5, 6]]
+    assert with_work(talk).batches == [[0], [1, 10], [11], [12, 2]]
 
 
-def test_a_unit_larger_than_a_batch_and_the_queue_is_answered_alone() -> None:
+def test_many_requests_of_one_client_let_others_in_between() -> None:
     async def talk(batcher: Batcher[int, int], work: Work) -> None:
         work.allowed.set()
         assert await batcher.ask(list(range(20, 40))) == [2 * number for number in range(20, 40)]
 
-    assert [len(batch) for batch in with_work(talk).batches] == [20]
+    assert [len(batch) for batch in with_work(talk).batches] == [4] * 5
 
 
 def test_a_full_queue_refuses_at_once() -> None:

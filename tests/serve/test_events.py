@@ -74,6 +74,20 @@ def test_an_event_id_for_another_event_is_an_error(client: TestClient) -> None:
     assert client.get("/v1/history", params={"user": "b"}).json()["total"] == 0
 
 
+def test_another_time_for_an_event_id_is_an_error(client: TestClient) -> None:
+    event = {"user": "a", "item": "i1", "event_id": "one", "time": 1_700_000_000}
+    record(client, event)
+    assert record(client, event)["repeated"] == 1
+    assert record(client, {"user": "a", "item": "i1", "event_id": "one"})["repeated"] == 1, "no time was sent"
+    assert client.post("/v1/events", json=event | {"time": 1_700_000_001}).status_code == 409
+
+
+def test_times_outside_of_the_calendar(client: TestClient) -> None:
+    record(client, {"user": "a", "item": "i1"}, {"user": "a", "item": "i2", "time": -99_999_999_999})
+    items = client.get("/v1/history", params={"user": "a"}).json()["items"]
+    assert [(item["id"], item["time"] is None) for item in items] == [("i2", True), ("i1", False)]
+
+
 def test_events_without_an_id_are_each_new(client: TestClient) -> None:
     found = record(client, {"user": "a", "item": "i1"}, {"user": "a", "item": "i1"})
     assert found["recorded"] == 2
@@ -124,12 +138,16 @@ def test_events_of_many_clients_are_all_recorded(client: TestClient) -> None:
     assert client.get("/v1/history", params={"user": "shared"}).json()["total"] == 80
 
 
-def test_a_store_that_fails_is_503_with_its_reason(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(events: list[Event]) -> list[bool]:
+def test_a_store_that_fails_is_503(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(events: list[list[Event]]) -> list[list[bool]]:
         raise StoreError("the disk is full; free some space")
 
     monkeypatch.setattr(client.app.app.state.server.recording, "work", fail)
     answer = client.post("/v1/events", json={"user": "a", "item": "i1"})
     assert answer.status_code == 503
-    assert answer.json()["detail"] == "the disk is full; free some space"
+    assert "the server's log has the reason" in answer.json()["detail"]
+    assert "disk" in caplog.text
+    assert "disk" not in answer.text
     assert answer.headers["retry-after"] == "2"

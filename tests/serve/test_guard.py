@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ def test_with_a_token_everything_answers(closed: TestClient) -> None:
 def test_another_host_name_is_refused_without_tokens(client: TestClient, host: str) -> None:
     """Otherwise a page on the web could read from the server by a name that resolves to this machine."""
     assert client.get("/v1/runs", headers={"host": host}).status_code == 403
-    for own in ("localhost", "localhost:1234", "127.0.0.1:8000", "[::1]:8000"):
+    for own in ("localhost", "LOCALHOST:1234", "127.0.0.1:8000", "[::1]:8000"):
         assert client.get("/v1/runs", headers={"host": own}).status_code == 200
 
 
@@ -177,15 +180,57 @@ def test_tokens_are_kept_as_digests() -> None:
     assert not Tokens([]).accept(b"Bearer ")
 
 
-def test_a_full_queue_is_503(serving: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = serving(trained, queue=1)
-    ranking = client.app.app.state.server.ranking
-    monkeypatch.setattr(ranking, "waiting", 1)
-    answer = client.post("/v1/recommend", json={})
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "1"
-    monkeypatch.setattr(ranking, "waiting", 0)
+def test_a_full_queue_is_503(serving: Any, trained: Path) -> None:
+    client = serving(trained, queue=2)
+    server = client.app.app.state.server
+    began, allowed, real = threading.Event(), threading.Event(), server.ranking.work
+
+    def slow(requests: Any) -> Any:
+        began.set()
+        allowed.wait(20)
+        return real(requests)
+
+    server.ranking.work = slow
+    with ThreadPoolExecutor(4) as threads:
+        running = threads.submit(client.post, "/v1/recommend", json={})
+        assert began.wait(20)
+        waiting = [threads.submit(client.post, "/v1/recommend", json={}) for _ in range(2)]
+        while server.ranking.waiting < 2:
+            time.sleep(0.01)
+        answer = client.post("/v1/recommend", json={})
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        allowed.set()
+        assert [one.result().status_code for one in [running, *waiting]] == [200] * 3
     assert client.post("/v1/recommend", json={}).status_code == 200
+
+
+def test_large_headers_and_fields_that_a_query_does_not_have(client: TestClient) -> None:
+    assert client.get("/v1/runs", headers={"x-large": "x" * 40_000}).status_code == 431
+    for query, words in (("item=i1&K=3", "'K' is unknown"), ("item=i1&k=3&k=4", "k: is given twice")):
+        answer = client.get(f"/v1/similar?{query}")
+        assert answer.status_code == 422
+        assert words in answer.json()["detail"]
+
+
+def test_a_client_that_leaves_is_no_bug(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    async def talk() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        await client.app({"type": "http", "method": "POST", "path": "/v1/recommend", "raw_path": b"/v1/recommend",
+                          "query_string": b"", "headers": headers, "http_version": "1.1", "root_path": "",
+                          "scheme": "http", "asgi": {"version": "3.0"}}, receive, send)  # fmt: skip
+
+    assert client.portal is not None
+    with caplog.at_level(logging.INFO, "seqrec.serve"):
+        client.portal.call(talk)
+    assert "bug" not in caplog.text
+    assert '"status": 400' in caplog.text
 
 
 def test_a_slow_body_is_given_up(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

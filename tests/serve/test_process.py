@@ -80,6 +80,7 @@ def test_several_workers_share_events_and_numbers(trained: Path, tmp_path: Path)
         assert ask(port, "POST", "/v1/recommend", {"user": "a"})[1]["used"]["events"] == 20
 
 
+@pytest.mark.slow
 def test_runs_are_swapped_under_load(run: Path, trained: Path, other: Path, tmp_path: Path) -> None:
     """The watcher takes each new run; no request fails meanwhile, and both versions answer in the end."""
     options = ("--store", str(tmp_path / "events.db"), "--watch-seconds", "0.1")
@@ -114,10 +115,13 @@ def test_runs_are_swapped_under_load(run: Path, trained: Path, other: Path, tmp_
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_server_finishes_what_it_began(how: int, trained: Path, tmp_path: Path) -> None:
     """A request whose body is still arriving at the signal gets its answer; new connections are refused."""
-    with served(str(trained), "--store", str(tmp_path / "events.db")) as (port, process):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    with served(str(trained), "--store", str(tmp_path / "events.db"), TMPDIR=str(copies)) as (port, process):
+        assert len(list(copies.iterdir())) == 1
         body = json.dumps({"history": ["i3", "i4"]}).encode()
         link = socket.create_connection(("127.0.0.1", port))
         head = "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -133,8 +137,10 @@ def test_a_stopped_server_finishes_what_it_began(how: int, trained: Path, tmp_pa
         process.wait(30)
         assert process.returncode in (0, 130, -signal.SIGINT, -signal.SIGTERM)
         assert ask(port, "GET", "/healthz")[0] == 0
+        assert list(copies.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_tokens_from_the_environment(trained: Path, tmp_path: Path) -> None:
     options = (str(trained), "--store", str(tmp_path / "events.db"))
     with served(*options, "--host", "0.0.0.0", SEQREC_TOKENS=TOKEN) as (port, process):

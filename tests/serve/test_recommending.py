@@ -190,7 +190,7 @@ BAD: list[tuple[dict[str, Any] | list[Any], str]] = [
     ({"user": ""}, "user"),
     ({"user": True}, "user"),
     ({"user": 1.5}, "user"),
-    ({"user": "x" * 201}, "user"),
+    ({"user": "x" * 201}, "at most 200 characters"),
     ({"user": 2**63}, "user"),
     ({"user": ["a"]}, "user"),
     ({"history": "i1"}, "history"),
@@ -201,6 +201,7 @@ BAD: list[tuple[dict[str, Any] | list[Any], str]] = [
     ({"history": ["i1"], "times": ["yesterday"]}, "yesterday"),
     ({"history": ["i1", "i2"], "times": [1, "2024-01-01"]}, "times"),
     ({"history": ["i1"], "times": [None]}, "times.0"),
+    ({"history": ["i1"], "times": ["20240131"]}, "times.0"),
     ({"history": ["i1"], "category": "neither"}, "neither"),
     ({"explain": "yes"}, "explain"),
     ({"keep_seen": 1}, "keep_seen"),
@@ -227,3 +228,23 @@ def test_one_bad_request_of_a_batch_is_named(client: TestClient) -> None:
     assert client.post("/v1/recommend/batch", json={"requests": []}).json()["results"] == []
     many = {"requests": [{}] * 257}
     assert client.post("/v1/recommend/batch", json=many).status_code == 422
+
+
+def test_costly_requests_are_limited(client: TestClient) -> None:
+    """One request must not keep the others waiting for seconds."""
+    explained = client.post("/v1/recommend/batch", json={"requests": [{}, {"history": ["i1"], "explain": True}]})
+    assert explained.status_code == 422
+    assert explained.json()["detail"].startswith("requests.1.explain: ")
+    many = client.post("/v1/recommend/batch", json={"requests": [{"k": 1000}] * 21})
+    assert many.status_code == 422
+    assert "more than 20,000 items" in many.json()["detail"]
+    assert client.post("/v1/recommend", json={"history": ["i1"], "explain": True, "k": 51}).status_code == 422
+
+
+def test_only_the_newest_events_count_and_it_says_so(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqrec.serve.histories.MOST_EVENTS", 3)
+    events = [{"user": "many", "item": f"i{item}", "time": 1_700_000_000 + item} for item in range(5)]
+    assert client.post("/v1/events", json={"events": events}).status_code == 200
+    answer = ask(client, user="many")
+    assert answer["used"]["events"] == 3
+    assert answer["used"]["notes"] == ["only the newest 3 recorded events count"]

@@ -262,7 +262,9 @@ def test_keyboard_alone(both: str, open_page: Opener) -> None:
     page.keyboard.press("Delete")
     expect(page.locator(".history-row")).to_have_count(2)
     assert history_of(page) == [first, second]
+    expect(page.locator(".history-title").nth(1)).to_be_focused()
     page.keyboard.press("ArrowUp")
+    expect(page.locator(".history-title").first).to_be_focused()
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")  # the button that moves the item later
     page.keyboard.press("Enter")

@@ -9,7 +9,7 @@ import numpy as np
 from seqrec.errors import InputError
 from seqrec.serve.explaining import reasons_of
 from seqrec.serve.histories import Lookup, Person, joined, people_of
-from seqrec.serve.live import Live, Runs
+from seqrec.serve.live import Live, Lives, Runs
 from seqrec.serve.schemas import Recommend
 from seqrec.serve.store import EventStore
 
@@ -23,7 +23,7 @@ class _Filters:
     deny: bytes | None
 
 
-def recommend(runs: Runs, store: EventStore, requests: Sequence[Recommend]) -> list[dict[str, Any] | Exception]:
+def recommend(runs: Lives | Runs, store: EventStore, requests: Sequence[Recommend]) -> list[dict[str, Any] | Exception]:
     """The answer to each request as :class:`seqrec.serve.schemas.Recommendation`, or its InputError.
 
     Raises:

@@ -74,6 +74,8 @@ def _add_recommending(app: FastAPI, server: Server) -> None:
     async def recommend_one(request: Request) -> Response:
         """Recommend items to a known user, after a history, or after both."""
         asked = await body_of(request, schemas.Recommend)
+        if asked.explain and asked.k > schemas.MOST_EXPLAINED:
+            raise Problem(422, f"k: with explain at most {schemas.MOST_EXPLAINED}")
         (answer,) = await server.recommend([asked])
         if isinstance(answer, Exception):
             raise answer
@@ -89,6 +91,11 @@ def _add_recommending(app: FastAPI, server: Server) -> None:
     async def recommend_batch(request: Request) -> Response:
         """Recommend for several requests at once, ranked together by one version of the model."""
         batch = await body_of(request, schemas.RecommendBatch)
+        for number, one in enumerate(batch.requests):
+            if one.explain:
+                raise Problem(422, f"requests.{number}.explain: is for single requests, as it takes much longer")
+        if sum(one.k for one in batch.requests) > schemas.MOST_TOGETHER:
+            raise Problem(422, f"requests: more than {schemas.MOST_TOGETHER:,} items in all; lower k or send fewer")
         answers = await server.recommend(batch.requests) if batch.requests else []
         for number, answer in enumerate(answers):
             if isinstance(answer, InputError):
@@ -97,7 +104,8 @@ def _add_recommending(app: FastAPI, server: Server) -> None:
                 raise answer
         found: list[Any] = answers
         version = found[0]["model_version"] if found else server.runs.get().version
-        return json_answer({"results": found, "model_version": version})
+        # A large answer takes a while to write, and other requests should not wait for it.
+        return await asyncio.to_thread(json_answer, {"results": found, "model_version": version})
 
 
 def _add_events(app: FastAPI, server: Server) -> None:
@@ -112,8 +120,11 @@ def _add_events(app: FastAPI, server: Server) -> None:
         """Record that users interacted with items. The answer comes when the events are durable."""
         given = await body_of(request, schemas.NewEvents)
         events = [_event(one, number) for number, one in enumerate(given.events)]
-        added: list[Any] = await server.recording.ask(events) if events else []
-        repeated = [event for event, new in zip(events, added, strict=True) if not new]
+        (added,) = await server.recording.ask([events]) if events else ([],)
+        if isinstance(added, Exception):
+            raise added
+        pairs = list(zip(events, given.events, added, strict=True))
+        repeated = [(event, one.time is not None) for event, one, new in pairs if not new]
         if repeated:
             await asyncio.to_thread(_check_repeated, server.store, repeated)
         server.measures.events.labels("recorded").inc(len(events) - len(repeated))
@@ -143,10 +154,13 @@ def _event(one: schemas.NewEvent, number: int) -> Event:
     return Event(one.event_id or uuid.uuid4().hex, str(one.user), str(one.item), moment)
 
 
-def _check_repeated(store: EventStore, events: list[Event]) -> None:
-    """Raise if the id of an event was used for another user or item before."""
-    for event, before in zip(events, store.find([event.id for event in events]), strict=True):
-        if before is not None and (before.user, before.item) != (event.user, event.item):
+def _check_repeated(store: EventStore, events: list[tuple[Event, bool]]) -> None:
+    """Raise if the id of an event was used for another user, item or, if it was given, another time before."""
+    for (event, timed), before in zip(events, store.find([event.id for event, _ in events]), strict=True):
+        if before is None:
+            continue
+        same = (before.user, before.item) == (event.user, event.item) and (not timed or before.time == event.time)
+        if not same:
             raise Problem(
                 409,
                 f"the event_id {event.id!r} was used for another event; the events of this request with new ids are "

@@ -18,76 +18,82 @@ class Batcher(Generic[Asked, Answer]):
     """Passes requests to a function in batches, on a thread of its own.
 
     A request that finds the thread idle is passed on at once. Those that arrive meanwhile wait and are the next batch,
-    so batches grow with the load and nobody waits for a timer. Use it from one event loop.
+    so batches grow with the load and nobody waits for a timer. Requests whose client has given up are dropped. Use it
+    from one event loop.
 
     Args:
         work: function that answers a batch, in its order, with an exception in place of an answer that it can't give.
             An exception that it raises is raised for every request of the batch.
-        most: number of requests per batch.
+        most: cost of a batch, unless a single request costs more.
         queue: number of requests that may wait.
         name: name of the thread.
+        cost: what a request costs. Costly ones make batches shorter, so that others don't wait for long.
     """
 
     def __init__(
-        self, work: Callable[[list[Asked]], Sequence[Answer | Exception]], most: int, queue: int, name: str
+        self,
+        work: Callable[[list[Asked]], Sequence[Answer | Exception]],
+        most: int,
+        queue: int,
+        name: str,
+        cost: Callable[[Asked], int] = lambda _: 1,
     ) -> None:
-        self.work, self.most, self.queue = work, most, queue
-        self.waiting = 0  # requests that wait
-        self._units: deque[tuple[list[Asked], asyncio.Future[list[Answer | Exception]]]] = deque()
+        self.work, self.most, self.queue, self.cost = work, most, queue, cost
+        self._waiting: deque[tuple[Asked, int, asyncio.Future[Answer | Exception]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._running: asyncio.Task[None] | None = None
 
-    async def ask(self, requests: list[Asked]) -> list[Answer | Exception]:
-        """The answers to requests that belong together, or their errors; they are never spread over batches.
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait."""
+        return len(self._waiting)
+
+    async def ask(self, requests: Sequence[Asked]) -> list[Answer | Exception]:
+        """The answers to some requests, or their errors. They may be spread over several batches.
 
         Raises:
             FullError: too many requests wait.
         """
-        if self.waiting + len(requests) > self.queue and self.waiting:
+        if self._waiting and len(self._waiting) + len(requests) > self.queue:
             raise FullError
-        future: asyncio.Future[list[Answer | Exception]] = asyncio.get_running_loop().create_future()
-        self._units.append((requests, future))
-        self.waiting += len(requests)
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Answer | Exception]] = [loop.create_future() for _ in requests]
+        self._waiting.extend(
+            (request, self.cost(request), future) for request, future in zip(requests, futures, strict=True)
+        )
         if self._running is None:
             self._running = asyncio.create_task(self._run())
-        return await future
+        return list(await asyncio.gather(*futures))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._units:
-                units = self._next()
-                flat = [request for requests, _ in units for request in requests]
+            while batch := self._next():
                 try:
-                    answers = await loop.run_in_executor(self._thread, self.work, flat)
+                    answers = await loop.run_in_executor(self._thread, self.work, [request for request, _ in batch])
                 except Exception as error:  # noqa: BLE001 (passed on to those who wait)
-                    for _, future in units:
+                    for _, future in batch:
                         if not future.done():
                             future.set_exception(error)
                     continue
-                start = 0
-                for requests, future in units:
-                    own = answers[start : start + len(requests)]
-                    start += len(requests)
-                    if not future.done():  # its client may have left
-                        future.set_result(list(own))
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    if not future.done():
+                        future.set_result(answer)
         finally:
             self._running = None
 
-    def _next(self) -> list[tuple[list[Asked], "asyncio.Future[list[Answer | Exception]]"]]:
-        """The units of the next batch: at least one, and no more than ``most`` requests together. Abandoned units are
-        dropped.
-        """
-        units: list[tuple[list[Asked], asyncio.Future[list[Answer | Exception]]]] = []
-        size = 0
-        while self._units and (not units or size + len(self._units[0][0]) <= self.most):
-            requests, future = self._units.popleft()
-            self.waiting -= len(requests)
-            if not future.done():
-                units.append((requests, future))
-                size += len(requests)
-        return units
+    def _next(self) -> list[tuple[Asked, "asyncio.Future[Answer | Exception]"]]:
+        """The next batch: at least one request, and no more than ``most`` cost together; empty if none waits."""
+        batch: list[tuple[Asked, asyncio.Future[Answer | Exception]]] = []
+        total = 0
+        while self._waiting and (not batch or total + self._waiting[0][1] <= self.most):
+            request, cost, future = self._waiting.popleft()
+            if not future.done():  # otherwise its client has given up
+                batch.append((request, future))
+                total += cost
+        return batch
 
     def close(self) -> None:
-        """Wait for the batch that is being answered, and end the thread."""
+        """Drop what waits, wait for the batch that is being answered, and end the thread."""
+        self._waiting.clear()
         self._thread.shutdown(wait=True)

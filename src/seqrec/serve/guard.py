@@ -19,6 +19,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BODY = 2**20  # bytes
 MOST_QUERY = 4096  # bytes
+MOST_HEADERS = 2**15  # bytes
 BODY_SECONDS = 10.0  # to send a body
 ANSWER_SECONDS = 30.0
 BUG = "this is a bug in seqrec; the server's log has the details"
@@ -57,10 +58,12 @@ class Guard:
         self.public = OPEN | public
         self.log_all = config.log == "all"
         self.check_host = config.is_local and not tokens
+        own = f"[{config.host}]" if ":" in config.host else config.host
+        self.hosts = _LOOPBACK | {own.lower().encode()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # the lifespan; websockets are turned off
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), 500
@@ -92,14 +95,13 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = dict(scope["headers"])
-        if (
-            self.check_host
-            and headers.get(b"host", b"localhost").rpartition(b":")[0] not in _LOOPBACK
-            and (headers.get(b"host", b"localhost") not in _LOOPBACK)
-        ):
+        host = headers.get(b"host", b"localhost").lower()
+        if self.check_host and not {host, host.rpartition(b":")[0]} & self.hosts:
             return 403, "the server answers only to localhost, as it has no token; see seqrec serve --help"
         if self.tokens and scope["path"] not in self.public and not self.tokens.accept(headers.get(b"authorization")):
             return 401, "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
+            return 431, f"the headers have more than {MOST_HEADERS:,} bytes"
         if len(scope.get("query_string", b"")) > MOST_QUERY:
             return 414, f"the query has more than {MOST_QUERY:,} bytes"
         length = headers.get(b"content-length", b"0")

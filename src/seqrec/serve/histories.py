@@ -14,6 +14,8 @@ from seqrec.data.split import Histories, histories_of_users
 from seqrec.serve.schemas import Recommend
 from seqrec.serve.store import Event, EventStore
 
+MOST_EVENTS = 10_000  # recorded events of a user that count, the newest
+
 
 @dataclass(slots=True)
 class Person:
@@ -71,7 +73,7 @@ def people_of(
         StoreError: the events can't be read.
     """
     asked = list(dict.fromkeys(str(request.user) for request in requests if request.user is not None))
-    events = dict(zip(asked, store.read(asked), strict=True)) if asked else {}
+    events = dict(zip(asked, store.read(asked, MOST_EVENTS), strict=True)) if asked else {}
     users = dataset.user_indices(pl.Series(asked, dtype=pl.String)) if asked else np.empty(0, dtype=np.int64)
     logs = histories_of_users(dataset, users)
     rows = {name: row for row, name in enumerate(asked)}
@@ -109,6 +111,8 @@ def _person(
         person.items = np.asarray(dataset.items[own], dtype=np.int64)
         person.seconds = np.asarray(dataset.timestamps[own], dtype=np.int64)
         person.log = len(person.items)
+    if len(events) == MOST_EVENTS:
+        person.notes.append(f"only the newest {MOST_EVENTS:,} recorded events count")
     if not events and not sent:
         return person
     ids: list[int | str] = [*(event.item for event in events), *sent]

@@ -11,12 +11,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from seqrec.errors import InputError, one_line
 from seqrec.serve import schemas
 from seqrec.serve.batching import FullError
-from seqrec.serve.guard import BODY_SECONDS, BUG, MOST_BODY
+from seqrec.serve.guard import BODY_SECONDS, BUG, MOST_BODY, log
 from seqrec.serve.store import StoreError
 
 VERSION = version("seqrec")
@@ -40,6 +41,7 @@ _WORDS = {
     409: "The id of an event was used for another event.",
     413: "The body is too large.",
     414: "The query is too long.",
+    431: "The headers are too large.",
     415: "The body is not application/json.",
     422: "A value is missing, unknown or out of range.",
     503: "Too many requests wait, or the events can't be stored; try again after Retry-After seconds.",
@@ -53,8 +55,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 #: The errors of a route without a body, and of one with a body.
-PROBLEMS = problems(401, 403, 404, 414, 422, 503, 504)
-POSTED = problems(400, 401, 403, 404, 408, 413, 414, 415, 422, 503, 504)
+PROBLEMS = problems(401, 403, 404, 414, 422, 431, 503, 504)
+POSTED = problems(400, 401, 403, 404, 408, 413, 414, 415, 422, 431, 503, 504)
 
 
 def json_answer(content: Any, status: int = 200, **headers: str) -> Response:
@@ -79,6 +81,8 @@ async def body_of(request: Request, kind: type[Body]) -> Body:
                 if size > MOST_BODY:
                     raise Problem(413, f"the body has more than {MOST_BODY:,} bytes; send several requests")
                 parts.append(part)
+    except ClientDisconnect:
+        raise Problem(400, "the client left before its body was complete") from None
     except TimeoutError:
         raise Problem(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
     try:
@@ -93,6 +97,9 @@ async def body_of(request: Request, kind: type[Body]) -> Body:
 def _in_words(errors: Any) -> str:
     """What is wrong with a body or a query, in one line: the first error, and how many more there are."""
     first = errors[0]
+    same = [error for error in errors if error["loc"][:-1] == first["loc"][:-1]]
+    if len(same) > 1 and first["type"] == "int_type":  # the branches of an id: what is wrong with the text says more
+        first = next((error for error in same if not error["type"].endswith("_type")), first)
     # The branches of a union, such as int and str for an id, are named in brackets or by their types.
     place = ".".join(
         str(part)
@@ -102,6 +109,17 @@ def _in_words(errors: Any) -> str:
     text = f"{place or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     more = len({error["loc"][0] if error["loc"] else "" for error in errors}) - 1
     return one_line(ValueError(text + (f"; and {more} more fields" if more > 0 else "")))
+
+
+def known_query(request: Request) -> None:
+    """Refuse a query with a field that the route does not have, or with one twice: it would be ignored."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    for number, name in enumerate(given):
+        if name not in known:
+            raise Problem(422, f"{name[:80]!r} is unknown; choose from {', '.join(sorted(known)) or 'no fields'}")
+        if name in given[:number]:
+            raise Problem(422, f"{name}: is given twice")
 
 
 def add_errors(app: FastAPI) -> None:
@@ -121,7 +139,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def away(_: Request, error: StoreError) -> Response:
-        return json_answer({"detail": str(error)}, 503, **{"Retry-After": "2"})
+        log.error(json.dumps({"event": "the event store fails", "reason": str(error)}))  # it may name a path
+        detail = "the events can't be stored or read now; try again later, the server's log has the reason"
+        return json_answer({"detail": detail}, 503, **{"Retry-After": "2"})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -141,8 +141,27 @@ def _is_written(folder: Path) -> bool:
     return Lock(Path(os.path.realpath(folder)), folder).holder() is not None
 
 
+@dataclass(frozen=True, eq=False)
+class Lives:
+    """The runs at one moment, by name; the first is the default."""
+
+    by_name: dict[str, Live]
+
+    def get(self, name: str | None = None) -> Live:
+        """A run by its name; the first one by default.
+
+        Raises:
+            InputError: there is no such run.
+        """
+        if name is None:
+            return next(iter(self.by_name.values()))
+        if name not in self.by_name:
+            raise InputError(f"run: there is no run {name!r}; choose from {', '.join(self.by_name)}")
+        return self.by_name[name]
+
+
 class Runs:
-    """The runs that a server has, by name. They are read without a lock, and replaced one at a time.
+    """The runs that a server has, now in ``current``. They are read without a lock, and replaced one at a time.
 
     Args:
         folders: run folders; each is named like its folder.
@@ -168,25 +187,19 @@ class Runs:
         for number, name in enumerate(names):
             if name in names[:number]:
                 raise InputError(f"two runs have the name {name}; rename one of the folders")
-        self._live = {name: load(folder, name, engine, snapshots) for name, folder in zip(names, folders, strict=True)}
-        self._default = names[0]
+        self.current = Lives(
+            {name: load(folder, name, engine, snapshots) for name, folder in zip(names, folders, strict=True)}
+        )
         self._seen: dict[str, Signature] = {}
         self.refused: dict[str, str] = {}
 
     def get(self, name: str | None = None) -> Live:
-        """A run by its name; the first one by default.
-
-        Raises:
-            InputError: there is no such run.
-        """
-        live = self._live.get(self._default if name is None else name)
-        if live is None:
-            raise InputError(f"run: there is no run {name!r}; choose from {', '.join(self._live)}")
-        return live
+        """A run as it is now; see :meth:`Lives.get`."""
+        return self.current.get(name)
 
     def all(self) -> list[Live]:
         """All runs, the default first."""
-        return list(self._live.values())
+        return list(self.current.by_name.values())
 
     def reload(self, settled: bool = False) -> dict[str, Exception]:
         """Replace each run whose folder has changed. A run that can't be used is refused, and the one in use stays.
@@ -211,9 +224,10 @@ class Runs:
                 if settled and (before != now or live.name in self.refused or _is_written(live.folder)):
                     continue
                 try:
-                    self._live[live.name] = load(live.folder, live.name, self._engine, self._snapshots)
+                    new = load(live.folder, live.name, self._engine, self._snapshots)
+                    self.current = Lives(self.current.by_name | {live.name: new})
                     self.refused.pop(live.name, None)
-                    self._report(live.name, self._live[live.name].version)
+                    self._report(live.name, new.version)
                 except (InputError, OSError, MemoryError) as error:
                     errors[live.name] = error
                     self.refused[live.name] = str(error)

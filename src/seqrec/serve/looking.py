@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
-from fastapi import FastAPI, Query
+from fastapi import Depends, FastAPI, Query
 from starlette.responses import Response
 
 from seqrec.errors import InputError
 from seqrec.serve import schemas
 from seqrec.serve.answering import described
-from seqrec.serve.histories import log_history
-from seqrec.serve.http import PROBLEMS, Problem, json_answer
+from seqrec.serve.histories import MOST_EVENTS, log_history
+from seqrec.serve.http import PROBLEMS, Problem, json_answer, known_query
 from seqrec.serve.live import Live
 from seqrec.serve.replaying import replayed
 from seqrec.serve.server import Server
@@ -21,6 +21,7 @@ from seqrec.serve.server import Server
 Identifier = Annotated[str, Query(min_length=1, max_length=schemas.LONGEST_ID)]
 RunName = Annotated[str | None, Query(max_length=schemas.LONGEST_ID, description="By default the first run.")]
 MOST_SHOWN = 100
+KNOWN = [Depends(known_query)]
 CURVE = "ndcg@10"  # the metric of the validation that the curve shows
 
 
@@ -29,19 +30,19 @@ def add_looking(app: FastAPI, server: Server) -> None:
     _add_items(app, server)
     _add_users(app, server)
 
-    @app.get("/v1/runs", response_model=schemas.Cards, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/runs", response_model=schemas.Cards, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def cards() -> Response:
         """The model card of each run: what it is, what it was trained on, and how well it ranks."""
         return json_answer({"runs": [_card(server, live) for live in server.runs.all()]})
 
-    @app.get("/v1/runs/curve", response_model=schemas.Curve, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/runs/curve", response_model=schemas.Curve, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def curve(run: RunName = None) -> Response:
         """How a run was trained, epoch by epoch."""
         return json_answer(await asyncio.to_thread(_curve, _live_of(server, run)))
 
 
 def _add_items(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/items", response_model=schemas.Search, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/items", response_model=schemas.Search, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def items(
         q: Annotated[
             str, Query(max_length=200, description="Words of the title, or an id; empty for popular items.")
@@ -55,14 +56,14 @@ def _add_items(app: FastAPI, server: Server) -> None:
         found = await asyncio.to_thread(lambda: _shown(live, live.finder.search(q, k, category)))
         return json_answer({"items": found})
 
-    @app.get("/v1/categories", response_model=schemas.Categories, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/categories", response_model=schemas.Categories, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def categories(run: RunName = None) -> Response:
         """All categories of the item table, largest first."""
         finder = _live_of(server, run).finder
         found = await asyncio.to_thread(lambda: finder.categories)
         return json_answer({"categories": [{"name": name, "items": count} for name, count in found]})
 
-    @app.get("/v1/similar", response_model=schemas.Similar, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/similar", response_model=schemas.Similar, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def similar(
         item: Identifier, k: Annotated[int, Query(ge=1, le=schemas.MOST_ITEMS)] = 10, run: RunName = None
     ) -> Response:
@@ -84,7 +85,7 @@ def _add_items(app: FastAPI, server: Server) -> None:
 
 
 def _add_users(app: FastAPI, server: Server) -> None:
-    @app.get("/v1/users", response_model=schemas.Users, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/users", response_model=schemas.Users, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def users(
         q: Annotated[str, Query(max_length=200, description="Beginning of the id; empty for a few users.")] = "",
         k: Annotated[int, Query(ge=1, le=MOST_SHOWN)] = 20,
@@ -95,14 +96,14 @@ def _add_users(app: FastAPI, server: Server) -> None:
         found = await asyncio.to_thread(finder.users, q, k)
         return json_answer({"users": [{"id": one, "interactions": count} for one, count in found]})
 
-    @app.get("/v1/history", response_model=schemas.History, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/history", response_model=schemas.History, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def history(
         user: Identifier, k: Annotated[int, Query(ge=1, le=schemas.MOST_ITEMS)] = 100, run: RunName = None
     ) -> Response:
         """The newest interactions of a user: those of the log, and the recorded events."""
         return json_answer(await asyncio.to_thread(_history, server, _live_of(server, run), user, k))
 
-    @app.get("/v1/replay", response_model=schemas.Replay, responses=PROBLEMS, tags=["look"])
+    @app.get("/v1/replay", response_model=schemas.Replay, responses=PROBLEMS, tags=["look"], dependencies=KNOWN)
     async def replay(
         user: Identifier,
         k: Annotated[int, Query(ge=1, le=MOST_SHOWN)] = 10,
@@ -145,7 +146,7 @@ def _shown(live: Live, items: np.ndarray) -> list[dict[str, Any]]:
 def _history(server: Server, live: Live, user: str, most: int) -> dict[str, Any]:
     dataset = live.predictor.dataset
     index = int(dataset.user_indices([user])[0])
-    (events,) = server.store.read([user])
+    (events,) = server.store.read([user], MOST_EVENTS)
     log = log_history(dataset, index, most) if index >= 0 else []
     total = len(events) + (int(dataset.offsets[index + 1] - dataset.offsets[index]) if index >= 0 else 0)
     shown = described(live, np.array([item for item, _ in log], dtype=np.int64))
@@ -159,7 +160,8 @@ def _history(server: Server, live: Live, user: str, most: int) -> dict[str, Any]
         item = next(names) if place else {"id": event.item, "title": None}
         rows.append(item | {"time": _iso(event.time / 1e6), "source": "event", "known": place > 0})
     if dataset.has_timestamps:
-        rows.sort(key=lambda row: row["time"])
+        seconds = [time for _, time in log] + [event.time / 1e6 for event in events]
+        rows = [rows[place] for place in np.argsort(seconds, kind="stable")]
     return {"user": user, "known": index >= 0, "items": rows[-most:], "total": total}
 
 

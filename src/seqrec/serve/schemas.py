@@ -8,12 +8,15 @@ LONGEST_ID = 200  # characters
 MOST_ITEMS = 1000  # in a history, and to recommend
 MOST_FILTERED = 10_000  # ids in an allow or deny list
 MOST_REQUESTS = 256  # in a batch
+MOST_TOGETHER = 20_000  # items to recommend in a batch
+MOST_EXPLAINED = 50  # items to recommend with reasons
 MOST_EVENTS = 1000  # in one request
 
 _Text = Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_ID)]
 _Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Id = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | _Text
-Time = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | _Float | Annotated[StrictStr, Field(max_length=40)]
+_Date = Annotated[StrictStr, Field(max_length=40, pattern=r"[^0-9.]")]  # numbers are sent as such
+Time = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | _Float | _Date
 K = Annotated[StrictInt, Field(ge=1, le=MOST_ITEMS, description="Number of items to recommend.")]
 Score = Annotated[float, Field(description="Can be compared within one answer only.")]
 
@@ -45,7 +48,9 @@ class Recommend(_Given):
     allow: list[Id] | None = Field(None, max_length=MOST_FILTERED, description="The only items to recommend.")
     deny: list[Id] | None = Field(None, max_length=MOST_FILTERED, description="Items not to recommend.")
     category: _Text | None = Field(None, description="Recommend only items of this category.")
-    explain: StrictBool = Field(False, description="Say for each item which items of the history led to it.")
+    explain: StrictBool = Field(
+        False, description="Say for each item which items of the history led to it; for single requests, k up to 50."
+    )
     run: _Text | None = Field(None, description="Name of a run, if the server has several. By default its first.")
 
 
@@ -159,7 +164,7 @@ class Interaction(BaseModel):
 
 
 class History(BaseModel):
-    """The newest interactions of a user, oldest first."""
+    """The newest interactions of a user, oldest first. Of the recorded events, at most 10,000 are looked at."""
 
     user: int | str
     known: bool = Field(description="Whether the user is in the log.")

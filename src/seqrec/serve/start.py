@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +41,9 @@ def serve(folders: Sequence[Path], config: ServeConfig, say: Callable[[str], Non
     listening = _listen(config)
     options = asdict(config) | {"store": place, "token_file": config.token_file and str(config.token_file)}
     given = {"folders": [str(folder) for folder in folders], "config": options}
+    if threading.current_thread() is threading.main_thread():
+        # uvicorn sends itself the signal again once it has stopped; the folder below must be removed before the end.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="seqrec-serve-") as copies:  # of the runs
         os.environ[WORKER] = json.dumps(given | {"copies": copies})
         _run(config, listening, place, say)
@@ -57,7 +62,7 @@ def _run(config: ServeConfig, listening: socket.socket, place: str, say: Callabl
         "date_header": False,
         "timeout_graceful_shutdown": DRAIN_SECONDS,
         "timeout_keep_alive": 30,
-        "h11_max_incomplete_event_size": 2**16,
+        "ws": "none",
         "backlog": BACKLOG,
     }
     if config.workers == 1:
