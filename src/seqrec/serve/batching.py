@@ -63,6 +63,8 @@ class Batcher(Generic[Asked, Answer]):
         )
         if self._running is None:
             self._running = asyncio.create_task(self._run())
+        if len(futures) == 1:  # the most frequent case, and gather takes a while
+            return [await futures[0]]
         return list(await asyncio.gather(*futures))
 
     async def _run(self) -> None:
