@@ -17,7 +17,15 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "README.md": "index.md",
 }
-FILES = ("examples/sasrec_amazon.ipynb", "examples/onnx_recommend.py", "LICENSE")
+FILES = (
+    "examples/sasrec_amazon.ipynb",
+    "examples/onnx_recommend.py",
+    "examples/serve_client.py",
+    "examples/serve_client.sh",
+    "deploy/Dockerfile",
+    "deploy/seqrec.service",
+    "LICENSE",
+)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
