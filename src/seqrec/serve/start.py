@@ -63,6 +63,7 @@ def _run(config: ServeConfig, listening: socket.socket, place: str, say: Callabl
         "timeout_graceful_shutdown": DRAIN_SECONDS,
         "timeout_keep_alive": 30,
         "ws": "none",
+        "http": "seqrec.serve.connection:Connection",
         "backlog": BACKLOG,
     }
     if config.workers == 1:
