@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from seqrec.cli.console import output
 from seqrec.cli.flags import INPUT, with_flags
-from seqrec.errors import InputError
+from seqrec.errors import missing_extra
 from seqrec.serve.config import ServeConfig
 
 
@@ -24,9 +24,8 @@ def serve_command(
         run: Run folder. When it changes, the server takes the new run without a gap.
         others: Other run folders, to compare with the first.
     """
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise InputError(f"seqrec serve needs {', '.join(missing)}; install it with pip install 'seqrec[serve]'")
+    if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
+        raise missing_extra("seqrec serve", "serve")
     from seqrec.serve.start import serve
 
     console = output(None)

@@ -3,11 +3,12 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from seqrec.data.moments import moments_of
@@ -30,6 +31,8 @@ from seqrec.serve.http import (
 from seqrec.serve.looking import add_looking
 from seqrec.serve.server import Server
 from seqrec.serve.store import Event, EventStore
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 def create_app(server: Server, tokens: Tokens) -> Guard:
@@ -63,14 +66,15 @@ def create_app(server: Server, tokens: Tokens) -> Guard:
     return Guard(app, server.config, tokens, server.measures, public)
 
 
+def _post(
+    app: FastAPI, path: str, tag: str, answer: type[BaseModel], *bodies: type[BaseModel], errors: Any = POSTED
+) -> Callable[[Handler], Handler]:
+    """A route that reads its body with :func:`body_of`."""
+    return app.post(path, response_model=answer, responses=errors, openapi_extra=takes(*bodies), tags=[tag])
+
+
 def _add_recommending(app: FastAPI, server: Server) -> None:
-    @app.post(
-        "/v1/recommend",
-        response_model=schemas.Recommendation,
-        responses=POSTED,
-        openapi_extra=takes(schemas.Recommend),
-        tags=["recommend"],
-    )
+    @_post(app, "/v1/recommend", "recommend", schemas.Recommendation, schemas.Recommend)
     async def recommend_one(request: Request) -> Response:
         """Recommend items to a known user, after a history, or after both."""
         asked = await body_of(request, schemas.Recommend)
@@ -81,13 +85,7 @@ def _add_recommending(app: FastAPI, server: Server) -> None:
             raise answer
         return json_answer(answer)
 
-    @app.post(
-        "/v1/recommend/batch",
-        response_model=schemas.Recommendations,
-        responses=POSTED,
-        openapi_extra=takes(schemas.RecommendBatch),
-        tags=["recommend"],
-    )
+    @_post(app, "/v1/recommend/batch", "recommend", schemas.Recommendations, schemas.RecommendBatch)
     async def recommend_batch(request: Request) -> Response:
         """Recommend for several requests at once, ranked together by one version of the model."""
         batch = await body_of(request, schemas.RecommendBatch)
@@ -109,12 +107,14 @@ def _add_recommending(app: FastAPI, server: Server) -> None:
 
 
 def _add_events(app: FastAPI, server: Server) -> None:
-    @app.post(
+    @_post(
+        app,
         "/v1/events",
-        response_model=schemas.Recorded,
-        responses=POSTED | problems(409),
-        openapi_extra=takes(schemas.NewEvent, schemas.NewEvents),
-        tags=["events"],
+        "events",
+        schemas.Recorded,
+        schemas.NewEvent,
+        schemas.NewEvents,
+        errors=POSTED | problems(409),
     )
     async def record(request: Request) -> Response:
         """Record that users interacted with items. The answer comes when the events are durable."""

@@ -26,7 +26,8 @@ class ServeConfig(Options):
         threads: Threads per process that compute.
         store: Where events are recorded: a file for SQLite, or redis://HOST:PORT/DB. By default events.db beside the
             first run.
-        token_file: File of bearer tokens, one per line. Without it, those in the environment variable SEQREC_TOKENS.
+        token_file: File of bearer tokens, one per line. By default the tokens are in the environment variable
+            SEQREC_TOKENS.
         public_without_token: Listen on a public address without tokens.
         queue: Number of requests that may wait to be scored; more are answered with 503.
         watch_seconds: Seconds between looks at the run folder for a new run; 0 turns this off.

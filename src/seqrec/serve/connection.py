@@ -5,8 +5,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from seqrec.serve.guard import MOST_HEADERS
+
 HEADER_SECONDS = 10.0  # from the connection, or from the first byte of a request, to the end of its headers
-MOST_RECEIVED = 2**16  # bytes of headers
 
 
 class Connection(HttpToolsProtocol):
@@ -33,7 +34,7 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count the bytes of a header."""
         self._received += len(name) + len(value)
-        if self._received > MOST_RECEIVED:
+        if self._received > MOST_HEADERS:
             self._refuse(b"431 Request Header Fields Too Large")
             return
         super().on_header(name, value)

@@ -52,7 +52,10 @@ class Live:
     @cached_property
     def without_counts(self) -> Predictor:
         """The same model without transition counts, which are of the whole log, so also of what is held out."""
-        return Predictor(recounted(self.model, None), self.predictor.dataset, self.predictor.keep_seen)
+        # A replay ranks a few histories; building and measuring a second first pass would take longer.
+        return Predictor(
+            recounted(self.model, None), self.predictor.dataset, self.predictor.keep_seen, first_pass=False
+        )
 
     @cached_property
     def finder(self) -> Finder:
@@ -103,12 +106,12 @@ def load(folder: Path, name: str, engine: str = "torch", snapshots: Snapshots | 
 
 def _live(folder: Path, name: str, engine: str, copy: Path, signature: Signature) -> Live:
     run = Run(copy)
-    predictor = Predictor.load(copy, mapped=True)
     if engine == "onnx":
-        from seqrec.export.session import OnnxModel
+        from seqrec.export.session import onnx_predictor
 
-        model = OnnxModel(predictor.model, torch.get_num_threads())
-        predictor = Predictor(model, predictor.dataset, predictor.keep_seen)
+        predictor = onnx_predictor(copy, torch.get_num_threads(), mapped=True)
+    else:
+        predictor = Predictor.load(copy, mapped=True)
     table = predictor.dataset.item_table
     if table is not None:
         table.read()

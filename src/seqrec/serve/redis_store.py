@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from seqrec.errors import InputError, one_line, warn
+from seqrec.errors import InputError, missing_extra, one_line, warn
 from seqrec.serve.event import Event, StoreError, StoreWarning, check_events, check_most, check_texts
 
 VERSION = 1
@@ -71,7 +71,7 @@ class RedisStore:
         try:
             import redis
         except ImportError as error:
-            raise InputError("redis:// needs the package redis; install it: pip install 'seqrec[serve]'") from error
+            raise missing_extra("redis://", "serve") from error
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
