@@ -355,6 +355,39 @@ def test_a_server_that_stopped(runs: Path, open_page: Opener) -> None:
     expect(page.get_by_role("alert").first).to_contain_text("can't be reached")
 
 
+BODIES = """
+async (how) => {
+  const {call} = await import("/static/api.js");
+  const controller = new AbortController();
+  const usual = window.fetch;
+  window.fetch = async (path, {signal}) => new Response(new ReadableStream({
+    start(body) {
+      body.enqueue(new TextEncoder().encode('{"items": ['));
+      if (how === "cut off") body.close();
+      else signal.addEventListener("abort", () => body.error(signal.reason));
+    },
+  }));
+  try {
+    const answer = call("/v1/items", {signal: controller.signal});
+    if (how === "replaced") setTimeout(() => controller.abort(), 50);
+    await answer;
+    return "an answer";
+  } catch (error) {
+    return `${error.name}: ${error.message}`;
+  } finally {
+    window.fetch = usual;
+  }
+}
+"""
+
+
+def test_an_answer_without_its_end_is_no_answer(both: str, open_page: Opener) -> None:
+    page = open_page(both)
+    shown(page)
+    assert page.evaluate(BODIES, "replaced").startswith("AbortError")
+    assert page.evaluate(BODIES, "cut off") == "Error: the answer of the server is cut off; try again"
+
+
 VIEWS = [
     HISTORY,
     "#next",

@@ -42,6 +42,15 @@ function address(path, query) {
   return given.length ? `${path}?${new URLSearchParams(given)}` : path;
 }
 
+async function read(answer, signal) {
+  try {
+    return await answer.json();
+  } catch {
+    signal?.throwIfAborted(); // replaced by a newer request while its body came in
+    throw new ApiError(answer.status, "the answer of the server is cut off; try again");
+  }
+}
+
 /** The answer to a GET, or to a POST if there is a body. Throws ApiError with the server's line. */
 export async function call(path, { query, body, signal } = {}) {
   for (;;) {
@@ -63,9 +72,9 @@ export async function call(path, { query, body, signal } = {}) {
       signal?.throwIfAborted();
       continue;
     }
+    if (answer.ok) return await read(answer, signal);
     const content = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new ApiError(answer.status, content.detail ?? `the server answered ${answer.status}`);
-    return content;
+    throw new ApiError(answer.status, content.detail ?? `the server answered ${answer.status}`);
   }
 }
 
