@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow test-web test-plain test-sanitize test-clang lint format bench bench-serve bench-peers pictures docs release clean
+.PHONY: install demo test test-slow test-web test-cluster test-plain test-sanitize test-clang lint format bench bench-serve bench-peers pictures docs release clean
 
 install: $(VENV)/.installed
 
@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/seqrec demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest -n auto -m "not slow and not web"
+	$(BIN)/python -m pytest -n auto -m "not slow and not web and not cluster"
 
 test-slow: install
 	$(BIN)/python -m pytest -n auto -m slow
@@ -29,9 +29,13 @@ test-slow: install
 test-web: install
 	$(BIN)/python -m pytest -m web tests/web
 
+# Several processes and a Ray cluster on this machine.
+test-cluster: install
+	$(BIN)/python -m pytest -m cluster tests/cluster
+
 # The same tests as `make test`, without the compiled loops.
 test-plain: install
-	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto -m "not slow and not web"
+	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto -m "not slow and not web and not cluster"
 
 # The compiled loops, built with AddressSanitizer and UndefinedBehaviorSanitizer into a temporary folder.
 test-sanitize: install

@@ -1,0 +1,1 @@
+"""Preparation, training and recommendation on a Ray cluster (extra ``ray``)."""
