@@ -34,7 +34,8 @@ NARROW: dict[str, set[str]] = {
     "training.optim": {"device", "kernels", "training.drift"},
     "ranking.metrics": set(),
     "ranking.statistics": {"ranking.metrics"},
-    "data.negatives": set(),
+    "data.draws": set(),
+    "data.negatives": {"data.draws"},
     "data.synthetic": set(),
     "data.formats": {"data.formats", "device"},
 }

@@ -101,6 +101,31 @@ class RowAdam:
                 dense.append(table.gradient()[1] if table.weight.grad.is_sparse else table.weight.grad)
         return dense
 
+    def whole_gradients(self) -> list[Tensor]:
+        """The gradients of tables that are dense, because the loss reads every row."""
+        found = [table.weight.grad for table in self.tables.values()]
+        return [gradient for gradient in found if gradient is not None and not gradient.is_sparse]
+
+    def row_gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Distinct row numbers ``int64[R]`` and gradients ``float32[R, D]`` of every other table, by name."""
+        return {
+            name: table.gradient()
+            for name, table in self.tables.items()
+            if table.weight.grad is None or table.weight.grad.is_sparse
+        }
+
+    def set_row_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
+        """Replace the gradient of a table by those of rows, which may repeat.
+
+        The rows are brought up to date first, as where they are read: so they take the same steps in processes that
+        have read them and in processes that have not.
+        """
+        table = self.tables[name]
+        table.weight.grad = torch.sparse_coo_tensor(rows[None], gradients, table.weight.shape, check_invariants=False)
+        table.summed = None
+        if self.steps:
+            self._catch_up_rows(table, rows, self.steps)
+
     @torch.no_grad()
     def step(self) -> None:
         """Move the dense parameters and the touched rows."""
@@ -346,8 +371,11 @@ class _Table:
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """Distinct row numbers, and the summed gradient of each."""
-        if self.summed is None:
-            assert self.weight.grad is not None
+        if self.weight.grad is None:
+            return self.last.new_empty(0, dtype=torch.int64), self.weight.new_empty(0, self.weight.shape[1])
+        if self.summed is None and self.compiled:
+            self.summed = kernels.adam_sum(*self.parts(), self.slots)
+        elif self.summed is None:
             gradient = self.weight.grad.coalesce()
             self.summed = gradient.indices()[0], gradient.values()
         return self.summed
