@@ -26,6 +26,7 @@ LEVELS: list[set[str]] = [
     {"report", "export"},
     {"serve", "cluster", "tools"},
     {"cli"},
+    {"__main__"},
 ]
 #: Modules that must not import some others: a loss never sees a trainer, a metric never sees a model.
 NARROW: dict[str, set[str]] = {

@@ -15,10 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seqrec.errors import InputError, one_line
+from seqrec.training.objective import Task
 from seqrec.training.optim import RowAdam
 
 _SPARE = 1.1  # space for more rows than in any step so far, as a factor
-_HEADER = 4  # integers at the start of a message, before the number of rows of each table
+_LOSS = 4  # place of the loss in a message
+_HEADER = 5  # numbers at the start of a message, before the number of rows of each table
 
 
 @contextmanager
@@ -55,9 +57,8 @@ def joined() -> "Processes | None":
 
 @dataclass(frozen=True)
 class Totals:
-    """What all processes together had in a step: predictions, tokens, and the largest of their requests."""
+    """What all processes together had in a step: tokens, and the largest of their requests."""
 
-    predictions: int = 0
     tokens: int = 0
     request: int = 0
 
@@ -73,7 +74,6 @@ class Processes:
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
         self.request = 0  # what this process asks of all; the next step tells them
-        self.tokens = 0  # tokens of this process in the step
         self.totals = Totals()
         self.bytes_sent = 0  # by this process, in all steps so far, to each of the others
         self._room = 0  # 32-bit words that are exchanged at once
@@ -89,21 +89,20 @@ class Processes:
         return self.rank, self.world
 
     @torch.no_grad()
-    def __call__(self, optimizer: RowAdam, predictions: int) -> None:
+    def __call__(self, optimizer: RowAdam, task: Task, loss: Tensor) -> Tensor:
         """Turn the gradients of this process into those of all; see :func:`seqrec.training.step.optimizer_step`."""
         dense = [parameter for parameter in optimizer.dense.values() if parameter.requires_grad]
         flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in dense])
         whole = optimizer.whole_gradients()  # of losses that read every row
         waiting = [dist.all_reduce(part, async_op=True) for part in (flat, *whole)]
         rows = optimizer.row_gradients()
-        messages, headers = self._exchanged(self._message(list(rows.values()), predictions), len(rows))
+        messages, headers = self._exchanged(_message(list(rows.values()), task, loss, self.request), len(rows))
         for work in waiting:
             work.wait()
         self.bytes_sent += 4 * (flat.numel() + sum(part.numel() for part in whole))
-        self.totals = Totals(
-            sum(head[1] for head in headers), sum(head[2] for head in headers), max(head[3] for head in headers)
-        )
-        share = 1 / max(self.totals.predictions, 1)
+        predictions = [head[1] for head in headers]
+        self.totals = Totals(sum(head[2] for head in headers), max(head[3] for head in headers))
+        share = 1 / max(sum(predictions), 1)
         for part in (flat, *whole):
             part.mul_(share)
         for parameter, gradient in zip(dense, flat.split([one.numel() for one in dense]), strict=True):
@@ -113,20 +112,7 @@ class Processes:
         for name, parts in zip(rows, zip(*found, strict=True), strict=True):
             numbers, values = (torch.cat(one) for one in zip(*parts, strict=True))
             optimizer.set_row_gradients(name, numbers.long(), values.mul_(share))
-
-    def _message(self, rows: list[tuple[Tensor, Tensor]], predictions: int) -> Tensor:
-        """What this process tells the others: ``float32[W]``, partly 32-bit integers.
-
-        It begins with W, predictions, tokens, request and the number of rows of each table. Then come the row numbers
-        and the gradients of each table.
-        """
-        head = [0, predictions, self.tokens, self.request, *(len(numbers) for numbers, _ in rows)]
-        head[0] = len(head) + sum(numbers.numel() + values.numel() for numbers, values in rows)
-        device = rows[0][0].device if rows else torch.device("cpu")
-        parts = [torch.tensor(head, dtype=torch.int32, device=device).view(torch.float32)]
-        for numbers, values in rows:
-            parts += [numbers.to(torch.int32).view(torch.float32), values.reshape(-1)]
-        return torch.cat(parts)
+        return (messages[:, _LOSS] * messages.new_tensor(predictions)).sum() * share
 
     def _exchanged(self, message: Tensor, tables: int) -> tuple[Tensor, list[list[int]]]:
         """The messages of all processes, ``float32[world, W]``, and the integers that each begins with.
@@ -163,11 +149,6 @@ class Processes:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def sum_of(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, in place."""
-        dist.all_reduce(value)
-        return value
-
     def most_of(self, value: int) -> int:
         """The largest of the processes' values."""
         found = torch.tensor([value], device="cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -178,6 +159,23 @@ class Processes:
         """Overwrite the tensors of the other processes with those of the first."""
         for _, tensor in sorted(tensors.items()):
             dist.broadcast(tensor.detach(), src=0)
+
+
+def _message(rows: list[tuple[Tensor, Tensor]], task: Task, loss: Tensor, request: int) -> Tensor:
+    """What a process tells the others: ``float32[W]``, partly 32-bit integers.
+
+    It begins with W, predictions, tokens, request, loss and the number of rows of each table. Then come the row numbers
+    and the gradients of each table.
+    """
+    tokens = len(task.batch.items) if task.counts else 0
+    head = [0, task.predictions, tokens, request, 0, *(len(numbers) for numbers, _ in rows)]
+    head[0] = len(head) + sum(numbers.numel() + values.numel() for numbers, values in rows)
+    start = torch.tensor(head, dtype=torch.int32, device=loss.device).view(torch.float32)
+    start[_LOSS] = loss
+    parts = [start]
+    for numbers, values in rows:
+        parts += [numbers.to(torch.int32).view(torch.float32), values.reshape(-1)]
+    return torch.cat(parts)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from seqrec.training.objective import Objective, Task, draw_task, training_loss
 from seqrec.training.optim import RowAdam, clip_gradients
 
 #: Sums gradients of several processes: see :func:`optimizer_step`.
-Reduce = Callable[[RowAdam, int], None]
+Reduce = Callable[[RowAdam, Task, Tensor], Tensor]
 
 
 def epoch_of(
@@ -88,12 +88,12 @@ def optimizer_step(
     """Take one optimizer step.
 
     ``reduce`` must turn the gradients of each process into those of all processes together. It is called with the
-    optimizer and the number P of this process's predictions. Every process calls it once per step, even if P is 0,
-    between the backward pass and clipping. Before the call, each ``parameter.grad`` is the gradient of the summed loss
-    of this process's P predictions, or None. After it, ``grad`` must be the gradient of the mean over the predictions
-    of all processes: the sum of ``grad`` divided by the sum of P. Gradients of ``optimizer.tables`` are sparse (COO,
-    with repeated rows) unless the loss reads the whole catalogue; all others are dense. Sparse gradients may be
-    concatenated, because the optimizer adds up repeated rows.
+    optimizer, the task and its loss, and returns the loss of all: the mean over all predictions. Every process calls it
+    once per step, even if its number P of predictions that count is 0, between the backward pass and clipping. Before
+    it, each ``parameter.grad`` is the gradient of the summed loss of this process's P predictions, or None. After it,
+    ``grad`` must be the gradient of the mean over the predictions of all processes: the sum of ``grad`` divided by the
+    sum of P. Gradients of ``optimizer.tables`` are sparse (COO, with repeated rows) unless the loss reads the whole
+    catalogue; all others are dense. Sparse gradients may be concatenated, because the optimizer adds up repeated rows.
 
     Args:
         model: model in training.
@@ -106,7 +106,7 @@ def optimizer_step(
         ended: function that is called with the name of each phase when it ends: forward, backward, optimizer.
 
     Returns:
-        The loss, a mean over this process's predictions.
+        The loss, a mean over the predictions of all processes.
     """
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
         loss = training_loss(model, task, objective, device)
@@ -117,7 +117,7 @@ def optimizer_step(
     if ended is not None:
         ended("backward")
     if reduce is not None:
-        reduce(optimizer, task.predictions)
+        loss = reduce(optimizer, task, loss.detach())
     if clip_norm is not None:
         clip_gradients(optimizer.gradients(), clip_norm)
     optimizer.step()
