@@ -233,6 +233,8 @@ def _trained(
         trained = train(model, split, training, keep_seen=bool(config.split.keep_seen), **ways)
         found.epochs, found.best_epoch = trained.epochs, trained.best_epoch
         found.interrupted, found.summary = trained.ended == "interrupted", trained.summary
+        if training.shard_items and run is not None and not found.interrupted:
+            found.model = found.first = run.model(mapped=True)  # the whole table, without the memory for it
     if run is not None:
         run.check_there()
         run.take_over()

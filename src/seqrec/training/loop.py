@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from seqrec.data.split import TRAINED, Split, Targets
@@ -39,8 +40,8 @@ from seqrec.training.start import start_from_neighbours
 from seqrec.training.state import TrainingState
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
-Ending = Literal["running", "stopped", "interrupted"]
-ENDINGS: tuple[Ending, ...] = ("running", "stopped", "interrupted")
+Ending = Literal["running", "checkpoint", "stopped", "interrupted"]
+ENDINGS: tuple[Ending, ...] = ("running", "checkpoint", "stopped", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,22 @@ class _Work:
         self.keep_seen, self.refit = keep_seen, refit
         self.epochs = config.epochs if refit is None else refit.epochs
         self.dropouts = dropouts_of(model)
-        decay = config.average_decay if self.is_first else 0.0
-        self.state = TrainingState(model, self.optimizer, run, decay, keeps=self.is_first)
+        self.state = self._state(run)
         self.first: FirstEpoch | None = None
         self.every = config.resolved_for(model.LOSS, model.num_items, self.steps).evaluate_every or 0
 
+    def _state(self, run: Run | None) -> TrainingState:
+        if self.config.shard_items:
+            from seqrec.training.sharded_state import ShardedState  # imports much of torch that others do not need
+
+            assert self.processes is not None
+            return ShardedState(self.model, self.optimizer, run, self.processes)
+        decay = self.config.average_decay if self.is_first else 0.0
+        return TrainingState(self.model, self.optimizer, run, decay, keeps=self.is_first)
+
     def start(self, resume: bool) -> None:
         """Start from the run's last checkpoint, if there is one and ``resume`` asks for it, or from the beginning."""
-        restored = resume and self.state.run is not None and self.state.restore(self.steps)
+        restored = self.state.restored(resume, self.steps)
         if self.config.item_init == "spectral" and not restored and self.is_first:
             start_from_neighbours(self.model, self.histories, self.config.seed)
         if self.processes is not None:
@@ -170,7 +179,7 @@ class _Work:
     ) -> Trained:
         """Run epoch after epoch, starting from the current state."""
         state, config = self.state, self.config
-        ended: Literal["running", "stopped"] = "running"
+        ended: Ending = "running"
         state.start_clock()
         while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, self.steps):
             bar.start(state.epoch + 1, self.epochs)
@@ -206,11 +215,14 @@ class _Work:
             state.tokens += tokens
             state.step += 1
             bar.update(state.tokens)
-            how = self._asked("interrupted" if stopped() else "stopped" if stop is not None and stop() else "running")
-            if how != "running":
-                return how
-            if state.run is not None and state.step < self.steps and state.due(config.checkpoint_minutes):
+            due = state.run is not None and state.due(config.checkpoint_minutes)
+            wish: Ending = "stopped" if stop is not None and stop() else "checkpoint" if due else "running"
+            how = self._asked("interrupted" if stopped() else wish)
+            if how == "checkpoint" and state.step < self.steps:
                 state.checkpoint()
+                self._asked("running")
+            elif how in ("stopped", "interrupted"):
+                return how
         return "running"
 
     def _asked(self, how: Ending) -> Ending:
@@ -246,7 +258,11 @@ class _Work:
     def _accuracy(self) -> dict[str, float]:
         """NDCG@10 and HR@10 of the validation users in the full ranking."""
         assert self.validation is not None
-        found = _accuracy(self.model, self.validation, self.keep_seen) if self.is_first else {}
+        if self.config.shard_items and self.processes is not None:
+            from seqrec.training.sharded import sharded_ranks
+
+            return _values(*sharded_ranks(self.model, self.validation, self.keep_seen))
+        found = _values(*ranks(self.model, self.validation, keep_seen=self.keep_seen)) if self.is_first else {}
         return found if self.processes is None else self.processes.same_on_all(found)
 
     def _ended(self, how: Literal["epochs", "early", "interrupted", "stopped"]) -> Trained:
@@ -259,9 +275,8 @@ def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
     return targets.sampled(config.validation_users, [config.seed, 3]) if len(targets) else None
 
 
-def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, float]:
-    """NDCG@10 and HR@10 in the full ranking."""
-    greater, ties = ranks(model, targets, keep_seen=keep_seen)
+def _values(greater: np.ndarray, ties: np.ndarray) -> dict[str, float]:
+    """NDCG@10 and HR@10 of ranks."""
     return {name: float(metrics.named(name, greater, ties).mean()) for name in metrics.MAIN}
 
 

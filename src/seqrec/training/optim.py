@@ -69,7 +69,7 @@ class RowAdam:
             for name, module in model.named_modules()
             if isinstance(module, nn.Embedding) and module.sparse
         }
-        self.tables = {name: _Table(module.weight) for name, module in embeddings.items()}
+        self.tables = {name: _Table(module.weight, hasattr(module, "divided")) for name, module in embeddings.items()}
         self.dense = {name: p for name, p in model.named_parameters() if name not in embeddings}
         self.learning_rate = learning_rate
         self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first moment, second moment, number of steps
@@ -111,14 +111,18 @@ class RowAdam:
         return {
             name: table.gradient()
             for name, table in self.tables.items()
-            if table.weight.grad is None or table.weight.grad.is_sparse
+            if not table.divided and (table.weight.grad is None or table.weight.grad.is_sparse)
         }
+
+    def divided_gradients(self) -> list[Tensor]:
+        """The gradients by row of tables that are divided among processes."""
+        found = [table.weight.grad for table in self.tables.values() if table.divided and table.weight.grad is not None]
+        return [gradient._values() for gradient in found]
 
     def set_row_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
         """Replace the gradient of a table by those of rows, which may repeat.
 
-        The rows are brought up to date first, as where they are read: so they take the same steps in processes that
-        have read them and in processes that have not.
+        The rows are brought up to date first, so that they take the same steps in processes that have not read them.
         """
         table = self.tables[name]
         table.weight.grad = torch.sparse_coo_tensor(rows[None], gradients, table.weight.shape, check_invariants=False)
@@ -335,10 +339,13 @@ class RowAdam:
 
 
 class _Table:
-    """An embedding table and its moments; ``last``, ``int32[rows]``, is the step that each row has reached."""
+    """A table, or the rows of one that is ``divided``, and its moments.
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    ``last``, ``int32[rows]``, is the step that each row has reached.
+    """
+
+    def __init__(self, weight: Tensor, divided: bool = False) -> None:
+        self.weight, self.divided = weight, divided
         self.first = torch.zeros_like(weight.data)
         self.second = torch.zeros_like(weight.data)
         self.last = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)

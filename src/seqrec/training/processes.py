@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ def launched() -> Iterator["Processes | None"]:
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # The first process tests the model while the others wait. One that ended is noticed at once all the same.
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the other processes can't be joined ({one_line(error)}); "
@@ -96,6 +98,7 @@ class Processes:
         whole = optimizer.whole_gradients()  # of losses that read every row
         waiting = [dist.all_reduce(part, async_op=True) for part in (flat, *whole)]
         rows = optimizer.row_gradients()
+        divided = optimizer.divided_gradients()
         messages, headers = self._exchanged(_message(list(rows.values()), task, loss, self.request), len(rows))
         for work in waiting:
             work.wait()
@@ -103,7 +106,7 @@ class Processes:
         predictions = [head[1] for head in headers]
         self.totals = Totals(sum(head[2] for head in headers), max(head[3] for head in headers))
         share = 1 / max(sum(predictions), 1)
-        for part in (flat, *whole):
+        for part in (flat, *whole, *divided):
             part.mul_(share)
         for parameter, gradient in zip(dense, flat.split([one.numel() for one in dense]), strict=True):
             parameter.grad = gradient.view_as(parameter)
@@ -148,6 +151,10 @@ class Processes:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        dist.barrier()
 
     def most_of(self, value: int) -> int:
         """The largest of the processes' values."""

@@ -20,7 +20,7 @@ from seqrec.training.optim import RowAdam
 from seqrec.training.processes import Processes
 
 #: Attributes of :class:`TrainingState` in a checkpoint, in addition to the tensors and the sum of losses.
-_FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
+FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
 _MOST = 2.0**60  # a checkpoint with more tokens, seconds or loss than this is damaged
 
 
@@ -136,12 +136,16 @@ class TrainingState:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
-        facts = {name: getattr(self, name) for name in _FACTS} | {"loss_sum": self.loss_sum.item()}
+        facts = {name: getattr(self, name) for name in FACTS} | {"loss_sum": self.loss_sum.item()}
         self.run.save_state(tensors, facts)
         self.run.forget_means(but=self.epoch)
         self._count_time(steps=False)
         self.run.save_epochs(self.rows)
         self.run.take_over()
+
+    def restored(self, resume: bool, steps: int) -> bool:
+        """Continue from the last checkpoint if ``resume`` asks for it and there is one."""
+        return resume and self.run is not None and self.restore(steps)
 
     def restore(self, steps: int) -> bool:
         """Continue from the run's last checkpoint. Without a checkpoint, training starts from the beginning.
@@ -161,7 +165,7 @@ class TrainingState:
         header, facts = state
         weights = self.model.state_dict(keep_vars=True)
         try:
-            _check_facts(facts, steps)
+            check_facts(facts, steps)
             names = [name.removeprefix("optimizer.") for name in header.names if name.startswith("optimizer.")]
             expected = {f"model.{name}": value for name, value in weights.items()}
             expected |= {f"optimizer.{name}": value for name, value in self.optimizer.expected_state(names).items()}
@@ -187,7 +191,7 @@ class TrainingState:
             raise InputError(
                 f"{header.path}: does not fit the run ({one_line(error)}); train again with --overwrite"
             ) from error
-        for name in _FACTS:
+        for name in FACTS:
             setattr(self, name, facts[name])
         self.loss_sum.fill_(facts["loss_sum"])
         return True
@@ -195,7 +199,7 @@ class TrainingState:
     def start_as_first(self, processes: Processes) -> None:
         """Start from the weights, moments and counters of the first of several processes."""
         given = self.optimizer.state_dict() if processes.is_first else {}
-        facts = {name: getattr(self, name) for name in _FACTS} | {"loss_sum": self.loss_sum.item()}
+        facts = {name: getattr(self, name) for name in FACTS} | {"loss_sum": self.loss_sum.item()}
         names, facts = processes.same_on_all(([*given], facts))
         processes.copy_from_first(self.model.state_dict())
         expected, moments = self.optimizer.expected_state(names), given or self.optimizer.state_dict()
@@ -204,7 +208,7 @@ class TrainingState:
         if processes.is_first:
             return
         self.optimizer.load_state_dict(moments)
-        for name in _FACTS:
+        for name in FACTS:
             setattr(self, name, facts[name])
         self.loss_sum.fill_(facts["loss_sum"])
 
@@ -225,7 +229,7 @@ class TrainingState:
         self.model.eval()
 
 
-def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
+def check_facts(facts: Mapping[str, Any], steps: int) -> None:
     """Raise a ValueError for values of a checkpoint (JSON) that have the wrong type or contradict each other."""
     kinds = {"epoch": int, "step": int, "tokens": int, "seconds": float, "total_seconds": float, "rows": list[Any],
              "worse": int, "best_epoch": int, "best_value": float, "loss_sum": float}  # fmt: skip
