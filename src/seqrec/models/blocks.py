@@ -29,15 +29,18 @@ class Dropout(nn.Module):
         self.random: Draws | None = None
 
     @not_compiled  # numpy's random numbers can't be traced
-    def forward(self, x: Tensor) -> Tensor:
-        """In training, zero a share of ``x`` and scale the rest. Otherwise, return ``x``."""
+    def forward(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        """In training, zero a share of ``x`` and scale the rest. Otherwise, return ``x``.
+
+        ``order``, ``int64[T]``, is the token of each row of ``x`` if they are not in the order of the batch.
+        """
         if not self.active:
             return x
         if self.random is None or x.device.type != "cpu":
             return F.dropout(x, self.probability)
         if kernels.usable(x):
-            return kernels.dropout(x, self.words_for(x), self.probability)
-        return x * self.kept(self.words_for(x)).view(x.shape)
+            return kernels.dropout(x, self.words_for(x, order), self.probability)
+        return x * self.kept(self.words_for(x, order)).view(x.shape)
 
     @property
     def active(self) -> bool:
@@ -51,12 +54,13 @@ class Dropout(nn.Module):
         return torch.from_numpy(self.random.words(unit, count, width, times))
 
     @not_compiled
-    def words_for(self, x: Tensor) -> Tensor:
-        """Random 16-bit words for the numbers of ``x``, ``int16[x.numel()]``."""
+    def words_for(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        """Random 16-bit words for the numbers of ``x``, ``int16[x.numel()]``. ``order`` is as for :meth:`forward`."""
         assert self.random is not None
         part = self.random.part
         if part is None or part.span("tokens", len(x)) is not None:
-            return self.words("tokens", len(x), x.numel() // max(len(x), 1))
+            words = self.words("tokens", len(x), x.numel() // max(len(x), 1))
+            return words if order is None else words.view(len(x), -1)[order].view(-1)
         return torch.from_numpy(self.random.own_words(x.numel()))
 
     def kept(self, words: Tensor) -> Tensor:

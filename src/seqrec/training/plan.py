@@ -81,10 +81,7 @@ def planned(
         InputError: an option does not fit the data or this machine.
     """
     filters = filters_of(dataset, filters)
-    if training.shard_items:
-        from seqrec.training.sharded import checked_options  # imports much of torch that others do not need
-
-        training = checked_options(name, training)
+    training = _with_divided_items(name, training)
     split = split_config.apply(dataset)
     split.check()
     is_counted = MODELS[name].COUNTED
@@ -115,6 +112,15 @@ def planned(
     if not is_counted:
         check_passes(model, split.train, recipe.training)
     return Plan(config, split, model, recipe)
+
+
+def _with_divided_items(name: str, training: TrainConfig) -> TrainConfig:
+    """The options as dividing the item table needs them, if it is asked for."""
+    if not training.shard_items:
+        return training
+    from seqrec.training.sharded import checked_options  # imports much of torch that others do not need
+
+    return checked_options(name, training)
 
 
 def resolved_recipe(recipe: Recipe, name: str, split: Split) -> Recipe:

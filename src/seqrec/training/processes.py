@@ -19,6 +19,8 @@ from seqrec.errors import InputError, one_line
 from seqrec.training.objective import Task
 from seqrec.training.optim import RowAdam
 
+#: What torch.distributed says if a process has ended.
+_LOST = "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL"
 _SPARE = 1.1  # space for more rows than in any step so far, as a factor
 _LOSS = 4  # place of the loss in a message
 _HEADER = 5  # numbers at the start of a message, before the number of rows of each table
@@ -46,6 +48,12 @@ def launched() -> Iterator["Processes | None"]:
         ) from error
     try:
         yield joined()
+    except RuntimeError as error:
+        if any(words in str(error) for words in _LOST):
+            raise InputError(
+                "another process of this training has ended; see its message, then go on with --resume"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 
