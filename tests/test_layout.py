@@ -30,7 +30,7 @@ LEVELS: list[set[str]] = [
 #: Modules that must not import some others: a loss never sees a trainer, a metric never sees a model.
 NARROW: dict[str, set[str]] = {
     "training.losses": {"kernels"},
-    "training.drift": {"kernels"},
+    "training.drift": {"device", "kernels"},
     "training.optim": {"device", "kernels", "training.drift"},
     "ranking.metrics": set(),
     "ranking.statistics": {"ranking.metrics"},

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from seqrec.data.batches import Epoch
 from seqrec.data.split import TRAINED, Split, Targets
 from seqrec.device import own_random_state, pick_device, threads, usual_torch
 from seqrec.errors import InputError
@@ -30,8 +31,9 @@ from seqrec.training.checks import (
     warn_of_users_without_negatives,
 )
 from seqrec.training.config import BETA1, TrainConfig
-from seqrec.training.objective import mark_tables
+from seqrec.training.objective import Task, mark_tables
 from seqrec.training.optim import RowAdam
+from seqrec.training.prefetch import prefetched
 from seqrec.training.progress import EpochBar, described, epoch_bar
 from seqrec.training.schedule import schedule_of
 from seqrec.training.start import start_from_neighbours
@@ -179,11 +181,25 @@ class _Work:
         if state.epoch == state.step == 0 and self.refit is None:  # the first training has shown that it learns
             self.first = FirstEpoch(model)
         epoch = epoch_of(model, self.histories, config, state.epoch)
-        for task in tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step):
+        drawn = tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step)
+        if self.first is not None:
+            drawn = self.first.watch(drawn)
+        with prefetched(drawn, device) as tasks:
+            return self._take(tasks, epoch, bar, stopped, stop)
+
+    def _take(
+        self,
+        tasks: Iterator[Task],
+        epoch: Epoch,
+        bar: EpochBar,
+        stopped: Callable[[], bool],
+        stop: Callable[[], bool] | None,
+    ) -> Literal["running", "stopped", "interrupted"]:
+        """Take a step for each task. Returns how it ended."""
+        state, config, device, model = self.state, self.config, self.device, self.model
+        for task in tasks:
             seed_step(self.dropouts, epoch, state.step, device)
             loss = optimizer_step(model, self.optimizer, task, self.objective, device, clip_norm=config.clip_norm)
-            if self.first is not None:
-                self.first.saw(task)
             # The sum stays on the device: reading it at every step would wait for the GPU.
             state.loss_sum += loss.detach().to(state.loss_sum.dtype) * len(task.batch.items)
             state.tokens += len(task.batch.items)

@@ -1,6 +1,7 @@
 """Adam for large embedding tables: equal to dense Adam, at the cost of only the rows that a step touches."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class RowAdam:
         dense = [p.grad for p in self.dense.values() if p.grad is not None]
         for table in self.tables.values():
             if table.weight.grad is not None:
-                dense.append(table.gradient()[1] if table.weight.grad.is_sparse else table.weight.grad)
+                dense.append(table.gradient().sums if table.weight.grad.is_sparse else table.weight.grad)
         return dense
 
     @torch.no_grad()
@@ -127,14 +128,14 @@ class RowAdam:
                 )  # fmt: skip
                 table.summed = None
                 continue
-            rows, gradient = table.gradient()
+            rows, gradient = table.gradient().by_row()
             self._catch_up_rows(table, rows, self.steps - 1)
             first = table.first[rows].lerp_(gradient, 1 - beta1)
             second = table.second[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             table.first.index_copy_(0, rows, first)
             table.second.index_copy_(0, rows, second)
             change = first.div_(second.sqrt_().div_(root).add_(self.epsilon)).mul_(-size)
-            table.weight.index_add_(0, rows, change)
+            table.weight.index_copy_(0, rows, table.weight[rows].add_(change))
             table.last.index_fill_(0, rows, self.steps)
             table.summed = None
 
@@ -317,7 +318,7 @@ class _Table:
         self.first = torch.zeros_like(weight.data)
         self.second = torch.zeros_like(weight.data)
         self.last = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-        self.summed: tuple[Tensor, Tensor] | None = None
+        self.summed: Summed | None = None
         self._slots: Tensor | None = None
 
     @property
@@ -340,17 +341,49 @@ class _Table:
     def parts(self) -> tuple[Tensor, Tensor]:
         """Row numbers, possibly repeated, and the gradient of each."""
         if self.summed is not None:
-            return self.summed
+            return self.summed.by_row()
         assert self.weight.grad is not None
         return self.weight.grad._indices()[0], self.weight.grad._values()
 
-    def gradient(self) -> tuple[Tensor, Tensor]:
-        """Distinct row numbers, and the summed gradient of each."""
+    def gradient(self) -> "Summed":
+        """The gradient, summed by row."""
         if self.summed is None:
             assert self.weight.grad is not None
-            gradient = self.weight.grad.coalesce()
-            self.summed = gradient.indices()[0], gradient.values()
+            self.summed = summed_by_row(self.weight.grad, self.weight.device)
         return self.summed
+
+
+class Summed(NamedTuple):
+    """A sparse gradient of n rows, summed by row.
+
+    ``rows int64[n]``, ``sums [n, D]`` with the sum of each distinct row once and zeros elsewhere, and ``places
+    int64[n]``, the place in ``sums`` of each row; None if the rows are distinct and in the order of ``sums``.
+    """
+
+    rows: Tensor
+    sums: Tensor
+    places: Tensor | None = None
+
+    def by_row(self) -> tuple[Tensor, Tensor]:
+        """The rows and the sum of each. Repeated rows have equal sums."""
+        return self.rows, self.sums if self.places is None else self.sums.index_select(0, self.places)
+
+
+def summed_by_row(gradient: Tensor, device: torch.device) -> Summed:
+    """Sum a sparse gradient by row.
+
+    On the CPU, rows become distinct. On a GPU they stay as many as they are, because the host would have to wait for
+    the number of distinct ones, as in ``coalesce``.
+    """
+    if device.type == "cpu":
+        gradient = gradient.coalesce()
+        return Summed(gradient.indices()[0], gradient.values())
+    values = gradient._values()
+    rows, order = gradient._indices()[0].sort()
+    new = torch.ones_like(rows)
+    new[1:] = rows[1:] != rows[:-1]
+    places = new.cumsum(0) - 1
+    return Summed(rows, torch.zeros_like(values).index_add_(0, places, values.index_select(0, order)), places)
 
 
 @torch.no_grad()
