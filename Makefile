@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow test-web test-cluster test-plain test-sanitize test-clang lint format bench bench-serve bench-peers pictures docs release clean
+.PHONY: install demo test test-slow test-web test-cluster test-gpu test-plain test-sanitize test-clang lint format bench bench-serve bench-gpu gpu bench-peers pictures docs release clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ test-web: install
 # Several processes and a Ray cluster on this machine.
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+# The tests that need an NVIDIA GPU.
+test-gpu: install gpu
+	$(BIN)/python -m pytest -m cuda
 
 # The same tests as `make test`, without the compiled loops.
 test-plain: install
@@ -69,6 +73,13 @@ bench: install
 # make bench-serve RUN=runs/demo
 bench-serve: install
 	$(BIN)/python benchmarks/serve.py $(RUN) --workers 2
+
+# make bench-gpu LOG=games.txt; without a log, the demo's
+bench-gpu: install gpu
+	$(BIN)/python benchmarks/gpu.py $(LOG)
+
+gpu:
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no NVIDIA GPU")'
 
 bench-peers: install
 	$(BIN)/python benchmarks/peers.py $(LOG)

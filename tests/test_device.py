@@ -1,10 +1,11 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from seqrec import device as module
-from seqrec.device import threads, usable_processors
+from seqrec.device import is_on, threads, usable_processors
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,19 @@ def test_it_is_as_before_after_an_error():
     with pytest.raises(KeyError), threads(before + 1):
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("where", "asked", "found"),
+    [
+        ("cpu", "cpu", True),
+        ("cuda:1", "cuda", True),
+        ("cuda:1", "cuda:1", True),
+        ("cuda:1", "cuda:0", False),
+        ("cpu", "cuda", False),
+        ("meta", "cpu", False),
+    ],
+)
+def test_a_device_without_an_index_is_any_of_its_type(where, asked, found):
+    value = SimpleNamespace(device=torch.device(where))
+    assert is_on(value, torch.device(asked)) == found

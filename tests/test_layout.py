@@ -31,8 +31,9 @@ LEVELS: list[set[str]] = [
 #: Modules that must not import some others: a loss never sees a trainer, a metric never sees a model.
 NARROW: dict[str, set[str]] = {
     "training.losses": {"kernels"},
-    "training.drift": {"kernels"},
-    "training.optim": {"device", "kernels", "training.drift"},
+    "training.drift": {"device", "kernels"},
+    "training.rows": {"kernels"},
+    "training.optim": {"device", "kernels", "training.drift", "training.rows"},
     "ranking.metrics": set(),
     "ranking.statistics": {"ranking.metrics"},
     "data.draws": set(),

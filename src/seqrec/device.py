@@ -194,8 +194,13 @@ def pick_device(name: str = "auto") -> "torch.device":
     return torch.device("cpu") if device.type == "cpu" else device  # cpu:0 is the same device
 
 
+def is_on(value: "torch.Tensor", device: "torch.device") -> bool:
+    """Whether a tensor is on a device; without an index, that is any device of its type."""
+    return value.device.type == device.type and device.index in (None, value.device.index)
+
+
 def copied(value: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     """Copy a tensor to a device. A copy from the CPU to a GPU uses pinned memory, so that it runs in the background."""
-    if device.type == "cuda" and value.device.type == "cpu":
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
+    if value.device.type != "cpu" or device.type in ("cpu", "mps"):
+        return value.to(device)
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)

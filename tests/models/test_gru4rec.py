@@ -298,14 +298,6 @@ def test_the_start():
         assert torch.equal(value, fresh[name]), name
 
 
-def test_padding_gets_no_gradient_from_reading():
-    model = model_of(separate_output=True)
-    model.score(model.encode(batch_of(random_lists())), torch.tensor([0, 1])).sum().backward()
-    for table in (model.item_embedding, model.output_embedding, model.item_bias):
-        assert (table.weight.grad[0] == 0).all()
-        assert (table.weight.grad[1] != 0).any()
-
-
 def test_rows_that_are_read_in_training_are_the_tables_own():
     """Training reads tables only through their embedding layers, which bring rows up to date."""
     for values in ({}, {"separate_output": True}):

@@ -210,6 +210,22 @@ def test_training_never_reads_the_padding(loss):
         assert (weight[1:] != 0).all()
 
 
+@pytest.mark.parametrize("loss", ["bce", "sampled-softmax", "cross-entropy"])
+@pytest.mark.parametrize("model", ["gru4rec", "caser", "bert4rec", "slirec"])
+def test_training_leaves_the_padding_of_every_model_as_it_was(model, loss):
+    """Tables have no ``padding_idx``, for which torch would search every gradient."""
+    log = pl.DataFrame({"user_id": [1, 1, 1, 2, 2, 3, 3, 3], "item_id": [1, 2, 3, 3, 1, 4, 5, 6]})
+    negatives = None if loss == "cross-entropy" else 2
+    options = {"gru4rec": {"separate_output": True}, "caser": {"l2": 0.1, "num_targets": 2}}.get(model, {})
+    recommender = Recommender(model, loss=loss, negatives=negatives, epochs=3, embedding_dim=4, **options).fit(log)
+    tables = [module for module in recommender.model.modules() if isinstance(module, torch.nn.Embedding)]
+    of_items = [table.weight for table in tables if len(table.weight) == recommender.model.num_items + 1]
+    assert of_items
+    for weight in of_items:
+        assert (weight[0] == 0).all()
+        assert (weight[1:] != 0).any()
+
+
 def test_penalty():
     batch = batch_of([[1, 2, 3], [4, 4]], 10, with_targets=True)
     assert model_of().penalty(batch) is None

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from seqrec.training import losses
 from seqrec.training.losses import (
     binary_cross_entropy,
     blocked_cross_entropy,
@@ -266,6 +267,88 @@ def test_blocked_cross_entropy_is_cross_entropy(tokens, items, dim, dtype):
     for mine, theirs in zip(torch.autograd.grad(blocked, (hidden, vectors)), expected, strict=True):
         close = {} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}  # sums over 300,000 items
         torch.testing.assert_close(mine, theirs, **close)
+
+
+SHAPES = [(1, 1, 3), (5, 40, 8), (64, 7, 16), (130, 257, 24), (33, 1000, 5)]
+
+
+@pytest.fixture
+def no_loops(monkeypatch):
+    """The compiled loops are never used, as on a GPU."""
+    monkeypatch.setattr("seqrec.kernels.usable", lambda *tensors: False)
+
+
+@pytest.mark.parametrize(("tokens", "negatives", "dim"), SHAPES)
+@pytest.mark.parametrize("block", [None, 1, 7, 16, 10_000])
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5), (torch.bfloat16, 0.03)])
+def test_blocks_of_any_size_and_type_give_the_unblocked_loss(tokens, negatives, dim, block, kind, tolerance, no_loops):
+    """Also under autocast, with the pairs' tokens given on the host, against one float64 product of everything."""
+    random = torch.Generator().manual_seed(tokens)
+    wide = torch.float64 if kind is torch.float64 else torch.float32
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (0.7 * torch.randn(*shape, generator=random)).to(wide).requires_grad_()
+
+    hidden, vectors, target = draw(tokens, dim), draw(negatives, dim), draw(tokens)
+    left_out = torch.rand(tokens, negatives, generator=random) < 0.2
+    pairs, correction = left_out.nonzero(as_tuple=True), draw(negatives).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind is torch.bfloat16):
+        loss = blocked_sampled_softmax(
+            hidden, vectors, target, pairs, 0.3, correction, block, host_tokens=pairs[0].clone()
+        )
+    exact = [x.detach().double().requires_grad_() for x in (hidden, vectors, target)]
+    logits = (exact[0] @ exact[1].T).masked_fill(left_out, -torch.inf)
+    expected = sampled_softmax(exact[2], logits, 0.3, correction.double())
+    assert loss.dtype == wide
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    loss.backward()
+    expected.backward()
+    for mine, theirs in zip((hidden, vectors, target), exact, strict=True):
+        assert mine.grad.dtype == wide
+        right = theirs.grad.nan_to_num()
+        assert (mine.grad - right).norm() <= tolerance * right.norm() + 1e-12
+
+
+@pytest.mark.parametrize(("tokens", "items", "dim"), SHAPES)
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5), (torch.bfloat16, 0.03)])
+def test_blocked_cross_entropy_of_any_type_is_the_unblocked_one(tokens, items, dim, kind, tolerance, no_loops):
+    random = torch.Generator().manual_seed(items)
+    wide = torch.float64 if kind is torch.float64 else torch.float32
+    hidden = torch.randn(tokens, dim, generator=random).to(wide).requires_grad_()
+    vectors = (0.7 * torch.randn(items + 1, dim, generator=random)).to(wide).requires_grad_()
+    targets = torch.randint(1, items + 1, (tokens,), generator=random)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind is torch.bfloat16):
+        loss = blocked_cross_entropy(hidden, vectors, targets)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, vectors)]
+    expected = F.cross_entropy((exact[0] @ exact[1].T)[:, 1:], targets - 1)
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=1e-9)
+    loss.backward()
+    expected.backward()
+    for mine, theirs in zip((hidden, vectors), exact, strict=True):
+        assert (mine.grad - theirs.grad).norm() <= tolerance * theirs.grad.norm() + 1e-9
+
+
+def test_half_precision_states_get_half_precision_gradients(no_loops):
+    torch.manual_seed(0)
+    hidden = torch.randn(20, 8).bfloat16().requires_grad_()
+    vectors, target = torch.randn(9, 8, requires_grad=True), torch.randn(20, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    loss = blocked_sampled_softmax(hidden, vectors, target, (none, none))
+    exact = hidden.detach().double().requires_grad_()
+    expected = sampled_softmax(target.double(), exact @ vectors.double().T)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected)
+    assert torch.autograd.grad(loss, hidden, retain_graph=True)[0].dtype == torch.bfloat16
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, hidden)[0].double(), torch.autograd.grad(expected, exact)[0], rtol=0.01, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("items", [1, 1000, 10**6, 10**8])
+def test_the_logits_of_a_block_are_bounded_on_a_gpu(items):
+    block = losses._block(items, torch.device("meta"))
+    assert block >= 16
+    assert block == 16 or block * items <= 2**26
 
 
 def test_blocked_sampled_softmax_takes_strides_and_other_types():

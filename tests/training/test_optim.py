@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seqrec.training import rows as tables_by_row
 from seqrec.training.optim import RowAdam, clip_gradients
 from seqrec.training.schedule import Schedule
 
@@ -210,6 +211,50 @@ def test_all_rows_that_were_asked_for_are_those_that_are_behind():
         assert ((table.last == optimizer.steps) | (table.last == 0)).all()
         assert both.difference() < 1e-5
     assert torch.equal(ways[0].ours.items.weight, ways[1].ours.items.weight)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Make RowAdam select no rows on the CPU either, and use no compiled loops."""
+    monkeypatch.setattr("seqrec.kernels.usable", lambda *tensors: False)
+    plain = tables_by_row.summed_by_row
+    monkeypatch.setattr(tables_by_row, "summed_by_row", lambda gradient, device: plain(gradient, torch.device("meta")))
+
+    def catch_up(self, table, rows, step):
+        last = table.last[rows]
+        self._drift_rows(table, rows, last, (last < step) & (last > 0), step)
+
+    monkeypatch.setattr(RowAdam, "_catch_up_rows", catch_up)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("schedule", [None, Schedule("cosine", 20, 400)])
+def test_without_selecting_rows_row_adam_is_dense_adam(clip, schedule, dtype, tolerance, as_on_a_gpu):
+    both = Both(dtype=dtype, schedule=schedule)
+    random = np.random.default_rng(1)
+    for step in range(400):
+        both.step(*rare_rows(random, step), clip=clip)
+        if step in (0, 1, 100):
+            assert both.difference() < tolerance
+    assert both.difference() < tolerance
+    assert (both.ours.items.weight[32:] == both.start["items.weight"][32:]).all()  # never touched
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_sums_by_row_of_a_fixed_size(count):
+    random = torch.Generator().manual_seed(count)
+    rows = torch.randint(7, (count,), generator=random)
+    values = torch.randn(count, 3, generator=random, dtype=torch.float64)
+    gradient = torch.sparse_coo_tensor(rows[None], values, (7, 3), check_invariants=True)
+    summed = tables_by_row.summed_by_row(gradient, torch.device("meta"))
+    assert summed.sums.shape == values.shape
+    torch.testing.assert_close(summed.sums.norm(), gradient.to_dense().norm())  # so clipping counts each row once
+    each, sums = summed.by_row()
+    assert torch.equal(each, rows.sort().values)
+    torch.testing.assert_close(sums, gradient.to_dense()[each])
+    for row in each.unique():
+        assert (sums[each == row] == sums[each == row][0]).all()  # the same bits, so any of them may be written
 
 
 @pytest.mark.cuda

@@ -15,7 +15,7 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.draws import Draws, Part
 from seqrec.data.id_table import IdTable
 from seqrec.data.split import Histories, Windows
-from seqrec.device import copied
+from seqrec.device import copied, is_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +128,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        if self.items.device == torch.device(device):
-            return self
         device = torch.device(device)
+        if is_on(self.items, device):
+            return self
         extra = "of_tokens", "of_users"
         parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
         for name, value in parts.items():

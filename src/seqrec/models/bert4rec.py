@@ -133,7 +133,7 @@ class BERT4Rec(Model):
         self.random_start = config.random_start
         dim = config.embedding_dim
         # The last column is the bias of the output.
-        self.item_embedding = nn.Embedding(num_items + 1, dim + 1, padding_idx=0)
+        self.item_embedding = nn.Embedding(num_items + 1, dim + 1)
         self.mask_embedding = nn.Parameter(torch.empty(dim))
         self.position_embedding = nn.Embedding(self.max_length + 1, dim)
         self.embedding_norm = nn.LayerNorm(dim, eps=1e-12)

@@ -14,6 +14,7 @@ from seqrec.data.draws import Draws, Unit
 from seqrec.device import not_compiled
 from seqrec.models.attention import weights_of_queries
 from seqrec.models.grouping import Grouping
+from seqrec.models.packed import attend_packed, can_attend_packed
 
 
 class Dropout(nn.Module):
@@ -193,10 +194,10 @@ class Attention(nn.Module):
                 last is not None,
             )
         elif last is None:
-            mixed = self._grouped(query, key_value, grouping, words)
+            mixed = self._in_torch(query, key_value, grouping, words)
         else:
             every = query.new_zeros(len(key_value), query.shape[1]).index_copy(0, last, query)
-            mixed = self._grouped(every, key_value, grouping, None).index_select(0, last)
+            mixed = self._in_torch(every, key_value, grouping, None).index_select(0, last)
         return mixed if self.output is None else self.output(mixed)
 
     def weights_of_last(self, queries: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
@@ -208,8 +209,11 @@ class Attention(nn.Module):
         key = self.key_value(keys)[:, : query.shape[1]]
         return weights_of_queries(query, key, rows, self.num_heads)
 
-    def _grouped(self, query: Tensor, key_value: Tensor, grouping: Grouping, words: Tensor | None) -> Tensor:
-        """The same as ``kernels.attention``, in torch."""
+    def _in_torch(self, query: Tensor, key_value: Tensor, grouping: Grouping, words: Tensor | None) -> Tensor:
+        """The same as ``kernels.attention``, in torch: without padding where a GPU can, else in groups."""
+        if words is None and can_attend_packed(query, grouping, self.num_heads):
+            dropout = self.dropout.probability if self.dropout.active else 0.0
+            return attend_packed(query, key_value, grouping, self.num_heads, dropout)
         query = split_heads(grouping.spread(query), self.num_heads)
         key, value = split_heads(grouping.spread(key_value), 2 * self.num_heads).chunk(2, dim=0)
         mask = grouping.mask.to(query.dtype)

@@ -96,10 +96,10 @@ class Caser(Model):
         self.num_users = num_users
         dim, window = config.embedding_dim, config.window
         self.user_dim = dim if config.user_dim is None else config.user_dim
-        self.item_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        self.item_embedding = nn.Embedding(num_items + 1, dim)
         self.user_embedding = UserEmbedding(num_users, self.user_dim) if self.user_dim else None
         # W', with b' in the last column.
-        self.output = nn.Embedding(num_items + 1, dim + self.user_dim + 1, padding_idx=0)
+        self.output = nn.Embedding(num_items + 1, dim + self.user_dim + 1)
         # By j: the filter rows for the item j places before a filter's end, n for each height from j + 1 to window.
         filters = config.horizontal_filters
         self.horizontal = nn.ParameterList(

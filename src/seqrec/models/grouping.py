@@ -1,6 +1,7 @@
-"""Packed tokens rearranged into rows, for layers that process all tokens of a user at once."""
+"""Packed tokens rearranged into rows or into time steps, for layers that need all tokens of a user."""
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,10 @@ class Grouping:
         self.causal = causal
         self._ends = (offsets.cpu() if host_offsets is None else host_offsets).numpy()
         self._lengths = np.diff(self._ends)
-        self.width = max(min(width, int(self._ends[-1])), int(self._lengths.max(initial=1)))
+        # Lengths of the longest and the shortest history; 0 if there is none.
+        self.longest = int(self._lengths.max(initial=0))
+        self.shortest = int(self._lengths.min(initial=self.longest))
+        self.width = max(min(width, int(self._ends[-1])), self.longest, 1)
         # Number of pairs of a query and a key that it sees.
         per_user = self._lengths * (self._lengths + 1) // 2 if causal else self._lengths**2
         self.pairs = int(per_user.sum())
@@ -134,6 +138,35 @@ class _Move(torch.autograd.Function):
 def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
     """The :class:`Grouping` of a batch, which all layers share."""
     return Grouping(batch.offsets, width, causal, batch.host_offsets)
+
+
+class Steps:
+    """Packed tokens reordered by time step: the first tokens of all users, then the second tokens, and so on.
+
+    Within a step, users with longer histories come first, so the users of a step are the first ones of the step before.
+    ``tokens int64[T]`` is the token at each place, ``places int64[T]`` the place of each token, and ``sizes`` the
+    number of users in each step. ``before`` is the place of the user's previous token, for each place after the first
+    step. It is computed on the host, as in :class:`Grouping`.
+    """
+
+    @not_compiled  # numpy code with sizes that change with every batch
+    def __init__(self, batch: Batch) -> None:
+        lengths = batch.host_offsets.diff().numpy()
+        rank = np.empty_like(lengths)
+        rank[np.argsort(-lengths, kind="stable")] = np.arange(len(lengths))
+        sizes = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(lengths.max(initial=0)), side="right")
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        places = starts[step] + np.repeat(rank, lengths)
+        tokens = np.empty_like(places)
+        tokens[places] = np.arange(len(places))
+        before = np.arange(len(places))[starts[min(1, len(sizes))] :] - np.repeat(sizes[:-1], sizes[1:])
+        self.sizes: list[int] = sizes.tolist()
+        self.bounds: list[tuple[int, int]] = list(pairwise(starts.tolist()))
+        device = batch.items.device
+        self.tokens, self.places, self.before = (
+            copied(torch.from_numpy(part), device) for part in (tokens, places, before)
+        )
 
 
 def _fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from seqrec.device import not_compiled
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
+from seqrec.models.grouping import Steps
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,9 @@ class GRU4Rec(Model):
         if config.elu:
             self.FACTORED = False
         dim = config.hidden_dim or config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim, padding_idx=0)
-        self.output_embedding = nn.Embedding(num_items + 1, dim, padding_idx=0) if config.separate_output else None
-        self.item_bias = nn.Embedding(num_items + 1, 1, padding_idx=0)
+        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim)
+        self.output_embedding = nn.Embedding(num_items + 1, dim) if config.separate_output else None
+        self.item_bias = nn.Embedding(num_items + 1, 1)
         self.embedding_dropout = Dropout(config.embedding_dropout)
         self.hidden_dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(
@@ -160,33 +159,6 @@ class GRU4Rec(Model):
         """Logits in the shapes of :meth:`Model.score`, after the ELU if there is one."""
         logits = super().score(hidden, items)
         return F.elu(logits, self.config.elu) if self.config.elu else logits
-
-
-class Steps:
-    """Packed tokens reordered by time step: the first tokens of all users, then the second tokens, and so on.
-
-    Within a step, users with longer histories come first, so the users of a step are the first ones of the step before.
-    ``tokens int64[T]`` is the token at each place, ``places int64[T]`` the place of each token, and ``sizes`` the
-    number of users in each step.
-    """
-
-    @not_compiled  # numpy code with sizes that change with every batch
-    def __init__(self, batch: Batch) -> None:
-        lengths = batch.lengths.cpu().numpy()
-        rank = np.empty_like(lengths)
-        rank[np.argsort(-lengths, kind="stable")] = np.arange(len(lengths))
-        sizes = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(lengths.max(initial=0)), side="right")
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        places = starts[step] + np.repeat(rank, lengths)
-        tokens = np.empty_like(places)
-        tokens[places] = np.arange(len(places))
-        # The place of the user's previous state, for each place from the second step on.
-        before = np.arange(len(places))[starts[min(1, len(sizes))] :] - np.repeat(sizes[:-1], sizes[1:])
-        self.sizes: list[int] = sizes.tolist()
-        self.bounds: list[tuple[int, int]] = list(pairwise(starts.tolist()))
-        device = batch.items.device
-        self.tokens, self.places, self.before = (torch.from_numpy(a).to(device) for a in (tokens, places, before))
 
 
 class GRU(nn.Module):

@@ -16,7 +16,7 @@ from seqrec.device import not_compiled
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
-from seqrec.models.grouping import Grouping, group
+from seqrec.models.grouping import Grouping, Steps, group
 
 _CELLS = 2**20  # numbers in the widest layer of a block of scores, so that it fits into the cache
 _DAY = 86_400
@@ -97,18 +97,10 @@ class TimeLSTM(nn.Module):
         still = torch.cat([torch.zeros_like(gates[:, : 2 * dim]), to_output + to_output_too], dim=1)
         forget, write = torch.sigmoid(forget + to_forget), torch.sigmoid(write + to_input)
 
-        lengths = batch.lengths
-        users = torch.argsort(lengths, descending=True, stable=True)
-        rank = torch.empty_like(users)
-        rank[users] = torch.arange(len(users), device=users.device)
-        present = torch.bincount(batch.positions)  # number of users at each step
-        places = (present.cumsum(0) - present)[batch.positions] + rank[batch.rows]
-        by_time = torch.empty_like(places)
-        by_time[places] = torch.arange(len(places), device=places.device)
-
         # Ordered by time, so that a step is a slice.
-        together = torch.cat([gates + still, cell, forget, write], dim=1).index_select(0, by_time)
-        counts = present.tolist()
+        order = Steps(batch)
+        together = torch.cat([gates + still, cell, forget, write], dim=1).index_select(0, order.tokens)
+        counts = order.sizes
         weight = self.recurrent.weight.T
         memory = hidden = together.new_zeros(counts[0] if counts else 0, dim)
         states = []
@@ -120,7 +112,7 @@ class TimeLSTM(nn.Module):
             memory = kept * forget * memory[:count] + put * write * torch.tanh(moved[:, 3 * dim :])
             hidden = output * torch.tanh(memory)
             states.append(hidden)
-        return torch.cat(states).index_select(0, places) if states else x
+        return torch.cat(states).index_select(0, order.places) if states else x
 
 
 class Network(nn.Module):
@@ -202,7 +194,7 @@ class SLiRec(Model):
         self.num_items = num_items
         dim = config.embedding_dim
         item_dim = dim - config.category_dim if config.num_categories else dim
-        self.item_embedding = nn.Embedding(num_items + 1, item_dim, padding_idx=0)
+        self.item_embedding = nn.Embedding(num_items + 1, item_dim)
         if config.num_categories:
             self.category_embedding = nn.Embedding(config.num_categories + 1, config.category_dim)
             # Floats, so that averaging of the weights works on this buffer too.
@@ -346,9 +338,14 @@ class SLiRec(Model):
         return logits
 
     def _short_term(self, states: Tensor, ages: Tensor, count: Tensor, candidates: Tensor) -> Tensor:
-        """``sum_k a_k h_k`` with each candidate's weights ``a``: ``[R, C, D]``. Empty slots are skipped."""
+        """``sum_k a_k h_k`` with each candidate's weights ``a``: ``[R, C, D]``. Empty slots get no weight."""
         dim = self.config.embedding_dim
-        row, slot = (torch.arange(self.slots, device=count.device) < count).nonzero(as_tuple=True)
+        there = torch.arange(self.slots, device=count.device) < count
+        if there.device.type == "cpu":
+            row, slot = there.nonzero(as_tuple=True)
+        else:  # all slots: the host would have to wait for the number of those that are not empty
+            row = torch.arange(len(there), device=there.device).repeat_interleave(self.slots)
+            slot = torch.arange(self.slots, device=there.device).repeat(len(there))
         state, age = states[row, slot], ages[row, slot][:, None]
         query = self.query_activation(self.query(candidates).flatten(0, -2)).view(candidates.shape)
         of_state, of_query, of_product, of_age = self.attention.parts(dim, dim, dim, 1)
@@ -362,4 +359,6 @@ class SLiRec(Model):
         logits = self.attention(x)[..., 0]
         columns = candidates.shape[-2]
         padded = logits.new_full((len(states), self.slots, columns), -torch.inf).index_put((row, slot), logits)
+        if there.device.type != "cpu":
+            padded = padded.masked_fill(~there[:, :, None], -torch.inf)
         return torch.bmm(padded.softmax(dim=1).transpose(1, 2).to(states.dtype), states)

@@ -98,7 +98,7 @@ def pairs_of(batch: Batch, num_heads: int, time_span: int) -> Pairs:
     grouping = group(batch)
     total, width = len(batch.items), grouping.width
     counts = batch.positions + 1
-    queries = torch.repeat_interleave(torch.arange(total, device=counts.device), counts)
+    queries = torch.arange(total, device=counts.device).repeat_interleave(counts, output_size=grouping.pairs)
     first = counts.cumsum(0) - counts
     keys = torch.arange(len(queries), device=counts.device) + (queries - batch.positions[queries] - first[queries])
     cells = grouping.tokens[queries] * width + grouping.tokens[keys] % width

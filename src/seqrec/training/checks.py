@@ -1,6 +1,6 @@
 """Checks that training can succeed. Impossible trainings are refused before they start; doubtful ones warn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -164,6 +164,12 @@ class FirstEpoch:
         self.model = model
         self.before = _sums(model)
         self.predictions, self.idle = 0, 0
+
+    def watch(self, tasks: Iterator[Task]) -> Iterator[Task]:
+        """The same tasks, which are on the CPU. Each is counted when it is drawn."""
+        for task in tasks:
+            self.saw(task)
+            yield task
 
     def saw(self, task: Task) -> None:
         """Count the predictions, and those whose negatives are all items of the user."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from seqrec import kernels
+from seqrec.device import copied
 
 # After this many missed steps the momentum of a row (0.9 ** 400) is below the resolution of float32.
 _HORIZON = 400
@@ -57,7 +58,7 @@ class Drift:
         """The drifts up to at least ``step``, ``float32[> step]``, kept on the device so that reading needs no copy."""
         self.tables(step)
         if device not in self._copies:
-            self._copies[device] = self._steps[:, 0].float().to(device)
+            self._copies[device] = copied(self._steps[:, 0].float(), device)
         return self._copies[device]
 
 

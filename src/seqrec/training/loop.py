@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from seqrec.data.batches import Epoch
 from seqrec.data.split import TRAINED, Split, Targets
 from seqrec.device import own_random_state, pick_device, threads, usual_torch
 from seqrec.errors import InputError
@@ -31,8 +32,9 @@ from seqrec.training.checks import (
     warn_of_users_without_negatives,
 )
 from seqrec.training.config import BETA1, TrainConfig
-from seqrec.training.objective import mark_tables
+from seqrec.training.objective import Task, mark_tables
 from seqrec.training.optim import RowAdam
+from seqrec.training.prefetch import prefetched
 from seqrec.training.processes import Processes
 from seqrec.training.progress import EpochBar, described, epoch_bar
 from seqrec.training.schedule import schedule_of
@@ -203,12 +205,26 @@ class _Work:
         if state.epoch == state.step == 0 and self.refit is None and self.is_first:  # a refit is known to learn
             self.first = FirstEpoch(model)
         epoch = epoch_of(model, self.histories, config, state.epoch, processes.shard if processes else (0, 1))
-        for task in tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step):
+        drawn = tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step)
+        if self.first is not None:
+            drawn = self.first.watch(drawn)
+        with prefetched(drawn, device) as tasks:
+            return self._take(tasks, epoch, bar, stopped, stop)
+
+    def _take(
+        self,
+        tasks: Iterator[Task],
+        epoch: Epoch,
+        bar: EpochBar,
+        stopped: Callable[[], bool],
+        stop: Callable[[], bool] | None,
+    ) -> Ending:
+        """Take a step for each task. Returns how it ended."""
+        state, config, device, model, processes = self.state, self.config, self.device, self.model, self.processes
+        for task in tasks:
             seed_step(self.dropouts, epoch, state.step, device)
             ways: dict[str, Any] = {"clip_norm": config.clip_norm, "reduce": processes}
             loss = optimizer_step(model, self.optimizer, task, self.objective, device, **ways)
-            if self.first is not None:
-                self.first.saw(task)
             tokens = len(task.batch.items) if processes is None else processes.totals.tokens
             # The sum stays on the device: reading it at every step would wait for the GPU.
             state.loss_sum += loss.detach().to(state.loss_sum.dtype) * tokens

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from seqrec import kernels
 
-_CELLS = 2**22  # logits in memory at once: 16 MiB
+_CELLS = 2**22  # logits in memory at once on the CPU: 16 MiB
+_CELLS_OF_A_GPU = 2**26  # and on a GPU: 256 MiB; its matrix products are fast only if they are large
 
 
 def binary_cross_entropy(target_logits: Tensor, negative_logits: Tensor, target_weight: float = 1.0) -> Tensor:
@@ -154,12 +155,13 @@ def blocked_sampled_softmax(
     target_log_probability: Tensor | float | None = None,
     negative_log_probability: Tensor | None = None,
     block: int | None = None,
+    host_tokens: Tensor | None = None,
 ) -> Tensor:
     """:func:`sampled_softmax` from hidden states and the negatives' vectors, without all logits in memory.
 
     Each block of tokens runs forward and immediately backward: the loss is a mean, so the gradient of a logit is known
-    as soon as its row is. The logits of a block stay in the cache, which accounts for most of the speed, and memory
-    does not grow with T * N.
+    as soon as its row is. On the CPU, the logits of a block stay in the cache, which accounts for most of the speed.
+    Memory does not grow with T * N.
 
     Args:
         hidden: ``[T, D]``.
@@ -169,12 +171,14 @@ def blocked_sampled_softmax(
         target_log_probability: ``[T]``, or one number for all, subtracted from ``target_logits``.
         negative_log_probability: ``[N]``, subtracted from the negatives' logits.
         block: number of tokens per block if the compiled loops do not run. By default it depends on the number of
-            negatives.
+            negatives and the device.
+        host_tokens: the tokens of ``left_out`` on the CPU. If those are on a GPU, cutting them into blocks would
+            otherwise wait for it.
     """
     if target_log_probability is not None:
         target_logits = target_logits - target_log_probability
     loss: Tensor = _BlockedSampledSoftmax.apply(
-        hidden, vectors, target_logits, *left_out, negative_log_probability, block
+        hidden, vectors, target_logits, *left_out, negative_log_probability, block, host_tokens
     )
     return loss
 
@@ -192,9 +196,9 @@ def blocked_cross_entropy(hidden: Tensor, vectors: Tensor, targets: Tensor) -> T
     if kernels.usable(hidden, vectors):
         loss: Tensor = _Backward.apply(lambda h, v: kernels.cross_entropy(h, v, targets), hidden, vectors)
         return loss
-    tokens = torch.arange(len(targets), device=targets.device)
+    tokens, host_tokens = (torch.arange(len(targets), device=device) for device in (targets.device, "cpu"))
     target_logits = (hidden * vectors[targets]).sum(dim=1)
-    return blocked_sampled_softmax(hidden, vectors[1:], target_logits, (tokens, targets - 1))
+    return blocked_sampled_softmax(hidden, vectors[1:], target_logits, (tokens, targets - 1), host_tokens=host_tokens)
 
 
 class _Backward(torch.autograd.Function):
@@ -229,20 +233,22 @@ class _BlockedSampledSoftmax(torch.autograd.Function):
         negatives: Tensor,
         log_probability: Tensor | None,
         block: int | None,
+        host_tokens: Tensor | None,
     ) -> Tensor:
         if log_probability is not None:
-            log_probability = log_probability.to(hidden.dtype)
+            log_probability = log_probability.to(torch.promote_types(hidden.dtype, torch.float32))
         if kernels.usable(hidden, vectors, target_logits):
             found = kernels.softmax_loss(hidden, vectors, target_logits, (tokens, negatives), log_probability)
         else:
-            found = _softmax_loss(hidden, vectors, target_logits, (tokens, negatives), log_probability, block)
+            pairs = tokens, negatives
+            found = _softmax_loss(hidden, vectors, target_logits, pairs, log_probability, block, host_tokens)
         ctx.save_for_backward(*found[1:])
-        return found[0].mean().to(hidden.dtype)
+        return found[0].mean().to(torch.promote_types(hidden.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *_scaled(ctx.saved_tensors, gradients[0]), None, None, None, None
+        return *_scaled(ctx.saved_tensors, gradients[0]), None, None, None, None, None
 
 
 def _softmax_loss(
@@ -252,19 +258,29 @@ def _softmax_loss(
     left_out: tuple[Tensor, Tensor],
     log_probability: Tensor | None,
     block: int | None,
+    host_tokens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The equivalent of ``kernels.softmax_loss`` in torch."""
+    """The equivalent of ``kernels.softmax_loss`` in torch, on any device.
+
+    Under autocast, the factors of matrix products have its type, and sums and results are float32.
+    """
     count, (tokens, negatives) = len(hidden), left_out
-    block = block or min(max(_CELLS // max(len(vectors), 1), 16), 256)
+    block = block or _block(len(vectors), hidden.device)
+    kinds = [x.dtype for x in (hidden, vectors, targets)]
+    hidden, vectors, targets = (_wide(x) for x in (hidden, vectors, targets))
+    narrow = _autocast_kind(hidden) or hidden.dtype
     by_hidden, by_vectors, by_targets = torch.empty_like(hidden), torch.zeros_like(vectors), torch.empty_like(targets)
-    losses = torch.empty(count, dtype=torch.float64, device=hidden.device)
+    kind = torch.float64 if hidden.device.type == "cpu" else hidden.dtype  # not every GPU has float64
+    losses = torch.empty(count, dtype=kind, device=hidden.device)
     memory = hidden.new_empty(min(block, count), len(vectors))
-    cuts = torch.searchsorted(tokens, torch.arange(0, count + block, block, device=tokens.device)).tolist()
+    factor, factor_T = vectors.to(narrow), vectors.to(narrow).T
+    host_tokens = tokens.cpu() if host_tokens is None else host_tokens
+    cuts = torch.searchsorted(host_tokens, torch.arange(0, count + block, block)).tolist()
     for number, start in enumerate(range(0, count, block)):
         rows = slice(start, min(start + block, count))
-        logits = torch.mm(hidden[rows], vectors.T, out=memory[: rows.stop - start])
+        logits = _product(hidden[rows].to(narrow), factor_T, memory[: rows.stop - start])
         mine = slice(cuts[number], cuts[number + 1])
-        logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_tensor(-torch.inf))
+        logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_full((), -torch.inf))
         if log_probability is not None:
             logits -= log_probability
         # If all negatives of a row are left out, its maximum is -inf. Replacing it by 0 gives a sum of 0.
@@ -272,11 +288,43 @@ def _softmax_loss(
         exponents = logits.sub_(highest[:, None]).exp_()
         sums = exponents.sum(dim=1)
         excess = sums.log() + highest - targets[rows]
-        losses[rows] = F.softplus(excess).double()
+        losses[rows] = F.softplus(excess).to(kind)
         share = excess.sigmoid() / count
         by_targets[rows] = -share
         # Scaling the rows after the products, and not the logits before, costs almost nothing.
         factors = (share / sums.clamp_min(1e-30))[:, None]
-        torch.mm(exponents, vectors, out=by_hidden[rows]).mul_(factors)
-        by_vectors.addmm_(exponents.T, hidden[rows] * factors)
-    return losses, by_hidden, by_vectors, by_targets
+        exponents = exponents.to(narrow)
+        _product(exponents, factor, by_hidden[rows]).mul_(factors)
+        scaled = (hidden[rows] * factors).to(narrow)
+        if narrow == by_vectors.dtype:
+            by_vectors.addmm_(exponents.T, scaled)
+        else:
+            by_vectors += _product(exponents.T, scaled)
+    return losses, by_hidden.to(kinds[0]), by_vectors.to(kinds[1]), by_targets.to(kinds[2])
+
+
+def _block(negatives: int, device: torch.device) -> int:
+    """Number of tokens whose logits are in memory at once: on the CPU in its cache, on a GPU within a bound."""
+    if device.type == "cpu":
+        return min(max(_CELLS // max(negatives, 1), 16), 256)
+    return max(_CELLS_OF_A_GPU // max(negatives, 1), 16)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision converted to float32; wider types unchanged."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _autocast_kind(x: Tensor) -> torch.dtype | None:
+    """The type of matrix products under autocast, or None outside it."""
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if available and x.dtype is torch.float32 else None
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a @ b``, summed in float32 (or wider) and not rounded to less, written to ``out`` if it is given."""
+    if out is not None and a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    product = torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a, b).float()
+    return product if out is None else out.copy_(product)

@@ -21,7 +21,7 @@ from seqrec.data.negatives import (
     own_keys,
 )
 from seqrec.data.split import Histories
-from seqrec.device import copied
+from seqrec.device import copied, is_on
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.training.config import LogQ, default_negatives
@@ -93,6 +93,7 @@ class Task:
         correction: ``float32[N]``, the terms that sampled softmax subtracts from the logits of ``shared``.
         others: batches that the other members of an ensemble see, with the same targets.
         counts: whether the predictions count. They don't in a process that computes a step only because others do.
+        host_left_out: the predictions of ``left_out`` on the CPU, if the task is on another device.
     """
 
     batch: Batch
@@ -109,9 +110,11 @@ class Task:
         """Number of predictions that count."""
         return len(self.items) if self.counts else 0
 
+    host_left_out: Tensor | None = None
+
     def to(self, device: torch.device) -> "Task":
         """The same task on another device."""
-        if self.items.device == device:
+        if is_on(self.items, device):
             return self
 
         def moved(value: Tensor | None) -> Tensor | None:
@@ -122,7 +125,7 @@ class Task:
         return Task(
             batches[id(self.batch)], moved(self.tokens), copied(self.items, device), moved(self.shared),
             None if pairs is None else (copied(pairs[0], device), copied(pairs[1], device)), moved(self.correction),
-            tuple(batches[id(batch)] for batch in self.others), self.counts,
+            tuple(batches[id(batch)] for batch in self.others), self.counts, None if pairs is None else pairs[0],
         )  # fmt: skip
 
 
@@ -199,24 +202,23 @@ def training_loss(model: Model, task: Task, objective: Objective, device: torch.
     task = task.to(device)
     batches = (task.batch, *task.others)
     losses = [
-        _loss_of(part, replace(task, batch=batch), objective, device)
-        for part, batch in zip(model.parts, batches, strict=True)
+        _loss_of(part, replace(task, batch=batch), objective) for part, batch in zip(model.parts, batches, strict=True)
     ]
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
-def _loss_of(model: Model, task: Task, objective: Objective, device: torch.device) -> Tensor:
+def _loss_of(model: Model, task: Task, objective: Objective) -> Tensor:
     hidden = model.encode(task.batch)
     if task.tokens is not None:
         hidden = hidden[task.tokens]
-    loss = _loss(model, hidden, task, objective, model.FACTORED and device.type == "cpu")
+    loss = _loss(model, hidden, task, objective)
     penalty = model.penalty(task.batch)
     return loss if penalty is None else loss + penalty
 
 
-def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocked: bool) -> Tensor:
-    items = task.items
-    if objective.loss == "bce" and blocked:
+def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective) -> Tensor:
+    items, blocked = task.items, model.FACTORED
+    if objective.loss == "bce" and blocked and hidden.device.type == "cpu":
         return binary_cross_entropy_of(hidden, model.vectors_of(items))
     if objective.loss == "bce":
         logits = model.score(hidden, items).float()
@@ -233,8 +235,10 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective, blocke
         target_correction = _target_correction(model.num_items, len(task.shared))
     if objective.loss == "sampled-softmax" and blocked:
         vectors = model.vectors_of(task.shared)
-        correction = None if correction is None else correction.to(hidden.dtype)
-        return blocked_sampled_softmax(hidden, vectors, target_logits, task.left_out, target_correction, correction)
+        return blocked_sampled_softmax(
+            hidden, vectors, target_logits, task.left_out, target_correction, correction,
+            host_tokens=task.host_left_out,
+        )  # fmt: skip
     negative_logits = model.score(hidden, task.shared).float()
     negative_logits = negative_logits.index_put(task.left_out, negative_logits.new_full((), -torch.inf))
     if objective.loss == "gbce":

@@ -1,6 +1,6 @@
 """Adam for large embedding tables: equal to dense Adam, at the cost of only the rows that a step touches."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.optim.adam import adam
 from seqrec import kernels
 from seqrec.device import not_compiled
 from seqrec.training.drift import Drift, Factors
+from seqrec.training.rows import Table
 
 #: A state with more steps than this is damaged: training that long would take years.
 MOST_STEPS = 2**31 - 1
@@ -69,7 +70,7 @@ class RowAdam:
             for name, module in model.named_modules()
             if isinstance(module, nn.Embedding) and module.sparse
         }
-        self.tables = {name: _Table(module.weight, hasattr(module, "divided")) for name, module in embeddings.items()}
+        self.tables = {name: Table(module.weight, hasattr(module, "divided")) for name, module in embeddings.items()}
         self.dense = {name: p for name, p in model.named_parameters() if name not in embeddings}
         self.learning_rate = learning_rate
         self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first moment, second moment, number of steps
@@ -98,7 +99,7 @@ class RowAdam:
         dense = [p.grad for p in self.dense.values() if p.grad is not None]
         for table in self.tables.values():
             if table.weight.grad is not None:
-                dense.append(table.gradient()[1] if table.weight.grad.is_sparse else table.weight.grad)
+                dense.append(table.gradient().sums if table.weight.grad.is_sparse else table.weight.grad)
         return dense
 
     def whole_gradients(self) -> list[Tensor]:
@@ -107,9 +108,9 @@ class RowAdam:
         return [gradient for gradient in found if gradient is not None and not gradient.is_sparse]
 
     def row_gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Distinct row numbers ``int64[R]`` and gradients ``float32[R, D]`` of every other table, by name."""
+        """Row numbers ``int64[R]`` and gradients ``float32[R, D]`` of every other table, by name."""
         return {
-            name: table.gradient()
+            name: table.exchanged()
             for name, table in self.tables.items()
             if not table.divided and (table.weight.grad is None or table.weight.grad.is_sparse)
         }
@@ -156,14 +157,14 @@ class RowAdam:
                 )  # fmt: skip
                 table.summed = None
                 continue
-            rows, gradient = table.gradient()
+            rows, gradient = table.gradient().by_row()
             self._catch_up_rows(table, rows, self.steps - 1)
             first = table.first[rows].lerp_(gradient, 1 - beta1)
             second = table.second[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             table.first.index_copy_(0, rows, first)
             table.second.index_copy_(0, rows, second)
             change = first.div_(second.sqrt_().div_(root).add_(self.epsilon)).mul_(-size)
-            table.weight.index_add_(0, rows, change)
+            table.weight.index_copy_(0, rows, table.weight[rows].add_(change))
             table.last.index_fill_(0, rows, self.steps)
             table.summed = None
 
@@ -181,7 +182,7 @@ class RowAdam:
         firsts, seconds, steps = (list(part) for part in zip(*(self._moments[name] for name in moved), strict=True))
         self._move(weights, gradients, firsts, seconds, steps, rate)
 
-    def _move_all_rows(self, table: "_Table", gradient: Tensor, rate: float) -> None:
+    def _move_all_rows(self, table: "Table", gradient: Tensor, rate: float) -> None:
         """One step of a table with a dense gradient."""
         for rows in table.blocks():
             self._catch_up_rows(table, rows, self.steps - 1)
@@ -227,7 +228,7 @@ class RowAdam:
             for rows in table.blocks():
                 self._catch_up_rows(table, rows, self.steps)
 
-    def _before_reading(self, table: "_Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _before_reading(self, table: "Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         @not_compiled
         def bring_up_to_date(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if module.training and self.steps:
@@ -236,7 +237,7 @@ class RowAdam:
 
         return bring_up_to_date
 
-    def _catch_up_rows(self, table: "_Table", rows: Tensor, step: int) -> None:
+    def _catch_up_rows(self, table: "Table", rows: Tensor, step: int) -> None:
         """Bring rows (repetitions are allowed) to their state after ``step`` in dense Adam."""
         if table.compiled:
             kernels.adam_catch_up(
@@ -253,7 +254,7 @@ class RowAdam:
             rows, last, behind = rows[chosen], last[chosen], behind[chosen]
         self._drift_rows(table, rows, last, behind, step)
 
-    def _drift_rows(self, table: "_Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
+    def _drift_rows(self, table: "Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
         """Apply the missed drift to the rows that are ``behind``, given the ``last`` step of each.
 
         On a GPU, ``rows`` includes the others too: to select rows, the host would have to wait for their number.
@@ -336,56 +337,6 @@ class RowAdam:
                     state[f"{name}.{part}"].to(parameter.device).clone() for part in ("first", "second", "step")
                 )
                 self._moments[name] = first, second, count
-
-
-class _Table:
-    """A table, or the rows of one that is ``divided``, and its moments.
-
-    ``last``, ``int32[rows]``, is the step that each row has reached.
-    """
-
-    def __init__(self, weight: Tensor, divided: bool = False) -> None:
-        self.weight, self.divided = weight, divided
-        self.first = torch.zeros_like(weight.data)
-        self.second = torch.zeros_like(weight.data)
-        self.last = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-        self.summed: tuple[Tensor, Tensor] | None = None
-        self._slots: Tensor | None = None
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the compiled loops can be used."""
-        return kernels.usable(self.weight) and self.weight.is_contiguous()
-
-    def blocks(self, size: int = 65536) -> Iterator[Tensor]:
-        """All row numbers, in blocks."""
-        for start in range(0, len(self.weight), size):
-            yield torch.arange(start, min(start + size, len(self.weight)), device=self.weight.device)
-
-    @property
-    def slots(self) -> Tensor:
-        """Memory that ``kernels.adam_step`` reuses at every step."""
-        if self._slots is None:
-            self._slots = torch.full((len(self.weight),), -1, dtype=torch.int32)
-        return self._slots
-
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Row numbers, possibly repeated, and the gradient of each."""
-        if self.summed is not None:
-            return self.summed
-        assert self.weight.grad is not None
-        return self.weight.grad._indices()[0], self.weight.grad._values()
-
-    def gradient(self) -> tuple[Tensor, Tensor]:
-        """Distinct row numbers, and the summed gradient of each."""
-        if self.weight.grad is None:
-            return self.last.new_empty(0, dtype=torch.int64), self.weight.new_empty(0, self.weight.shape[1])
-        if self.summed is None and self.compiled:
-            self.summed = kernels.adam_sum(*self.parts(), self.slots)
-        elif self.summed is None:
-            gradient = self.weight.grad.coalesce()
-            self.summed = gradient.indices()[0], gradient.values()
-        return self.summed
 
 
 @torch.no_grad()
