@@ -23,7 +23,7 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not web and not cluster"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 # The web page in Chromium (apt-get install chromium).
 test-web: install
