@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Or each process of the tests would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-slow test-web test-cluster test-plain test-sanitize test-clang lint format bench bench-serve bench-peers pictures docs release clean
 
