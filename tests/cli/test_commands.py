@@ -656,7 +656,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
         assert tree(place) == before
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_standard_output_is_full(place: Path, unbuffered: str) -> None:
     command = f"'{sys.executable}' -m seqrec.cli recommend run -k 12 --keep-seen --format csv"
     script = f"export PYTHONUNBUFFERED={unbuffered}; ulimit -f 1; exec {command} > out.csv"
@@ -678,7 +678,7 @@ def test_devices_are_written_to_and_not_replaced(place: Path, capsys: pytest.Cap
     assert (place / "target").is_file()
 
 
-@pytest.mark.parametrize("format", ["csv", "table"])
+@pytest.mark.parametrize("format", ["csv", pytest.param("table", marks=pytest.mark.slow)])
 def test_a_reader_that_leaves_early(place: Path, format: str) -> None:
     arguments = f"recommend run -k 12 --keep-seen --format {format}"
     script = f"'{sys.executable}' -m seqrec.cli {arguments} | true; echo ${{PIPESTATUS[0]}}"
