@@ -92,7 +92,7 @@ def fails(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> 
 
 def process(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "seqrec.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)
 
 
 def strict_json(text: str) -> Any:
@@ -650,7 +650,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
     }
     for command, blocks in commands.items():
         script = f"ulimit -f {blocks}; exec '{sys.executable}' -m seqrec.cli {command}"
-        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 2, done.stderr
         assert "no space left on the disk" in one_error(done.stderr)
         assert tree(place) == before
@@ -660,7 +660,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
 def test_standard_output_is_full(place: Path, unbuffered: str) -> None:
     command = f"'{sys.executable}' -m seqrec.cli recommend run -k 12 --keep-seen --format csv"
     script = f"export PYTHONUNBUFFERED={unbuffered}; ulimit -f 1; exec {command} > out.csv"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "standard output: no space left" in one_error(done.stderr)
 
@@ -682,7 +682,7 @@ def test_devices_are_written_to_and_not_replaced(place: Path, capsys: pytest.Cap
 def test_a_reader_that_leaves_early(place: Path, format: str) -> None:
     arguments = f"recommend run -k 12 --keep-seen --format {format}"
     script = f"'{sys.executable}' -m seqrec.cli {arguments} | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.stderr == ""
     assert done.stdout == "0\n"
 
