@@ -151,8 +151,19 @@ def _say_stopped(console: Console, recommender: "Recommender", out: Path, overwr
 
 
 def _show_result(console: Console, recommender: "Recommender", out: Path, overwrite: bool) -> None:
-    """Print how training ended, the tests, and what the weights in use were trained on."""
     del overwrite
+    show_result(console, recommender, out, "--resume --refit all")
+
+
+def show_result(console: Console, recommender: "Recommender", out: Path, again: str) -> None:
+    """Print how training ended, the tests, and what the weights in use were trained on.
+
+    Args:
+        console: where to print.
+        recommender: what was trained.
+        out: its run folder.
+        again: what trains the weights again with all items.
+    """
     console.print(recommender.summary, highlight=False)
     if (counts := recommender.metrics.get("transitions")) is not None:
         found = counts["validation"]
@@ -165,7 +176,7 @@ def _show_result(console: Console, recommender: "Recommender", out: Path, overwr
         if evaluation.protocol == "full":
             console.print(groups_table(evaluation, recommender.label))
     meaning = {
-        "train": "; --resume --refit all trains them again with all items, for recommending",
+        "train": f"; {again} trains them again with all items, for recommending",
         "train+valid": "",
         "all": ", so nothing is left to test them on; the figures are of the weights from before the refit",
     }[recommender.trained_on]

@@ -9,11 +9,15 @@ from cyclopts import App, Parameter, Token, convert
 import seqrec
 from seqrec.cli.arguments import name_ids
 
-#: The location and the help text of each command. ``fit`` has the flags of one model.
+#: The location and the help text of each command. ``fit`` and ``tune`` have the flags of one model.
 COMMANDS = {
     "inspect": ("commands:inspect", "Describe a log, before and after the filters."),
     "fetch": ("commands:fetch_command", "Download a public data set by name, unless it is there already."),
     "fit": ("fit:{model}", "Train a model on a log and write a run folder."),
+    "tune": (
+        "tuning:{model}",
+        "Search the options of a model on validation items, then write a run folder with the best ones.",
+    ),
     "evaluate": (
         "runs:evaluate_command",
         "Evaluate a run on the held-out item of every user, beside simple baselines.",
@@ -54,7 +58,7 @@ def make_app(model: str = "sasrec") -> App:
     """The command line.
 
     Args:
-        model: model whose flags ``fit`` has.
+        model: model whose flags ``fit`` and ``tune`` have.
     """
     app = App(
         name="seqrec",
@@ -77,7 +81,7 @@ def parsed(arguments: list[str]) -> tuple[Callable[[], Any], bool]:
 
 
 def _model_named(arguments: Sequence[str]) -> str:
-    """The model that ``--model`` names, which decides the flags of ``fit``."""
+    """The model that ``--model`` names, which decides the flags of ``fit`` and ``tune``."""
     name = "sasrec"
     for index, argument in enumerate(arguments):
         if argument == "--model" and index + 1 < len(arguments):

@@ -29,6 +29,27 @@ class CompareConfig(Options):
 
 
 @dataclass(frozen=True)
+class TuneConfig(Options):
+    """How long options are searched.
+
+    Args:
+        minutes: Time limit for the whole command, the last training and its tests included, kept within about 10 %.
+        trials: Number of trials, counted over all commands that worked on the study. By default 30, or with
+            ``minutes`` as many as there is time for.
+    """
+
+    minutes: Annotated[float, Range(above=0, most=MOST_MINUTES)] | None = None
+    trials: Count | None = None
+
+    @property
+    def most_trials(self) -> float:
+        """Number of trials, or infinity if only the time limits them."""
+        if self.trials is not None:
+            return self.trials
+        return 30 if self.minutes is None else float("inf")
+
+
+@dataclass(frozen=True)
 class BenchConfig(Options):
     """Sizes of the benchmark.
 

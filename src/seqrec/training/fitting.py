@@ -9,7 +9,7 @@ from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
 from seqrec.errors import InputError, TrainingWarning, warn
 from seqrec.models.base import Model
-from seqrec.models.transitions import TransitionsConfig
+from seqrec.models.transitions import Transitions, TransitionsConfig
 from seqrec.ranking.additions import counted_addition
 from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Evaluation, Protocol
@@ -19,8 +19,8 @@ from seqrec.run.folder import DATA, Run
 from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
 from seqrec.training.additions import ChosenWeight, choose_weight, facts_of
-from seqrec.training.ahead import look_ahead, settled_constants
-from seqrec.training.budget import Budget, Limit
+from seqrec.training.ahead import TABLES, look_ahead, settled_constants
+from seqrec.training.budget import Ahead, Budget, Limit
 from seqrec.training.config import TrainConfig
 from seqrec.training.following import Job
 from seqrec.training.loop import train
@@ -172,18 +172,12 @@ def _limit(
     found: Fitted, training: TrainConfig, run: Run | None, resume: bool, stop: Callable[[], bool] | None, budget: Budget
 ) -> Limit:
     """What ends training in time. The constants of transition counts are chosen now, so that their time is known."""
-    config, split = found.config, found.split
-
-    def test(model: Model, some: Split) -> None:
-        _tested(replace(found, model=model, split=some), training, {})
-
+    split = found.split
     with threads(training.threads):
         if training.transitions == "auto" and len(split.valid):
-            keep_seen = bool(config.split.keep_seen)
+            keep_seen = bool(found.config.split.keep_seen)
             found.constants = settled_constants(split, keep_seen, training.seed, budget)
-        ahead = look_ahead(
-            found.model, config, split, training, found.constants, test if run is not None else None, budget.clock
-        )
+    ahead = _ahead(found, training, budget.clock, tests=run is not None)
     rows = run.epochs() if run is not None and resume else None
     earlier = rows["total_seconds"].to_list() if rows is not None and rows.height else []
     steps = len(epoch_of(found.model, split.train, training))
@@ -196,6 +190,34 @@ def _limit(
             TrainingWarning,
         )
     return found.limit
+
+
+def _ahead(found: Fitted, training: TrainConfig, clock: Callable[[], float], tests: bool) -> Ahead:
+    """Estimate of what follows training."""
+
+    def test(model: Model, some: Split) -> None:
+        _tested(replace(found, model=model, split=some), training, {})
+
+    with threads(training.threads):
+        return look_ahead(
+            found.model, found.config, found.split, training, found.constants, test if tests else None, clock
+        )
+
+
+def seconds_besides_training(plan: Plan, clock: Callable[[], float]) -> float:
+    """Estimated seconds that a fit with a time limit takes in addition to training, with a test and without a refit.
+
+    It measures what the fit itself will measure again, which is part of the estimate.
+    """
+    begin, split, training = clock(), plan.split, plan.recipe.training
+    found = Fitted(replace(plan.config, refit="off"), split, plan.model, plan.model)
+    choosing = 0.0
+    if training.transitions == "auto" and len(split.valid):
+        found.constants = TransitionsConfig().resolved()
+        Transitions(found.constants, split.train.dataset.num_items).count(split.train)
+        choosing = TABLES * (clock() - begin)
+    after = _ahead(found, training, clock, tests=True).after
+    return after + choosing + clock() - begin
 
 
 def _trained(

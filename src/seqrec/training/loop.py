@@ -74,6 +74,7 @@ def train(
     keep_seen: bool = False,
     refit: RefitPlan | None = None,
     processes: Processes | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
     """Train a model. It then holds the weights of the best validated epoch, on the CPU.
 
@@ -93,6 +94,7 @@ def train(
             of the learning rate still spans ``config.epochs``.
         processes: processes that train together, each of which makes this call, the first one with the run. The model
             is trained as by one process, up to rounding. The first process holds the best weights afterwards.
+        watch: function that is called with the row of every epoch. An exception that it raises ends training.
 
     Raises:
         InputError: there is nothing to train on or nothing to learn, the split leaks (:meth:`Split.check`), or
@@ -119,7 +121,7 @@ def train(
             else:
                 bar.say(f"refit: training again {TRAINED[refit.trained_on]}")
             work.start(resume)
-            return work.until_the_end(bar, stopped, stop)
+            return work.until_the_end(bar, stopped, stop, watch)
 
 
 class _Work:
@@ -177,7 +179,11 @@ class _Work:
             self.state.start_as_first(self.processes)
 
     def until_the_end(
-        self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None = None
+        self,
+        bar: EpochBar,
+        stopped: Callable[[], bool],
+        stop: Callable[[], bool] | None = None,
+        watch: Callable[[dict[str, Any]], None] | None = None,
     ) -> Trained:
         """Run epoch after epoch, starting from the current state."""
         state, config = self.state, self.config
@@ -192,6 +198,8 @@ class _Work:
             ended = how
             row = self._end_of_epoch(cut=how == "stopped")
             bar.row(row)
+            if watch is not None:
+                watch(row)
             if self._any(stopped()):  # during validation
                 return self._ended("interrupted")
         if ended == "stopped":

@@ -1,0 +1,208 @@
+"""The study of tuning: trials in an SQLite file, asked for and told with Optuna, which can be resumed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from seqrec.errors import InputError, missing_extra, one_line
+from seqrec.tools.space import Domain, drawn
+from seqrec.tools.trial import Outcome
+
+NAME = "seqrec"
+FORMAT = 1
+#: Trials with random options before the sampler has something to learn from, beside that of the recipe.
+RANDOM_TRIALS = 5
+#: How often a trial is repeated that did not end, and the reason that the study keeps for it.
+REPEATS, KILLED = 2, "the process was stopped"
+#: Complete trials, and validations of a trial, before any trial is pruned.
+UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS = 3, 3
+
+
+def import_optuna() -> ModuleType:
+    """The module ``optuna``, which prints nothing.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise missing_extra("seqrec tune", "tune") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    module: ModuleType = optuna
+    return module
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial for people and for JSON.
+
+    Args:
+        trial: its number.
+        state: complete, pruned, failed or interrupted.
+        value: best NDCG@10 on validation items.
+        options: options that were varied.
+        epochs: number of trained epochs.
+        seconds: time that it took.
+        reason: why it failed, or that the time limit ended it.
+        is_recipe: whether its options are those of the recipe.
+    """
+
+    trial: int
+    state: str
+    value: float | None
+    options: dict[str, Any]
+    epochs: int | None
+    seconds: float | None
+    reason: str
+    is_recipe: bool
+
+
+class Study:
+    """An Optuna study. Only one process may have it open.
+
+    Args:
+        path: SQLite file, made if it does not exist.
+        seed: random seed of the sampler.
+
+    Raises:
+        InputError: the file is not a study, or Optuna is not installed.
+    """
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.optuna, self.path, self.seed = import_optuna(), path, seed
+        pruner = self.optuna.pruners.MedianPruner(UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS)
+        try:
+            self._storage = self.optuna.storages.RDBStorage(f"sqlite:///{path}")
+            self._study = self.optuna.create_study(
+                storage=self._storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+            count = len(self._study.trials)
+        except Exception as error:
+            text = f"{path}: is not a study that can be used ({one_line(error)}); remove it, or give --overwrite"
+            raise InputError(text) from error
+        # With the seed alone, a resumed study would draw its first options again.
+        self._study.sampler = self.optuna.samplers.TPESampler(
+            n_startup_trials=RANDOM_TRIALS, seed=seed + 1000 * count, constant_liar=True
+        )
+        self._running: dict[int, Any] = {}
+        self._reported: dict[int, int] = {}
+
+    def facts(self) -> dict[str, Any] | None:
+        """What the study was started with, or None for a new one."""
+        text = self._study.user_attrs.get("facts")
+        return None if text is None else dict(json.loads(text))
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Note what the study is started with."""
+        self._study.set_user_attr("facts", json.dumps(facts, default=str))
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Refuse another log or other options than those that the study was started with.
+
+        Raises:
+            InputError: something differs.
+        """
+        before = (self.facts() or {}).get("given", {})
+        now = json.loads(json.dumps(given, default=str))
+        if before.get("fingerprint") != now["fingerprint"]:
+            raise InputError(f"{self.path}: the study was started on another log; give that log, or --overwrite")
+        for name in sorted(before | now):
+            if before.get(name) != now.get(name):
+                raise InputError(
+                    f"{self.path}: the study was started with {name} = {before.get(name)}, not {now.get(name)}; "
+                    "give the same options, or --overwrite"
+                )
+
+    def mark(self, name: str, value: Any) -> None:
+        """Note something in the study."""
+        self._study.set_user_attr(name, value)
+
+    def noted(self, name: str) -> Any:
+        """What was noted, or None."""
+        return self._study.user_attrs.get(name)
+
+    def repeat_killed(self, recipe: Mapping[str, Any]) -> int:
+        """Fail the trials that were running when a process was killed, and repeat them, but none a third time.
+
+        Args:
+            recipe: options of the first trial, which is added if it is not there yet.
+
+        Returns:
+            Number of trials that were running.
+        """
+        state = self.optuna.trial.TrialState
+        killed = self._study.get_trials(states=(state.RUNNING,))
+        for trial in killed:
+            self._storage.set_trial_user_attr(trial._trial_id, "reason", KILLED)
+            self._study.tell(trial.number, state=state.FAIL)
+            times = trial.user_attrs.get("repeats", 0) + 1
+            known = {name: value for name, value in trial.user_attrs.items() if name == "recipe"}
+            if trial.params and times <= REPEATS:
+                self._study.enqueue_trial(trial.params, user_attrs=known | {"repeats": times})
+        recipes = [trial for trial in self._study.trials if "recipe" in trial.user_attrs]
+        if all(trial.user_attrs.get("reason") == KILLED for trial in recipes):
+            self._study.enqueue_trial(recipe, user_attrs={"recipe": True})
+        return len(killed)
+
+    def ask(self, space: Mapping[str, Domain], base: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The number of a new trial, and the values to try."""
+        trial = self._study.ask()
+        values = drawn(trial, space, base)
+        self._running[trial.number] = trial
+        return trial.number, values
+
+    def judge(self, number: int, step: int, value: float) -> bool:
+        """Note a validation of a trial. Returns whether the trial is pruned."""
+        trial = self._running[number]
+        if step > self._reported.get(number, 0):  # one that was started again reports again
+            trial.report(value, step)
+            self._reported[number] = step
+        return bool(trial.should_prune()) and "recipe" not in trial.user_attrs
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Note how a trial ended."""
+        trial, state = self._running.pop(number), self.optuna.trial.TrialState
+        if outcome.state == "interrupted":
+            return  # the next process finds it running, and repeats it
+        for name in ("seconds", "epochs", "reason"):
+            trial.set_user_attr(name, getattr(outcome, name))
+        states = {"complete": state.COMPLETE, "pruned": state.PRUNED, "failed": state.FAIL}
+        value = outcome.value if outcome.state == "complete" else None
+        self._study.tell(trial, value, state=states[outcome.state])
+
+    def ended(self) -> int:
+        """Number of trials that have ended, without those that a killed process left."""
+        trials = self._study.get_trials(deepcopy=False)
+        return sum(trial.state.is_finished() and trial.user_attrs.get("reason") != KILLED for trial in trials)
+
+    def rows(self) -> list[Row]:
+        """The trials in order."""
+        state = self.optuna.trial.TrialState
+        names = {state.COMPLETE: "complete", state.PRUNED: "pruned", state.FAIL: "failed"}
+        found = []
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state == state.WAITING:
+                continue
+            known = trial.user_attrs
+            value = trial.value if trial.state == state.COMPLETE else max(trial.intermediate_values.values(),
+                                                                         default=None)  # fmt: skip
+            found.append(
+                Row(
+                    trial.number, names.get(trial.state, "interrupted"), value, dict(trial.params), known.get("epochs"),
+                    known.get("seconds"), known.get("reason", ""), "recipe" in known,
+                )
+            )  # fmt: skip
+        return found
+
+    def best(self) -> Row | None:
+        """The complete trial with the highest value; of equal ones the first."""
+        complete = [row for row in self.rows() if row.state == "complete"]
+        return max(complete, key=lambda row: row.value or 0.0, default=None)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._storage.remove_session()

@@ -1,0 +1,309 @@
+"""Tuning: search options by NDCG@10 on validation items, then fit with the best ones."""
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from seqrec.data.dataset import Dataset
+from seqrec.errors import InputError, RunWarning, warn
+from seqrec.files import make_folder
+from seqrec.models import MODELS, named_model
+from seqrec.recommender import Recommender
+from seqrec.run.config import fingerprint
+from seqrec.run.layout import RESUMABLE, is_run
+from seqrec.run.lock import Lock
+from seqrec.run.place import check_free
+from seqrec.tools.config import TuneConfig
+from seqrec.tools.space import Domain, applied, base_of, searched
+from seqrec.tools.study import FORMAT, Row, Study, import_optuna
+from seqrec.tools.trial import Job, Judge, OneByOne, Outcome, plan_of
+from seqrec.training.budget import SECONDS_KEPT, SHARE_KEPT, Budget, budget_of
+from seqrec.training.fitting import seconds_besides_training
+from seqrec.training.plan import say_plan
+
+STUDY = "study.db"
+#: Most of the time limit that a trial takes after that of the recipe, unless the best one took longer.
+TRIAL_SHARE = 0.2
+#: Options that do not change the result, or not that of the trials.
+_MAY_DIFFER = frozenset(RESUMABLE) - {"epochs"}
+
+
+class Workers(Protocol):
+    """What runs the trials: :class:`OneByOne` in this process, or ``seqrec.cluster.trials.SideBySide``."""
+
+    @property
+    def slots(self) -> int:
+        """Number of trials at the same time."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of a trial, or None for those that the options say."""
+
+    def submit(self, number: int, job: Job) -> None:
+        """Add a trial."""
+
+    def wait(self, judge: Judge) -> list[tuple[int, Outcome]]:
+        """Wait until a trial has ended, or for a moment; returns those that have ended."""
+
+
+@dataclass
+class Tuned:
+    """The result of tuning.
+
+    Args:
+        run: run folder.
+        study: SQLite file of the study.
+        rows: trials.
+        best: best trial, or None if none was complete before the user stopped.
+        recommender: the fit with its options, or None if the user stopped before it.
+    """
+
+    run: Path
+    study: Path
+    rows: list[Row]
+    best: Row | None = None
+    recommender: Recommender | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped it."""
+        return self.recommender is None or self.recommender.interrupted
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trials for JSON."""
+        best = None if self.best is None else self.best.trial
+        return {"study": str(self.study), "best": best, "trials": [asdict(row) for row in self.rows]}
+
+    def table(self) -> Table:
+        """The trials as a table, with the options in which each differs from the recipe."""
+        recipe = next((row.options for row in self.rows if row.is_recipe), {})
+        shown = Table(title="trials (NDCG@10 on validation items, full ranking)", box=SIMPLE_HEAD)
+        for name, side in (("trial", "right"), ("NDCG@10", "right"), ("state", "left"), ("options", "left"),
+                           ("epochs", "right"), ("time", "right")):  # fmt: skip
+            shown.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
+        for row in self.rows:
+            changed = [f"{name} {_short(value)}" for name, value in row.options.items() if recipe.get(name) != value]
+            what = "the recipe" if row.is_recipe else ", ".join(changed)
+            shown.add_row(
+                str(row.trial),
+                "" if row.value is None else f"{row.value:.4f}",
+                row.state + " ←" * (self.best is not None and row.trial == self.best.trial),
+                f"{what} ({row.reason})" if row.reason else what,
+                "" if row.epochs is None else str(row.epochs),
+                "" if row.seconds is None else f"{row.seconds:.1f} s",
+            )
+        return shown
+
+
+def study_folder(out: Path) -> Path:
+    """The folder of the study, beside the run folder."""
+    return out.with_name(f"{out.name}.tune")
+
+
+def check_tunable(model: str, evaluate_every: int | None = None) -> str:
+    """The name of the model that is tuned.
+
+    Raises:
+        InputError: there is nothing to tune, no validation to tune by, or Optuna is not installed.
+    """
+    name = named_model(model)[0]
+    if MODELS[name].COUNTED:
+        raise InputError(f"{name} is counted, and chooses its constants itself; tune one of the trained models")
+    if evaluate_every == 0:
+        raise InputError("evaluate_every is 0, but tuning needs validations; leave it out")
+    import_optuna()
+    return name
+
+
+def tune_model(
+    dataset: Dataset,
+    out: str | Path,
+    model: str = "auto",
+    config: TuneConfig | None = None,
+    *,
+    workers: Workers | None = None,
+    overwrite: bool = False,
+    budget: Budget | None = None,
+    progress: bool = False,
+    console: Console | None = None,
+    **options: Any,
+) -> Tuned:
+    """Search options by NDCG@10 on validation items, and write a fit with the best ones to a run folder.
+
+    The first trial has the options that ``fit`` would choose. The study is ``OUT.tune/study.db``; a killed search is
+    continued by the same call. Test items are ranked only by the fit at the end.
+
+    Args:
+        dataset: dataset to tune on.
+        out: run folder to write.
+        model: name of a model in ``seqrec.MODELS``, or auto.
+        config: how long to search.
+        workers: what runs the trials. By default they run in this process.
+        overwrite: replace the run and the study.
+        budget: time limit that began before this call. By default ``config.minutes`` begin now.
+        progress: show a progress bar for the fit at the end.
+        console: console for the outcome of each trial.
+        options: options of :class:`Recommender`. Those that differ from their defaults are not searched.
+
+    Raises:
+        InputError: there is nothing to tune, the study is of another log or other options, or no trial was possible.
+    """
+    config, out = config or TuneConfig(), Path(out)
+    name = check_tunable(model, options.get("evaluate_every"))
+    budget = budget or budget_of(config.minutes)
+    folder = study_folder(out)
+    make_folder(folder)
+    lock = Lock(folder.resolve(), folder)
+    lock.take()
+    try:
+        if overwrite:
+            (folder / STUDY).unlink(missing_ok=True)
+        with closing(Study(folder / STUDY, options.get("seed", 0))) as study:
+            _check_place(study, out, overwrite)
+            search = _begun(study, dataset, name, model, options, budget, console or Console(quiet=True))
+            search.run(workers or OneByOne(dataset), config.most_trials)
+            found = Tuned(out, study.path, study.rows(), study.best())
+            if not search.interrupted:
+                found.recommender = _fit(found, dataset, search, overwrite, progress)
+            return found
+    finally:
+        lock.release()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _check_place(study: Study, out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless this study wrote it or may replace it."""
+    if study.noted("fitted") is None:
+        check_free(out, overwrite or bool(study.noted("replaces")))
+    if overwrite:
+        study.mark("replaces", True)
+
+
+def _begun(
+    study: Study, dataset: Dataset, name: str, model: str, options: dict[str, Any], budget: Budget | None,
+    console: Console,
+) -> "_Search":  # fmt: skip
+    """Start a study, or go on with one. What the recipe chose for it is not chosen again."""
+    options = dict(options)
+    refit = options.pop("refit", "off")
+    facts = study.facts()
+    if facts is None:
+        plan = plan_of(dataset, model, options, budget=budget)
+        say_plan(plan, console)
+        base = base_of(plan.recipe, name)
+    else:
+        base = facts["base"]
+        plan = plan_of(dataset, name, applied(options, base, {}))
+    if len(plan.split.valid) == 0:
+        raise InputError("there is nothing to tune by, because nobody has a validation item; give a longer log")
+    given = {key: value for key, value in options.items() if key not in _MAY_DIFFER}
+    given |= {"model": model, "fingerprint": fingerprint(dataset), "format": FORMAT,
+              "num_categories": plan.config.model_config.get("num_categories")}  # fmt: skip
+    if facts is None:
+        study.begin({"given": given, "base": base})
+    else:
+        study.check(given)
+    space = searched(name, options, base)
+    killed = study.repeat_killed({key: base[key] for key in space if key in base})
+    if facts is not None:
+        left = f", {killed} of them unfinished, which will be repeated" if killed else ""
+        console.print(f"going on with {study.path}: {len(study.rows())} trials{left}", soft_wrap=True)
+    search = _Search(study, name, options, base, space, budget, console, refit)
+    if budget is not None:
+        search.kept = seconds_besides_training(plan, budget.clock) + SECONDS_KEPT + SHARE_KEPT * 60 * budget.minutes
+    return search
+
+
+@dataclass
+class _Search:
+    """A study, and what every trial of it shares."""
+
+    study: Study
+    model: str
+    options: Mapping[str, Any]
+    base: Mapping[str, Any]
+    space: Mapping[str, Domain]
+    budget: Budget | None
+    console: Console
+    refit: str
+    kept: float = 0.0
+    interrupted: bool = False
+
+    def run(self, workers: Workers, most: float) -> None:
+        """Run trials until there are enough, the time is over, or the user stops."""
+        running = 0
+        while True:
+            while running < workers.slots and self.study.ended() + running < most and self._has_time():
+                number, values = self.study.ask(self.space, self.base)
+                workers.submit(number, self._job(number, values, workers.threads))
+                running += 1
+            if not running:
+                return
+            for number, outcome in workers.wait(self.study.judge):
+                self.study.tell(number, outcome)
+                running -= 1
+                self._say(number, outcome)
+                if outcome.state == "interrupted":
+                    self.interrupted = True
+                    return
+
+    def options_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of a trial."""
+        return applied(self.options, self.base, values)
+
+    def _job(self, number: int, values: Mapping[str, Any], threads: int | None) -> Job:
+        options = self.options_of(values) | ({} if threads is None else {"threads": threads})
+        if self.budget is None:
+            return Job(number, self.model, options)
+        best = self._best_seconds()
+        most = max(best, TRIAL_SHARE * 60 * self.budget.minutes) if best else float("inf")
+        return Job(number, self.model, options, time.time() + self.budget.left(), self.kept, best, most)
+
+    def _has_time(self) -> bool:
+        """Whether another trial is worth beginning: for half of the best one and the fit after it."""
+        best = self._best_seconds()
+        return self.budget is None or not best or self.budget.left() > 1.5 * best + self.kept
+
+    def _best_seconds(self) -> float:
+        best = self.study.best()
+        return 0.0 if best is None or best.seconds is None else best.seconds
+
+    def _say(self, number: int, outcome: Outcome) -> None:
+        value = "" if outcome.value is None else f", NDCG@10 {outcome.value:.4f} on validation"
+        reason = f" ({outcome.reason})" if outcome.reason else ""
+        text = f"trial {number} {outcome.state} after {outcome.seconds:.1f} s{value}{reason}"
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _fit(found: Tuned, dataset: Dataset, search: _Search, overwrite: bool, progress: bool) -> Recommender:
+    """The fit with the best options. A run that this study wrote before is continued, or replaced by a better one."""
+    best, study, out = found.best, search.study, found.run
+    if best is None:
+        reasons = [f"trial {row.trial}: {row.reason}" for row in found.rows if row.reason]
+        raise InputError(f"no trial was possible; {'; '.join(reasons[:3])}")
+    fitted = study.noted("fitted")
+    resume = fitted == best.trial and is_run(out)
+    replaces = not resume and (fitted is not None or overwrite or bool(study.noted("replaces")))
+    if replaces and fitted is not None and is_run(out):
+        warn(f"{out}: trial {best.trial} is better than trial {fitted}, whose run it replaces", RunWarning)
+    study.mark("fitted", best.trial)
+    search.console.print(
+        f"trial {best.trial} is the best{', the recipe itself' if best.is_recipe else ''}; fitting with its options"
+    )
+    recommender = Recommender(search.model, refit=search.refit, **search.options_of(best.options))  # type: ignore[arg-type]
+    return recommender.fit(
+        dataset, out, resume=resume, overwrite=replaces, progress=progress, minutes=search.budget,
+        console=search.console,
+    )  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
