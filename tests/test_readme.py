@@ -121,6 +121,7 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
         assert main([command, "--help"]) == 0
     for model in MODELS:
         assert main(["fit", "--model", model, "--help"]) == 0
+    assert main(["tune", "--help"]) == 0
     known = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
     codes = [code for text in TEXTS.values() for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
     named = {flag for code in codes for flag in re.findall(r"--[a-z][a-z0-9-]*", code)}

@@ -27,7 +27,7 @@ from seqrec.models import MODELS
 from seqrec.tools.demo import run_demo
 
 SMALL = ["--embedding-dim=8", "--num-blocks=1", "--max-length=5", "--batch-size=16", "--epochs=3", "--evaluate-every=1"]
-COMMANDS = ["inspect", "fetch", "fit", "evaluate", "recommend", "similar", "report", "compare", "demo", "bench"]
+COMMANDS = ["inspect", "fetch", "fit", "tune", "evaluate", "recommend", "similar", "report", "compare", "demo", "bench"]
 
 
 def ring(numbers: bool = False) -> pl.DataFrame:
@@ -445,6 +445,19 @@ def test_similar(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no item given" in fails(capsys, place, "similar", "run")
 
 
+def test_tune(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["tune", "log.csv", "--out", "deep/tuned", *SMALL, "--trials", "2", "--json", "tuned.json"]
+    out = run(capsys, *arguments)
+    assert "the recipe" in out
+    assert "run written to deep/tuned" in out
+    found = strict_json((place / "tuned.json").read_text())
+    assert [trial["trial"] for trial in found["trials"]] == [0, 1]
+    assert found["study"] == "deep/tuned.tune/study.db"
+    assert found["test"]["full"]["metrics"]["ndcg@10"] >= 0
+    assert all("embedding_dim" not in trial["options"] for trial in found["trials"])  # given, so not searched
+    assert "going on with deep/tuned.tune/study.db: 2 trials" in run(capsys, *arguments)
+
+
 def test_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = [flag for flag in SMALL if "blocks" not in flag]
     arguments = ["compare", "log.csv", "--models", "sasrec,markov", "popularity", *shared, "--test-negatives", "4"]
@@ -593,6 +606,14 @@ BAD_ARGUMENTS = {
     "compare log.csv --models markov --minutes 0": "minutes is 0.0",
     "compare log.csv --models markov --out log.csv": "log.csv: is a file",
     "compare log.csv --models markov --embedding-dim 8": "none of markov has an option 'embedding_dim'",
+    "tune log.csv": "--out",
+    "tune log.csv --out run": "run: already holds a run",
+    "tune log.csv --out new --model markov": "markov is counted",
+    "tune log.csv --out new --evaluate-every 0": "tuning needs validations",
+    "tune log.csv --out new --trials 0": "trials is 0",
+    "tune log.csv --out new --minutes 0": "minutes is 0.0",
+    "tune log.csv --out new --workers 2": "workers has no effect with engine local",
+    "tune log.csv --out new --json log.csv": "log.csv",
     "demo --out run": "already holds a run",
     "dance": "dance",
 }
