@@ -110,7 +110,7 @@ class Study:
         now = json.loads(json.dumps(given, default=str))
         if before.get("fingerprint") != now["fingerprint"]:
             raise InputError(f"{self.path}: the study was started on another log; give that log, or --overwrite")
-        for name in sorted(before | now):
+        for name in sorted(before | now, key=lambda name: (name != "model", name)):
             if before.get(name) != now.get(name):
                 raise InputError(
                     f"{self.path}: the study was started with {name} = {before.get(name)}, not {now.get(name)}; "

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seqrec.data.dataset import Dataset
-from seqrec.errors import InputError, RunWarning, warn
+from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.files import make_folder
 from seqrec.models import MODELS, named_model
 from seqrec.recommender import Recommender
@@ -29,8 +29,8 @@ from seqrec.training.fitting import seconds_besides_training
 from seqrec.training.plan import say_plan
 
 STUDY = "study.db"
-#: Most of the time limit that a trial takes after that of the recipe, unless the best one took longer.
-TRIAL_SHARE = 0.2
+#: Most of the time limit that the trial of the recipe takes, and that each other takes unless the best one took longer.
+RECIPE_SHARE, TRIAL_SHARE = 1 / 3, 0.2
 #: Options that do not change the result, or not that of the trials.
 _MAY_DIFFER = frozenset(RESUMABLE) - {"epochs"}
 
@@ -204,7 +204,9 @@ def _begun(
         plan = plan_of(dataset, name, applied(options, base, {}))
     if len(plan.split.valid) == 0:
         raise InputError("there is nothing to tune by, because nobody has a validation item; give a longer log")
-    given = {key: value for key, value in options.items() if key not in _MAY_DIFFER}
+    asked = Recommender(model, **options)
+    configs = asked.model_config, asked.train_config, asked.prepare_config, asked.split_config
+    given = {key: value for one in configs for key, value in vars(one).items() if key not in _MAY_DIFFER}
     given |= {"model": model, "fingerprint": fingerprint(dataset), "format": FORMAT,
               "num_categories": plan.config.model_config.get("num_categories")}  # fmt: skip
     if facts is None:
@@ -246,7 +248,7 @@ class _Search:
                 workers.submit(number, self._job(number, values, workers.threads))
                 running += 1
             if not running:
-                return
+                break
             for number, outcome in workers.wait(self.study.judge):
                 self.study.tell(number, outcome)
                 running -= 1
@@ -254,6 +256,9 @@ class _Search:
                 if outcome.state == "interrupted":
                     self.interrupted = True
                     return
+        if self.study.ended() == 1 < most:
+            text = "the recipe took all the time, and nothing else was tried; give more minutes, or --ensemble 1"
+            warn(text, TrainingWarning)
 
     def options_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All options of a trial."""
@@ -264,7 +269,8 @@ class _Search:
         if self.budget is None:
             return Job(number, self.model, options)
         best = self._best_seconds()
-        most = max(best, TRIAL_SHARE * 60 * self.budget.minutes) if best else float("inf")
+        limit = 60 * self.budget.minutes
+        most = max(best, TRIAL_SHARE * limit) if best else RECIPE_SHARE * limit
         return Job(number, self.model, options, time.time() + self.budget.left(), self.kept, best, most)
 
     def _has_time(self) -> bool:
