@@ -1,7 +1,7 @@
 """Tuning: trials on validation items only, a study that can be killed and continued, and the fit at its end."""
 
+import io
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -62,7 +62,7 @@ def test_it_ends_with_a_run_of_the_best_options(tuned) -> None:
 
 
 def test_the_table_and_the_json(tuned) -> None:
-    console = Console(width=200, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(tuned.table())
     text = console.export_text()
     assert "the recipe" in text
@@ -201,7 +201,7 @@ def test_another_log_and_other_files_are_refused(dataset: Dataset, tuned, tmp_pa
 def test_what_cannot_be_tuned(dataset: Dataset, tmp_path: Path, model: str, options: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         tune_model(dataset, tmp_path / "run", model, TuneConfig(trials=1), **options)
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())  # no empty study is left either
 
 
 def test_an_impossible_trial_is_a_failed_one(dataset: Dataset, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_no_possible_trial(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_bad_trials_are_pruned(dataset: Dataset, tmp_path: Path) -> None:
-    """Values by trial and validation are given; the median of the complete trials decides from the third one on."""
+    """Values are given by trial; the median of the complete trials decides from the third validation on."""
     told: dict[int, list[bool]] = {}
 
     class Given(OneByOne):
@@ -251,7 +251,7 @@ def test_bad_trials_are_pruned(dataset: Dataset, tmp_path: Path) -> None:
 
     found = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=6), workers=Given(dataset), **SMALL)
     assert [row.state for row in found.rows] == ["complete"] * 4 + ["pruned"] * 2
-    assert told[4] == [False, False, False, True]
+    assert told[4] == [False, False, True]
     assert found.rows[4].value == 0.1
     assert found.best.trial == 0
 
@@ -313,14 +313,12 @@ def test_a_trial_ends_in_time_to_be_repeated() -> None:
 
 
 def test_a_time_limit_ends_the_search_with_a_run(dataset: Dataset, tmp_path: Path) -> None:
-    begun = time.monotonic()
     budget = Budget(0.15)
-    more = SMALL | {"epochs": 10**6, "patience": 0}  # no trial ends by itself
+    more = SMALL | {"epochs": 10**6, "patience": 0}  # neither a trial nor the fit ends by itself
     found = tune_model(dataset, tmp_path / "run", budget=budget, config=TuneConfig(minutes=0.15), **more)
     assert found.recommender is not None
     assert found.rows[0].reason == "ended by the time limit"
     assert found.recommender.metrics["budget"] == {"minutes": 0.15, "ended_training": True}
-    assert time.monotonic() - begun < 120  # without the limit it would never end
 
 
 def test_two_searches_do_not_share_a_study(dataset: Dataset, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ FORMAT = 1
 RANDOM_TRIALS = 5
 #: How often a trial is repeated that did not end, and the reason that the study keeps for it.
 REPEATS, KILLED = 2, "the process was stopped"
-#: Complete trials, and validations of a trial, before any trial is pruned.
-UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS = 3, 3
+#: A trial is pruned only if so many are complete, and at this validation or a later one.
+COMPLETE_TRIALS, FIRST_VALIDATION = 3, 3
 
 
 def import_optuna() -> ModuleType:
@@ -74,7 +74,7 @@ class Study:
 
     def __init__(self, path: Path, seed: int) -> None:
         self.optuna, self.path, self.seed = import_optuna(), path, seed
-        pruner = self.optuna.pruners.MedianPruner(UNPRUNED_TRIALS, UNPRUNED_VALIDATIONS)
+        pruner = self.optuna.pruners.MedianPruner(COMPLETE_TRIALS, FIRST_VALIDATION)
         try:
             self._storage = self.optuna.storages.RDBStorage(f"sqlite:///{path}")
             self._study = self.optuna.create_study(

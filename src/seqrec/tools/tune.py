@@ -162,18 +162,23 @@ def tune_model(
     make_folder(folder)
     lock = Lock(folder.resolve(), folder)
     lock.take()
+    is_new = begun = False
     try:
         if overwrite:
             (folder / STUDY).unlink(missing_ok=True)
+        is_new = not (folder / STUDY).exists()
         with closing(Study(folder / STUDY, options.get("seed", 0))) as study:
             _check_place(study, out, overwrite)
             search = _begun(study, dataset, name, model, options, budget, console or Console(quiet=True))
+            begun = True
             search.run(workers or OneByOne(dataset), config.most_trials)
             found = Tuned(out, study.path, study.rows(), study.best())
             if not search.interrupted:
                 found.recommender = _fit(found, dataset, search, overwrite, progress)
             return found
     finally:
+        if is_new and not begun:
+            (folder / STUDY).unlink(missing_ok=True)
         lock.release()
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -181,8 +186,11 @@ def tune_model(
 
 def _check_place(study: Study, out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds something, unless this study wrote it or may replace it."""
+    may_replace = overwrite or bool(study.noted("replaces"))
     if study.noted("fitted") is None:
-        check_free(out, overwrite or bool(study.noted("replaces")))
+        if is_run(out) and not may_replace:
+            raise InputError(f"{out}: already holds a run, not of this study; replace it with --overwrite")
+        check_free(out, may_replace)
     if overwrite:
         study.mark("replaces", True)
 
@@ -194,25 +202,24 @@ def _begun(
     """Start a study, or go on with one. What the recipe chose for it is not chosen again."""
     options = dict(options)
     refit = options.pop("refit", "off")
+    asked = Recommender(model, **options)
+    configs = asked.model_config, asked.train_config, asked.prepare_config, asked.split_config
+    given = {key: value for one in configs for key, value in vars(one).items() if key not in _MAY_DIFFER}
+    given |= {"model": model, "fingerprint": fingerprint(dataset), "format": FORMAT}
+    given |= {"categories": _categories(dataset) if "category" in MODELS[name].READS else None}
     facts = study.facts()
     if facts is None:
         plan = plan_of(dataset, model, options, budget=budget)
         say_plan(plan, console)
         base = base_of(plan.recipe, name)
     else:
+        study.check(given)
         base = facts["base"]
         plan = plan_of(dataset, name, applied(options, base, {}))
     if len(plan.split.valid) == 0:
         raise InputError("there is nothing to tune by, because nobody has a validation item; give a longer log")
-    asked = Recommender(model, **options)
-    configs = asked.model_config, asked.train_config, asked.prepare_config, asked.split_config
-    given = {key: value for one in configs for key, value in vars(one).items() if key not in _MAY_DIFFER}
-    given |= {"model": model, "fingerprint": fingerprint(dataset), "format": FORMAT,
-              "num_categories": plan.config.model_config.get("num_categories")}  # fmt: skip
     if facts is None:
         study.begin({"given": given, "base": base})
-    else:
-        study.check(given)
     space = searched(name, options, base)
     killed = study.repeat_killed({key: base[key] for key in space if key in base})
     if facts is not None:
@@ -222,6 +229,12 @@ def _begun(
     if budget is not None:
         search.kept = seconds_besides_training(plan, budget.clock) + SECONDS_KEPT + SHARE_KEPT * 60 * budget.minutes
     return search
+
+
+def _categories(dataset: Dataset) -> int | None:
+    """Number of categories that a model may learn, or None."""
+    table = dataset.item_table
+    return None if table is None or table.categories is None else len(table.first_categories(None)[1])
 
 
 @dataclass
