@@ -29,8 +29,8 @@ from seqrec.training.fitting import seconds_besides_training
 from seqrec.training.plan import say_plan
 
 STUDY = "study.db"
-#: Most of the time limit that the trial of the recipe takes, and that each other takes unless the best one took longer.
-RECIPE_SHARE, TRIAL_SHARE = 1 / 3, 0.2
+#: Most of the time limit that a trial takes.
+TRIAL_SHARE = 0.2
 #: Options that do not change the result, or not that of the trials.
 _MAY_DIFFER = frozenset(RESUMABLE) - {"epochs"}
 
@@ -281,10 +281,8 @@ class _Search:
         options = self.options_of(values) | ({} if threads is None else {"threads": threads})
         if self.budget is None:
             return Job(number, self.model, options)
-        best = self._best_seconds()
-        limit = 60 * self.budget.minutes
-        most = max(best, TRIAL_SHARE * limit) if best else RECIPE_SHARE * limit
-        return Job(number, self.model, options, time.time() + self.budget.left(), self.kept, best, most)
+        ends, most = time.time() + self.budget.left(), TRIAL_SHARE * 60 * self.budget.minutes
+        return Job(number, self.model, options, ends, self.kept, self._best_seconds(), most)
 
     def _has_time(self) -> bool:
         """Whether another trial is worth beginning: for half of the best one and the fit after it."""
