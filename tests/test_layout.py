@@ -183,7 +183,7 @@ def test_the_rule_finds_what_runs(text):
 
 
 def test_importing_is_quiet_and_needs_no_extra():
-    extras = "{'fastapi', 'onnx', 'onnxruntime', 'ray', 'redis', 'uvicorn', 'seqrec.cli'}"
+    extras = "{'fastapi', 'onnx', 'onnxruntime', 'optuna', 'ray', 'redis', 'uvicorn', 'seqrec.cli'}"
     script = f"import seqrec, sys; print(sorted({extras} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
