@@ -26,7 +26,6 @@ def imported(code: str) -> set[str]:
         ("from seqrec.cli.app import main; main(['--help']); main(['--version'])", set()),
         ("from seqrec.cli.app import main; main(['recommend', '--help'])", {"polars", "numpy"}),
         ("from seqrec.cli.app import main; main(['compare', '--help'])", {"polars", "numpy"}),
-        ("from seqrec.cli.app import main; main(['tune', '--help'])", {"polars", "numpy"}),
         ("from seqrec.cli.app import main; main(['bench', '--help'])", {"polars", "numpy"}),
         ("from seqrec.cli.app import main; assert main(['inspect', 'LOG']) == 0", {"polars", "numpy"}),
     ],
