@@ -131,20 +131,45 @@ def peaks(command: list[str]) -> tuple[dict[int, float], int]:
         return found, top.returncode
 
 
+def fit_only(log: str, out: str, batch_size: int) -> None:
+    """Train for an epoch into a run folder, validate, save and leave out the test, which takes hours at this size."""
+    from seqrec.data.dataset import Dataset
+    from seqrec.recommender import Recommender
+    from seqrec.training import fitting
+    from seqrec.training.following import follow
+    from seqrec.training.processes import launched
+
+    fitting._tested = lambda *_: {}
+    with launched() as processes:
+        if processes is not None and not processes.is_first:
+            follow(processes)
+            return
+        recommender = Recommender(
+            "sasrec", max_length=50, dropout=0.5, epochs=1, loss="sampled-softmax", transitions="off", windows="last",
+            validation_users=200, batch_size=batch_size, average_decay=0.0, item_init="random", ensemble=1,
+            shard_items=processes is not None, checkpoint_minutes=1,
+        )  # fmt: skip
+        recommender.fit(Dataset.load(log), out)
+        print(recommender.epochs, file=sys.stderr)
+
+
 def compare_memory(log: str, options: argparse.Namespace) -> None:
+    from seqrec.data.prepare import prepare
+
     with tempfile.TemporaryDirectory() as folder:
-        more = ["-m", "seqrec", "fit", log, "--model=sasrec", "--max-length=50", "--epochs=1", "--loss=sampled-softmax"]
-        more += ["--transitions=off", "--validation-users=200", "--windows=last", f"--batch-size={options.batch_size}"]
-        alone = ["--average-decay=0", "--item-init=random", "--ensemble=1", "--dropout=0.5"]
-        for name, world, extra in (("one", 1, alone), ("divided", 2, ["--shard-items", "--dropout=0.5"])):
-            found, status = peaks(started(world, *more, *extra, f"--out={folder}/{name}"))
+        prepare(pl.read_parquet(log)).save(f"{folder}/data")
+        for name, world in (("one process", 1), ("two, table divided", 2)):
+            more = ["fit", f"{folder}/data", f"--batch-size={options.batch_size}", f"--out={folder}/{world}"]
+            found, status = peaks(started(world, __file__, *more))
             most = sorted(found.values(), reverse=True)[:world]
+            epochs = Path(f"{folder}/{world}/epochs.csv")
             print(f"{name}: status {status}, peak of anonymous memory {', '.join(f'{one:,.0f}' for one in most)} MB")
+            print(epochs.read_text() if epochs.exists() else "no epoch was completed", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("steps", "memory", "one"))
+    parser.add_argument("what", choices=("steps", "memory", "one", "fit"))
     parser.add_argument("log", nargs="?")
     parser.add_argument("--items", type=int)
     parser.add_argument("--world", type=int, nargs="+", default=[1, 2])
@@ -157,6 +182,9 @@ def main() -> None:
         result = take_steps(options.log, options.steps, options.batch_size)
         if os.environ.get("RANK", "0") == "0":
             Path(options.out).write_text(json.dumps(result))
+        return
+    if options.what == "fit":
+        fit_only(options.log, options.out, options.batch_size)
         return
     with tempfile.TemporaryDirectory() as folder:
         log = options.log

@@ -25,7 +25,8 @@ from seqrec.training.following import follow
 from seqrec.training.loop import train
 from seqrec.training.objective import mark_tables
 from seqrec.training.optim import RowAdam
-from seqrec.training.sharded import ShardedEmbedding, sharded_ranks
+from seqrec.training.processes import Processes
+from seqrec.training.sharded import ShardedEmbedding, sharded_model, sharded_ranks
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
 pytestmark = pytest.mark.cluster
@@ -186,13 +187,21 @@ def test_a_divided_table_trains_as_a_whole_one(tmp_path: Path) -> None:
         three["metrics"]["test"]["full"]["metrics"]["ndcg@10"], abs=0.03
     )
     # One process with a whole table that starts from the same weights.
-    run_together(sharded, 2, str(tmp_path / "start"), False, None, 1)
-    found = Run(tmp_path / "2").model()
-    ours, theirs = (Run(tmp_path / name).model().state_dict() for name in ("2", "3"))
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=0.01, atol=1e-3)
-    assert found.num_items == 60
-    assert torch.equal(found.item_embedding.weight[0], torch.zeros(12))
+    run = Run(tmp_path / "2")
+    start = sharded_model(run.config, Processes(0, 1))
+    weights = start.state_dict()
+    weights["item_embedding.weight"] = weights.pop("item_embedding.shard.weight")
+    whole = run.model()
+    whole.load_state_dict(weights)
+    alone = train(whole, run.split, replace(SHARDED, shard_items=False, average_decay=0.0))
+    assert losses == pytest.approx([row["loss"] for row in alone.epochs], rel=1e-4)
+    assert [row["ndcg@10"] for row in two["epochs"]] == pytest.approx(
+        [row["ndcg@10"] for row in alone.epochs], abs=0.03
+    )
+    for other in (Run(tmp_path / "3").model(), whole):
+        ours, theirs = run.model().item_embedding.weight, other.item_embedding.weight
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=1e-3)
+        assert torch.equal(ours[0], torch.zeros(12))
 
 
 def test_a_divided_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
