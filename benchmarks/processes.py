@@ -2,6 +2,7 @@
 
     python benchmarks/processes.py steps LOG --world 1 2 4         # losses, tokens/s and bytes of 1, 2 and 4 processes
     python benchmarks/processes.py steps --items 1000000           # the same with a generated log of so many items
+    python benchmarks/processes.py epochs LOG --world 1 2          # tokens/s of an epoch of fit as it is by default
     python benchmarks/processes.py memory --items 4000000          # peak memory of fit, alone and with --shard-items
 
 Each process has one thread. Runs alternate, because other work on the machine changes the speed from minute to minute.
@@ -113,6 +114,25 @@ def compare_steps(log: str, options: argparse.Namespace) -> None:
         )
 
 
+def compare_epochs(log: str, options: argparse.Namespace) -> None:
+    """An epoch of ``seqrec fit`` with the options that it chooses itself, but without the time at its start and end."""
+    found: dict[int, list[float]] = {world: [] for world in options.world}
+    for _ in range(options.repeats):
+        for world in options.world:
+            with tempfile.TemporaryDirectory() as folder:
+                more = ["-m", "seqrec", "fit", log, f"--out={folder}/run", "--threads=1", "--epochs=1"]
+                more += ["--evaluate-every=0", "--transitions=off", "--item-init=random"]
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                subprocess.run(started(world, *more), check=True, env=ENVIRONMENT, **quiet)
+                found[world].append(pl.read_csv(f"{folder}/run/epochs.csv")["tokens_per_second"][0])
+    for world, speed in found.items():
+        ratios = [a / b for a, b in zip(speed, found[options.world[0]], strict=True)]
+        print(
+            f"{world} processes: {statistics.median(speed):,.0f} tokens/s, ratio {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
 def peaks(command: list[str]) -> tuple[dict[int, float], int]:
     """The peak memory of each process of a command in MB (resident, as the system counts it), and its exit status."""
     found: dict[int, float] = {}
@@ -169,7 +189,7 @@ def compare_memory(log: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("steps", "memory", "one", "fit"))
+    parser.add_argument("what", choices=("steps", "epochs", "memory", "one", "fit"))
     parser.add_argument("log", nargs="?")
     parser.add_argument("--items", type=int)
     parser.add_argument("--world", type=int, nargs="+", default=[1, 2])
@@ -191,7 +211,7 @@ def main() -> None:
         if log is None:
             log = f"{folder}/log.parquet"
             generated(options.items).write_parquet(log)
-        {"steps": compare_steps, "memory": compare_memory}[options.what](log, options)
+        {"steps": compare_steps, "epochs": compare_epochs, "memory": compare_memory}[options.what](log, options)
 
 
 if __name__ == "__main__":
