@@ -50,7 +50,9 @@ class ShardedEmbedding(nn.Module):
         if processes.world > BLOCKS:
             raise InputError(f"shard_items divides a table among {BLOCKS} processes at most; start fewer")
         self.block = -(-rows // BLOCKS)
-        self.edges = [min(rows, BLOCKS * rank // processes.world * self.block) for rank in range(processes.world + 1)]
+        self.blocks = -(-rows // self.block)
+        shares = [self.blocks * rank // processes.world for rank in range(processes.world + 1)]
+        self.edges = [min(rows, share * self.block) for share in shares]
         self.first, self.last = self.edges[processes.rank : processes.rank + 2]
         self.shard = Shard(self.last - self.first, dim, _weight=torch.zeros(self.last - self.first, dim))
         self._edges = torch.tensor(self.edges)

@@ -60,12 +60,11 @@ class ShardedState(TrainingState):
         self.processes.wait()
         state = self.optimizer.state_dict()
         steps = int(state.pop("steps"))
-        tensors = self._in_blocks(state)
-        # A file is put together in memory, so each block has its own; what is not in blocks has the first.
-        files = {one: 1 + int(one.rpartition("#")[2] or 0) if "#" in one else 1 for one in tensors}
-        writer = checkpoints.HuggingFaceStorageWriter(str(self.folder / name), files, save_distributed=True)
+        writer = checkpoints.HuggingFaceStorageWriter(
+            str(self.folder / name), self._files(state), save_distributed=True
+        )
         with _quiet():
-            checkpoints.save(tensors, storage_writer=writer)
+            checkpoints.save(self._in_blocks(state), storage_writer=writer)
         if self.run is not None:
             facts = {one: getattr(self, one) for one in FACTS} | {"loss_sum": self.loss_sum.item(), "steps": steps}
             facts |= {"run": self.run.id, "folder": name, "moments": [*state]}
@@ -135,6 +134,17 @@ class ShardedState(TrainingState):
                 f"{path}: does not fit the run ({one_line(error)}); train again with --overwrite"
             ) from error
         return facts
+
+    def _files(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+        """The number of the file, from 1, of every tensor of all processes.
+
+        A file is put together in memory, so each block has its own; what is not in blocks is in the first.
+        """
+        table: Any = getattr(self.model, TABLE)
+        names = [f"model.{name}" for name in self.model.state_dict()] + [f"optimizer.{name}" for name in state]
+        whole = {name: 1 for name in names if not _is_divided(name)}
+        divided = [name for name in names if _is_divided(name)]
+        return whole | {f"{name}#{block}": 1 + block for name in divided for block in range(table.blocks)}
 
     def _in_blocks(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights and moments by name; of the divided table the blocks that this process holds, as ``name#block``."""
