@@ -36,23 +36,23 @@ def answers(
         ray: the connection, from :func:`seqrec.cluster.engine.connected`.
         config: number of processes and their threads.
         numbers: numbers of the blocks.
-        worker: class whose objects are made once per process from the ``arguments`` and the number of threads, and
-            called with the number of a block. They return arrays by name, with the same length.
-        arguments: what the objects are made from.
+        worker: class whose objects are made once per process from the ``arguments``, and called with the number of a
+            block. They return arrays by name, with the same length.
+        arguments: what the objects are made from. The processes of a machine share the memory of numpy arrays in them.
 
     Raises:
         InputError: a worker raised it.
     """
     if not numbers:
         return
-    data = import_ray_data(ray)
+    data, shared = import_ray_data(ray), ray.put(arguments)
     asked = data.from_items([int(number) for number in numbers], override_num_blocks=len(numbers))
     found = asked.map_batches(
         _Calling,
         batch_size=1,
         compute=data.ActorPoolStrategy(size=min(workers_of(config, ray), len(numbers))),
         num_cpus=config.worker_threads,
-        fn_constructor_args=(worker, arguments, config.worker_threads),
+        fn_constructor_args=(worker, [shared], config.worker_threads),
     )
     try:
         yield from found.iter_batches(batch_size=None)
@@ -65,16 +65,18 @@ def answers(
 class _Calling:
     """What Ray Data makes once per process."""
 
-    def __init__(self, worker: type, arguments: tuple[Any, ...], threads: int) -> None:
+    def __init__(self, worker: type, shared: list[Any], threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.worker, self.arguments = worker, arguments
+        self.worker, self.shared = worker, shared
         self.made: Any = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.made is None:  # not when the process starts: errors of a call reach the command as they are
-            self.made = self.worker(*self.arguments)
+            import ray
+
+            self.made = self.worker(*ray.get(self.shared[0]))
         (number,) = batch["item"].tolist()
         found: dict[str, np.ndarray] = self.made(number)
         return found

@@ -60,8 +60,8 @@ class OnCluster:
         people = targets.histories
         arrays = people.users, people.starts, people.ends, targets.items
         with connected(self.config) as ray:
-            about = ray.put((self.run, self.identity, ranker, *map(np.ascontiguousarray, arrays)))
-            for found in answers(ray, self.config, range(number_of_blocks(targets)), Ranking, [about]):
+            about = self.run, self.identity, ranker, *map(np.ascontiguousarray, arrays)
+            for found in answers(ray, self.config, range(number_of_blocks(targets)), Ranking, *about):
                 yield found["row"], [_of_model(found, number) for number in range(len(ranker.models))]
 
 
@@ -69,15 +69,27 @@ class Ranking:
     """Ranks blocks of targets, in one process of the cluster.
 
     Args:
-        about: a list with the reference to what all processes share.
+        run: run folder or URL.
+        identity: identity of the run.
+        ranker: models, and how they rank.
+        users: users of the targets, ``int64[M]``.
+        starts: starts of their histories in the dataset, ``int64[M]``.
+        ends: ends of their histories, ``int64[M]``.
+        items: the targets, ``int32[M]``.
     """
 
-    def __init__(self, about: list[Any]) -> None:
-        import ray
-
-        location, expected, self.ranker, users, starts, ends, items = ray.get(about[0])
-        dataset = open_run(location, expected).dataset
-        self.targets = Targets(Histories(dataset, users, starts, ends), items)
+    def __init__(
+        self,
+        run: str,
+        identity: str,
+        ranker: Ranker,
+        users: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        items: np.ndarray,
+    ) -> None:
+        self.ranker = ranker
+        self.targets = Targets(Histories(open_run(run, identity).dataset, users, starts, ends), items)
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         """Rank the block with a number: arrays with one row per target and one column per model."""

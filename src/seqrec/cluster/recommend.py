@@ -30,6 +30,7 @@ from seqrec.data.formats.write import write_parquet
 from seqrec.data.people import known_items, known_people
 from seqrec.data.split import histories_of_users
 from seqrec.errors import InputError, UnknownIdWarning, one_line, warn
+from seqrec.files import explained
 from seqrec.predictor import Predictor
 from seqrec.ranking.scoring import USERS_AT_ONCE
 from seqrec.ranking.tables import recommended_table
@@ -141,7 +142,8 @@ def recommend_on_cluster(
     folder = folder_at(out)
     lock = Lock(Path(folder.path), Path(folder.shown)) if folder.is_local else None
     if lock is not None:
-        Path(folder.path).parent.mkdir(parents=True, exist_ok=True)
+        with explained(Path(folder.shown)):
+            Path(folder.path).parent.mkdir(parents=True, exist_ok=True)
         lock.take()
     try:
         missing = _begun(folder, job, overwrite)
@@ -203,8 +205,7 @@ def _write_parts(
 ) -> None:
     bar = Console(stderr=True)
     with connected(config) as ray:
-        about = ray.put((job, listed, folder))
-        done = answers(ray, config, missing, Writing, [about])
+        done = answers(ray, config, missing, Writing, job, listed, folder)
         hidden = not (progress and bar.is_terminal)
         for _ in track(done, "recommending", len(missing), console=bar, transient=True, disable=hidden):
             pass
@@ -261,13 +262,13 @@ class Writing:
     """Computes and writes parts, in one process of the cluster.
 
     Args:
-        about: a list with the reference to the job, the listed users and the folder.
+        job: what is recommended to whom.
+        listed: the users, if not all of the run.
+        folder: folder of the parts.
     """
 
-    def __init__(self, about: list[Any]) -> None:
-        import ray
-
-        self.job, self.listed, self.folder = ray.get(about[0])
+    def __init__(self, job: Job, listed: Listed | None, folder: Folder) -> None:
+        self.job, self.listed, self.folder = job, listed, folder
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -305,9 +306,9 @@ class Writing:
             indices = self.listed.indices[rows]
             asked = pl.Series("user_id", pl.from_arrow(self.listed.ids[rows.start : rows.stop]))
         people = histories_of_users(dataset, indices)
-        ways = {"keep_seen": job.keep_seen, "allow": job.allow, "deny": job.deny, "size": USERS_AT_ONCE}
+        ways: dict[str, Any] = {"keep_seen": job.keep_seen, "allow": job.allow, "deny": job.deny}
         with torch.inference_mode():
-            for found in predictor.rank(people, job.k, **ways):
+            for found in predictor.rank(people, job.k, size=USERS_AT_ONCE, **ways):
                 some, asked = asked[: len(found[0])], asked[len(found[0]) :]
                 yield len(some), recommended_table(dataset, some, *found)
 
