@@ -8,7 +8,8 @@ local command on one thread, the command with two workers of one thread on a clu
 with one worker killed as soon as half of the parts are there. It checks that the parts hold the rows, values and order
 of the local file, and each user once. It prints one line of JSON per command: seconds in all, users per second, and the
 peak memory of the workers in MB. ``anon`` is what belongs to a worker alone; ``peak`` also has mapped files, which they
-share and the system can reclaim. Other work on the machine slows both, so compare ratios of runs in turn.
+share and the system can reclaim. Other work on the machine slows all of them, so the processor seconds of the command
+and of its workers, the start included, say more than the time.
 """
 
 import argparse
@@ -48,6 +49,12 @@ def workers_of(command: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return workers
 
 
+def processor_seconds(process: psutil.Process) -> float:
+    """Processor time of a process so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 def memory(process: psutil.Process) -> dict[str, int]:
     """Memory of a process in MB."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
@@ -57,26 +64,36 @@ def memory(process: psutil.Process) -> dict[str, int]:
 def timed(arguments: list[str], parts: Path | None = None, kill_at: int | None = None) -> dict[str, Any]:
     """Run a command and watch its workers; kills one of them once there are ``kill_at`` parts."""
     started, killed, most = time.perf_counter(), None, {"anon": 0, "peak": 0}
+    used: dict[int, float] = {}
     with subprocess.Popen([sys.executable, "-m", "seqrec.cli", *arguments], stdout=subprocess.DEVNULL) as command:
         while command.poll() is None:
             time.sleep(0.1)
-            if parts is None:
-                continue
-            workers = workers_of(command)
+            workers = workers_of(command) if parts is not None else []
+            for process in (psutil.Process(command.pid), *workers):
+                try:
+                    used[process.pid] = processor_seconds(process)
+                except psutil.Error:
+                    continue  # it has ended
             for worker in workers:
                 try:
                     most = {name: max(value, most[name]) for name, value in memory(worker).items()}
                 except (OSError, KeyError):
                     continue  # it has ended
-            there = len(list(parts.glob("part-*.parquet")))
+            there = len(list(parts.glob("part-*.parquet"))) if parts is not None else 0
             if kill_at is not None and killed is None and there >= kill_at and workers:
                 os.kill(workers[0].pid, signal.SIGKILL)
                 killed = {"pid": workers[0].pid, "parts": there}
     assert command.returncode == 0, arguments
     found: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 1)}
-    return (
-        found | ({"killed": killed} if kill_at is not None else {}) | ({"worker_mb": most} if parts is not None else {})
-    )
+    found["processor_seconds"] = {
+        "command": round(used.pop(command.pid, 0.0), 1),
+        "workers": [round(seconds, 1) for seconds in used.values()],
+    }
+    if kill_at is not None:
+        found["killed"] = killed
+    if parts is not None:
+        found["worker_mb"] = most
+    return found
 
 
 def check(parts: Path, users: int, local: Path | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Recommendation and evaluation in blocks, as on a cluster but in this process: what is written, and what is refused."""
+"""Recommendation and evaluation in blocks, as on a cluster but in this process: what is written and what is refused."""
 
 import json
 import os
@@ -402,6 +402,12 @@ def test_a_url_is_copied_once_until_it_changes(
     assert not copy.exists()
     assert len(downloads) == 2
     assert local_copy(str(tmp_path / "run")) == tmp_path / "run"
+
+
+def test_messages_show_no_keys() -> None:
+    with pytest.raises(InputError) as caught:
+        folder_at("nothing://id:secret@bucket/folder?token=secret")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

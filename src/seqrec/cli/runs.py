@@ -111,13 +111,9 @@ def recommend_command(
     if times is not None and history is None:
         raise InputError("--times belong to the items of --history; give both")
     options: dict[str, Any] = {"k": k, "keep_seen": keep_seen, "strict": strict, "progress": out is not None}
-    if _is_for_cluster(run, cluster):
-        if history is not None:
-            raise InputError("--history is answered in this process; leave out --engine ray")
+    if _is_for_cluster(run, cluster, history is not None, overwrite):
         _recommend_on_cluster(run, cluster, out, format, json, (users, users_file, allow, deny), overwrite, options)
         return
-    if overwrite:
-        raise InputError("--overwrite is for --engine ray; a file is always replaced")
     check_outputs(out, json, reads=[users_file, allow, deny], run=run)
     recommender = _loaded(run)
     frames = recommender.recommend_batches(
@@ -176,7 +172,7 @@ def _items(allow: Path | None, deny: Path | None) -> dict[str, Any]:
     }
 
 
-def _is_for_cluster(run: str, cluster: ClusterConfig | None) -> bool:
+def _is_for_cluster(run: str, cluster: ClusterConfig | None, history: bool = False, overwrite: bool = False) -> bool:
     """Whether a command runs on a cluster, after checking the options for that."""
     config = cluster or ClusterConfig()
     if config.storage is not None:
@@ -185,6 +181,10 @@ def _is_for_cluster(run: str, cluster: ClusterConfig | None) -> bool:
         )
     if config.engine == "local" and is_url(run):
         raise InputError(f"{run}: is a URL; give a run folder, or --engine ray")
+    if config.engine == "local" and overwrite:
+        raise InputError("--overwrite is for --engine ray; a file is always replaced")
+    if config.engine != "local" and history:
+        raise InputError("--history is answered in this process; leave out --engine ray")
     return config.engine != "local"
 
 

@@ -5,7 +5,7 @@ import json
 import socket
 from pathlib import Path
 
-from seqrec.cluster.storage import is_url, local_copy
+from seqrec.cluster.storage import is_url, local_copy, without_keys
 from seqrec.data.saved import FACTS
 from seqrec.errors import InputError
 from seqrec.run.folder import DATA, Run
@@ -31,7 +31,9 @@ def open_run(location: str | Path, expected: str | None = None) -> Run:
             raise
         raise InputError(f"{error} (on {socket.gethostname()}; all machines of the cluster must share it)") from error
     if expected not in (None, found):
-        raise InputError(f"{location}: was replaced by another run while it was in use; run the command again")
+        raise InputError(
+            f"{without_keys(location)}: was replaced by another run while it was in use; run the command again"
+        )
     return run
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,11 @@ def is_url(location: str | Path) -> bool:
     return "://" in str(location)
 
 
+def without_keys(location: str | Path) -> str:
+    """A location for messages: a URL without the keys and options that it may hold."""
+    return re.sub("//[^/@]*@", "//", str(location)).partition("?")[0] if is_url(location) else str(location)
+
+
 def absolute(location: str | Path) -> str:
     """A location as every process finds it, whatever its working directory."""
     return str(location) if is_url(location) else os.path.abspath(location)
@@ -119,14 +125,15 @@ def folder_at(location: str | Path) -> Folder:
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem, LocalFileSystem
 
-    shown = str(location)
-    if not is_url(shown):
-        return Folder(shown, LocalFileSystem(), os.path.abspath(shown))
+    if not is_url(location):
+        return Folder(str(location), LocalFileSystem(), os.path.abspath(location))
+    shown = without_keys(location)
     try:
-        system, path = FileSystem.from_uri(shown)
+        system, path = FileSystem.from_uri(str(location))
     except (ArrowException, OSError, ValueError, ImportError) as error:
+        reason = one_line(error).replace(str(location), shown)
         raise InputError(
-            f"{shown}: cannot be opened ({one_line(error)}); give a folder, or a URL such as s3://BUCKET/FOLDER"
+            f"{shown}: cannot be opened ({reason}); give a folder, or a URL such as s3://BUCKET/FOLDER"
         ) from error
     if path.rstrip("/") in ("", "."):
         raise InputError(f"{shown}: names no folder; give a URL such as s3://BUCKET/FOLDER")
@@ -147,9 +154,9 @@ def local_copy(location: str | Path) -> Path:
     source = folder_at(location)
     files = source.files()
     if not files:
-        raise InputError(f"{location}: no such folder, or it is empty; check the URL")
+        raise InputError(f"{source.shown}: no such folder, or it is empty; check the URL")
     if wrong := next((name for name in files if ".." in PurePosixPath(name).parts or "\\" in name), None):
-        raise InputError(f"{location}: holds {wrong}, which cannot be copied; remove it")
+        raise InputError(f"{source.shown}: holds {wrong}, which cannot be copied; remove it")
     name, state = (
         hashlib.sha256(repr(value).encode()).hexdigest()[:16] for value in (str(location), sorted(files.items()))
     )

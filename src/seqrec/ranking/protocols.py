@@ -128,8 +128,7 @@ def evaluate(
         split: name of the targets, for the report.
         trained_on: what the models were trained on, for the report; see :class:`Evaluation`.
         batch_size: number of users encoded and scored at once.
-        blocks: function that ranks the targets in blocks; see :data:`seqrec.ranking.ranker.Blocks`. By default one
-            block after another in this process.
+        blocks: function that ranks the targets in blocks; by default :func:`seqrec.ranking.ranker.in_turn`.
 
     Raises:
         InputError: no targets, an unknown protocol, scores that are not numbers, or transition counts to add that are
@@ -140,8 +139,7 @@ def evaluate(
     negatives = _checked(targets, protocol, negatives, seed)
     _check_counts(model, train_counts)
     models, drawn = [model, *(baselines or {}).values()], negatives if protocol == "sampled" else None
-    top = cutoffs[-1] if drawn is None else 0
-    rankings = _rank(Ranker(models, drawn, seed, keep_seen, top, batch_size), targets, blocks)
+    rankings = _rank(Ranker(models, drawn, seed, keep_seen, 0 if drawn else cutoffs[-1], batch_size), targets, blocks)
     sizes = {"history": targets.histories.lengths, "popularity": train_counts[targets.items]}
     scores = [_scores(ranking, cutoffs, train_counts, seed, sizes) for ranking in rankings]
     found: dict[str, Any] = {"protocol": protocol, "split": split, "trained_on": trained_on, "seed": seed}
