@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -11,17 +12,30 @@ from seqrec.cluster.config import ClusterConfig
 from seqrec.cluster.engine import workers_of
 from seqrec.errors import InputError
 
+#: Ray Data shows neither progress nor its log, as the commands have their own lines, and raises errors as they are.
+SETTINGS = {
+    "enable_progress_bars": False,
+    "print_on_execution_start": False,
+    "raise_original_map_exception": True,
+}
 
-def import_ray_data(ray: ModuleType) -> ModuleType:
-    """The module ``ray.data``. It shows neither progress nor its log: the commands have their own lines."""
+
+@contextmanager
+def quiet_ray_data() -> Iterator[ModuleType]:
+    """The module ``ray.data``, with :data:`SETTINGS` for the block."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    module: ModuleType = ray.data
-    return module
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before, level = {name: getattr(context, name, None) for name in SETTINGS}, logger.level
+    try:
+        for name, value in SETTINGS.items():
+            setattr(context, name, value)
+        logger.setLevel(logging.CRITICAL)
+        yield ray.data
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+        logger.setLevel(level)
 
 
 def answers(
@@ -45,21 +59,22 @@ def answers(
     """
     if not numbers:
         return
-    data, shared = import_ray_data(ray), ray.put(arguments)
-    asked = data.from_items([int(number) for number in numbers], override_num_blocks=len(numbers))
-    found = asked.map_batches(
-        _Calling,
-        batch_size=1,
-        compute=data.ActorPoolStrategy(size=min(workers_of(config, ray), len(numbers))),
-        num_cpus=config.worker_threads,
-        fn_constructor_args=(worker, [shared], config.worker_threads),
-    )
-    try:
-        yield from found.iter_batches(batch_size=None)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from error
-        raise
+    shared = ray.put(arguments)
+    with quiet_ray_data() as data:
+        asked = data.from_items([int(number) for number in numbers], override_num_blocks=len(numbers))
+        found = asked.map_batches(
+            _Calling,
+            batch_size=1,
+            compute=data.ActorPoolStrategy(size=min(workers_of(config, ray), len(numbers))),
+            num_cpus=config.worker_threads,
+            fn_constructor_args=(worker, [shared], config.worker_threads),
+        )
+        try:
+            yield from found.iter_batches(batch_size=None)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause)) from error
+            raise
 
 
 class _Calling:
