@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from seqrec.cluster.engine import import_ray
 from seqrec.cluster.evaluate import evaluate_on_cluster
 from seqrec.cluster.recommend import recommend_on_cluster
 from seqrec.data.id_table import IdTable
+from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError
 from seqrec.run.config import RunConfig
 from seqrec.run.folder import Run
@@ -60,32 +62,42 @@ def address(bucket: str) -> Iterator[str]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of an untrained model and a generated log."""
+def make_run(folder: Path, users: int, items: int) -> Path:
+    """Write a run of an untrained model and a generated log."""
     random = np.random.default_rng(0)
-    lengths = random.integers(3, 8, USERS)
-    users = pl.Series("user_id", np.arange(USERS)).cast(pl.String).str.zfill(8)
+    lengths = random.integers(3, 8, users)
     dataset = Dataset(
-        items=random.integers(1, ITEMS + 1, int(lengths.sum()), dtype=np.int32),
+        items=random.integers(1, items + 1, int(lengths.sum()), dtype=np.int32),
         timestamps=np.arange(1_600_000_000, 1_600_000_000 + int(lengths.sum())),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        users=IdTable(users),
-        catalogue=IdTable(pl.Series("item_id", np.arange(ITEMS))),
+        users=IdTable(pl.Series("user_id", np.arange(users)).cast(pl.String).str.zfill(8)),
+        catalogue=IdTable(pl.Series("item_id", np.arange(items))),
         has_timestamps=True,
     )
     config = RunConfig(
         model="sasrec",
         model_config={"embedding_dim": 16, "max_length": 8},
-        num_items=ITEMS,
-        num_users=USERS,
+        num_items=items,
+        num_users=users,
         has_timestamps=True,
         fingerprint=dataset.fingerprint,
+        split=SplitConfig("last-two"),
     )
-    folder = tmp_path_factory.mktemp("runs") / "run"
     torch.manual_seed(0)
     Run.create(folder, config, dataset, weights=config.build().state_dict())
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that takes some seconds to recommend from, so that something can be killed in the middle."""
+    return make_run(tmp_path_factory.mktemp("runs") / "run", USERS, ITEMS)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two blocks of targets."""
+    return make_run(tmp_path_factory.mktemp("runs") / "small", 10_000, 300)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +192,7 @@ def test_run_and_parts_in_an_object_store(
     out = f"{bucket}/deep/out"
     found = recommend_on_cluster(f"{bucket}/runs/one", out, CONFIG, users=asked, block=BLOCK)
     assert found["complete"]["rows"] == 30 * BLOCK
+    (tmp_path / "parts").mkdir()
     copy_files(out, str(tmp_path / "parts"))
     assert read(tmp_path / "parts").equals(Recommender.load(run).recommend(users=asked))
     system.delete_file("bucket/deep/out/part-000001.parquet")
@@ -189,23 +202,18 @@ def test_run_and_parts_in_an_object_store(
         recommend_on_cluster(f"{bucket}/runs/one", out, CONFIG, users=asked, block=BLOCK, k=3)
 
 
-def test_the_evaluation_is_the_local_one(address: str, run: Path) -> None:
+def test_the_evaluation_is_the_local_one(address: str, small: Path) -> None:
     del address
-    options: dict[str, Any] = {"baselines": True, "seed": 5}
-    found, _ = evaluate_on_cluster(run, CONFIG, "full", **options)
-    wanted = Recommender.load(run).evaluate("full", **options)
-    assert found.users > 8192
+    found, _ = evaluate_on_cluster(small, CONFIG, "full", seed=5)
+    wanted = Recommender.load(small).evaluate("full", seed=5)
+    assert found.users == 10_000
+    assert set(found.baselines) >= {"popularity", "markov", "transitions"}
     assert found.to_dict() | {"seconds": 0} == wanted.to_dict() | {"seconds": 0}
 
 
-def test_the_error_of_a_worker_is_one_line(address: str, run: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_worker_is_one_line(address: str, small: Path, tmp_path: Path) -> None:
     del address
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for path in run.rglob("*"):
-        if path.is_file():
-            (copy / path.relative_to(run)).parent.mkdir(exist_ok=True)
-            (copy / path.relative_to(run)).write_bytes(path.read_bytes())
+    copy = shutil.copytree(small, tmp_path / "run")
     weights = bytearray((copy / "weights.safetensors").read_bytes())
     weights[-100] ^= 1
     (copy / "weights.safetensors").write_bytes(weights)
