@@ -13,7 +13,7 @@ from seqrec.cluster.engine import workers_of
 from seqrec.errors import InputError
 
 #: Ray Data shows neither progress nor its log, as the commands have their own lines, and raises errors as they are.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "enable_progress_bars": False,
     "print_on_execution_start": False,
     "raise_original_map_exception": True,
