@@ -6,7 +6,8 @@ headers of the arrays. Everything else is read, and compared with its checksum, 
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +121,41 @@ class Saved:
         return InputError(f"{self.folder}: is damaged ({why}); {self.advice}")
 
 
+def check_replaced(folder: Path) -> None:
+    """Raise if a folder for a dataset holds other files, which would be lost."""
+    foreign = sorted(set(os.listdir(folder)) - FILES - FORMER_FILES) if folder.is_dir() else []
+    if foreign:
+        raise InputError(f"{folder}: holds other files ({foreign[0]}), which would be lost; give a new folder")
+
+
 def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> None:
     """Write the files of a dataset, given by its fields, to an existing, empty folder."""
     arrays = {name: fields[name] for name in (*_ARRAYS, *_MET) if fields[name] is not None}
-    for field, name in (("users", "user_ids"), ("catalogue", "item_ids")):
-        arrays[name], offsets = fields[field].arrays()
-        if offsets is not None:
-            arrays[_IDS[name]] = offsets
     checksums = {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
+    write_rest(folder, fields, len(arrays["items"]), fingerprint, checksums)
+
+
+def write_rest(
+    folder: Path, fields: Mapping[str, Any], interactions: int, fingerprint: str, checksums: dict[str, str]
+) -> None:
+    """Write the ids, the item table and dataset.json of a dataset, beside its interactions.
+
+    Args:
+        folder: folder of the dataset, in which the files of the interactions are.
+        fields: fields of the dataset; those that hold interactions are not used.
+        interactions: number of interactions.
+        fingerprint: digest of the dataset.
+        checksums: checksums of the files of the interactions.
+    """
+    for field, name in (("users", "user_ids"), ("catalogue", "item_ids")):
+        values, offsets = fields[field].arrays()
+        checksums[name] = write_array(folder / f"{name}.npy", values)
+        if offsets is not None:
+            checksums[_IDS[name]] = write_array(folder / f"{_IDS[name]}.npy", offsets)
     facts = {
         "format_version": FORMAT_VERSION,
         "has_timestamps": fields["has_timestamps"],
-        "interactions": len(arrays["items"]),
+        "interactions": interactions,
         "users": len(fields["users"]),
         "items": len(fields["catalogue"]),
         "fingerprint": fingerprint,
@@ -146,11 +170,15 @@ def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> No
 
 def fingerprint_of(fields: Mapping[str, Any]) -> str:
     """Digest of the interactions and ids of a dataset, given by its fields. Costs one pass over the data."""
+    return digest_of((bytes_of(fields[name]) for name in _ARRAYS), fields["users"], fields["catalogue"])
+
+
+def digest_of(content: Iterable[bytes | memoryview], users: IdTable, catalogue: IdTable) -> str:
+    """Digest of the content of the arrays, in the order of the files and in pieces of any size, and of the ids."""
     digest = hashlib.sha256()
-    for name in _ARRAYS:
-        digest.update(bytes_of(fields[name]))
-    for field in ("users", "catalogue"):
-        table: IdTable = fields[field]
+    for piece in content:
+        digest.update(piece)
+    for table in (users, catalogue):
         digest.update(str(table.dtype).encode())
         values, offsets = table.arrays()
         if offsets is not None:
