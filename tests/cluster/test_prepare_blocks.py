@@ -38,8 +38,8 @@ class Here:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(cluster_parts, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(cluster_prepare, "PART_ROWS", 100)
+    monkeypatch.setattr(cluster_parts, "BLOCK_ROWS", 150)
+    monkeypatch.setattr(cluster_prepare, "PART_ROWS", 250)
 
 
 def written(folder):
@@ -88,14 +88,14 @@ def frame_of(rng, rows=ROWS, users=40, items=30):
 
 
 def save(frames, folder, **options):
-    """Write each frame as a part with row groups of 50 rows."""
+    """Write each frame as a part with row groups of 75 rows."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, frame in enumerate(frames):
-        frame.write_parquet(folder / f"part-{number:03}.parquet", row_group_size=50, **options)
+        frame.write_parquet(folder / f"part-{number:03}.parquet", row_group_size=75, **options)
     return folder
 
 
-def cut(frame, parts=8):
+def cut(frame, parts=5):
     edges = np.linspace(0, frame.height, parts + 1).astype(int).tolist()
     return [frame[a:b] for a, b in pairwise(edges)]
 

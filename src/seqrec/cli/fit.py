@@ -11,6 +11,7 @@ from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
 from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, with_flags
+from seqrec.cluster.config import ClusterConfig
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import TRAINED, SplitConfig
 from seqrec.errors import TrainingWarning, warn
@@ -37,7 +38,7 @@ def fit_command(model: str) -> Any:
 
     @with_flags
     def fit(
-        log: Annotated[Path, Parameter(group=INPUT)],
+        log: Annotated[str, Parameter(group=INPUT)],
         *,
         out: Annotated[Path, Parameter(group=OUTPUT)],
         items: Items = None,
@@ -47,6 +48,7 @@ def fit_command(model: str) -> Any:
         split: SplitConfig | None = None,
         read: ReadConfig | None = None,
         filters: PrepareConfig | None = None,
+        cluster: ClusterConfig | None = None,
         refit: Annotated[Literal["off", "all", "valid"], Parameter(group=TRAINING)] = "off",
         minutes: Annotated[float | None, Parameter(group=TRAINING)] = None,
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
@@ -56,7 +58,7 @@ def fit_command(model: str) -> Any:
         """Train a model on a log.
 
         Args:
-            log: Log file, or folder of Parquet parts.
+            log: Log file, or folder of Parquet parts; with --engine ray also its URL (s3://, gs://, hdfs://).
             out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given.
             model: Model to train; --model NAME --help shows its options. auto: sasrec, others beside it if time allows.
             refit: What to train the same model on once more after the test, with the same options and as many epochs as
@@ -78,7 +80,7 @@ def fit_command(model: str) -> Any:
             check_free(out, overwrite)  # reading the log may take a while
         if MODELS[named_model(model)[0]].COUNTED:
             _warn_of_unused(model, training)
-        dataset, summary = prepared(log, read, filters, items)
+        dataset, summary = prepared(log, read, filters, items, cluster, out)
         recommender = Recommender(model, refit=refit, **vars(sizes or config()) | merged(training, split, filters))
         console = output(json)
         show_log(console, dataset, summary)

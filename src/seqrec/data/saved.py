@@ -7,6 +7,7 @@ headers of the arrays. Everything else is read, and compared with its checksum, 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Saved:
         users: table of user ids.
         catalogue: table of item ids.
         checked: whether the whole content was checked.
+        is_temporary: whether the folder is removed after its use, so that another folder may take over its files.
 
     Raises:
         InputError: a file is missing, a symbolic link, differs in length or type from dataset.json, or has another
@@ -53,7 +55,7 @@ class Saved:
     """
 
     def __init__(self, folder: Path, advice: str) -> None:
-        self.folder, self.advice, self.checked = folder, advice, False
+        self.folder, self.advice, self.checked, self.is_temporary = folder, advice, False, False
         if not folder.is_dir():
             raise InputError(f"{folder}: is missing or not a folder; {advice}")
         check_files(folder, dict.fromkeys(FILES), advice)
@@ -116,6 +118,16 @@ class Saved:
         names = [name for name in (*_ARRAYS, *_MET) if name in self.arrays]
         return all(fields[name] is self.arrays[name].array for name in names)
 
+    def put_into(self, folder: Path, name: str) -> str:
+        """Give another folder the file of an array, without a copy if both are on one disk. Returns its checksums."""
+        source, target = self.folder / f"{name}.npy", folder / f"{name}.npy"
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+        checksums: str = self.facts["checksums"][name]
+        return checksums
+
     def damaged(self, why: str) -> InputError:
         """The error for files that differ from the ones that were saved."""
         return InputError(f"{self.folder}: is damaged ({why}); {self.advice}")
@@ -131,7 +143,11 @@ def check_replaced(folder: Path) -> None:
 def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> None:
     """Write the files of a dataset, given by its fields, to an existing, empty folder."""
     arrays = {name: fields[name] for name in (*_ARRAYS, *_MET) if fields[name] is not None}
-    checksums = {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
+    saved: Saved | None = fields.get("saved")
+    if saved is not None and saved.is_temporary:
+        checksums = {name: saved.put_into(folder, name) for name in arrays}
+    else:
+        checksums = {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
     write_rest(folder, fields, len(arrays["items"]), fingerprint, checksums)
 
 
