@@ -87,6 +87,11 @@ class Workers:
         self.thread.join()
 
 
+def parent() -> int:
+    """Process that started this one; for a worker that is the raylet."""
+    return os.getppid()
+
+
 def on_cluster(log: Path, out: Path, workers: Workers, number: int) -> dict[str, float]:
     from seqrec.cluster.config import ClusterConfig
     from seqrec.cluster.prepare import prepare_on_cluster
@@ -125,8 +130,9 @@ def main() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    workers = Workers(ray.get(ray.remote(os.getppid).remote()))
+    options_of_ray = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
+    ray.init("local", num_cpus=options.workers, **options_of_ray)
+    workers = Workers(ray.get(ray.remote(parent).remote()))
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         base = Path(name)
         generate(base / "small", 80_000)

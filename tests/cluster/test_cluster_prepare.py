@@ -1,5 +1,6 @@
 """Preparation on a real Ray cluster of two processes: the files of one machine, whatever happens on the way."""
 
+import gc
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ def ray():
     before = dict(os.environ)
     os.environ.update(KEYS)  # the workers inherit them
     ray.init(
-        num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False,
+        "local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False,
         _node_ip_address="127.0.0.1",
     )  # fmt: skip
     yield ray
@@ -100,8 +101,10 @@ def test_workers_killed_on_the_way(ray, log, tmp_path):
                     continue
             time.sleep(0.001)
 
-    pid = ray.get(ray.remote(os.getppid).remote())
-    raylet = pid
+    def parent():
+        return os.getppid()
+
+    raylet = ray.get(ray.remote(parent).remote())
     thread = threading.Thread(target=kill)
     thread.start()
     try:
@@ -140,6 +143,7 @@ def test_inspect_on_a_cluster_prints_what_it_prints_on_one_machine(ray, log, tmp
         assert main(["inspect", str(log), "--min-rating", "2", "--json", str(tmp_path / "facts.json"), *more]) == 0
         outputs.append((capsys.readouterr(), json.loads((tmp_path / "facts.json").read_text())))
     assert outputs[0] == outputs[1]
+    gc.collect()
     assert list(temporary.iterdir()) == []
 
 
@@ -153,16 +157,17 @@ def test_a_run_takes_over_the_files_of_a_dataset(ray, log, tmp_path):
     run = tmp_path / "run"
     arguments = ["fit", str(log), "--out", str(run), "--model", "popularity", "--engine", "ray"]
     assert main(arguments) == 0
+    gc.collect()
     prepare(read_log(log)).save(tmp_path / "local")
     assert written(run / "data") == written(tmp_path / "local")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
 def test_an_s3_bucket(ray, log, tmp_path):
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
-        port = server._server.server_port
+        _, port = server.get_host_and_port()
         where = f"endpoint_override=127.0.0.1:{port}&scheme=http&allow_bucket_creation=true"
         from pyarrow import fs
 

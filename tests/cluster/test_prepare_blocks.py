@@ -65,17 +65,19 @@ def by_blocks(log, folder, config, columns):
 
 
 def same(tmp_path, log, config=None, **columns):
-    """Prepare both ways, and compare every file and how the log was understood. Returns the notes of both."""
-    config = config or PrepareConfig()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected, summary = locally(log, tmp_path / "local", config, columns)
-        found, other = by_blocks(log, tmp_path / "blocks", config, columns)
+    """Prepare both ways, and compare every file and how the log was understood. Returns the warnings of both."""
+    config, results, said = config or PrepareConfig(), [], []
+    for name, way in (("local", locally), ("blocks", by_blocks)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append(way(log, tmp_path / name, config, columns))
+        said.append([str(warning.message) for warning in caught])
+    (expected, summary), (found, other) = results
     assert sorted(found) == sorted(expected)
     assert [name for name in found if found[name] != expected[name]] == []
     for name in ("columns", "ignored", "frame_columns", "time_unit"):
         assert getattr(other, name) == getattr(summary, name), name
-    return summary.notes, other.notes
+    return said
 
 
 def frame_of(rng, rows=ROWS, users=40, items=30):
@@ -112,8 +114,8 @@ FILTERS = [
     PrepareConfig(duplicates="drop-copies"),
     PrepareConfig(duplicates="drop-consecutive", min_user_interactions=12),
     PrepareConfig(duplicates="drop"),
-    PrepareConfig(min_item_interactions=20, min_user_interactions=13),
-    PrepareConfig(min_item_interactions=20, min_user_interactions=13, core="once"),
+    PrepareConfig(min_item_interactions=16, min_user_interactions=9),
+    PrepareConfig(min_item_interactions=16, min_user_interactions=9, core="once"),
     PrepareConfig(min_rating=2, min_item_interactions=18),
 ]
 
@@ -274,7 +276,7 @@ def test_parts_of_different_types(tmp_path, rng, kind):
 
 def test_fractions_in_one_part_only(tmp_path, rng):
     parts = cut(frame_of(rng))
-    parts[5] = parts[5].with_columns(pl.col("timestamp") + 0.5, pl.col("rating") + 0.25)
+    parts[4] = parts[4].with_columns(pl.col("timestamp") + 0.5, pl.col("rating") + 0.25)
     same(tmp_path, save(parts, tmp_path / "log"), PrepareConfig(min_rating=2.1))
 
 
@@ -413,7 +415,7 @@ def test_bad_logs_are_refused_as_on_one_machine(tmp_path, rng, kind):
         with pytest.raises(InputError) as found:
             by_blocks(log, tmp_path / "blocks", config, {})
     assert "\n" not in str(found.value)
-    if "row " in str(found.value) and "engine local" not in str(found.value):
+    if ", row " in str(found.value) and "engine local" not in str(found.value):
         row = str(expected.value).split("row ")[1].split(":")[0]
         assert f"row {row}:" in str(found.value)
 
@@ -450,3 +452,106 @@ def test_parts_that_do_not_belong_together(tmp_path, rng, kind):
         )
     assert str(found.value).split(" (")[0] == str(expected.value).split(" (")[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_url_that_fsspec_knows(tmp_path, rng):
+    fsspec = pytest.importorskip("fsspec")
+    for day in (2, 10):
+        save(cut(frame_of(rng), 2), tmp_path / "log" / f"day={day}")
+    (tmp_path / "log" / "_SUCCESS").write_text("")
+    (tmp_path / "log" / "day=2" / ".part.crc").write_text("")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "log"), "/logs/one", recursive=True)
+    expected, _ = locally(tmp_path / "log", tmp_path / "local", PrepareConfig(), {})
+    found, summary = by_blocks("memory://logs/one", tmp_path / "blocks", PrepareConfig(), {})
+    assert found == expected
+    assert summary.name == "memory://logs/one"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("day=1/_delta_log/0.json", "is a Delta table"),
+        ("inner/part.parquet", "has Parquet in a folder inside of it"),
+        ("part.csv", "is a folder of .csv files|give the file in it"),
+        ("none", "is a folder without"),
+    ],
+)
+def test_urls_of_other_folders(name, message):
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    folder = f"/logs/{name.replace('/', '-')}"
+    store.pipe(f"{folder}/{name}", b"")
+    with pytest.raises(InputError, match=message):
+        cluster_parts.open_parts(f"memory:/{folder}")
+
+
+@pytest.mark.parametrize("url", ["nothing://bucket/log", "memory://logs/missing"])
+def test_urls_that_lead_nowhere(url):
+    pytest.importorskip("fsspec")
+    with pytest.raises(InputError, match=r"cannot be opened|there is no such"):
+        cluster_parts.open_parts(url)
+
+
+def test_a_damaged_part(tmp_path, rng):
+    log = save(cut(frame_of(rng)), tmp_path / "log")
+    part = log / "part-002.parquet"
+    part.write_bytes(part.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"part-002\.parquet: is not Parquet, or is damaged"):
+        by_blocks(log, tmp_path / "blocks", PrepareConfig(), {})
+    part.write_bytes(b"")
+    with pytest.raises(InputError, match=r"part-002\.parquet"):
+        cluster_parts.open_parts(log)
+
+
+# Logs that one machine understands and blocks do not, and the message.
+REFUSED = {
+    "a date and a time of day": (
+        lambda frame: frame.drop("timestamp").with_columns(date=pl.lit("2020-01-02"), time=pl.lit("10:20:30")),
+        "looks like times of day",
+    ),
+    "two likely times": (
+        lambda frame: frame.rename({"timestamp": "clicked_at"}).with_columns(viewed_at=pl.col("clicked_at")),
+        "several columns may hold the times",
+    ),
+    "bytes of text and of UUIDs": (
+        lambda frame: frame.with_columns(
+            pl.Series("user_id", [b"0123456789abcdef"] * 300 + [uuid.UUID(int=n << 64).bytes for n in range(300)])
+        ),
+        "text or UUIDs",
+    ),
+    "times written in different ways": (
+        lambda frame: frame.with_columns(
+            pl.Series("timestamp", ["1600000000"] * 300 + ["1600000000.5"] * 300)
+        ),
+        "written in different ways",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_blocks_do_not_tell_is_refused(tmp_path, rng, kind):
+    change, message = REFUSED[kind]
+    log = save(cut(change(frame_of(rng))), tmp_path / "log")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        locally(log, tmp_path / "local", PrepareConfig(), {})
+    with pytest.raises(InputError, match=message) as found:
+        by_blocks(log, tmp_path / "blocks", PrepareConfig(), {})
+    assert "\n" not in str(found.value)
+    assert "--engine local" in str(found.value) or "--timestamp" in str(found.value)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 65_535, 65_536, 65_537, 200_000])
+def test_parts_of_an_array_have_the_checksums_of_the_whole(tmp_path, rng, rows):
+    from seqrec.data.mapped import checksums_of, make_array, pieces_of, write_array, write_rows
+
+    array = rng.integers(0, 1000, rows).astype(np.int32)
+    expected = write_array(tmp_path / "whole.npy", array)
+    make_array(tmp_path / "parts.npy", np.int32, rows)
+    edges = np.unique(np.concatenate([[0, rows], rng.integers(0, rows, 5)])).tolist()
+    known = {}
+    for a, b in pairwise(edges):
+        known |= write_rows(tmp_path / "parts.npy", a, array[a:b])
+    assert checksums_of(tmp_path / "parts.npy", known) == expected
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert b"".join(pieces_of(tmp_path / "parts.npy")) == array.tobytes()

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from seqrec.cluster.coded import Columns
+from seqrec.cluster.coded import Columns, coded_ids
 from seqrec.cluster.parts import Block, Parts
 from seqrec.cluster.pool import Pool
 from seqrec.cluster.times import TimeRule, raw_times
@@ -12,7 +12,6 @@ from seqrec.data.formats.columns import ROLES
 from seqrec.data.formats.item_columns import CATEGORY_NAMES, TITLE_NAMES, as_texts
 from seqrec.data.formats.summary import LogSummary
 from seqrec.data.formats.text import Origin, usual_columns
-from seqrec.data.formats.values import ids_of
 from seqrec.data.log_items import CountedTexts, LogItems, chosen_texts, counted_texts, may_describe
 
 _SHARD_BLOCKS = 8  # blocks per shard of items, which one task counts
@@ -90,7 +89,8 @@ def count_texts(
     frame = parts.read(block, list(dict.fromkeys([item, column, *([] if fine is None else [fine.name])])))
     texts = as_texts(frame[column])
     assert texts is not None
-    ids = ids_of(log, frame[item], "item").cast(kind)
+    codes, known = coded_ids(log, frame[item], "item", None)
+    ids = known.cast(kind).gather(codes)
     rows = pl.int_range(block.first_row, block.first_row + frame.height, eager=True)
     counted = pl.DataFrame({"item_id": ids, "value": texts, "stamp": rows, "row": rows})
     if fine is not None:

@@ -191,7 +191,8 @@ def open_parts(log: str | Path) -> Parts:
     """
     if is_url(log):
         filesystem, base = filesystem_of(str(log))
-        name, parts = str(log).partition("?")[0], _remote_parts(filesystem, base, str(log).partition("?")[0])
+        name = re.sub("//[^/@]*@", "//", str(log).partition("?")[0])  # without keys and passwords
+        parts = _remote_parts(filesystem, base, name)
         paths = [part.path.as_posix() for part in parts]
     else:
         path, is_folder = expanded(Path(log))
@@ -308,7 +309,8 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         other, path = fsspec.core.url_to_fs(url)
         return fs.PyFileSystem(fs.FSSpecHandler(other)), path
     except Exception as error:  # each library has its own errors
-        raise InputError(f"{url}: cannot be opened ({one_line(error)}); check the URL and its parameters") from error
+        name = re.sub("//[^/@]*@", "//", url)
+        raise InputError(f"{name}: cannot be opened ({one_line(error)}); check the URL and its parameters") from error
 
 
 def _remote_parts(filesystem: Any, base: str, name: str) -> list[Part]:
