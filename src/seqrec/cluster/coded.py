@@ -164,5 +164,8 @@ def merge_ids(*several: Ids) -> tuple[Ids, None]:
     """The ids of several lists, sorted and each once, with the sum of their counts, and None; text if some are."""
     kind = pl.String() if any(isinstance(part.ids, pl.Series) for part in several) else pl.Int64()
     codes, known = indexed(pl.concat([part.series.cast(kind) for part in several]))
-    counts = np.bincount(codes, weights=np.concatenate([part.counts for part in several]), minlength=len(known))
-    return make_ids(known, counts.astype(np.int64)), None
+    counts, start = np.zeros(len(known), dtype=np.int64), 0
+    for part in several:  # the ids of a part differ, so that no place occurs twice
+        counts[codes[start : start + len(part.counts)]] += part.counts
+        start += len(part.counts)
+    return make_ids(known, counts), None

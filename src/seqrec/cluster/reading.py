@@ -17,7 +17,7 @@ from seqrec.data.formats.values import MISSING, missing_words
 from seqrec.data.prepare import PrepareConfig
 from seqrec.errors import InputError
 
-MERGED = 8  # lists of ids that one task merges
+MERGED = 4  # lists of ids that one task merges
 
 
 class Log(NamedTuple):
