@@ -15,6 +15,7 @@ from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
 from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, with_flags
+from seqrec.cluster.config import ClusterConfig
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import TRAINED, SplitConfig
 from seqrec.errors import TrainingWarning, warn
@@ -41,7 +42,7 @@ def fit_command(model: str) -> Any:
 
     @with_flags
     def fit(
-        log: Annotated[Path, Parameter(group=INPUT)],
+        log: Annotated[str, Parameter(group=INPUT)],
         *,
         out: Annotated[Path, Parameter(group=OUTPUT)],
         items: Items = None,
@@ -51,6 +52,7 @@ def fit_command(model: str) -> Any:
         split: SplitConfig | None = None,
         read: ReadConfig | None = None,
         filters: PrepareConfig | None = None,
+        cluster: ClusterConfig | None = None,
         refit: Annotated[Literal["off", "all", "valid"], Parameter(group=TRAINING)] = "off",
         minutes: Annotated[float | None, Parameter(group=TRAINING)] = None,
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
@@ -60,7 +62,7 @@ def fit_command(model: str) -> Any:
         """Train a model on a log.
 
         Args:
-            log: Log file, or folder of Parquet parts.
+            log: Log file, or folder of Parquet parts; with --engine ray also its URL (s3://, gs://, hdfs://).
             out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given.
             model: Model to train; --model NAME --help shows its options. auto: sasrec, others beside it if time allows.
             refit: What to train the same model on once more after the test, with the same options and as many epochs as
@@ -80,7 +82,7 @@ def fit_command(model: str) -> Any:
             where = _Where(log, out, items, resume, overwrite, json)
             if MODELS[named_model(model)[0]].COUNTED:
                 _warn_of_unused(model, training)
-            return _fit(where, model, options, read, filters, budget)
+            return _fit(where, model, options, read, filters, budget, cluster or ClusterConfig())
 
     return fit
 
@@ -89,7 +91,7 @@ def fit_command(model: str) -> Any:
 class _Where:
     """The files of a fit, and what to do with a run that is there already."""
 
-    log: Path
+    log: str
     out: Path
     items: Path | None
     resume: bool
@@ -99,7 +101,7 @@ class _Where:
 
 def _fit(
     where: _Where, model: str, options: dict[str, Any], read: ReadConfig | None, filters: PrepareConfig | None,
-    budget: Budget | None,
+    budget: Budget | None, cluster: ClusterConfig,
 ) -> int:  # fmt: skip
     """Read, train and show."""
     from seqrec.recommender import Recommender  # the help does not need it
@@ -110,7 +112,7 @@ def _fit(
     check_log(where.log, out)
     if not where.resume:
         check_free(out, where.overwrite)  # reading the log may take a while
-    dataset, summary = prepared(where.log, read, filters, where.items)
+    dataset, summary = prepared(where.log, read, filters, where.items, cluster, out)
     recommender = Recommender(model, **options)
     console = output(json)
     show_log(console, dataset, summary)

@@ -11,8 +11,9 @@ from seqrec.cluster.config import ClusterConfig
 from seqrec.device import usable_processors
 from seqrec.errors import InputError, missing_extra, one_line
 
-#: Settings of Ray that are off unless somebody has set them: telemetry, and its own tokens on a cluster of one command.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+#: Settings of Ray unless somebody has set them: no telemetry, no tokens of its own on a cluster of one command, and no
+#: log of each result that is not asked for because another one of the same task was an error.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
 
 
 def import_ray() -> ModuleType:
@@ -51,7 +52,7 @@ def connected(config: ClusterConfig) -> Iterator[ModuleType]:
         processors = max(usable_processors(), (config.workers or 1) * config.worker_threads)
         options |= {"num_cpus": processors, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(address, **options)
+        ray.init(address or "local", **options)  # without "local", Ray takes any cluster that it finds on this machine
     except Exception as error:
         where = f"the cluster at {address}" if address else "a cluster on this machine"
         raise InputError(f"{where} can't be used ({one_line(error)}); check that it runs, and its address") from error
