@@ -12,12 +12,13 @@ from cyclopts import Group, Parameter
 
 from seqrec.data.fields import Options, range_of
 
-INPUT, MODEL, TRAINING, EVALUATION, OUTPUT, SERVER = (
+INPUT, MODEL, TRAINING, EVALUATION, OUTPUT, SERVER, CLUSTER = (
     Group(name, sort_key=number)
-    for number, name in enumerate(("Input", "Model", "Training", "Evaluation", "Output", "Server"), start=1)
+    for number, name in enumerate(("Input", "Model", "Training", "Evaluation", "Output", "Server", "Cluster"), start=1)
 )
 #: Help group of each dataclass's flags, and of single fields that belong to another group.
 GROUPS = {
+    "ClusterConfig": CLUSTER,
     "ServeConfig": SERVER,
     "TrainConfig": TRAINING,
     "SplitConfig": EVALUATION,
