@@ -25,7 +25,7 @@ ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 OPTIONS: dict[str, Any] = {
-    "max_length": 10, "embedding_dim": 8, "num_blocks": 1, "epochs": 2, "batch_size": 16, "evaluate_every": 1,
+    "max_length": 10, "embedding_dim": 8, "num_blocks": 1, "epochs": 6, "batch_size": 4, "evaluate_every": 1,
     "transitions": "off", "threads": 1, "checkpoint_minutes": 0.0,
 }  # fmt: skip
 TWO = ClusterConfig("ray", workers=2)
@@ -107,7 +107,7 @@ def test_two_workers_train_as_one_process_does(cluster, dataset, expected, tmp_p
     out = tmp_path / "run"
     outcome = fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
     check_equal(out, expected)
-    assert (outcome.interrupted, outcome.label, len(outcome.epochs)) == (False, "sasrec", 2)
+    assert (outcome.interrupted, outcome.label, len(outcome.epochs)) == (False, "sasrec", 6)
     assert set(outcome.evaluations) == {"full", "sampled"}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing is left beside it
 
@@ -143,17 +143,17 @@ def test_a_lost_node_is_replaced_by_a_spare_one(cluster, dataset, expected, tmp_
     check_equal(out, expected)
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, expected, tmp_path):
-    out = tmp_path / "run"
+def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, tmp_path):
+    out, options = tmp_path / "run", OPTIONS | {"epochs": 30}
     presser = once_there(out / "state/training.safetensors", lambda: os.kill(os.getpid(), signal.SIGINT))
-    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS | {"epochs": 200})
+    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", options)
     presser.join()
     assert outcome.interrupted
-    assert pl.read_csv(out / "epochs.csv").height < 200
-    again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", OPTIONS, resume=True)
+    assert pl.read_csv(out / "epochs.csv").height < 30
+    again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", options, resume=True)
     assert not again.interrupted
-    found = pl.read_csv(out / "epochs.csv")
-    assert found["loss"].to_list()[:2] == pytest.approx(expected["loss"].to_list(), rel=1e-4)
+    Recommender("sasrec", **options).fit(dataset, tmp_path / "one")
+    check_equal(out, pl.read_csv(tmp_path / "one/epochs.csv"))
 
 
 def test_an_input_error_of_a_worker_is_one_line_here(cluster, tmp_path):

@@ -32,6 +32,7 @@ from seqrec.training.budget import Budget
 from seqrec.training.processes import PATIENCE
 
 FAILURES = 20  # lost workers or machines, after which training gives up
+LOST = 45.0  # seconds without an answer, after which the cluster counts as lost; Ray ends this process after 60
 #: Settings of Ray Train that hold unless somebody has set them: seconds until workers must have started. They import
 #: torch, which may take more than the usual minute on a busy machine or from a network drive.
 SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900"}
@@ -197,13 +198,24 @@ def _wait(ray: ModuleType, thread: threading.Thread, board: Any, say: Any) -> No
     while thread.is_alive():
         try:
             thread.join(EVERY)
-            show(ray.get(board.take.remote()), say)
+            show(_answer(ray, board.take.remote()), say)
         except KeyboardInterrupt:
             if asked:
                 raise
             asked = True
             board.stop.remote()
-    show(ray.get(board.take.remote()), say)
+    show(_answer(ray, board.take.remote()), say)
+
+
+def _answer(ray: ModuleType, asked: Any) -> Any:
+    """What an actor on this machine answers. It always does, unless the head of the cluster, or this node of it, died."""
+    try:
+        return ray.get(asked, timeout=LOST)
+    except ray.exceptions.RayError as error:
+        raise InputError(
+            "the cluster no longer answers, its head or the node of this machine may have died; start it again, "
+            "--resume continues from the last checkpoint"
+        ) from error
 
 
 def _check_size(ray: ModuleType, workers: int, threads: int) -> None:

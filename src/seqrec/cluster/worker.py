@@ -20,6 +20,7 @@ from rich.console import Console
 
 from seqrec.cluster.board import posting
 from seqrec.data.dataset import Dataset
+from seqrec.data.split import TrainedOn
 from seqrec.device import threads
 from seqrec.errors import InputError, RunWarning, TrainingWarning, one_line, warn
 from seqrec.files import all_beside
@@ -107,7 +108,7 @@ class Outcome:
     """What a fit on a cluster tells about the run; attributes as of :class:`Recommender`."""
 
     label: str
-    trained_on: str
+    trained_on: TrainedOn
     interrupted: bool
     summary: str
     epochs: list[dict[str, Any]]

@@ -170,7 +170,7 @@ class _Work:
     ) -> Trained:
         """Run epoch after epoch, starting from the current state."""
         state, config = self.state, self.config
-        ended: Literal["running", "stopped"] = "running"
+        ended: Ending = "running"
         state.start_clock()
         while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, self.steps):
             bar.start(state.epoch + 1, self.epochs)
