@@ -92,7 +92,7 @@ def once_there(path: Path, change: Callable[[], None]) -> threading.Thread:
     """Call a function as soon as a checkpoint is there."""
 
     def work() -> None:
-        for _ in range(6000):
+        for _ in range(30000):
             if path.exists():
                 change()
                 return
@@ -200,7 +200,7 @@ def test_training_outlasts_a_storage_that_fails_for_a_while(cluster, dataset, ex
     config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
 
     def fail() -> None:
-        for _ in range(6000):
+        for _ in range(30000):
             if s3.system.get_file_info("bucket/runs/run/checkpoint_manager_snapshot.json").is_file:
                 break
             time.sleep(0.05)
@@ -223,7 +223,7 @@ def test_a_lost_worker_continues_from_the_storage(cluster, dataset, expected, s3
     config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
 
     def kill() -> None:
-        for _ in range(6000):
+        for _ in range(30000):
             if s3.system.get_file_info("bucket/runs/run/checkpoint_manager_snapshot.json").is_file:
                 break
             time.sleep(0.05)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 from typing import Any
 
-from seqrec.errors import InputError, LogWarning, MissingTimesWarning, RunWarning, TrainingWarning, UnknownIdWarning
+from seqrec.errors import LogWarning, MissingTimesWarning, RunWarning, TrainingWarning, UnknownIdWarning
 
 EVERY = 0.5  # seconds between two looks at the board
 _KINDS = {kind.__name__: kind for kind in (LogWarning, MissingTimesWarning, RunWarning, TrainingWarning,
@@ -19,13 +19,13 @@ _KINDS = {kind.__name__: kind for kind in (LogWarning, MissingTimesWarning, RunW
 
 
 class Board:
-    """Lines and result of the first worker, an error that a person can correct, and the wish to stop."""
+    """Lines and result of the first worker, an error that would happen again, and the wish to stop."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
         self.attempts = 0
         self.asked_to_stop = False
-        self.error: str | None = None
+        self.error: Exception | None = None
         self.result: Any = None
 
     def begin(self) -> int:
@@ -55,12 +55,12 @@ class Board:
         """Ask the workers to stop."""
         self.asked_to_stop = True
 
-    def fail(self, error: str) -> None:
-        """Note the message of the first error that a person can correct."""
+    def fail(self, error: Exception) -> None:
+        """Note the first error that would happen again if the workers started again."""
         self.error = self.error or error
 
-    def failed(self) -> str | None:
-        """The message of that error."""
+    def failed(self) -> Exception | None:
+        """That error."""
         return self.error
 
 
@@ -144,4 +144,4 @@ def check(board: Any) -> None:
     import ray
 
     if (error := ray.get(board.failed.remote())) is not None:
-        raise InputError(error)
+        raise error

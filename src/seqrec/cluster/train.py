@@ -208,7 +208,7 @@ def _wait(ray: ModuleType, thread: threading.Thread, board: Any, say: Any) -> No
 
 
 def _answer(ray: ModuleType, asked: Any) -> Any:
-    """What an actor on this machine answers. It always does, unless the head of the cluster, or this node of it, died."""
+    """What an actor on this machine answers, as it always does unless the head or this node of the cluster died."""
     try:
         return ray.get(asked, timeout=LOST)
     except ray.exceptions.RayError as error:

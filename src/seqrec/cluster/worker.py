@@ -217,12 +217,12 @@ def work_on(given: dict[str, Any]) -> None:
             else:
                 follow(workers, _data(job, Path(scratch)))
                 workers.finish(None)
-    except InputError as error:
-        ray.get(board.fail.remote(str(error)))
-        _leave()
-    except Exception:
-        if ray.get(board.failed.remote()) is None:  # otherwise another worker left because of the error
+    except (RuntimeError, OSError, ray.exceptions.RayError):  # connections and machines; Ray starts the workers again
+        if ray.get(board.failed.remote()) is None:  # otherwise another worker left because of its error
             raise
+    except Exception as error:  # noqa: BLE001 bad input and bugs: it would happen again
+        ray.get(board.fail.remote(error))
+        _leave()
 
 
 def _leave() -> None:
