@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Or each process of the tests would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-slow test-web test-cluster test-gpu test-plain test-sanitize test-clang lint format bench bench-serve bench-gpu gpu bench-peers pictures docs release clean
 
@@ -20,10 +22,10 @@ demo: install
 	$(BIN)/seqrec demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest -n auto -m "not slow and not web and not cluster"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not web and not cluster"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 # The web page in Chromium (apt-get install chromium).
 test-web: install
@@ -37,9 +39,12 @@ test-cluster: install
 test-gpu: install gpu
 	$(BIN)/python -m pytest -m cuda
 
-# The same tests as `make test`, without the compiled loops.
+# Those of `make test` whose code calls the compiled loops itself, without the loops: on the same code in torch. Reading
+# logs, the command line, run folders, reports and the server do not depend on which of the two computes.
+PLAIN := $(addprefix tests/,kernels models ranking training test_contract.py test_predictor.py test_recommender.py)
+
 test-plain: install
-	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto -m "not slow and not web and not cluster"
+	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not web and not cluster" $(PLAIN)
 
 # The compiled loops, built with AddressSanitizer and UndefinedBehaviorSanitizer into a temporary folder.
 test-sanitize: install

@@ -17,6 +17,7 @@ import torch
 
 from seqrec import SASRec, SASRecConfig, prepare, read_log, split_last_two
 from seqrec.data.batches import Epoch
+from seqrec.data.draws import Draws
 from seqrec.data.negatives import UniformSampler
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.ranking import metrics
@@ -69,7 +70,7 @@ def main() -> None:
             model.train()
             batches = Epoch(split.train, batch_size=128, max_length=50, seed=0, epoch=epoch)
             for step, batch in enumerate(batches):
-                seed_dropout(dropouts_of(model), [0, epoch, step])
+                seed_dropout(dropouts_of(model), Draws([0, epoch, step]))
                 drawn = sampler.draw_distinct(np.random.default_rng([0, epoch, step]), options.negatives)
                 hidden = model.encode(batch)
                 target = model.score(hidden, batch.targets[:, None])[:, 0]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seqrec.data.batches import Batch, Columns, histories_of, pack
 from seqrec.data.dataset import Dataset
+from seqrec.data.draws import Draws
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, all_histories, split_last_two
 from seqrec.models import MODELS
@@ -64,7 +65,7 @@ def predicted(model: Model, dataset: Dataset) -> tuple[Batch, Tensor, Tensor, Te
     """A corrupted training batch, its hidden states, those that predict, and the items that they predict."""
     histories = all_histories(dataset)
     batch = batch_of(model, histories.take(histories.lengths >= 2), with_targets=True)
-    batch = model.corrupt(batch, np.random.default_rng(0))
+    batch = model.corrupt(batch, Draws([0]))
     tokens, items = model.training_targets(batch)
     hidden = model.encode(batch)
     return batch, hidden, hidden if tokens is None else hidden[tokens], items
@@ -95,7 +96,7 @@ def test_sparse_tables_are_those_declared(name, dataset):
         assert model.get_submodule(key) is table
         assert len(table.weight) in (dataset.num_items + 1, dataset.num_users + 1)
     mark_tables(model)
-    seed_dropout(dropouts_of(model), [0])
+    seed_dropout(dropouts_of(model), Draws([0]))
     _, _, predictions, items = predicted(model, dataset)
     model.score(predictions, torch.stack([items, items % NUM_ITEMS + 1], dim=1)).square().sum().backward()
     assert {
@@ -138,7 +139,7 @@ def test_extra_columns_that_it_does_not_declare_change_nothing(name, dataset):
     assert {*more.of_tokens, *more.of_users} == {"rating", "price", "age"}
     assert torch.equal(scores_of(model, more), scores_of(model, plain))
     trained = model.corrupt(pack(histories.take(histories.lengths >= 2), model.max_length, True, columns),
-                            np.random.default_rng(0))  # fmt: skip
+                            Draws([0]))  # fmt: skip
     assert all(len(value) == len(trained.items) for value in trained.of_tokens.values())
 
 
@@ -264,13 +265,13 @@ def test_short_and_long_histories(name, dataset, length):
 
 def test_the_same_again_in_eval_mode(name, dataset):
     model = model_of(name, dataset)
-    seed_dropout(dropouts_of(model), [1])
+    seed_dropout(dropouts_of(model), Draws([1]))
     batch = batch_of(model, all_histories(dataset))
     before = {key: value.clone() for key, value in vars(batch).items() if torch.is_tensor(value)}
     state = {key: value.clone() for key, value in model.state_dict().items()}
     first = scores_of(model, batch)
     torch.manual_seed(123)
-    seed_dropout(dropouts_of(model), [2])
+    seed_dropout(dropouts_of(model), Draws([2]))
     assert torch.equal(scores_of(model, batch), first)
     for key, value in before.items():
         assert torch.equal(value, getattr(batch, key)), f"the batch's {key} changed"
@@ -294,7 +295,7 @@ def test_gradients_reach_every_parameter(name, dataset):
         model.count(split_last_two(dataset).train)
         assert torch.equal(scores_of(model, batch), before)
         return
-    seed_dropout(dropouts_of(model), [0])
+    seed_dropout(dropouts_of(model), Draws([0]))
     batch, hidden, predictions, items = predicted(model, dataset)
     assert len(hidden) == len(batch.items)
     loss = torch.nn.functional.cross_entropy(model.score(predictions)[:, 1:], items - 1)

@@ -26,15 +26,18 @@ LEVELS: list[set[str]] = [
     {"report", "export"},
     {"serve", "cluster", "tools"},
     {"cli"},
+    {"__main__"},
 ]
 #: Modules that must not import some others: a loss never sees a trainer, a metric never sees a model.
 NARROW: dict[str, set[str]] = {
     "training.losses": {"kernels"},
     "training.drift": {"device", "kernels"},
-    "training.optim": {"device", "kernels", "training.drift"},
+    "training.rows": {"kernels"},
+    "training.optim": {"device", "kernels", "training.drift", "training.rows"},
     "ranking.metrics": set(),
     "ranking.statistics": {"ranking.metrics"},
-    "data.negatives": set(),
+    "data.draws": set(),
+    "data.negatives": {"data.draws"},
     "data.synthetic": set(),
     "data.formats": {"data.formats", "device"},
 }

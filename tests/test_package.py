@@ -8,6 +8,7 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -51,8 +52,14 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     root = tmp_path_factory.mktemp("package")
+    # A copy, because a build replaces the compiled loops beside the sources, which other tests use meanwhile.
+    checkout = root / "checkout"
+    left = shutil.ignore_patterns(
+        ".git", ".venv*", ".*_cache", "*.so.1", "__pycache__", "build", "dist", "runs", "site"
+    )
+    shutil.copytree(ROOT, checkout, ignore=left)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--wheel-dir", str(root), str(ROOT)]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--wheel-dir", str(root), str(checkout)]
     subprocess.run([*pip, *build], check=True)
     (wheel,) = root.glob("*.whl")
     folder = root / "venv"
@@ -75,6 +82,7 @@ def contents(installed: Installed) -> dict[str, bytes]:
         return {name: wheel.read(name) for name in wheel.namelist()}
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(contents: dict[str, bytes]) -> None:
     source = ROOT / "src"
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
@@ -90,6 +98,7 @@ def test_wheel_holds_the_package_and_nothing_else(contents: dict[str, bytes]) ->
     assert {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"} == info
 
 
+@pytest.mark.slow
 def test_metadata(contents: dict[str, bytes]) -> None:
     (name,) = (name for name in contents if name.endswith(".dist-info/METADATA"))
     metadata = email.message_from_bytes(contents[name])
@@ -102,6 +111,7 @@ def test_metadata(contents: dict[str, bytes]) -> None:
     assert metadata.get_payload(), "the README is missing"
 
 
+@pytest.mark.slow
 def test_import_is_light_and_leaves_nothing(installed: Installed) -> None:
     code = """
 import sys
@@ -116,6 +126,7 @@ print(seqrec.__file__, *heavy, *(["CUDA was started"] if torch.cuda.is_initializ
     assert not list(installed.home.iterdir())
 
 
+@pytest.mark.slow
 def test_commands_work_without_the_checkout(installed: Installed) -> None:
     assert installed.run("seqrec", "--version").strip() == seqrec.__version__
     rows = [f"u{user},i{(user + step) % 12},{1000 + step}" for user in range(20) for step in range(6)]

@@ -1,7 +1,7 @@
 """Build the compiled loops differently from pip, and run their tests on that build.
 
-``sanitize`` builds them with AddressSanitizer and UndefinedBehaviorSanitizer. ``clang`` builds the library for any
-processor with clang++ and without OpenMP, as on a machine that has no GCC.
+``sanitize`` builds those for this processor with AddressSanitizer and UndefinedBehaviorSanitizer. ``clang`` builds the
+library for any processor with clang++ and without OpenMP, as on a machine that has no GCC.
 """
 
 import argparse
@@ -13,6 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
+
+import torch
+
+from seqrec.kernels.loader import RUNS
 
 ROOT = Path(__file__).parents[2]
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
@@ -42,6 +46,8 @@ def prepared(way: str, hook: ModuleType) -> dict[str, str]:
         hook.THREADS = [["-fopenmp-simd"]]
         return {"ATEN_CPU_CAPABILITY": "default"}
     hook.FLAGS = [*hook.FLAGS, *SANITIZERS]
+    runs = RUNS.get(torch.backends.cpu.get_cpu_capability(), ("plain",))[0]
+    hook.PROCESSORS = {runs: hook.PROCESSORS[runs]}
     compiler = os.environ.setdefault("CXX", "g++")
     return {
         "LD_PRELOAD": f"{library_of(compiler, 'libasan.so')} {library_of(compiler, 'libubsan.so')}",
@@ -70,7 +76,7 @@ def main() -> int:
         found = "from seqrec.kernels import library; print('tested:', library())"
         subprocess.run([sys.executable, "-c", found], env=environment, cwd=name, check=True)
         # A sanitizer's report ends the process; with --capture=sys pytest does not swallow it.
-        command = [sys.executable, "-m", "pytest", "--capture=sys", *tests]
+        command = [sys.executable, "-m", "pytest", "-n", "auto", "--capture=sys", *tests]
         return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
 
 

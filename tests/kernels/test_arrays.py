@@ -173,6 +173,10 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         *MOMENTS, {"last": torch.ones(6, dtype=torch.int32)}, {"last": longs(*range(7))}, {"drifts": SHORT},
         {"drifts": NARROW}, {"rows": floats(3)}, {"step": 9}, {"step": -1}, {"rows": longs(1)[None]},
     ]),
+    (kernels.adam_sum, lambda: {name: step()[name] for name in ("rows", "gradients", "slots")}, [
+        {"gradients": floats(2, 3)}, {"gradients": floats(3, 3).double()}, {"rows": longs(1, 2, 7)},
+        {"rows": longs(1, 2, -1)}, {"rows": floats(3)}, {"slots": longs(*range(7))},
+    ]),
     (kernels.adam_step, step, [
         *MOMENTS, {"last": torch.ones(6, dtype=torch.int32)}, {"slots": torch.ones(6, dtype=torch.int32)},
         {"drifts": SHORT}, {"drifts": NARROW}, {"gradients": floats(2, 3)}, {"gradients": floats(3, 2)},
@@ -259,6 +263,16 @@ def test_what_does_not_fit_is_refused(function, right, wrong):
 def test_every_loop_is_in_the_table():
     others = {"Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "codes_of", "dropped_words", "library", "usable"}
     assert {function.__name__ for function, *_ in CASES} == set(kernels.__all__) - others
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_gradients_of_the_same_row_are_summed(count):
+    rows, gradients = torch.randint(50, (count,)), torch.randn(count, 7)
+    slots = torch.randint(-1, 60, (50,), dtype=torch.int32)
+    found, sums = kernels.adam_sum(rows, gradients, slots)
+    assert found.tolist() == list(dict.fromkeys(rows.tolist()))
+    expected = torch.zeros(50, 7, dtype=torch.float64).index_add(0, rows, gradients.double())
+    torch.testing.assert_close(sums.double(), expected[found], rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_no_table_and_slots_that_hold_anything_do_no_harm():

@@ -6,6 +6,7 @@ from packed import batch_of, offsets_of
 from torch import Tensor, nn
 
 from seqrec import kernels
+from seqrec.data.draws import Draws
 from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.grouping import group
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig
@@ -37,14 +38,14 @@ def test_a_whole_block_is_that_of_torch_in_float64(norm, heads, hidden, dim, dro
         torch.set_num_threads(threads)
         block = block.to(kind)
         block.zero_grad()
-        seed_dropout(dropouts_of(block), [1])
+        seed_dropout(dropouts_of(block), Draws([1]))
         states = x.to(kind, copy=True).requires_grad_()
         out = block(states, group(batch_of(lengths)))
         assert (out.grad_fn.name() == "_FunctionBackward") == (kind == torch.float32)
         out.backward(upstream.to(kind))
         found.append([out, states.grad, *(parameter.grad.clone() for parameter in block.parameters())])
         # Both have drawn the same number of random numbers.
-        found[-1].append(torch.from_numpy(block.feedforward.dropout.random.random(3)))
+        found[-1].append(torch.from_numpy(block.feedforward.dropout.random.words("rows", 3)))
     torch.set_num_threads(before)
     for compiled, plain in zip(*found, strict=True):
         error = (compiled.double() - plain).abs().max() / plain.abs().max().clamp_min(1e-3)

@@ -10,6 +10,7 @@ from packed import batch_of, offsets_of
 from torch import Tensor, nn
 
 from seqrec import kernels
+from seqrec.data.draws import Draws
 from seqrec.kernels import loader
 from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, dropouts_of, seed_dropout
 from seqrec.models.grouping import group
@@ -96,14 +97,14 @@ def test_the_layer_does_the_same_without_them(causal, heads, dropout, monkeypatc
     for there in (True, False):
         if not there:
             monkeypatch.setattr(loader, "library", lambda: None)
-        seed_dropout(dropouts_of(layer), [1])
+        seed_dropout(dropouts_of(layer), Draws([1]))
         layer.zero_grad()
         states = x.clone().requires_grad_()
         out = layer(states, states, group(batch_of(lengths), causal=causal))
         out.square().sum().backward()
         found.append([out, states.grad, *(parameter.grad for parameter in layer.parameters())])
         # Both have drawn the same number of random numbers.
-        found[-1].append(torch.from_numpy(layer.dropout.random.random(3)))
+        found[-1].append(torch.from_numpy(layer.dropout.random.words("rows", 3)))
     for compiled, plain in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
 
@@ -135,7 +136,7 @@ def test_the_network_does_the_same_without_them(hidden_dims, dropout, monkeypatc
     for there in (True, False):
         if not there:
             monkeypatch.setattr(loader, "library", lambda: None)
-        seed_dropout(dropouts_of(layer), [1])
+        seed_dropout(dropouts_of(layer), Draws([1]))
         layer.zero_grad()
         mine = [x.clone().requires_grad_(), residual.clone().requires_grad_()]
         out = layer(*mine)
@@ -156,7 +157,7 @@ def test_positions_do_the_same_without_them(lengths, scale, dropout, monkeypatch
     for with_them in (True, False):
         if not with_them:
             monkeypatch.setattr(kernels, "usable", lambda *tensors: False)
-        seed_dropout([layer], [3])
+        seed_dropout([layer], Draws([3]))
         out = add_positions(x, batch, table, layer, scale)
         results.append((out, *torch.autograd.grad(out, (x, table.weight), upstream)))
     for one, other in zip(*results, strict=True):
@@ -180,7 +181,7 @@ def test_dropout_does_the_same_without_them(monkeypatch):
     for there in (True, False):
         if not there:
             monkeypatch.setattr(loader, "library", lambda: None)
-        seed_dropout([layer], [1])
+        seed_dropout([layer], Draws([1]))
         mine = x.clone().requires_grad_()
         out = layer(mine)
         out.square().sum().backward()
@@ -195,7 +196,7 @@ def test_they_are_what_runs():
     assert layer(x, x, group(batch)).grad_fn.name() == "_AttentionBackward"
     assert network(x, x).grad_fn.name() == "_FeedForwardBackward"
     drop = Dropout(0.5)
-    seed_dropout([drop], [0])
+    seed_dropout([drop], Draws([0]))
     assert drop(x).grad_fn.name() == "_DropoutBackward"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
+from seqrec.data.draws import Draws
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec, BERT4RecConfig
@@ -131,7 +132,7 @@ def test_masked_tokens_see_both_sides():
 def test_gradients_of_packed_and_one_by_one():
     model = model_of().double().train()
     lists = random_lists(3, shortest=2)
-    shown = model.corrupt(batch_of(lists, 10, with_targets=True), np.random.default_rng(0))
+    shown = model.corrupt(batch_of(lists, 10, with_targets=True), Draws([0]))
     tokens, items = model.training_targets(shown)
     together = torch.nn.functional.cross_entropy(model.score(model.encode(shown)[tokens]), items, reduction="sum")
     gradients = torch.autograd.grad(together, list(model.parameters()))
@@ -181,7 +182,7 @@ def test_a_share_of_each_history_is_masked(probability):
     lists = random_lists(1, users=40, shortest=2)
     batch = batch_of(lists, 10, with_targets=True)
     before = {name: value.clone() for name, value in vars(batch).items() if torch.is_tensor(value)}
-    shown = model.corrupt(batch, np.random.default_rng(0))
+    shown = model.corrupt(batch, Draws([0]))
     for name, value in before.items():
         assert torch.equal(getattr(batch, name), value), name
     assert unmasked(shown) == [items[-11:] for items in lists]  # the last target is a token too
@@ -203,8 +204,8 @@ def test_a_share_of_each_history_is_masked(probability):
 def test_every_place_is_masked_as_often():
     model = model_of(mask_probability=0.25, last_probability=0.0)
     batch = batch_of([[1, 2, 3, 4, 5, 6, 7, 8]] * 200, 10, with_targets=True)
-    random = np.random.default_rng(0)
-    masked = sum((model.corrupt(batch, random).items.view(200, 8) == 0).double().mean(dim=0) for _ in range(10)) / 10
+    draws = Draws([0])
+    masked = sum((model.corrupt(batch, draws).items.view(200, 8) == 0).double().mean(dim=0) for _ in range(10)) / 10
     assert masked.sum().item() == pytest.approx(2)
     assert (masked - 0.25).abs().max() < 0.05  # 5 standard deviations
 
@@ -214,7 +215,7 @@ def test_the_last_alone_is_masked_in_a_share_of_histories():
     batch = batch_of(lists, 10, with_targets=True)
     for share in (0.0, 0.3, 1.0):
         model = model_of(mask_probability=0.5, last_probability=share)
-        masked = model.corrupt(batch, np.random.default_rng(0)).items.view(1000, 8) == 0
+        masked = model.corrupt(batch, Draws([0])).items.view(1000, 8) == 0
         alone = masked.sum(dim=1) == 1
         assert alone.double().mean().item() == pytest.approx(share, abs=0.08)
         assert masked[alone, -1].all()
@@ -224,17 +225,17 @@ def test_the_last_alone_is_masked_in_a_share_of_histories():
 def test_masks_are_drawn_from_the_given_randomness():
     model = model_of()
     batch = batch_of(random_lists(shortest=2), 10, with_targets=True)
-    one, same, other = (model.corrupt(batch, np.random.default_rng(seed)).items for seed in (5, 5, 6))
+    one, same, other = (model.corrupt(batch, Draws([seed])).items for seed in (5, 5, 6))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    empty = model.corrupt(batch_of([], 10, with_targets=True), np.random.default_rng(0))
+    empty = model.corrupt(batch_of([], 10, with_targets=True), Draws([0]))
     assert len(empty.items) == 0
     assert len(model.training_targets(empty)[1]) == 0
 
 
 def test_the_mask_has_a_vector_of_its_own():
     model = model_of().train()
-    shown = model.corrupt(batch_of(random_lists(shortest=2), 10, with_targets=True), np.random.default_rng(0))
+    shown = model.corrupt(batch_of(random_lists(shortest=2), 10, with_targets=True), Draws([0]))
     model.encode(shown).square().sum().backward()
     assert (model.mask_embedding.grad != 0).any()
     assert (model.item_embedding.weight.grad[0] == 0).all()

@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Draws
 from seqrec.models.blocks import Attention, Dropout, FeedForward, dropouts_of, seed_dropout
 from seqrec.models.grouping import group
 
@@ -37,7 +37,7 @@ def users_of(batch: Batch, x: Tensor) -> list[Tensor]:
 
 def dropout_of(probability: float, seed: int = 0) -> Dropout:
     layer = Dropout(probability)
-    seed_dropout(dropouts_of(layer), [seed])
+    seed_dropout(dropouts_of(layer), Draws([seed]))
     return layer
 
 
@@ -66,17 +66,17 @@ def test_dropout_keeps_rate_expectation_and_variance(probability):
 
 
 class EveryWord:
-    """A bit generator that returns each 16-bit word once."""
+    """Draws that return each 16-bit word once."""
 
-    def random_raw(self, count: int) -> np.ndarray:
-        return np.arange(65536, dtype=np.uint16).view(np.uint64)[:count]
+    def words(self, *unit) -> np.ndarray:
+        return np.arange(65536, dtype=np.uint16).view(np.int16)
 
 
 @pytest.mark.parametrize("probability", [1e-5, 1 / 65536, 0.2, 0.5, 0.999, 0.9999999])
 def test_dropout_drops_exactly_its_share_of_all_words(probability):
     layer = Dropout(probability)
-    layer.random = SimpleNamespace(bit_generator=EveryWord())
-    mask = layer.mask(65536)
+    layer.random = EveryWord()
+    mask = layer.kept(layer.words("rows", 65536))
     assert (mask == 0).sum() == min(round(probability * 65536), 65535)
     assert mask.double().mean().item() == pytest.approx(1, rel=1e-6)
     assert len(mask.unique()) == 2
@@ -102,13 +102,13 @@ def test_dropout_of_the_same_seed_and_of_another():
     layer = dropout_of(0.5)
     first, second = layer(x), layer(x)
     assert not torch.equal(first, second)
-    seed_dropout(dropouts_of(layer), [0])
+    seed_dropout(dropouts_of(layer), Draws([0]))
     assert torch.equal(layer(x), first)
     assert torch.equal(layer(x), second)
-    seed_dropout(dropouts_of(layer), [0, 1])
+    seed_dropout(dropouts_of(layer), Draws([0, 1]))
     assert not torch.equal(layer(x), first)
     together = nn.Sequential(Dropout(0.5), Dropout(0.5))
-    seed_dropout(dropouts_of(together), [0])
+    seed_dropout(dropouts_of(together), Draws([0]))
     assert not torch.equal(together[0](x), together[1](x))
 
 

@@ -328,6 +328,7 @@ def hit_rate(model, dataset: Dataset) -> float:
     return found.metrics["hr@1"]
 
 
+@pytest.mark.slow
 def test_it_learns_what_two_items_say_together():
     dataset = prepare(planted_log())
     sizes = {"max_length": 10, "embedding_dim": 32, "num_targets": 1, "user_dim": 0, "dropout": 0.1}

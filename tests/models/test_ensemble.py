@@ -10,6 +10,7 @@ import torch
 
 from seqrec import InputError, Predictor, Recommender
 from seqrec.data.batches import pack
+from seqrec.data.draws import Draws
 from seqrec.data.prepare import prepare
 from seqrec.data.split import all_histories, split_last_two
 from seqrec.models import MODELS, build_model
@@ -71,7 +72,7 @@ def test_each_member_is_trained_on_its_own_loss(loss, histories):
     objective = Objective(loss, None if loss == "cross-entropy" else 5, 0.0, 1.0)
     some = train.take(np.arange(20))
     batch = pack(some, model.max_length, with_targets=True)
-    task = draw_task(model, batch, some, objective, objective.sampler(train), np.random.default_rng(0))
+    task = draw_task(model, batch, some, objective, objective.sampler(train), Draws([0]))
     value = training_loss(model, task, objective, torch.device("cpu"))
     value.backward()
     gradients = [part.item_embedding.weight.grad.clone() for part in model.parts]
@@ -116,7 +117,7 @@ def test_in_a_mixed_ensemble_each_kind_sees_its_own_batch_and_predicts_the_same_
     objective = Objective("sampled-softmax", 5, 0.25, 1.0)
     some = train.take(np.arange(20))
     batch = pack(some, model.max_length, with_targets=True)
-    task = draw_task(model, batch, some, objective, objective.sampler(train), np.random.default_rng(0))
+    task = draw_task(model, batch, some, objective, objective.sampler(train), Draws([0]))
     seen = [task.batch, *task.others]
     assert [one is batch for one in seen] == [True, False, True, True, False]
     assert seen[1] is seen[4]

@@ -12,6 +12,7 @@ from torch import Tensor
 from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
+from seqrec.data.draws import Draws
 from seqrec.errors import InputError, TrainingWarning
 from seqrec.models import slirec
 from seqrec.models.base import Model
@@ -347,10 +348,10 @@ def test_the_start():
 def test_dropout_acts_in_training_alone():
     model = model_of(dropout=0.5)
     batch = batch_of(random_histories(), 10)
-    seed_dropout(dropouts_of(model), [1])
+    seed_dropout(dropouts_of(model), Draws([1]))
     first = model.score(model.encode(batch))
     assert not torch.equal(model.score(model.encode(batch)), first)
-    seed_dropout(dropouts_of(model), [1])
+    seed_dropout(dropouts_of(model), Draws([1]))
     assert torch.equal(model.score(model.encode(batch)), first)
     model.eval()
     assert torch.equal(model.score(model.encode(batch)), model.score(model.encode(batch)))

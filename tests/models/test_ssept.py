@@ -9,6 +9,7 @@ from torch import Tensor
 from seqrec import Recommender
 from seqrec.data.batches import Batch, Epoch, pack
 from seqrec.data.dataset import Dataset
+from seqrec.data.draws import Draws
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Histories, Split, all_histories, split_last_two
 from seqrec.errors import InputError
@@ -226,7 +227,7 @@ def test_a_model_without_users():
     hidden = model.encode(batch)
     assert torch.isfinite(hidden).all()
     assert (hidden[:, -1] == 0).all()
-    assert model.corrupt(batch, np.random.default_rng(0)).users is batch.users
+    assert model.corrupt(batch, Draws([0])).users is batch.users
 
 
 # ---------------------------------------------------------------- stochastic shared embeddings
@@ -261,7 +262,7 @@ def test_training_exchanges_users_items_and_targets(values, expected):
     batch, dataset = long_batch()
     model = SSEPT(SSEPTConfig(**values), dataset.num_items, dataset.num_users)
     kept = {name: value.clone() for name, value in vars(batch).items() if torch.is_tensor(value)}
-    shown = model.corrupt(batch, np.random.default_rng(1))
+    shown = model.corrupt(batch, Draws([1]))
     for name, wanted in zip(("users", "items", "targets"), expected, strict=True):
         found = share(getattr(batch, name), getattr(shown, name))
         assert found == pytest.approx(wanted, abs=0.02 if 0 < wanted < 1 else 0), name
@@ -269,8 +270,8 @@ def test_training_exchanges_users_items_and_targets(values, expected):
         assert torch.equal(value, getattr(batch, name)), f"the batch's own {name} changed"
     for name in ("positions", "offsets", "timestamps"):
         assert getattr(shown, name) is getattr(batch, name)
-    again = model.corrupt(batch, np.random.default_rng(1))
-    other = model.corrupt(batch, np.random.default_rng(2))
+    again = model.corrupt(batch, Draws([1]))
+    other = model.corrupt(batch, Draws([2]))
     assert all(torch.equal(getattr(shown, name), getattr(again, name)) for name in kept)
     assert any(not torch.equal(getattr(shown, name), getattr(other, name)) for name in kept)
     tokens, targets = model.training_targets(shown)
@@ -281,7 +282,7 @@ def test_training_exchanges_users_items_and_targets(values, expected):
 def test_all_others_are_as_likely():
     batch, dataset = long_batch()
     config = SSEPTConfig(sse_user=1.0, sse_item=1.0, sse_target=1.0)
-    shown = SSEPT(config, dataset.num_items, dataset.num_users).corrupt(batch, np.random.default_rng(0))
+    shown = SSEPT(config, dataset.num_items, dataset.num_users).corrupt(batch, Draws([0]))
     for before, after in ((batch.items, shown.items), (batch.targets, shown.targets)):
         counts = torch.zeros(11, 11, dtype=torch.int64)
         counts.index_put_((before, after), torch.tensor(1), accumulate=True)
@@ -304,15 +305,15 @@ def test_padding_and_strangers_are_not_exchanged():
     batch, dataset = long_batch(users=50)
     model = SSEPT(SSEPTConfig(sse_user=1.0, sse_item=1.0, sse_target=1.0), dataset.num_items, dataset.num_users)
     no_targets = replace(batch, targets=torch.zeros_like(batch.targets), users=torch.full_like(batch.users, -1))
-    shown = model.corrupt(no_targets, np.random.default_rng(0))
+    shown = model.corrupt(no_targets, Draws([0]))
     assert (shown.targets == 0).all()
     assert (shown.users == -1).all()
     assert share(batch.items, shown.items) == 1
     lonely = SSEPT(SSEPTConfig(sse_user=1.0, sse_item=1.0, sse_target=1.0), 1, 1)
     ones = replace(batch, items=torch.ones_like(batch.items), users=torch.zeros_like(batch.users))
-    assert torch.equal(lonely.corrupt(ones, np.random.default_rng(0)).items, ones.items)  # there is no other item
+    assert torch.equal(lonely.corrupt(ones, Draws([0])).items, ones.items)  # there is no other item
     off = SSEPT(SSEPTConfig(sse_user=0.0, sse_item=0.0), dataset.num_items, dataset.num_users)
-    assert vars(off.corrupt(batch, np.random.default_rng(0))) == vars(batch)
+    assert vars(off.corrupt(batch, Draws([0]))) == vars(batch)
 
 
 # ---------------------------------------------------------------- SSE-PT++

@@ -1,10 +1,12 @@
 """A Redis server on a free port of the loopback interface, for tests. It keeps each acknowledged write."""
 
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,13 +14,20 @@ REDIS = shutil.which("redis-server") if find_spec("redis") else None
 MISSING = "needs redis-server (Debian's package redis-server) and the Python package redis (the extra serve)"
 
 
+def free_port() -> int:
+    """A free port, and not one that the system gives to others, so that it is free again after a restart."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 class RedisServer:
     """A server with its data in a folder; the settings that keep acknowledged writes can be overridden."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder = folder
         self.settings = {"appendonly": "yes", "appendfsync": "always", "save": ""} | settings
         self.start()

@@ -14,6 +14,7 @@ from torch import Tensor
 from seqrec import TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, pack
 from seqrec.data.dataset import Dataset
+from seqrec.data.draws import Draws
 from seqrec.data.negatives import PopularitySampler, UniformSampler
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
@@ -111,18 +112,18 @@ def loss_of(
     """The loss of a batch of all histories, and the batch."""
     batch = pack(histories, max_length, with_targets=True)
     sampler = objective.sampler(histories)
-    random = np.random.default_rng(seed)
     cpu = torch.device("cpu")
-    task = draw_task(model, batch, histories, objective, sampler, random)
+    task = draw_task(model, batch, histories, objective, sampler, Draws([seed]))
     return training_loss(model, task, objective, cpu), batch
 
 
 def naive(model: Plain, histories: Histories, objective: Objective, seed: int = 0, max_length: int = 5) -> float:
     """The same loss in a loop over predictions, with the same negatives."""
     batch = pack(histories, max_length, with_targets=True)
-    random = np.random.default_rng(seed)
     sampler = objective.sampler(histories)
-    shown = model.corrupt(batch, random)
+    draws = Draws([seed])
+    shown = model.corrupt(batch, draws)
+    random = draws.child(0).common()
     tokens, items = model.training_targets(shown)
     tokens = torch.arange(len(items)) if tokens is None else tokens
     count = objective.negatives or 1024
@@ -225,7 +226,7 @@ def test_the_corrected_sampled_softmax_estimates_cross_entropy(popularity, count
     expected, weight = 0.0, 0.0
     for items in itertools.product(range(1, dataset.num_items + 1), repeat=count):
         sampler.items = np.array(items)
-        task = draw_task(model, batch, one, objective, sampler, np.random.default_rng(0))
+        task = draw_task(model, batch, one, objective, sampler, Draws([0]))
         loss = training_loss(model, task, objective, torch.device("cpu"))
         probability = sampler.probabilities[list(items)].prod()
         expected += probability * math.exp(loss.item())
@@ -250,7 +251,7 @@ def test_an_exchanged_target_is_never_its_own_negative(dataset, loss, popularity
     batch = pack(histories, 50, with_targets=True)
     exchanged = met = 0
     for seed in range(5):
-        task = draw_task(model, batch, histories, objective, sampler, np.random.default_rng(seed))
+        task = draw_task(model, batch, histories, objective, sampler, Draws([seed]))
         targets = task.items[:, 0] if loss == "bce" else task.items
         exchanged += int((targets != batch.targets).sum())
         if loss == "bce":
@@ -282,7 +283,7 @@ def test_bce_keeps_a_target_whose_exchange_would_leave_no_negative():
     batch = pack(histories, 50, with_targets=True)
     for seed in range(10):
         sampler = objective.sampler(histories)
-        items = draw_task(model, batch, histories, objective, sampler, np.random.default_rng(seed)).items
+        items = draw_task(model, batch, histories, objective, sampler, Draws([seed])).items
         assert (items[:, 1:] == 5).all()
         assert (items[:, 0] != 5).all()
 
@@ -292,7 +293,7 @@ def test_bce_takes_negatives_of_each_prediction(dataset, kind):
     histories = split_last_two(dataset).train
     model = model_of(kind, dataset)
     loss, batch = loss_of(model, histories, objective_of("bce", 3))
-    shown = model.corrupt(batch, np.random.default_rng(0))
+    shown = model.corrupt(batch, Draws([0]))
     tokens, items = model.training_targets(shown)
     (both,) = model.asked  # the target and its negatives together
     asked, drawn = both[:, :1], both[:, 1:]
@@ -331,7 +332,7 @@ def test_a_shared_negative_never_counts_against_its_own_user(dataset, loss, popu
         model = model_of(Plain, dataset)
         sampler = objective.sampler(histories)
         batch = pack(one, 2, with_targets=True)
-        task = draw_task(model, batch, one, objective, sampler, np.random.default_rng(1))
+        task = draw_task(model, batch, one, objective, sampler, Draws([1]))
         value = training_loss(model, task, objective, torch.device("cpu"))
         (gradient,) = torch.autograd.grad(value, model.item_embedding.weight)
         used = {*batch.items.tolist(), *batch.targets.tolist()}

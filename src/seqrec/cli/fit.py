@@ -1,6 +1,10 @@
 """The command ``fit``: one function per model, under the model's name, because each model has its own flags."""
 
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -68,29 +72,74 @@ def fit_command(model: str) -> Any:
             resume: Continue the run in the folder exactly where its last checkpoint left off.
             overwrite: Replace the run in the folder.
         """
-        from seqrec.recommender import Recommender  # the help does not need it
-        from seqrec.run.folder import check_free
-
-        budget = Budget(minutes, began()) if minutes is not None else None
-        check_outputs(json, reads=[log, items], run=out)
-        check_log(log, out)
-        if not resume:
-            check_free(out, overwrite)  # reading the log may take a while
-        if MODELS[named_model(model)[0]].COUNTED:
-            _warn_of_unused(model, training)
-        dataset, summary = prepared(log, read, filters, items)
-        recommender = Recommender(model, refit=refit, **vars(sizes or config()) | merged(training, split, filters))
-        console = output(json)
-        show_log(console, dataset, summary)
-        shown: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
-        recommender.fit(dataset, out, resume=resume, overwrite=overwrite, **shown)
-        show_end = _say_stopped if recommender.interrupted else _show_result
-        show_end(console, recommender, out, overwrite)
-        facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
-        write_json(json, facts | recommender.metrics)
-        return 130 if recommender.interrupted else 0
+        with _together() as is_first:
+            if not is_first:
+                return 0
+            budget = Budget(minutes, began()) if minutes is not None else None
+            options = vars(sizes or config()) | merged(training, split, filters) | {"refit": refit}
+            where = _Where(log, out, items, resume, overwrite, json)
+            if MODELS[named_model(model)[0]].COUNTED:
+                _warn_of_unused(model, training)
+            return _fit(where, model, options, read, filters, budget)
 
     return fit
+
+
+@dataclass(frozen=True)
+class _Where:
+    """The files of a fit, and what to do with a run that is there already."""
+
+    log: Path
+    out: Path
+    items: Path | None
+    resume: bool
+    overwrite: bool
+    json: str | None
+
+
+def _fit(
+    where: _Where, model: str, options: dict[str, Any], read: ReadConfig | None, filters: PrepareConfig | None,
+    budget: Budget | None,
+) -> int:  # fmt: skip
+    """Read, train and show."""
+    from seqrec.recommender import Recommender  # the help does not need it
+    from seqrec.run.folder import check_free
+
+    out, json = where.out, where.json
+    check_outputs(json, reads=[where.log, where.items], run=out)
+    check_log(where.log, out)
+    if not where.resume:
+        check_free(out, where.overwrite)  # reading the log may take a while
+    dataset, summary = prepared(where.log, read, filters, where.items)
+    recommender = Recommender(model, **options)
+    console = output(json)
+    show_log(console, dataset, summary)
+    shown: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
+    recommender.fit(dataset, out, resume=where.resume, overwrite=where.overwrite, **shown)
+    show_end = _say_stopped if recommender.interrupted else _show_result
+    show_end(console, recommender, out, where.overwrite)
+    facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
+    write_json(json, facts | recommender.metrics)
+    return 130 if recommender.interrupted else 0
+
+
+@contextmanager
+def _together() -> Iterator[bool]:
+    """Join the other processes if there are any, as torchrun starts them; yields whether this is the first or only one.
+
+    The others have done their part of the training when the block begins.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield True
+        return
+    from seqrec.training.following import follow
+    from seqrec.training.processes import launched
+
+    with launched() as processes:
+        is_first = processes is None or processes.is_first
+        if processes is not None and not is_first:
+            follow(processes)
+        yield is_first
 
 
 def _say_stopped(console: Console, recommender: "Recommender", out: Path, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.draws import Draws, Part
 from seqrec.data.id_table import IdTable
 from seqrec.data.split import Histories, Windows
 from seqrec.device import copied, is_on
@@ -186,10 +187,10 @@ class Epoch:
     with the next item as its target.
 
     Batches depend only on the arguments. So training can resume at any step without replaying earlier ones, and several
-    processes can share an epoch: each takes its part of every batch, and together the parts hold the rows that one
-    process would get. The token counts of two parts differ by at most the longest window. All processes have the same
-    number of steps. If the last batch has fewer windows than there are processes, some processes get a batch without
-    rows, and must still take part in the step.
+    processes can share an epoch: each takes its part of every batch, and the parts one after another are the batch that
+    one process would get. The token counts of two parts differ by at most twice the longest window. All processes have
+    the same number of steps. If a batch has no window for a process (:meth:`part`), the process gets the first window
+    of the batch, whose predictions must not count: it takes part in the step as all the others do.
 
     Args:
         histories: training histories. Those with fewer than two items have no window.
@@ -242,17 +243,35 @@ class Epoch:
         """This process's part of the batch of a step."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} is out of range; the epoch has {len(self)} steps")
-        windows, order = self._drawn
-        first = step * self.batch_size
-        chosen = windows.take(order[first : first + self.batch_size])
-        if self.shard[1] > 1:
-            chosen = chosen.take(_part(chosen.lengths, *self.shard))
+        chosen, part = self._chosen(step), self.part(step)
+        if part is not None:
+            chosen = chosen.take(slice(0, 1) if part.is_empty else slice(part.first, part.last))
         return pack(chosen, self.max_length, with_targets=True, columns=self.columns)
 
-    def seed_of(self, step: int, purpose: int) -> list[int]:
-        """The seed of the random numbers of a step for one purpose. Each process has its own."""
+    def part(self, step: int) -> Part | None:
+        """The rows of this process in the batch of a step; None if it is the only process."""
         rank, world = self.shard
-        return [self.seed, self.epoch, step, purpose, *([1 + rank] if world > 1 else [])]
+        if world == 1:
+            return None
+        lengths = np.minimum(self._chosen(step).lengths - 1, self.max_length)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        # Each cut is at the end of the row that is nearest to equal numbers of tokens.
+        cuts = np.searchsorted((ends[1:] + ends[:-1]) / 2, ends[-1] * np.arange(world + 1) / world)
+        cuts[-1] = len(lengths)
+        return Part(lengths, int(cuts[rank]), int(cuts[rank + 1]), rank)
+
+    def draws(self, step: int, purpose: int) -> Draws:
+        """The random numbers of a step for one purpose."""
+        part = self.part(step)
+        if part is not None and part.is_empty:  # its predictions do not count
+            part = replace(part, first=0, last=1)
+        return Draws([self.seed, self.epoch, step, purpose], part)
+
+    def _chosen(self, step: int) -> Histories:
+        """The windows of a step, over all processes."""
+        windows, order = self._drawn
+        first = step * self.batch_size
+        return windows.take(order[first : first + self.batch_size])
 
     @cached_property
     def _drawn(self) -> tuple[Histories, np.ndarray]:
@@ -282,16 +301,6 @@ def every_window(histories: Histories, max_length: int) -> Histories:
     ends = histories.ends[owner] - from_end * max_length
     starts = np.maximum(histories.starts[owner], ends - max_length - 1)
     return Histories(histories.dataset, histories.users[owner], starts, ends)
-
-
-def _part(lengths: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The rows of one of ``world`` processes, in ascending order.
-
-    Rows are dealt out longest first, to the processes 0 to world - 1, then back from world - 1 to 0, and so on.
-    """
-    place = np.arange(len(lengths)) % (2 * world)
-    owner = np.minimum(place, 2 * world - 1 - place)
-    return np.sort(np.argsort(-lengths, kind="stable")[owner == rank])
 
 
 def histories_of(

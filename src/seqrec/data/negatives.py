@@ -4,6 +4,8 @@ from typing import Literal
 
 import numpy as np
 
+from seqrec.data.draws import TokenDraws
+
 Loss = Literal["sampled-softmax", "bce", "gbce", "cross-entropy", "bpr-max", "top1-max"]
 
 
@@ -16,6 +18,10 @@ class UniformSampler:
     def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
         """``int64[count]`` items, with replacement."""
         return random.integers(1, self.num_items + 1, size=count)
+
+    def at(self, uniform: np.ndarray) -> np.ndarray:
+        """The items that uniform numbers from 0 to below 1 stand for."""
+        return 1 + np.minimum((uniform * self.num_items).astype(np.int64), self.num_items - 1)
 
     def draw_distinct(self, random: np.random.Generator, count: int) -> np.ndarray:
         """``int64[min(count, num_items)]`` different items. The cost does not depend on the size of the catalogue."""
@@ -46,7 +52,11 @@ class PopularitySampler:
 
     def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
         """``int64[count]`` items, with replacement."""
-        return np.searchsorted(self._cumulative, random.random(count), side="right")
+        return self.at(random.random(count))
+
+    def at(self, uniform: np.ndarray) -> np.ndarray:
+        """The items that uniform numbers from 0 to below 1 stand for."""
+        return np.searchsorted(self._cumulative, uniform, side="right")
 
     def log_probability(self, items: np.ndarray) -> np.ndarray:
         """Log of the probability of each item in one draw; -inf for items that are never drawn."""
@@ -63,14 +73,14 @@ def own_keys(rows: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
 
 
 def negatives_for(
-    random: np.random.Generator, sampler: Sampler, rows: np.ndarray, count: int, own: np.ndarray
+    random: np.random.Generator | TokenDraws, sampler: Sampler, rows: np.ndarray, count: int, own: np.ndarray
 ) -> np.ndarray:
     """Negatives ``int64[R, count]``, none of them an item of the row's user.
 
     If a draw hits an item of the user, it is repeated, so the other items keep their proportions.
 
     Args:
-        random: random generator.
+        random: random generator, or the random numbers of the tokens that the rows stand for.
         sampler: distribution of the draws.
         rows: user of each row of the result, ``int64[R]``, numbered as in ``own``.
         count: number of negatives per row.
@@ -80,22 +90,29 @@ def negatives_for(
         ValueError: a user owns all items that can be drawn.
     """
     base = np.repeat(rows.astype(np.int64) * (sampler.num_items + 1), count)
-    drawn = sampler.draw(random, len(base))
+
+    def draw(places: np.ndarray | None) -> np.ndarray:
+        if isinstance(random, TokenDraws):
+            return sampler.at(random.again(places, count))
+        return sampler.draw(random, len(base) if places is None else len(places))
+
+    drawn = draw(None)
     pending = np.flatnonzero(contains(own, base + drawn))
     for _ in range(1000):
         if len(pending) == 0:
             return drawn.reshape(len(rows), count)
-        drawn[pending] = sampler.draw(random, len(pending))
+        drawn[pending] = draw(pending)
         pending = pending[contains(own, base[pending] + drawn[pending])]
     # After so many failed draws, the remaining users own nearly all items: list what is left and choose from that.
-    for index in pending:
+    chance = random.again(pending, count) if isinstance(random, TokenDraws) else random.random(len(pending))
+    for index, uniform in zip(pending, chance, strict=True):
         row = int(base[index]) // (sampler.num_items + 1)
         owned = own[(own >= base[index]) & (own <= base[index] + sampler.num_items)] - base[index]
         left = np.setdiff1d(np.arange(1, sampler.num_items + 1), owned)
         weights = np.exp(sampler.log_probability(left))
         if len(left) == 0 or weights.sum() == 0:
             raise ValueError(f"user {row} of the batch owns every item, so there is no negative")
-        drawn[index] = random.choice(left, p=weights / weights.sum())
+        drawn[index] = left[np.searchsorted(np.cumsum(weights / weights.sum())[:-1], uniform, side="right")]
     return drawn.reshape(len(rows), count)
 
 

@@ -6,7 +6,7 @@ which checks their arguments. ``SEQREC_KERNELS=0`` in the environment turns the 
 how much time they save.
 """
 
-from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step
+from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step, adam_sum
 from seqrec.kernels.block import attention_block
 from seqrec.kernels.codes import Codes, RankedByCodes, codes_of, rank_by_codes
 from seqrec.kernels.counts import Rows, sum_rows, weigh_pairs
@@ -15,7 +15,8 @@ from seqrec.kernels.loader import library, usable
 from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, rank, score, softmax_loss
 
 __all__ = [
-    "Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "adam_catch_up", "adam_dense", "adam_step", "attention",
-    "attention_block", "binary_loss", "codes_of", "cross_entropy", "dropout", "dropped_words", "feedforward", "library",
-    "positions", "product", "rank", "rank_by_codes", "score", "softmax_loss", "sum_rows", "usable", "weigh_pairs",
+    "Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "adam_catch_up", "adam_dense", "adam_step", "adam_sum",
+    "attention", "attention_block", "binary_loss", "codes_of", "cross_entropy", "dropout", "dropped_words",
+    "feedforward", "library", "positions", "product", "rank", "rank_by_codes", "score", "softmax_loss", "sum_rows",
+    "usable", "weigh_pairs",
 ]  # fmt: skip

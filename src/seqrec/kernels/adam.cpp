@@ -161,6 +161,25 @@ void seqrec_adam_step(
     }
 }
 
+// The distinct rows in the order of their first appearance, and the sum of each one's gradients. Returns their number.
+int64_t seqrec_adam_sum(
+    const int64_t* rows, const float* gradients, int64_t count, int64_t dim, int32_t* slots, float* summed,
+    int64_t* touched, int32_t
+) {
+    int64_t unique = 0;
+    for (int64_t n = 0; n < count; ++n) {
+        const int64_t row = rows[n], slot = slots[row];
+        if (slot < 0 || slot >= unique || touched[slot] != row) {
+            slots[row] = int32_t(unique);
+            touched[unique] = row;
+            std::memcpy(summed + unique++ * dim, gradients + n * dim, dim * sizeof(float));
+        } else {
+            add_row(dim, gradients + n * dim, summed + slot * dim);
+        }
+    }
+    return unique;
+}
+
 // Dense tensors, each with its own size and step counter.
 void seqrec_adam_dense(
     float* const* weights, const float* const* gradients, float* const* firsts, float* const* seconds,

@@ -18,6 +18,10 @@ _STEP = Loop(
     "adam_step", "rows: int64[N] below R", "gradients: float32[N, D]", "N", "step: int64 below S", "D", *_RATES,
     *_DRIFTS, *_TABLE, "slots: int32[R]", "summed: float32[N, D]", "touched: int64[N]",
 )  # fmt: skip
+_SUM = Loop(
+    "adam_sum", "rows: int64[N] below R", "gradients: float32[N, D]", "N", "D", "slots: int32[R]",
+    "summed: float32[N, D]", "touched: int64[N]",
+)  # fmt: skip
 _DENSE = Loop(
     "adam_dense", "weights: addresses", "gradients: addresses", "firsts: addresses", "seconds: addresses",
     "counts: addresses", "sizes: addresses", "count: int64", *_RATES,
@@ -67,6 +71,17 @@ def adam_step(
         summed=torch.empty_like(gradients), touched=torch.empty_like(rows),
     )  # fmt: skip
     increment_version(weight)
+
+
+def adam_sum(rows: Tensor, gradients: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows in the order of their first appearance, ``int64[U]``, and the sum of each one's gradients.
+
+    ``rows int64[N]``, ``gradients float32[N, D]``, and ``slots`` as for :func:`adam_step`.
+    """
+    rows, gradients = integers(rows), gradients.contiguous()
+    summed, touched = torch.empty_like(gradients), torch.empty_like(rows)
+    found = _SUM(rows=rows, gradients=gradients, slots=slots, summed=summed, touched=touched)
+    return touched[:found], summed[:found]
 
 
 def adam_dense(

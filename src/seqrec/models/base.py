@@ -2,12 +2,12 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Draws
 from seqrec.data.negatives import Loss
 from seqrec.data.split import Histories
 
@@ -130,14 +130,14 @@ class Model(nn.Module):
         """Prepare for training on ``histories``, one per user of the dataset. Called before the first step."""
         del histories
 
-    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+    def corrupt(self, batch: Batch, draws: Draws) -> Batch:
         """The batch that training uses instead of ``batch``, for example with masked items. Both are on the CPU."""
-        del random
+        del draws
         return batch
 
-    def shown(self, batch: Batch, random: np.random.Generator) -> list[Batch]:
+    def shown(self, batch: Batch, draws: Draws) -> list[Batch]:
         """The batches that the ``parts`` see in training instead of ``batch``: one each, from :meth:`corrupt`."""
-        return [self.corrupt(batch, random)]
+        return [self.corrupt(batch, draws)]
 
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """The P predictions that the loss is computed on, for a batch from ``corrupt``.

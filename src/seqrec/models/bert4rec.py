@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Draws
 from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share
 from seqrec.data.negatives import Loss
 from seqrec.errors import InputError
@@ -204,7 +205,7 @@ class BERT4Rec(Model):
         """Embeddings and biases ``[..., D + 1]`` of some items."""
         return self.item_embedding(items)
 
-    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+    def corrupt(self, batch: Batch, draws: Draws) -> Batch:
         """Add the last target to each history, then mask some items.
 
         A masked token has item 0, and its target is the item that it hides. Other tokens have the target 0.
@@ -214,10 +215,10 @@ class BERT4Rec(Model):
         rows = extended.rows.numpy()
         count = np.maximum(1, np.rint(lengths * self.config.mask_probability)).astype(np.int64)
         # Put the tokens of each history in random order and mask the first ones.
-        order = np.lexsort((random.random(len(rows)), rows))
+        order = np.lexsort((draws.uniform("tokens", len(rows)), rows))
         masked = np.empty(len(rows), dtype=bool)
         masked[order] = extended.positions.numpy() < count[rows]
-        only_last = random.random(len(lengths)) < self.config.last_probability
+        only_last = draws.uniform("rows", len(lengths)) < self.config.last_probability
         masked = np.where(only_last[rows], extended.positions.numpy() + 1 == lengths[rows], masked)
         hidden = torch.from_numpy(masked)
         items, targets = torch.where(hidden, 0, extended.items), torch.where(hidden, extended.items, 0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Draws, Unit
 from seqrec.device import not_compiled
 from seqrec.models.attention import weights_of_queries
 from seqrec.models.grouping import Grouping
@@ -26,18 +27,21 @@ class Dropout(nn.Module):
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
-        self.random: np.random.Generator | None = None
+        self.random: Draws | None = None
 
     @not_compiled  # numpy's random numbers can't be traced
-    def forward(self, x: Tensor) -> Tensor:
-        """In training, zero a share of ``x`` and scale the rest. Otherwise, return ``x``."""
+    def forward(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        """In training, zero a share of ``x`` and scale the rest. Otherwise, return ``x``.
+
+        ``order``, ``int64[T]``, is the token of each row of ``x`` if they are not in the order of the batch.
+        """
         if not self.active:
             return x
         if self.random is None or x.device.type != "cpu":
             return F.dropout(x, self.probability)
         if kernels.usable(x):
-            return kernels.dropout(x, self.words(x.numel()), self.probability)
-        return x * self.mask(x.numel()).view(x.shape)
+            return kernels.dropout(x, self.words_for(x, order), self.probability)
+        return x * self.kept(self.words_for(x, order)).view(x.shape)
 
     @property
     def active(self) -> bool:
@@ -45,14 +49,20 @@ class Dropout(nn.Module):
         return self.training and self.probability > 0.0
 
     @not_compiled
-    def words(self, count: int) -> Tensor:
-        """Random 16-bit words, ``int16[count]``."""
+    def words(self, unit: Unit, count: int, width: int = 1, times: int = 1) -> Tensor:
+        """Random 16-bit words, ``int16[times * count * width]``: ``width`` for each of ``count`` units."""
         assert self.random is not None
-        return torch.from_numpy(self.random.bit_generator.random_raw((count + 3) // 4).view(np.int16)[:count])
+        return torch.from_numpy(self.random.words(unit, count, width, times))
 
-    def mask(self, count: int) -> Tensor:
-        """Random factors ``float32[count]``: 0 or 1 / (1 - p)."""
-        return self.kept(self.words(count))
+    @not_compiled
+    def words_for(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        """Random 16-bit words for the numbers of ``x``, ``int16[x.numel()]``. ``order`` is as for :meth:`forward`."""
+        assert self.random is not None
+        part = self.random.part
+        if part is None or part.span("tokens", len(x)) is not None:
+            words = self.words("tokens", len(x), x.numel() // max(len(x), 1))
+            return words if order is None else words.view(len(x), -1)[order].view(-1)
+        return torch.from_numpy(self.random.own_words(x.numel()))
 
     def kept(self, words: Tensor) -> Tensor:
         """The factor for each random word, ``float32``: 0 or 1 / (1 - p)."""
@@ -69,7 +79,7 @@ def add_positions(x: Tensor, batch: Batch, table: nn.Embedding, dropout: Dropout
     active = dropout.active
     plain = type(table) is nn.Embedding and not table.sparse
     if plain and (not active or dropout.random is not None) and kernels.usable(x, table.weight):
-        words = dropout.words(x.numel()) if active else None
+        words = dropout.words_for(x) if active else None
         return kernels.positions(x, table.weight, batch.offsets, scale, words, dropout.probability)
     positions = batch.positions + (table.num_embeddings - batch.lengths)[batch.rows]
     return dropout(scale * x + table(positions))
@@ -80,11 +90,10 @@ def dropouts_of(model: nn.Module) -> list[Dropout]:
     return [module for module in model.modules() if isinstance(module, Dropout)]
 
 
-def seed_dropout(dropouts: Iterable[Dropout], seed: list[int]) -> None:
-    """Give all dropout layers one shared random generator with this seed."""
-    random = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
+def seed_dropout(dropouts: Iterable[Dropout], draws: Draws) -> None:
+    """Give all dropout layers the same source of random numbers."""
     for dropout in dropouts:
-        dropout.random = random
+        dropout.random = draws
 
 
 def mean_squared_norm(vectors: Tensor) -> Tensor:
@@ -170,7 +179,7 @@ class Attention(nn.Module):
         query, key_value = self.query(queries), self.key_value(keys)
         words = None
         if last is None and self.dropout.active and self.dropout.random is not None and query.device.type == "cpu":
-            words = self.dropout.words(self.num_heads * grouping.pairs)
+            words = self.dropout.words(*grouping.unit_pairs, times=self.num_heads)
         seeded = words is not None or not self.dropout.active
         if seeded and (last is None or not torch.is_grad_enabled()) and kernels.usable(query, key_value):
             probability = self.dropout.probability
@@ -304,7 +313,7 @@ class FeedForward(nn.Module):
         plain = all(type(layer) is nn.Linear for layer in self.layers)  # not a replacement, such as a quantised layer
         if plain and (not active or self.dropout.random is not None) and kernels.usable(x, residual):
             layers: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in self.layers]  # type: ignore[misc]
-            words = [self.dropout.words(len(x) * len(bias)) for _, bias in layers] if active else None
+            words = [self.dropout.words("tokens", len(x), len(bias)) for _, bias in layers] if active else None
             return kernels.feedforward(x, residual, layers, words, self.dropout.probability)
         for layer in self.layers[:-1]:
             x = self.dropout(F.relu(layer(x)))

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Draws
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
@@ -124,16 +124,16 @@ class Ensemble(Model):
         for part in self.parts:
             part.prepare_training(histories)
 
-    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+    def corrupt(self, batch: Batch, draws: Draws) -> Batch:
         """The batch that the first member sees."""
-        return self.parts[0].corrupt(batch, random)
+        return self.parts[0].corrupt(batch, draws)
 
-    def shown(self, batch: Batch, random: np.random.Generator) -> list[Batch]:
+    def shown(self, batch: Batch, draws: Draws) -> list[Batch]:
         """The batch that each member sees; members of one kind see the same one."""
         by_kind: dict[type, Batch] = {}
         for part in self.parts:
             if type(part) not in by_kind:
-                by_kind[type(part)] = part.corrupt(batch, random)
+                by_kind[type(part)] = part.corrupt(batch, draws)
         return [by_kind[type(part)] for part in self.parts]
 
     def training_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:

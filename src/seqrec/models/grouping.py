@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Unit
 from seqrec.device import copied, not_compiled
 
 
@@ -49,6 +50,11 @@ class Grouping:
         # Number of pairs of a query and a key that it sees.
         per_user = self._lengths * (self._lengths + 1) // 2 if causal else self._lengths**2
         self.pairs = int(per_user.sum())
+
+    @property
+    def unit_pairs(self) -> tuple[Unit, int]:
+        """What ``pairs`` counts, for random numbers, and their number."""
+        return ("pairs" if self.causal else "squares"), self.pairs
 
     @cached_property
     def _layout(self) -> _Layout:

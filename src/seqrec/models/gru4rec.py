@@ -142,9 +142,9 @@ class GRU4Rec(Model):
         """Hidden states ``[T, D + 1]`` of the tokens; the last column is 1."""
         steps = Steps(batch)
         x = self.item_embedding(batch.items.index_select(0, steps.tokens))
-        x = self.embedding_dropout(x * x.shape[1] ** 0.5)
+        x = self.embedding_dropout(x * x.shape[1] ** 0.5, steps.tokens)
         for layer in self.layers:
-            x = self.hidden_dropout(layer(x, steps))
+            x = self.hidden_dropout(layer(x, steps), steps.tokens)
         return F.pad(x.index_select(0, steps.places) * x.shape[1] ** 0.5, (0, 1), value=1.0)
 
     def item_vectors(self) -> Tensor:

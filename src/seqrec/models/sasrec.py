@@ -134,8 +134,8 @@ class SASRecBlock(nn.Module):
         words = None
         if dropout.active:
             tokens, counts = len(x), (parameters[9].numel(), parameters[11].numel())  # sizes of the network's biases
-            words = [attention.dropout.words(attention.num_heads * grouping.pairs)]
-            words += [dropout.words(tokens * count) for count in counts]
+            words = [attention.dropout.words(*grouping.unit_pairs, times=attention.num_heads)]
+            words += [dropout.words("tokens", tokens, count) for count in counts]
         return kernels.attention_block(
             x,
             grouping.offsets,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Draws, Unit
 from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
@@ -195,14 +196,14 @@ class SSEPT(Model):
         if self.config.sse_user == 0:
             self.user_embedding.clear_untrained(histories.lengths)
 
-    def corrupt(self, batch: Batch, random: np.random.Generator) -> Batch:
+    def corrupt(self, batch: Batch, draws: Draws) -> Batch:
         """The batch with some users, items and targets replaced (stochastic shared embeddings)."""
         config = self.config
         return replace(
             batch,
-            users=_replaced(batch.users, config.sse_user, 0, self.num_users, random),
-            items=_replaced(batch.items, config.sse_item, 1, self.num_items, random),
-            targets=_replaced(batch.targets, config.sse_target, 1, self.num_items, random),
+            users=_replaced(batch.users, config.sse_user, 0, self.num_users, draws, "rows"),
+            items=_replaced(batch.items, config.sse_item, 1, self.num_items, draws, "tokens"),
+            targets=_replaced(batch.targets, config.sse_target, 1, self.num_items, draws, "tokens"),
         )
 
     def penalty(self, batch: Batch) -> Tensor | None:
@@ -214,7 +215,7 @@ class SSEPT(Model):
         return self.config.l2 * (mean_squared_norm(items) + mean_squared_norm(users))
 
 
-def _replaced(values: Tensor, probability: float, first: int, count: int, random: np.random.Generator) -> Tensor:
+def _replaced(values: Tensor, probability: float, first: int, count: int, draws: Draws, unit: Unit) -> Tensor:
     """Replace each value, with the probability, by another from ``first`` to ``first + count - 1``.
 
     Values below ``first`` (padding, unknown users) stay as they are.
@@ -222,7 +223,9 @@ def _replaced(values: Tensor, probability: float, first: int, count: int, random
     if probability == 0 or count < 2:
         return values
     old = values.numpy()
-    places = np.flatnonzero((random.random(len(old)) < probability) & (old >= first))
+    chance, other = draws.uniform(unit, len(old), 2).reshape(-1, 2).T
+    places = np.flatnonzero((chance < probability) & (old >= first))
     new = old.copy()
-    new[places] = first + (old[places] - first + random.integers(1, count, len(places))) % count
+    steps = 1 + np.minimum((other[places] * (count - 1)).astype(np.int64), count - 2)
+    new[places] = first + (old[places] - first + steps) % count
     return torch.from_numpy(new)

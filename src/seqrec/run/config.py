@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from seqrec.data.dataset import fingerprint
 from seqrec.data.fields import Range, check_fields
@@ -18,6 +17,7 @@ from seqrec.errors import InputError, one_line
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
 from seqrec.models.ensemble import Ensemble, kinds_of, sizes_beside
+from seqrec.models.outline import Outline
 from seqrec.run.layout import CONFIG, RESUMABLE
 
 __all__ = [
@@ -146,22 +146,14 @@ def check_same(folder: Path, before: RunConfig, now: RunConfig, but: Sequence[st
                 )
 
 
-class _TensorLimit(TorchFunctionMode):
-    """A context in which creating more than ``most`` tensors is an error, and no random numbers are drawn.
-
-    On the device "meta" these would be none anyway, but torch imports its compiler for them, which takes a second.
-    """
+class _TensorLimit(Outline):
+    """A context in which creating more than ``most`` tensors is an error."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self.left = most
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("normal_", "uniform_", "trunc_normal_"):
-            return args[0] if args else kwargs["tensor"]
-        if name in ("empty", "zeros", "ones", "full", "rand", "randn", "tensor", "arange"):
-            self.left -= 1
-            if self.left < 0:
-                raise ValueError("it asks for more weights than there are")
-        return func(*args, **(kwargs or {}))
+    def created(self, tensor: torch.Tensor) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("it asks for more weights than there are")

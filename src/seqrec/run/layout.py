@@ -19,7 +19,11 @@ DATA = "data"
 METRICS = "metrics.json"
 EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
-_STATE = re.compile(r"(refit-(all|valid)-\d+-)?(training|mean-\d+)\.safetensors")
+#: The facts of a checkpoint of a divided table, whose tensors are in a folder.
+SHARDED = "state/sharded.json"
+_STATE = re.compile(r"(refit-(all|valid)-\d+-)?((training|mean-\d+)\.safetensors|sharded\.json)")
+_CHECKPOINT = re.compile(r"state/(refit-(all|valid)-\d+-)?sharded-\d+-\d+")
+_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 #: Names of a run's files, by folder. Runs of format 1, with users and items in Parquet files, may be replaced too.
 _OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
     "": FORMER_FILES
@@ -31,14 +35,14 @@ _OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
 KNOWN: dict[str, Any] = {
     **dict.fromkeys((CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS)),
     DATA: dict.fromkeys(FILES),
-    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors", "refit-*.safetensors")),
+    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors", "refit-*.safetensors", "sharded.json")),
 }
 FOLDERS = tuple(folder for folder in _OWN if folder)
 
 
 def is_own(name: str, folder: str = "") -> bool:
     """Whether this is the name of a file of a run, at its root or in one of its :data:`FOLDERS`."""
-    known = _OWN[folder]
+    known = _SHARD if _CHECKPOINT.fullmatch(folder) else _OWN[folder]
     return name in known if isinstance(known, frozenset) else known.fullmatch(name) is not None
 
 
@@ -57,7 +61,7 @@ def sorted_out(folder: Path) -> tuple[list[str], list[str], list[str]]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = f"{inside}/{entry.name}" if inside else entry.name
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if name in FOLDERS and is_folder:
+                if is_folder and (name in FOLDERS or _CHECKPOINT.fullmatch(name)):
                     todo.append(name)
                 elif is_folder:
                     foreign.append(name)
@@ -83,7 +87,7 @@ def is_usable(folder: Path) -> bool:
 
 def is_begun(folder: Path) -> bool:
     """Whether a folder is a run with a checkpoint to resume from."""
-    return is_run(folder) and (folder / STATE).is_file()
+    return is_run(folder) and any((folder / name).is_file() for name in (STATE, SHARDED))
 
 
 def remove_left_over(folder: Path) -> None:
@@ -101,7 +105,8 @@ def remove_run(folder: Path) -> list[str]:
     own.sort(key=lambda name: name != CONFIG)
     for name in own + left:
         (folder / name).unlink(missing_ok=True)
-    for place in (*(folder / name for name in FOLDERS), folder):
+    checkpoints = [place for place in folder.glob("state/*") if _CHECKPOINT.fullmatch(f"state/{place.name}")]
+    for place in (*checkpoints, *(folder / name for name in FOLDERS), folder):
         if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
             place.rmdir()
     return foreign

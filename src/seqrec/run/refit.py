@@ -64,6 +64,10 @@ class RefitRun(Run):
 
     def forget_states(self, but: str = "") -> None:
         """Remove the states of all refits, except files whose names begin with ``but``."""
-        for path in self.folder.glob("state/refit-*.safetensors"):
-            if not but or not path.name.startswith(but):
+        for path in self.folder.glob("state/refit-*"):
+            if but and path.name.startswith(but):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """The safetensors files of a run. Each names its run and its part of the run, and is checked before use."""
 
 import json
+import math
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +109,45 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         save_file(contiguous, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(None, str(error)) from error
+
+
+def write_in_blocks(
+    path: Path, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], content: Callable[[str], Iterable[Tensor]],
+    run: str, part: str,
+) -> None:  # fmt: skip
+    """The same file as :func:`write_tensors` with a checksum writes, for tensors that are not in memory at once.
+
+    Args:
+        path: file to write.
+        shapes: type and shape of each tensor by name.
+        content: function that yields the numbers of a tensor, in order, in blocks. It is called once per tensor, in the
+            order of the names.
+        run: id of the run.
+        part: part of the run.
+    """
+    offset, about = 0, {}
+    for name in sorted(shapes):
+        dtype, shape = shapes[name]
+        size = dtype.itemsize * math.prod(shape)
+        about[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+
+    def header(value: int) -> bytes:
+        metadata = {_MARK: json.dumps({"id": run, "part": part, "crc32": value})}
+        return json.dumps({"__metadata__": metadata, **about}).encode()
+
+    room = -(-len(header(2**32 - 1)) // 8) * 8  # the checksum is known at the end; spaces fill what it leaves
+    value = 0
+    with path.open("wb") as file:
+        file.write(room.to_bytes(8, "little") + b" " * room)
+        for name in sorted(shapes):
+            value = zlib.crc32(name.encode(), value)
+            for block in content(name):
+                flat = block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                value = zlib.crc32(flat, value)  # type: ignore[arg-type]
+                flat.tofile(file)
+        file.seek(8)
+        file.write(header(value).ljust(room))
 
 
 def read_header(path: Path) -> Header:

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch.overrides import TorchFunctionMode
 
 from seqrec.data.batches import trainable
 from seqrec.data.negatives import Sampler, UniformSampler
@@ -15,6 +13,7 @@ from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import memory, pick_device
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
+from seqrec.models.outline import Outline
 from seqrec.training.config import TrainConfig
 from seqrec.training.objective import Objective, Task
 from seqrec.training.step import epoch_of
@@ -251,10 +250,8 @@ def build_checked(build: Callable[[], Model], name: str, copies: int) -> Model:
         raise InputError(f"{name} cannot be built with these sizes ({one_line(error)}); give smaller ones") from error
 
 
-class _Sizes(TorchFunctionMode):
+class _Sizes(Outline):
     """Counts tensors and bytes as they are created, and raises an error when there are too many."""
-
-    MAKERS = frozenset({"empty", "zeros", "ones", "full", "rand", "randn", "arange", "tensor"})
 
     def __init__(self, room: int, copies: int) -> None:
         super().__init__()
@@ -262,21 +259,16 @@ class _Sizes(TorchFunctionMode):
         self.bytes, self.tensors = 0, 0
         self.refused: str | None = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in self.MAKERS and isinstance(made, torch.Tensor):
-            self.bytes += made.numel() * made.element_size()
-            self.tensors += 1
-            if self.copies * self.bytes > self.room:
-                times = f", and training holds them {self.copies} times" if self.copies > 1 else ""
-                self.refused = (
-                    f"a model of these sizes has {self.bytes / 1e9:,.1f} GB of weights or more{times}; this machine "
-                    f"has {self.room / 1e9:,.1f} GB of memory; give smaller sizes"
-                )
-            elif self.tensors > MOST_TENSORS:
-                self.refused = (
-                    f"a model of these sizes has more than {MOST_TENSORS:,} weight tensors; give smaller sizes"
-                )
-            if self.refused is not None:
-                raise RuntimeError(self.refused)
-        return made
+    def created(self, tensor: torch.Tensor) -> None:
+        self.bytes += tensor.numel() * tensor.element_size()
+        self.tensors += 1
+        if self.copies * self.bytes > self.room:
+            times = f", and training holds them {self.copies} times" if self.copies > 1 else ""
+            self.refused = (
+                f"a model of these sizes has {self.bytes / 1e9:,.1f} GB of weights or more{times}; this machine "
+                f"has {self.room / 1e9:,.1f} GB of memory; give smaller sizes"
+            )
+        elif self.tensors > MOST_TENSORS:
+            self.refused = f"a model of these sizes has more than {MOST_TENSORS:,} weight tensors; give smaller sizes"
+        if self.refused is not None:
+            raise RuntimeError(self.refused)

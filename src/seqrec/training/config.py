@@ -66,6 +66,8 @@ class TrainConfig(Options):
             sasrec, ssept, gru4rec and tisasrec. By default chosen from the log.
         transitions: Whether transition counts are added to the scores of the trained model. auto: with the weight that
             ranks best on validation items, or not at all if they do not help; off: never.
+        shard_items: Divide the item table among the processes that train, by rows, for a catalogue that exceeds the
+            memory of one. For models whose only table is that of the items, and losses that draw negatives.
         checkpoint_minutes: Minutes between checkpoints within an epoch. One is always written at its end.
     """
 
@@ -101,6 +103,7 @@ class TrainConfig(Options):
     ensemble_kinds: Literal["same", "mixed"] | None = None
     item_init: Literal["random", "spectral"] | None = None
     transitions: Literal["auto", "off"] = "auto"
+    shard_items: bool = False
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 10.0
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
-from seqrec.errors import TrainingWarning, warn
+from seqrec.errors import InputError, TrainingWarning, warn
 from seqrec.models.base import Model
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.ranking.additions import counted_addition
@@ -15,15 +15,17 @@ from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Evaluation, Protocol
 from seqrec.run.additions import write_addition
 from seqrec.run.config import RunConfig
-from seqrec.run.folder import Run
+from seqrec.run.folder import DATA, Run
 from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
 from seqrec.training.additions import ChosenWeight, choose_weight, facts_of
 from seqrec.training.ahead import look_ahead, settled_constants
 from seqrec.training.budget import Budget, Limit
 from seqrec.training.config import TrainConfig
+from seqrec.training.following import Job
 from seqrec.training.loop import train
 from seqrec.training.plan import Plan, check_items, counted
+from seqrec.training.processes import Processes, joined
 from seqrec.training.refitting import refit
 from seqrec.training.step import epoch_of
 
@@ -95,9 +97,15 @@ def fitted(
     found = Fitted(config, split, model, model)
     if model.COUNTED and budget is not None:
         warn(f"{config.model} is counted in one pass, which minutes do not shorten", TrainingWarning)
-    run = _trained(found, dataset, training, place, resume, progress, stop, budget)
+    processes = joined()
+    if processes is not None and model.COUNTED:
+        raise InputError(f"{config.model} is counted in one pass by one process; start only one")
+    if processes is not None and place is None:
+        raise InputError("several processes share the data through the run folder; give out")
+    run = _trained(found, dataset, training, place, resume, progress, stop, budget, processes)
     model.eval()
     if found.interrupted:
+        _dismiss(processes)
         return found
     if not model.COUNTED and training.transitions == "auto":
         _add_transitions(found, dataset, training)
@@ -114,12 +122,19 @@ def fitted(
     if config.refit != "off" and _has_time(found):
         if run is not None:
             run.save_metrics(found.metrics)  # they do not yet say what the weights in use were trained on
-        _train_again(found, training, run, progress)
+        _train_again(found, training, run, progress, processes)
+    _dismiss(processes)
     if run is not None and not found.interrupted:
         run.check_there()
         found.metrics["trained_on"] = found.trained_on
         run.save_metrics(found.metrics)
     return found
+
+
+def _dismiss(processes: Processes | None) -> None:
+    """Tell the other processes that there is nothing left to train."""
+    if processes is not None:
+        processes.same_on_all(None)
 
 
 def _has_time(found: Fitted) -> bool:
@@ -192,6 +207,7 @@ def _trained(
     progress: bool,
     stop: Callable[[], bool] | None,
     budget: Budget | None,
+    processes: Processes | None,
 ) -> Run | None:
     """Train without the held-out items. Returns the run."""
     config, split, model = found.config, found.split, found.model
@@ -210,10 +226,15 @@ def _trained(
     if not model.COUNTED:
         if budget is not None:
             stop = _limit(found, training, run, resume, stop, budget)
-        ways = {"run": run, "resume": resume, "progress": progress, "stop": stop}
-        trained = train(model, split, training, keep_seen=bool(config.split.keep_seen), **ways)  # type: ignore[arg-type]
+        ways: dict[str, Any] = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+        if processes is not None and run is not None:
+            processes.same_on_all(Job(config, training, str((run.folder / DATA).resolve())))
+            ways["processes"] = processes
+        trained = train(model, split, training, keep_seen=bool(config.split.keep_seen), **ways)
         found.epochs, found.best_epoch = trained.epochs, trained.best_epoch
         found.interrupted, found.summary = trained.ended == "interrupted", trained.summary
+        if training.shard_items and run is not None and not found.interrupted:
+            found.model = found.first = run.model(mapped=True)  # the whole table, without the memory for it
     if run is not None:
         run.check_there()
         run.take_over()
@@ -236,10 +257,12 @@ def _tested(found: Fitted, training: TrainConfig, metrics: dict[str, Any]) -> di
     return tests
 
 
-def _train_again(found: Fitted, training: TrainConfig, run: Run | None, progress: bool) -> None:
+def _train_again(
+    found: Fitted, training: TrainConfig, run: Run | None, progress: bool, processes: Processes | None
+) -> None:
     """Refit, and test the weights if they have not seen the test items."""
     plan = RefitPlan(found.config.refit, found.best_epoch)
-    model, found.interrupted = refit(found.config, found.split, training, plan, run, progress)
+    model, found.interrupted = refit(found.config, found.split, training, plan, run, progress, processes)
     if model is None:
         return
     model.addition = found.first.addition

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from seqrec.data.batches import Epoch
@@ -34,11 +35,15 @@ from seqrec.training.config import BETA1, TrainConfig
 from seqrec.training.objective import Task, mark_tables
 from seqrec.training.optim import RowAdam
 from seqrec.training.prefetch import prefetched
+from seqrec.training.processes import Processes
 from seqrec.training.progress import EpochBar, described, epoch_bar
 from seqrec.training.schedule import schedule_of
 from seqrec.training.start import start_from_neighbours
 from seqrec.training.state import TrainingState
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
+
+Ending = Literal["running", "checkpoint", "stopped", "interrupted"]
+ENDINGS: tuple[Ending, ...] = ("running", "checkpoint", "stopped", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def train(
     stop: Callable[[], bool] | None = None,
     keep_seen: bool = False,
     refit: RefitPlan | None = None,
+    processes: Processes | None = None,
 ) -> Trained:
     """Train a model. It then holds the weights of the best validated epoch, on the CPU.
 
@@ -85,6 +91,8 @@ def train(
         keep_seen: also rank items of the history in validation.
         refit: train for exactly this number of epochs without validation, and save only the last weights. The schedule
             of the learning rate still spans ``config.epochs``.
+        processes: processes that train together, each of which makes this call, the first one with the run. The model
+            is trained as by one process, up to rounding. The first process holds the best weights afterwards.
 
     Raises:
         InputError: there is nothing to train on or nothing to learn, the split leaks (:meth:`Split.check`), or
@@ -103,16 +111,14 @@ def train(
         raise InputError(f"stop is {stop!r}; give a function that returns True to stop")
     device = pick_device(config.device)
     with usual_torch(), own_random_state(device), threads(config.threads) as count, _stop_signals() as stopped:
-        work = _Work(model, split, config, device, run, keep_seen, refit)
+        work = _Work(model, split, config, device, run, keep_seen, refit, processes)
         with closing(work.optimizer), epoch_bar(progress, work.tokens, "refit " if refit else "") as bar:
             if refit is None:
                 bar.say(described(device, count))
                 warn_of_users_without_negatives(split, work.objective, work.sampler)
             else:
                 bar.say(f"refit: training again {TRAINED[refit.trained_on]}")
-            restored = resume and run is not None and work.state.restore(work.steps)
-            if config.item_init == "spectral" and not restored:
-                start_from_neighbours(model, split.train, config.seed)
+            work.start(resume)
             return work.until_the_end(bar, stopped, stop)
 
 
@@ -128,8 +134,11 @@ class _Work:
         run: Run | None,
         keep_seen: bool,
         refit: RefitPlan | None,
+        processes: Processes | None,
     ) -> None:
         self.model, self.config, self.device, self.histories = model, config, device, split.train
+        self.processes = processes
+        self.is_first = processes is None or processes.is_first
         self.objective = objective_of(model, model.num_items, config)
         self.sampler = self.objective.sampler(split.train)
         mark_tables(model)
@@ -146,16 +155,33 @@ class _Work:
         self.keep_seen, self.refit = keep_seen, refit
         self.epochs = config.epochs if refit is None else refit.epochs
         self.dropouts = dropouts_of(model)
-        self.state = TrainingState(model, self.optimizer, run, config.average_decay)
+        self.state = self._state(run)
         self.first: FirstEpoch | None = None
         self.every = config.resolved_for(model.LOSS, model.num_items, self.steps).evaluate_every or 0
+
+    def _state(self, run: Run | None) -> TrainingState:
+        if self.config.shard_items:
+            from seqrec.training.sharded_state import ShardedState  # imports much of torch that others do not need
+
+            assert self.processes is not None
+            return ShardedState(self.model, self.optimizer, run, self.processes)
+        decay = self.config.average_decay if self.is_first else 0.0
+        return TrainingState(self.model, self.optimizer, run, decay, keeps=self.is_first)
+
+    def start(self, resume: bool) -> None:
+        """Start from the run's last checkpoint, if there is one and ``resume`` asks for it, or from the beginning."""
+        restored = self.state.restored(resume, self.steps)
+        if self.config.item_init == "spectral" and not restored and self.is_first:
+            start_from_neighbours(self.model, self.histories, self.config.seed)
+        if self.processes is not None:
+            self.state.start_as_first(self.processes)
 
     def until_the_end(
         self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None = None
     ) -> Trained:
         """Run epoch after epoch, starting from the current state."""
         state, config = self.state, self.config
-        ended: Literal["running", "stopped"] = "running"
+        ended: Ending = "running"
         state.start_clock()
         while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, self.steps):
             bar.start(state.epoch + 1, self.epochs)
@@ -166,21 +192,19 @@ class _Work:
             ended = how
             row = self._end_of_epoch(cut=how == "stopped")
             bar.row(row)
-            if stopped():  # during validation
+            if self._any(stopped()):  # during validation
                 return self._ended("interrupted")
         if ended == "stopped":
             return self._ended("stopped")
         return self._ended("early" if state.epoch < self.epochs else "epochs")
 
-    def _steps(
-        self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None
-    ) -> Literal["running", "stopped", "interrupted"]:
+    def _steps(self, bar: EpochBar, stopped: Callable[[], bool], stop: Callable[[], bool] | None) -> Ending:
         """Run the remaining steps of an epoch. Returns how it ended."""
-        state, config, device, model = self.state, self.config, self.device, self.model
+        state, config, device, model, processes = self.state, self.config, self.device, self.model, self.processes
         model.train()
-        if state.epoch == state.step == 0 and self.refit is None:  # the first training has shown that it learns
+        if state.epoch == state.step == 0 and self.refit is None and self.is_first:  # a refit is known to learn
             self.first = FirstEpoch(model)
-        epoch = epoch_of(model, self.histories, config, state.epoch)
+        epoch = epoch_of(model, self.histories, config, state.epoch, processes.shard if processes else (0, 1))
         drawn = tasks_of(model, epoch, self.histories, self.objective, self.sampler, state.step)
         if self.first is not None:
             drawn = self.first.watch(drawn)
@@ -194,24 +218,39 @@ class _Work:
         bar: EpochBar,
         stopped: Callable[[], bool],
         stop: Callable[[], bool] | None,
-    ) -> Literal["running", "stopped", "interrupted"]:
+    ) -> Ending:
         """Take a step for each task. Returns how it ended."""
-        state, config, device, model = self.state, self.config, self.device, self.model
+        state, config, device, model, processes = self.state, self.config, self.device, self.model, self.processes
         for task in tasks:
             seed_step(self.dropouts, epoch, state.step, device)
-            loss = optimizer_step(model, self.optimizer, task, self.objective, device, clip_norm=config.clip_norm)
+            ways: dict[str, Any] = {"clip_norm": config.clip_norm, "reduce": processes}
+            loss = optimizer_step(model, self.optimizer, task, self.objective, device, **ways)
+            tokens = len(task.batch.items) if processes is None else processes.totals.tokens
             # The sum stays on the device: reading it at every step would wait for the GPU.
-            state.loss_sum += loss.detach().to(state.loss_sum.dtype) * len(task.batch.items)
-            state.tokens += len(task.batch.items)
+            state.loss_sum += loss.detach().to(state.loss_sum.dtype) * tokens
+            state.tokens += tokens
             state.step += 1
             bar.update(state.tokens)
-            if stopped():
-                return "interrupted"
-            if stop is not None and stop():
-                return "stopped"
-            if state.run is not None and state.step < self.steps and state.due(config.checkpoint_minutes):
+            due = state.run is not None and state.due(config.checkpoint_minutes)
+            wish: Ending = "stopped" if stop is not None and stop() else "checkpoint" if due else "running"
+            how = self._asked("interrupted" if stopped() else wish)
+            if how == "checkpoint" and state.step < self.steps:
                 state.checkpoint()
+                self._asked("running")
+            elif how in ("stopped", "interrupted"):
+                return how
         return "running"
+
+    def _asked(self, how: Ending) -> Ending:
+        """How training goes on, given what this process asks. Several processes agree at the next step."""
+        if self.processes is None:
+            return how
+        self.processes.request = ENDINGS.index(how)
+        return ENDINGS[self.processes.totals.request]
+
+    def _any(self, asked: bool) -> bool:
+        """Whether any process asks for something."""
+        return asked if self.processes is None else bool(self.processes.most_of(int(asked)))
 
     def _end_of_epoch(self, cut: bool) -> dict[str, Any]:
         """Average, validate and save the weights at the end of an epoch, and return its row."""
@@ -227,10 +266,20 @@ class _Work:
             elif not self.every or not self.validation:
                 state.keep_weights()
             elif cut or state.epoch % self.every == 0 or state.epoch == config.epochs:
-                row |= _accuracy(self.model, self.validation, self.keep_seen)
+                row |= self._accuracy()
                 state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
         state.checkpoint()
         return row
+
+    def _accuracy(self) -> dict[str, float]:
+        """NDCG@10 and HR@10 of the validation users in the full ranking."""
+        assert self.validation is not None
+        if self.config.shard_items and self.processes is not None:
+            from seqrec.training.sharded import sharded_ranks
+
+            return _values(*sharded_ranks(self.model, self.validation, self.keep_seen))
+        found = _values(*ranks(self.model, self.validation, keep_seen=self.keep_seen)) if self.is_first else {}
+        return found if self.processes is None else self.processes.same_on_all(found)
 
     def _ended(self, how: Literal["epochs", "early", "interrupted", "stopped"]) -> Trained:
         self.state.finish(save_current=how == "interrupted" and self.refit is None)
@@ -242,9 +291,8 @@ def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
     return targets.sampled(config.validation_users, [config.seed, 3]) if len(targets) else None
 
 
-def _accuracy(model: Model, targets: Targets, keep_seen: bool) -> dict[str, float]:
-    """NDCG@10 and HR@10 in the full ranking."""
-    greater, ties = ranks(model, targets, keep_seen=keep_seen)
+def _values(greater: np.ndarray, ties: np.ndarray) -> dict[str, float]:
+    """NDCG@10 and HR@10 of ranks."""
     return {name: float(metrics.named(name, greater, ties).mean()) for name in metrics.MAIN}
 
 

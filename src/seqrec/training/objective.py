@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.batches import Batch
+from seqrec.data.draws import Draws, TokenDraws
 from seqrec.data.negatives import (
     Loss,
     PopularitySampler,
@@ -91,6 +92,7 @@ class Task:
         left_out: pairs (prediction, index into ``shared``) that do not count, as two ``int64`` tensors.
         correction: ``float32[N]``, the terms that sampled softmax subtracts from the logits of ``shared``.
         others: batches that the other members of an ensemble see, with the same targets.
+        counts: whether the predictions count. They don't in a process that computes a step only because others do.
         host_left_out: the predictions of ``left_out`` on the CPU, if the task is on another device.
     """
 
@@ -101,6 +103,13 @@ class Task:
     left_out: tuple[Tensor, Tensor] | None = None
     correction: Tensor | None = None
     others: tuple[Batch, ...] = ()
+    counts: bool = True
+
+    @property
+    def predictions(self) -> int:
+        """Number of predictions that count."""
+        return len(self.items) if self.counts else 0
+
     host_left_out: Tensor | None = None
 
     def to(self, device: torch.device) -> "Task":
@@ -116,7 +125,7 @@ class Task:
         return Task(
             batches[id(self.batch)], moved(self.tokens), copied(self.items, device), moved(self.shared),
             None if pairs is None else (copied(pairs[0], device), copied(pairs[1], device)), moved(self.correction),
-            tuple(batches[id(batch)] for batch in self.others), None if pairs is None else pairs[0],
+            tuple(batches[id(batch)] for batch in self.others), self.counts, None if pairs is None else pairs[0],
         )  # fmt: skip
 
 
@@ -126,7 +135,7 @@ def draw_task(
     histories: Histories,
     objective: Objective,
     sampler: Sampler,
-    random: np.random.Generator,
+    draws: Draws,
 ) -> Task:
     """Choose the predictions of a batch and draw their negatives. This does not read the model's weights.
 
@@ -137,9 +146,9 @@ def draw_task(
             drawn as negatives.
         objective: the loss and its negatives.
         sampler: ``objective.sampler(...)``.
-        random: generator of random numbers for corruption and negatives.
+        draws: random numbers for corruption and negatives.
     """
-    shown, *others = model.shown(batch, random)
+    shown, *others = model.shown(batch, draws)
     beside = tuple(others)
     tokens, items = model.training_targets(shown)
     count = objective.negatives
@@ -150,7 +159,9 @@ def draw_task(
     if objective.loss == "bce":
         try:
             own = own_keys(owner, owned, model.num_items)
-            drawn = negatives_for(random, sampler, token_rows, count, own)
+            of_tokens = None if tokens is None else tokens.numpy()
+            size = len(shown.items)
+            drawn = negatives_for(TokenDraws(draws.child(0), size, of_tokens), sampler, token_rows, count, own)
         except ValueError as error:
             raise InputError(f"{error} for bce; choose another loss or leave such users out") from error
         asked = items.numpy()
@@ -158,11 +169,13 @@ def draw_task(
             asked = _redraw_equal(
                 asked,
                 drawn,
-                lambda which: negatives_for(random, sampler, token_rows[which], 1, own)[:, 0],
+                lambda which, attempt: _one_more(
+                    draws.child(1 + attempt), size, of_tokens, which, sampler, token_rows, own
+                ),
                 batch.targets.numpy() if tokens is None else asked,
             )
         return Task(shown, tokens, torch.from_numpy(np.column_stack([asked, drawn])), others=beside)
-    shared = _shared(sampler, random, count)
+    shared = _shared(sampler, draws.child(0).common(), count)
     token, negative = _own_negatives(token_rows, owner, owned, shared)
     if shown.targets is not batch.targets:  # as above
         own = own_keys(owner, owned, model.num_items)
@@ -257,25 +270,39 @@ def _target_correction(num_items: int, negatives: int) -> float:
     return math.log(num_items / negatives)
 
 
+def _one_more(
+    draws: Draws,
+    size: int,
+    tokens: np.ndarray | None,
+    which: np.ndarray,
+    sampler: Sampler,
+    token_rows: np.ndarray,
+    own: np.ndarray,
+) -> np.ndarray:
+    """One more negative for each of the predictions ``which``, of the ``tokens`` of a batch of ``size`` tokens."""
+    random = TokenDraws(draws, size, which if tokens is None else tokens[which])
+    return negatives_for(random, sampler, token_rows[which], 1, own)[:, 0]
+
+
 def _redraw_equal(
-    items: np.ndarray, drawn: np.ndarray, draw: Callable[[np.ndarray], np.ndarray], before: np.ndarray
+    items: np.ndarray, drawn: np.ndarray, draw: Callable[[np.ndarray, int], np.ndarray], before: np.ndarray
 ) -> np.ndarray:
     """Draw negatives again, in place, that equal the item to predict.
 
     Args:
         items: ``int64[P]``, the items to predict.
         drawn: ``int64[P, N]``, the negatives of each.
-        draw: function that draws one more negative for each of the given predictions.
+        draw: function that draws one more negative for each of the given predictions, given the attempt from 0.
         before: ``int64[P]``, replacements for items that leave nothing else to draw.
 
     Returns:
         The items to predict, ``int64[P]``. None of them is among its own negatives.
     """
-    for _ in range(100):
+    for attempt in range(100):
         which, place = np.nonzero(drawn == items[:, None])
         if len(which) == 0:
             return items
-        drawn[which, place] = draw(which)
+        drawn[which, place] = draw(which, attempt)
     stuck = (drawn == items[:, None]).any(axis=1)
     return np.where(stuck, before, items)
 

@@ -1,7 +1,6 @@
 """Adam for large embedding tables: equal to dense Adam, at the cost of only the rows that a step touches."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch.optim.adam import adam
 from seqrec import kernels
 from seqrec.device import not_compiled
 from seqrec.training.drift import Drift, Factors
+from seqrec.training.rows import Table
 
 #: A state with more steps than this is damaged: training that long would take years.
 MOST_STEPS = 2**31 - 1
@@ -70,7 +70,7 @@ class RowAdam:
             for name, module in model.named_modules()
             if isinstance(module, nn.Embedding) and module.sparse
         }
-        self.tables = {name: _Table(module.weight) for name, module in embeddings.items()}
+        self.tables = {name: Table(module.weight, hasattr(module, "divided")) for name, module in embeddings.items()}
         self.dense = {name: p for name, p in model.named_parameters() if name not in embeddings}
         self.learning_rate = learning_rate
         self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first moment, second moment, number of steps
@@ -101,6 +101,35 @@ class RowAdam:
             if table.weight.grad is not None:
                 dense.append(table.gradient().sums if table.weight.grad.is_sparse else table.weight.grad)
         return dense
+
+    def whole_gradients(self) -> list[Tensor]:
+        """The gradients of tables that are dense, because the loss reads every row."""
+        found = [table.weight.grad for table in self.tables.values()]
+        return [gradient for gradient in found if gradient is not None and not gradient.is_sparse]
+
+    def row_gradients(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Row numbers ``int64[R]`` and gradients ``float32[R, D]`` of every other table, by name."""
+        return {
+            name: table.exchanged()
+            for name, table in self.tables.items()
+            if not table.divided and (table.weight.grad is None or table.weight.grad.is_sparse)
+        }
+
+    def divided_gradients(self) -> list[Tensor]:
+        """The gradients by row of tables that are divided among processes."""
+        found = [table.weight.grad for table in self.tables.values() if table.divided and table.weight.grad is not None]
+        return [gradient._values() for gradient in found]
+
+    def set_row_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
+        """Replace the gradient of a table by those of rows, which may repeat.
+
+        The rows are brought up to date first, so that they take the same steps in processes that have not read them.
+        """
+        table = self.tables[name]
+        table.weight.grad = torch.sparse_coo_tensor(rows[None], gradients, table.weight.shape, check_invariants=False)
+        table.summed = None
+        if self.steps:
+            self._catch_up_rows(table, rows, self.steps)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -153,7 +182,7 @@ class RowAdam:
         firsts, seconds, steps = (list(part) for part in zip(*(self._moments[name] for name in moved), strict=True))
         self._move(weights, gradients, firsts, seconds, steps, rate)
 
-    def _move_all_rows(self, table: "_Table", gradient: Tensor, rate: float) -> None:
+    def _move_all_rows(self, table: "Table", gradient: Tensor, rate: float) -> None:
         """One step of a table with a dense gradient."""
         for rows in table.blocks():
             self._catch_up_rows(table, rows, self.steps - 1)
@@ -199,7 +228,7 @@ class RowAdam:
             for rows in table.blocks():
                 self._catch_up_rows(table, rows, self.steps)
 
-    def _before_reading(self, table: "_Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _before_reading(self, table: "Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         @not_compiled
         def bring_up_to_date(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if module.training and self.steps:
@@ -208,7 +237,7 @@ class RowAdam:
 
         return bring_up_to_date
 
-    def _catch_up_rows(self, table: "_Table", rows: Tensor, step: int) -> None:
+    def _catch_up_rows(self, table: "Table", rows: Tensor, step: int) -> None:
         """Bring rows (repetitions are allowed) to their state after ``step`` in dense Adam."""
         if table.compiled:
             kernels.adam_catch_up(
@@ -225,7 +254,7 @@ class RowAdam:
             rows, last, behind = rows[chosen], last[chosen], behind[chosen]
         self._drift_rows(table, rows, last, behind, step)
 
-    def _drift_rows(self, table: "_Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
+    def _drift_rows(self, table: "Table", rows: Tensor, last: Tensor, behind: Tensor, step: int) -> None:
         """Apply the missed drift to the rows that are ``behind``, given the ``last`` step of each.
 
         On a GPU, ``rows`` includes the others too: to select rows, the host would have to wait for their number.
@@ -308,82 +337,6 @@ class RowAdam:
                     state[f"{name}.{part}"].to(parameter.device).clone() for part in ("first", "second", "step")
                 )
                 self._moments[name] = first, second, count
-
-
-class _Table:
-    """An embedding table and its moments; ``last``, ``int32[rows]``, is the step that each row has reached."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-        self.first = torch.zeros_like(weight.data)
-        self.second = torch.zeros_like(weight.data)
-        self.last = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-        self.summed: Summed | None = None
-        self._slots: Tensor | None = None
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the compiled loops can be used."""
-        return kernels.usable(self.weight) and self.weight.is_contiguous()
-
-    def blocks(self, size: int = 65536) -> Iterator[Tensor]:
-        """All row numbers, in blocks."""
-        for start in range(0, len(self.weight), size):
-            yield torch.arange(start, min(start + size, len(self.weight)), device=self.weight.device)
-
-    @property
-    def slots(self) -> Tensor:
-        """Memory that ``kernels.adam_step`` reuses at every step."""
-        if self._slots is None:
-            self._slots = torch.full((len(self.weight),), -1, dtype=torch.int32)
-        return self._slots
-
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Row numbers, possibly repeated, and the gradient of each."""
-        if self.summed is not None:
-            return self.summed.by_row()
-        assert self.weight.grad is not None
-        return self.weight.grad._indices()[0], self.weight.grad._values()
-
-    def gradient(self) -> "Summed":
-        """The gradient, summed by row."""
-        if self.summed is None:
-            assert self.weight.grad is not None
-            self.summed = summed_by_row(self.weight.grad, self.weight.device)
-        return self.summed
-
-
-class Summed(NamedTuple):
-    """A sparse gradient of n rows, summed by row.
-
-    ``rows int64[n]``, ``sums [n, D]`` with the sum of each distinct row once and zeros elsewhere, and ``places
-    int64[n]``, the place in ``sums`` of each row; None if the rows are distinct and in the order of ``sums``.
-    """
-
-    rows: Tensor
-    sums: Tensor
-    places: Tensor | None = None
-
-    def by_row(self) -> tuple[Tensor, Tensor]:
-        """The rows and the sum of each. Repeated rows have equal sums."""
-        return self.rows, self.sums if self.places is None else self.sums.index_select(0, self.places)
-
-
-def summed_by_row(gradient: Tensor, device: torch.device) -> Summed:
-    """Sum a sparse gradient by row.
-
-    On the CPU, rows become distinct. On a GPU they stay as many as they are, because the host would have to wait for
-    the number of distinct ones, as in ``coalesce``.
-    """
-    if device.type == "cpu":
-        gradient = gradient.coalesce()
-        return Summed(gradient.indices()[0], gradient.values())
-    values = gradient._values()
-    rows, order = gradient._indices()[0].sort()
-    new = torch.ones_like(rows)
-    new[1:] = rows[1:] != rows[:-1]
-    places = new.cumsum(0) - 1
-    return Summed(rows, torch.zeros_like(values).index_add_(0, places, values.index_select(0, order)), places)
 
 
 @torch.no_grad()

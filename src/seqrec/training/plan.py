@@ -32,6 +32,7 @@ from seqrec.training.checks import (
     settle_split,
 )
 from seqrec.training.config import TrainConfig
+from seqrec.training.processes import joined
 from seqrec.training.recipe import Recipe, again, choose, facts_of, lines
 
 
@@ -80,6 +81,7 @@ def planned(
         InputError: an option does not fit the data or this machine.
     """
     filters = filters_of(dataset, filters)
+    training = _with_divided_items(name, training)
     split = split_config.apply(dataset)
     split.check()
     is_counted = MODELS[name].COUNTED
@@ -112,6 +114,15 @@ def planned(
     return Plan(config, split, model, recipe)
 
 
+def _with_divided_items(name: str, training: TrainConfig) -> TrainConfig:
+    """The options as dividing the item table needs them, if it is asked for."""
+    if not training.shard_items:
+        return training
+    from seqrec.training.sharded import checked_options  # imports much of torch that others do not need
+
+    return checked_options(name, training)
+
+
 def resolved_recipe(recipe: Recipe, name: str, split: Split) -> Recipe:
     """The recipe of a model with every other default resolved, after checking that it can train."""
     sizes, training = recipe.sizes.resolved(), recipe.training.resolved()
@@ -141,6 +152,10 @@ def begun_configs(place: Place) -> list[RunConfig]:
 
 def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
     """The model of a run with the weights that its training starts from."""
+    if config.training.get("shard_items"):
+        from seqrec.training.sharded import sharded_model
+
+        return sharded_model(config, joined())
     copies = COPIES if config.training and pick_device(config.training["device"]).type == "cpu" else 1
     copies += config.refit != "off"  # the model of the first training stays, for evaluations
     with own_random_state(torch.device("cpu"), config.training.get("seed", 0)):

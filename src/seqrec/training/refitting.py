@@ -1,18 +1,28 @@
 """The refit: once its figures are known, the recipe of a run is trained again on more of the log."""
 
+from typing import Any
+
 from seqrec.data.split import Split
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.run.config import RunConfig
-from seqrec.run.folder import Run
+from seqrec.run.folder import DATA, Run
 from seqrec.run.refit import RefitPlan, RefitRun
 from seqrec.training.config import TrainConfig
+from seqrec.training.following import Job
 from seqrec.training.loop import train
 from seqrec.training.plan import counted, fresh_model
+from seqrec.training.processes import Processes
 
 
 def refit(
-    config: RunConfig, split: Split, training: TrainConfig, plan: RefitPlan, run: Run | None, progress: bool = False
+    config: RunConfig,
+    split: Split,
+    training: TrainConfig,
+    plan: RefitPlan,
+    run: Run | None,
+    progress: bool = False,
+    processes: Processes | None = None,
 ) -> tuple[Model | None, bool]:
     """Train the recipe of a run again from its first weights, with the same seed, for a fixed number of epochs.
 
@@ -25,6 +35,7 @@ def refit(
         plan: what to train on, and the epoch that validation chose.
         run: run folder, whose weights are replaced when the refit is complete. A refit that was begun there continues.
         progress: show a progress bar.
+        processes: processes that train together; the others follow.
 
     Returns:
         The model in evaluation mode, or None if the refit is not complete; and whether it was interrupted.
@@ -45,8 +56,11 @@ def refit(
         if files is not None:
             files.save_weights(model.state_dict())
     else:
+        if processes is not None and files is not None:
+            processes.same_on_all(Job(config, training, str((files.folder / DATA).resolve()), plan))
+        ways: dict[str, Any] = {"run": files, "resume": True, "progress": progress, "processes": processes}
         try:
-            trained = train(model, again, training, run=files, resume=True, progress=progress, refit=plan)
+            trained = train(model, again, training, refit=plan, **ways)
         except InputError as error:
             error.args = (f"the refit failed: {error}",)
             raise

@@ -17,16 +17,20 @@ from seqrec.run.tensors import check_finite, load_tensors
 from seqrec.training.averaging import RunningMean
 from seqrec.training.config import VALIDATION_STEPS
 from seqrec.training.optim import RowAdam
+from seqrec.training.processes import Processes
 
 #: Attributes of :class:`TrainingState` in a checkpoint, in addition to the tensors and the sum of losses.
-_FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
+FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
 _MOST = 2.0**60  # a checkpoint with more tokens, seconds or loss than this is damaged
 
 
 class TrainingState:
     """Epoch, step, losses and best weights of a training, and how they are saved and restored."""
 
-    def __init__(self, model: Model, optimizer: RowAdam, run: Run | None, average_decay: float) -> None:
+    def __init__(
+        self, model: Model, optimizer: RowAdam, run: Run | None, average_decay: float, keeps: bool = True
+    ) -> None:
+        self.keeps = keeps  # the best weights; of several processes, only the first one does
         self.model, self.optimizer, self.run = model, optimizer, run
         self.mean = RunningMean(average_decay, run)
         self.epoch = 0
@@ -114,6 +118,8 @@ class TrainingState:
     def keep_weights(self) -> None:
         """Keep the current weights as the best ones: in the run folder, or in memory if there is none."""
         self.best_epoch = self.epoch
+        if not self.keeps:
+            return
         if self.run is not None:
             self.run.save_weights(self.model.state_dict())
         else:
@@ -130,12 +136,16 @@ class TrainingState:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
-        facts = {name: getattr(self, name) for name in _FACTS} | {"loss_sum": self.loss_sum.item()}
+        facts = {name: getattr(self, name) for name in FACTS} | {"loss_sum": self.loss_sum.item()}
         self.run.save_state(tensors, facts)
         self.run.forget_means(but=self.epoch)
         self._count_time(steps=False)
         self.run.save_epochs(self.rows)
         self.run.take_over()
+
+    def restored(self, resume: bool, steps: int) -> bool:
+        """Continue from the last checkpoint if ``resume`` asks for it and there is one."""
+        return resume and self.run is not None and self.restore(steps)
 
     def restore(self, steps: int) -> bool:
         """Continue from the run's last checkpoint. Without a checkpoint, training starts from the beginning.
@@ -155,7 +165,7 @@ class TrainingState:
         header, facts = state
         weights = self.model.state_dict(keep_vars=True)
         try:
-            _check_facts(facts, steps)
+            check_facts(facts, steps)
             names = [name.removeprefix("optimizer.") for name in header.names if name.startswith("optimizer.")]
             expected = {f"model.{name}": value for name, value in weights.items()}
             expected |= {f"optimizer.{name}": value for name, value in self.optimizer.expected_state(names).items()}
@@ -181,10 +191,26 @@ class TrainingState:
             raise InputError(
                 f"{header.path}: does not fit the run ({one_line(error)}); train again with --overwrite"
             ) from error
-        for name in _FACTS:
+        for name in FACTS:
             setattr(self, name, facts[name])
         self.loss_sum.fill_(facts["loss_sum"])
         return True
+
+    def start_as_first(self, processes: Processes) -> None:
+        """Start from the weights, moments and counters of the first of several processes."""
+        given = self.optimizer.state_dict() if processes.is_first else {}
+        facts = {name: getattr(self, name) for name in FACTS} | {"loss_sum": self.loss_sum.item()}
+        names, facts = processes.same_on_all(([*given], facts))
+        processes.copy_from_first(self.model.state_dict())
+        expected, moments = self.optimizer.expected_state(names), given or self.optimizer.state_dict()
+        moments = {name: moments[name] if name in moments else torch.empty_like(expected[name]) for name in names}
+        processes.copy_from_first(moments)
+        if processes.is_first:
+            return
+        self.optimizer.load_state_dict(moments)
+        for name in FACTS:
+            setattr(self, name, facts[name])
+        self.loss_sum.fill_(facts["loss_sum"])
 
     def finish(self, save_current: bool) -> None:
         """Leave the best weights in the model, or the current ones if none were kept; ``save_current`` saves those."""
@@ -197,13 +223,13 @@ class TrainingState:
                 self.run.save_weights(self.model.state_dict())
         elif self.run is not None:
             self.run.load_weights(self.model, self.run.trains)
-        else:
+        elif self.keeps:
             assert self.best is not None
             self.model.load_state_dict(self.best)
         self.model.eval()
 
 
-def _check_facts(facts: Mapping[str, Any], steps: int) -> None:
+def check_facts(facts: Mapping[str, Any], steps: int) -> None:
     """Raise a ValueError for values of a checkpoint (JSON) that have the wrong type or contradict each other."""
     kinds = {"epoch": int, "step": int, "tokens": int, "seconds": float, "total_seconds": float, "rows": list[Any],
              "worse": int, "best_epoch": int, "best_value": float, "loss_sum": float}  # fmt: skip

@@ -1,8 +1,8 @@
 """One optimizer step, and the batches and tasks of an epoch."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from seqrec.training.objective import Objective, Task, draw_task, training_loss
 from seqrec.training.optim import RowAdam, clip_gradients
 
 #: Sums gradients of several processes: see :func:`optimizer_step`.
-Reduce = Callable[[Model, int], None]
+Reduce = Callable[[RowAdam, Task, Tensor], Tensor]
 
 
 def epoch_of(
@@ -59,16 +59,19 @@ def tasks_of(
     """
     for step in range(first_step, len(epoch)):
         batch = epoch[step]
-        random = np.random.default_rng(epoch.seed_of(step, 1))
-        yield draw_task(model, batch, histories.take(batch.users.numpy()), objective, sampler, random)
+        some = histories.take(batch.users.numpy())
+        task = draw_task(model, batch, some, objective, sampler, epoch.draws(step, 1))
+        part = epoch.part(step)
+        yield replace(task, counts=False) if part is not None and part.is_empty else task
 
 
 def seed_step(dropouts: list[Dropout], epoch: Epoch, step: int, device: torch.device) -> None:
-    """Seed the random numbers of a step's forward pass: a function of seed, epoch, step and process."""
-    seed = epoch.seed_of(step, 2)
-    seed_dropout(dropouts, seed)
-    if device.type != "cpu":  # the CPU uses the generators of seed_dropout instead
-        torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+    """Seed the random numbers of a step's forward pass: a function of seed, epoch and step."""
+    draws = epoch.draws(step, 2)
+    seed_dropout(dropouts, draws)
+    if device.type != "cpu":  # the CPU uses the numbers of seed_dropout instead
+        rank = epoch.shard[0]
+        torch.manual_seed(int(draws.child(rank).common().integers(2**62)))
 
 
 def optimizer_step(
@@ -84,18 +87,18 @@ def optimizer_step(
 ) -> Tensor:
     """Take one optimizer step.
 
-    ``reduce`` must turn the gradients of each process into those of all processes together. It is called with the model
-    and the number P of this process's predictions. Every process calls it once per step, even if P is 0, between the
-    backward pass and clipping. Before the call, each ``parameter.grad`` is the gradient of the mean loss over this
-    process's P predictions, or None. After it, ``grad`` must be the gradient of the mean over the predictions of all
-    processes: the sum of ``P * grad`` divided by the sum of P. Gradients of ``model.sparse_tables()`` are sparse (COO,
-    with repeated rows) unless the loss reads the whole catalogue; all others are dense. Sparse gradients may be
-    concatenated, because the optimizer adds up repeated rows.
+    ``reduce`` must turn the gradients of each process into those of all processes together. It is called with the
+    optimizer, the task and its loss, and returns the loss of all: the mean over all predictions. Every process calls it
+    once per step, even if its number P of predictions that count is 0, between the backward pass and clipping. Before
+    it, each ``parameter.grad`` is the gradient of the summed loss of this process's P predictions, or None. After it,
+    ``grad`` must be the gradient of the mean over the predictions of all processes: the sum of ``grad`` divided by the
+    sum of P. Gradients of ``optimizer.tables`` are sparse (COO, with repeated rows) unless the loss reads the whole
+    catalogue; all others are dense. Sparse gradients may be concatenated, because the optimizer adds up repeated rows.
 
     Args:
         model: model in training.
         optimizer: optimizer of the model.
-        task: predictions of this process. There may be none if several processes share a batch.
+        task: predictions of this process. They may not count if several processes share a batch.
         objective: the loss.
         device: device of the model.
         clip_norm: maximum joint norm of the gradients.
@@ -103,18 +106,18 @@ def optimizer_step(
         ended: function that is called with the name of each phase when it ends: forward, backward, optimizer.
 
     Returns:
-        The loss, a mean over this process's predictions.
+        The loss, a mean over the predictions of all processes.
     """
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
         loss = training_loss(model, task, objective, device)
     if ended is not None:
         ended("forward")
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward(None if reduce is None else loss.new_full((), task.predictions))
     if ended is not None:
         ended("backward")
     if reduce is not None:
-        reduce(model, len(task.items))
+        loss = reduce(optimizer, task, loss.detach())
     if clip_norm is not None:
         clip_gradients(optimizer.gradients(), clip_norm)
     optimizer.step()

@@ -1,0 +1,170 @@
+"""Training by several processes on this machine: speed, equality of the losses, bytes exchanged, and memory.
+
+    python benchmarks/processes.py steps LOG --world 1 2 4         # losses, tokens/s and bytes of 1, 2 and 4 processes
+    python benchmarks/processes.py steps --items 1000000           # the same with a generated log of so many items
+    python benchmarks/processes.py memory --items 4000000          # peak memory of fit, alone and with --shard-items
+
+Each process has one thread. Runs alternate, because other work on the machine changes the speed from minute to minute.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def generated(items: int, users: int = 60_000, length: int = 12) -> pl.DataFrame:
+    """A log in which every item occurs, and half of the interactions are with popular ones."""
+    random = np.random.default_rng(0)
+    count = max(users * length, 2 * items)
+    popular = np.minimum(random.pareto(0.6, count) * 50, items - 1).astype(np.int64)
+    chosen = np.where(np.arange(count) % 2 == 0, np.arange(count) // 2 % items, popular)
+    return pl.DataFrame({"user_id": np.arange(count) // length, "item_id": chosen})
+
+
+def take_steps(log: str, steps: int, batch_size: int) -> dict[str, Any]:
+    """Take steps as ``fit`` does, in one process or as one of several."""
+    import torch
+
+    from seqrec.data.formats.read import read_log
+    from seqrec.data.prepare import prepare
+    from seqrec.data.split import split_last_two
+    from seqrec.models.blocks import dropouts_of
+    from seqrec.models.sasrec import SASRec, SASRecConfig
+    from seqrec.training.checks import objective_of
+    from seqrec.training.config import BETA1, TrainConfig
+    from seqrec.training.objective import mark_tables
+    from seqrec.training.optim import RowAdam
+    from seqrec.training.processes import launched
+    from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
+
+    torch.set_num_threads(1)
+    split = split_last_two(prepare(read_log(log)))
+    num_items, cpu = split.train.dataset.num_items, torch.device("cpu")
+    training = TrainConfig(batch_size=batch_size).resolved()
+    torch.manual_seed(0)
+    model = SASRec(SASRecConfig(max_length=50), num_items).train()
+    mark_tables(model)
+    objective = objective_of(model, num_items, training)
+    sampler, dropouts = objective.sampler(split.train), dropouts_of(model)
+    optimizer = RowAdam(model, 0.001, betas=(BETA1, training.beta2))
+    rows: list[tuple[float, float, int, int]] = []  # loss, end, tokens, bytes
+    with launched() as processes:
+        shard = processes.shard if processes else (0, 1)
+        for number in range(10**6):
+            epoch = epoch_of(model, split.train, training, number, shard)
+            for step, task in enumerate(tasks_of(model, epoch, split.train, objective, sampler)):
+                before = processes.bytes_sent if processes else 0
+                seed_step(dropouts, epoch, step, cpu)
+                loss = float(optimizer_step(model, optimizer, task, objective, cpu, reduce=processes).detach())
+                tokens = processes.totals.tokens if processes else len(task.batch.items)
+                sent = processes.bytes_sent - before if processes else 0
+                rows.append((loss, time.perf_counter(), tokens, sent))
+                if len(rows) == steps:
+                    break
+            if len(rows) == steps:
+                break
+    seconds = rows[-1][1] - rows[9][1]
+    return {
+        "losses": [row[0] for row in rows],
+        "tokens_per_second": sum(row[2] for row in rows[10:]) / seconds,
+        "bytes": statistics.median(row[3] for row in rows[10:]),
+        "table": 4 * model.item_embedding.weight.numel(),
+    }
+
+
+def started(world: int, *command: str) -> list[str]:
+    """A command that starts so many processes of a Python file or module."""
+    if world == 1:
+        return [sys.executable, *command]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *command]
+
+
+def compare_steps(log: str, options: argparse.Namespace) -> None:
+    found: dict[int, list[dict[str, Any]]] = {world: [] for world in options.world}
+    for _ in range(options.repeats):
+        for world in options.world:
+            with tempfile.TemporaryDirectory() as folder:
+                out = f"{folder}/out.json"
+                more = ["one", log, f"--steps={options.steps}", f"--batch-size={options.batch_size}", f"--out={out}"]
+                subprocess.run(started(world, __file__, *more), check=True, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+                found[world].append(json.loads(Path(out).read_text()))
+    first = found[options.world[0]]
+    for world, runs in found.items():
+        speed = [run["tokens_per_second"] for run in runs]
+        ratios = [run["tokens_per_second"] / one["tokens_per_second"] for run, one in zip(runs, first, strict=True)]
+        apart = max(abs(a / b - 1) for a, b in zip(runs[0]["losses"][:100], first[0]["losses"][:100], strict=True))
+        share = runs[0]["bytes"] / runs[0]["table"]
+        print(
+            f"{world} processes: {statistics.median(speed):,.0f} tokens/s, ratio {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}); losses of 100 steps differ by {apart:.1e} at most; "
+            f"{runs[0]['bytes']:,.0f} bytes sent per step and process, {share:.2%} of the table"
+        )
+
+
+def peaks(command: list[str]) -> tuple[dict[int, float], int]:
+    """The peak memory of each process of a command in MB (resident, as the system counts it), and its exit status."""
+    found: dict[int, float] = {}
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as top:
+        while top.poll() is None:
+            tree = [top.pid]
+            for pid in tree:
+                try:
+                    tree += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                    text = Path(f"/proc/{pid}/status").read_text()
+                    anonymous = int(text.split("RssAnon:")[1].split()[0]) / 1024
+                    found[pid] = max(found.get(pid, 0.0), anonymous)
+                except (OSError, IndexError, ValueError):
+                    continue
+            time.sleep(0.05)
+        return found, top.returncode
+
+
+def compare_memory(log: str, options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        more = ["-m", "seqrec", "fit", log, "--model=sasrec", "--max-length=50", "--epochs=1", "--loss=sampled-softmax"]
+        more += ["--transitions=off", "--validation-users=200", "--windows=last", f"--batch-size={options.batch_size}"]
+        alone = ["--average-decay=0", "--item-init=random", "--ensemble=1", "--dropout=0.5"]
+        for name, world, extra in (("one", 1, alone), ("divided", 2, ["--shard-items", "--dropout=0.5"])):
+            found, status = peaks(started(world, *more, *extra, f"--out={folder}/{name}"))
+            most = sorted(found.values(), reverse=True)[:world]
+            print(f"{name}: status {status}, peak of anonymous memory {', '.join(f'{one:,.0f}' for one in most)} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("steps", "memory", "one"))
+    parser.add_argument("log", nargs="?")
+    parser.add_argument("--items", type=int)
+    parser.add_argument("--world", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    if options.what == "one":
+        result = take_steps(options.log, options.steps, options.batch_size)
+        if os.environ.get("RANK", "0") == "0":
+            Path(options.out).write_text(json.dumps(result))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        log = options.log
+        if log is None:
+            log = f"{folder}/log.parquet"
+            generated(options.items).write_parquet(log)
+        {"steps": compare_steps, "memory": compare_memory}[options.what](log, options)
+
+
+if __name__ == "__main__":
+    main()
