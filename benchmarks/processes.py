@@ -178,7 +178,8 @@ def compare_memory(log: str, options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         prepare(pl.read_parquet(log)).save(f"{folder}/data")
-        for name, world in (("one process", 1), ("two, table divided", 2)):
+        for world in options.world:
+            name = "one process" if world == 1 else f"{world}, table divided"
             more = ["fit", f"{folder}/data", f"--batch-size={options.batch_size}", f"--out={folder}/{world}"]
             found, status = peaks(started(world, __file__, *more))
             most = sorted(found.values(), reverse=True)[:world]
