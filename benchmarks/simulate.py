@@ -49,7 +49,7 @@ GAIN = 1.25  # doubling the workers pays if it makes an epoch this much faster
 
 @dataclass(frozen=True)
 class Load:
-    """What the workers have to do in a step, from simulated batches. Skews are the largest as a multiple of the mean."""
+    """What the workers do in a step, from simulated batches. Skews are the largest value as a multiple of the mean."""
 
     tokens: float  # mean per worker
     token_skew: float  # of the workers' tokens
@@ -168,8 +168,8 @@ def show(given: argparse.Namespace) -> None:
             best = " | ".join(str(paying(exchange, found, gbits, given)) for gbits in given.gbits)
             print(f"| {batch:,} | {exchange} | {best} |")
     last = loads[given.batch[0]][WORKERS[-1]]
-    print(f"\n{WORKERS[-1]} workers of {given.batch[0]} users: the most tokens are {last.token_skew:.2f} times the mean, "
-          f"the most rows asked for {last.holder_skew:.2f}, the slowest step {last.slowest:.2f}.")  # fmt: skip
+    print(f"\n{WORKERS[-1]} workers of {given.batch[0]} users: the most tokens are {last.token_skew:.2f} times the mean"
+          f", the most rows asked for {last.holder_skew:.2f}, the slowest step {last.slowest:.2f}.")  # fmt: skip
 
 
 def main() -> None:
