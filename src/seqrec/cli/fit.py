@@ -86,8 +86,7 @@ def fit_command(model: str) -> Any:
         show_log(console, dataset, summary)
         shown: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
         recommender.fit(dataset, out, resume=resume, overwrite=overwrite, **shown)
-        show_end = _say_stopped if recommender.interrupted else _show_result
-        show_end(console, recommender, out, overwrite)
+        (_say_stopped if recommender.interrupted else _show_result)(console, recommender, out, overwrite)
         facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
         write_json(json, facts | recommender.metrics)
         return 130 if recommender.interrupted else 0
