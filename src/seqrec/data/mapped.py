@@ -89,7 +89,7 @@ def write_array(path: Path, array: np.ndarray) -> str:
     array = np.ascontiguousarray(array)
     content = bytes_of(array)
     with path.open("wb") as file:  # np.save would ignore that the end of a small array does not fit on the disk
-        _write_header(file, array.dtype, len(array))
+        _write_header(file, array.dtype, array.shape)
         file.write(content)
     sums = [zlib.crc32(content[start : start + BLOCK]) for start in range(0, array.nbytes, BLOCK)]
     return hexadecimal(sums)
@@ -103,7 +103,7 @@ def hexadecimal(sums: Iterable[int]) -> str:
 def make_array(path: Path, dtype: Any, rows: int) -> None:
     """Create a .npy file of zeros, for :func:`write_rows`."""
     with path.open("wb") as file:
-        _write_header(file, np.dtype(dtype), rows)
+        _write_header(file, np.dtype(dtype), (rows,))
         file.truncate(file.tell() + rows * np.dtype(dtype).itemsize)
 
 
@@ -145,8 +145,8 @@ def _block_of(file: IO[bytes], begin: int, block: int) -> bytes:
     return file.read(BLOCK)
 
 
-def _write_header(file: IO[bytes], dtype: Any, rows: int) -> None:
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows,)}
+def _write_header(file: IO[bytes], dtype: Any, shape: tuple[int, ...]) -> None:
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, described)
 
 
