@@ -169,9 +169,20 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An S3 server that can be stopped and started again."""
     pytest.importorskip("moto")
     from moto.server import ThreadedMotoServer
+    from pyarrow.fs import FileSystem, FileType
 
     class Server:
         port = 0
+        system: Any = None
+
+        def has(self, name: str) -> bool:
+            return self.system.get_file_info(f"bucket/{name}").type != FileType.NotFound
+
+        def wait_for(self, name: str) -> None:
+            for _ in range(6000):
+                if self.has(name):
+                    return
+                time.sleep(0.1)
 
         def start(self) -> None:
             self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
@@ -186,8 +197,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     server = Server()
     server.start()
-    from pyarrow.fs import FileSystem
-
     system, path = FileSystem.from_uri(server.url("runs") + "&allow_bucket_creation=true")
     system.create_dir(path.partition("/")[0])
     server.system = system
@@ -196,25 +205,25 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_training_outlasts_a_storage_that_fails_for_a_while(cluster, dataset, expected, s3, tmp_path):
-    out = tmp_path / "run"
+    out, text = tmp_path / "run", "the storage can't be written"
     config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
 
     def fail() -> None:
-        for _ in range(30000):
-            if s3.system.get_file_info("bucket/runs/run/checkpoint_manager_snapshot.json").is_file:
-                break
-            time.sleep(0.05)
+        s3.wait_for("runs/run/checkpoint_manager_snapshot.json")
         s3.stop()
-        time.sleep(6)
+        for _ in range(3000):
+            if any(text in str(one.message) for one in seen):
+                break
+            time.sleep(0.1)
         s3.start()
 
     breaker = threading.Thread(target=fail)
-    breaker.start()
-    with pytest.warns(RunWarning, match="the storage can't be written"):
+    with pytest.warns(RunWarning, match=text) as seen:  # noqa: PT031 the thread reads what was warned of
+        breaker.start()
         fit_on_cluster(dataset, out, config, "sasrec", OPTIONS)
     breaker.join()
     check_equal(out, expected)
-    assert not s3.system.get_file_info("bucket/runs/run").is_file  # nothing is left in the storage
+    assert not s3.has("runs/run")  # nothing is left in the storage
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -223,10 +232,7 @@ def test_a_lost_worker_continues_from_the_storage(cluster, dataset, expected, s3
     config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
 
     def kill() -> None:
-        for _ in range(30000):
-            if s3.system.get_file_info("bucket/runs/run/checkpoint_manager_snapshot.json").is_file:
-                break
-            time.sleep(0.05)
+        s3.wait_for("runs/run/checkpoint_manager_snapshot.json")
         os.kill(next(pid for node in cluster.nodes for pid in workers_of(node)), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)

@@ -68,6 +68,7 @@ class Work:
         """Copy a folder to this machine."""
         from pyarrow.fs import copy_files
 
+        to.mkdir(parents=True, exist_ok=True)
         copy_files(self.path(name), str(to), source_filesystem=self.system)
         return to
 
