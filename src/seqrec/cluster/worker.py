@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 AGAIN = 5.0  # seconds until an upload is tried again
+REPORTS = 2.0  # seconds between reports to Ray Train, which reads one of them every two seconds
 RUN = "run"  # folder of the run that is continued, below the work folder
 
 
@@ -133,15 +134,20 @@ class Workers(Processes):
         self.keeps, self.asked = keeps, asked
         self._idle = threading.Event()  # no upload is running
         self._idle.set()
+        self._reported = time.monotonic()
 
     def interrupted(self) -> bool:
         """Whether the user wants to stop."""
         return self.asked.is_set()
 
     def saved(self, folder: Path | None, row: dict[str, Any] | None) -> None:
-        """Report the metrics of the epoch; and the checkpoint, unless an earlier one is still on its way."""
+        """Report the metrics of the epoch, and the checkpoint unless an earlier one is still on its way."""
         if not self.keeps and row is None:
             return
+        has_news = row is not None or self._idle.is_set()
+        if not self.same_on_all(has_news and time.monotonic() - self._reported >= REPORTS):
+            return
+        self._reported = time.monotonic()
         is_due = self.keeps and folder is not None and self._idle.is_set()
         self._report(row or {}, folder if is_due else None, waits=False)
 
