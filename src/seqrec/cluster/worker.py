@@ -15,7 +15,6 @@ from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from rich.console import Console
 
 from seqrec.cluster.board import posting
@@ -213,6 +212,8 @@ def work_on(given: dict[str, Any]) -> None:
     from ray import train
 
     job, board = given["job"], given["board"]
+    if ray.get(board.failed.remote()) is not None:
+        return
     context, asked = train.get_context(), threading.Event()
     workers = Workers(context.get_world_rank(), context.get_world_size(), job.work.keeps_run, asked)
     try:
@@ -225,17 +226,10 @@ def work_on(given: dict[str, Any]) -> None:
                 follow(workers, _data(job, Path(scratch)))
                 workers.finish(None)
     except (RuntimeError, OSError, ray.exceptions.RayError):  # connections and machines; Ray starts the workers again
-        if ray.get(board.failed.remote()) is None:  # otherwise another worker left because of its error
-            raise
-    except Exception as error:  # noqa: BLE001 bad input and bugs: it would happen again
+        raise
+    except Exception as error:  # bad input and bugs: when Ray starts the workers again, they only end
         ray.get(board.fail.remote(error))
-        _leave()
-
-
-def _leave() -> None:
-    """Leave the other workers, which may be waiting for this one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        raise
 
 
 def _data(job: Job, scratch: Path) -> Path:
