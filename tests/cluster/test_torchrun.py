@@ -19,11 +19,12 @@ TRAINING = "--epochs 4 --evaluate-every 2 --transitions off --split last-two"
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log like games.txt: short histories, many items, a few of which are popular. About 25 steps per epoch."""
+    """Short histories of users who walk through 100 items, with jumps to popular ones. About 25 steps per epoch."""
     random = np.random.default_rng(0)
     lengths = 5 + random.geometric(0.3, 800)
     users = np.repeat(np.arange(800), lengths)
-    items = (random.zipf(1.3, len(users)) + users % 7 * 5) % 400
+    jumps = np.where(random.random(len(users)) < 0.3, random.zipf(1.5, len(users)) % 100, 1)
+    items = jumps.cumsum() % 100
     path = tmp_path_factory.mktemp("log") / "log.csv"
     pl.DataFrame({"user_id": users, "item_id": items, "timestamp": np.arange(len(users))}).write_csv(path)
     return path

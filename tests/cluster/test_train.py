@@ -72,6 +72,17 @@ def expected(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pl.D
     return pl.read_csv(out / "epochs.csv")
 
 
+LONGER = OPTIONS | {"epochs": 30}  # for failures that need some seconds
+
+
+@pytest.fixture(scope="module")
+def expected_longer(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """The same of a longer training."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    Recommender("sasrec", **LONGER).fit(dataset, out)
+    return pl.read_csv(out / "epochs.csv")
+
+
 def check_equal(out: Path, expected: pl.DataFrame) -> None:
     """The epochs of a run are those of one process, up to rounding."""
     found = pl.read_csv(out / "epochs.csv")
@@ -143,17 +154,16 @@ def test_a_lost_node_is_replaced_by_a_spare_one(cluster, dataset, expected, tmp_
     check_equal(out, expected)
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, tmp_path):
-    out, options = tmp_path / "run", OPTIONS | {"epochs": 30}
+def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, expected_longer, tmp_path):
+    out = tmp_path / "run"
     presser = once_there(out / "state/training.safetensors", lambda: os.kill(os.getpid(), signal.SIGINT))
-    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", options)
+    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", LONGER)
     presser.join()
     assert outcome.interrupted
     assert pl.read_csv(out / "epochs.csv").height < 30
-    again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", options, resume=True)
+    again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", LONGER, resume=True)
     assert not again.interrupted
-    Recommender("sasrec", **options).fit(dataset, tmp_path / "one")
-    check_equal(out, pl.read_csv(tmp_path / "one/epochs.csv"))
+    check_equal(out, expected_longer)
 
 
 def test_an_input_error_of_a_worker_is_one_line_here(cluster, tmp_path):
@@ -169,9 +179,20 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An S3 server that can be stopped and started again."""
     pytest.importorskip("moto")
     from moto.server import ThreadedMotoServer
+    from pyarrow.fs import FileSystem, FileType
 
     class Server:
         port = 0
+        system: Any = None
+
+        def has(self, name: str) -> bool:
+            return self.system.get_file_info(f"bucket/{name}").type != FileType.NotFound
+
+        def wait_for(self, name: str) -> None:
+            for _ in range(6000):
+                if self.has(name):
+                    return
+                time.sleep(0.1)
 
         def start(self) -> None:
             self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
@@ -186,8 +207,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     server = Server()
     server.start()
-    from pyarrow.fs import FileSystem
-
     system, path = FileSystem.from_uri(server.url("runs") + "&allow_bucket_creation=true")
     system.create_dir(path.partition("/")[0])
     server.system = system
@@ -195,43 +214,40 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.stop()
 
 
-def test_training_outlasts_a_storage_that_fails_for_a_while(cluster, dataset, expected, s3, tmp_path):
-    out = tmp_path / "run"
+def test_training_outlasts_a_storage_that_fails_for_a_while(cluster, dataset, expected_longer, s3, tmp_path):
+    out, text = tmp_path / "run", "the storage can't be written"
     config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
 
     def fail() -> None:
-        for _ in range(30000):
-            if s3.system.get_file_info("bucket/runs/run/checkpoint_manager_snapshot.json").is_file:
-                break
-            time.sleep(0.05)
+        s3.wait_for("runs/run/checkpoint_manager_snapshot.json")
         s3.stop()
-        time.sleep(6)
+        for _ in range(3000):
+            if any(text in str(one.message) for one in seen):
+                break
+            time.sleep(0.1)
         s3.start()
 
     breaker = threading.Thread(target=fail)
-    breaker.start()
-    with pytest.warns(RunWarning, match="the storage can't be written"):
-        fit_on_cluster(dataset, out, config, "sasrec", OPTIONS)
+    with pytest.warns(RunWarning, match=text) as seen:  # noqa: PT031 the thread reads what was warned of
+        breaker.start()
+        fit_on_cluster(dataset, out, config, "sasrec", LONGER)
     breaker.join()
-    check_equal(out, expected)
-    assert not s3.system.get_file_info("bucket/runs/run").is_file  # nothing is left in the storage
+    check_equal(out, expected_longer)
+    assert not s3.has("runs/run")  # nothing is left in the storage
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_lost_worker_continues_from_the_storage(cluster, dataset, expected, s3, tmp_path):
+def test_a_lost_worker_continues_from_the_storage(cluster, dataset, expected_longer, s3, tmp_path):
     out = tmp_path / "run"
     config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
 
     def kill() -> None:
-        for _ in range(30000):
-            if s3.system.get_file_info("bucket/runs/run/checkpoint_manager_snapshot.json").is_file:
-                break
-            time.sleep(0.05)
+        s3.wait_for("runs/run/checkpoint_manager_snapshot.json")
         os.kill(next(pid for node in cluster.nodes for pid in workers_of(node)), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.warns(TrainingWarning, match="goes on from the last checkpoint"):
-        fit_on_cluster(dataset, out, config, "sasrec", OPTIONS)
+        fit_on_cluster(dataset, out, config, "sasrec", LONGER)
     killer.join()
-    check_equal(out, expected)
+    check_equal(out, expected_longer)

@@ -15,7 +15,6 @@ from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from rich.console import Console
 
 from seqrec.cluster.board import posting
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 AGAIN = 5.0  # seconds until an upload is tried again
+REPORTS = 2.0  # seconds between reports to Ray Train, which reads one of them every two seconds
 RUN = "run"  # folder of the run that is continued, below the work folder
 
 
@@ -68,6 +68,7 @@ class Work:
         """Copy a folder to this machine."""
         from pyarrow.fs import copy_files
 
+        to.mkdir(parents=True, exist_ok=True)
         copy_files(self.path(name), str(to), source_filesystem=self.system)
         return to
 
@@ -132,15 +133,20 @@ class Workers(Processes):
         self.keeps, self.asked = keeps, asked
         self._idle = threading.Event()  # no upload is running
         self._idle.set()
+        self._reported = time.monotonic()
 
     def interrupted(self) -> bool:
         """Whether the user wants to stop."""
         return self.asked.is_set()
 
     def saved(self, folder: Path | None, row: dict[str, Any] | None) -> None:
-        """Report the metrics of the epoch; and the checkpoint, unless an earlier one is still on its way."""
+        """Report the metrics of the epoch, and the checkpoint unless an earlier one is still on its way."""
         if not self.keeps and row is None:
             return
+        has_news = row is not None or self._idle.is_set()
+        if not self.same_on_all(has_news and time.monotonic() - self._reported >= REPORTS):
+            return
+        self._reported = time.monotonic()
         is_due = self.keeps and folder is not None and self._idle.is_set()
         self._report(row or {}, folder if is_due else None, waits=False)
 
@@ -206,6 +212,8 @@ def work_on(given: dict[str, Any]) -> None:
     from ray import train
 
     job, board = given["job"], given["board"]
+    if ray.get(board.failed.remote()) is not None:
+        return
     context, asked = train.get_context(), threading.Event()
     workers = Workers(context.get_world_rank(), context.get_world_size(), job.work.keeps_run, asked)
     try:
@@ -218,17 +226,10 @@ def work_on(given: dict[str, Any]) -> None:
                 follow(workers, _data(job, Path(scratch)))
                 workers.finish(None)
     except (RuntimeError, OSError, ray.exceptions.RayError):  # connections and machines; Ray starts the workers again
-        if ray.get(board.failed.remote()) is None:  # otherwise another worker left because of its error
-            raise
-    except Exception as error:  # noqa: BLE001 bad input and bugs: it would happen again
+        raise
+    except Exception as error:  # bad input and bugs: when Ray starts the workers again, they only end
         ray.get(board.fail.remote(error))
-        _leave()
-
-
-def _leave() -> None:
-    """Leave the other workers, which may be waiting for this one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        raise
 
 
 def _data(job: Job, scratch: Path) -> Path:
