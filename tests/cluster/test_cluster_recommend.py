@@ -57,7 +57,7 @@ def address(bucket: str) -> Iterator[str]:
     """The address of a cluster that this process is connected to, started after the bucket."""
     ray = import_ray()
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(num_cpus=2, object_store_memory=150 * 2**20, _node_ip_address="127.0.0.1", **options)
+    ray.init("local", num_cpus=2, object_store_memory=150 * 2**20, _node_ip_address="127.0.0.1", **options)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
