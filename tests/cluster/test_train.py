@@ -168,10 +168,10 @@ def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, ex
 
 def test_an_input_error_of_a_worker_is_one_line_here(cluster, tmp_path):
     pairs = pl.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [1, 2, 2, 1], "timestamp": [1, 2, 3, 4]})
-    with pytest.raises(InputError, match="no user has two interactions") as found:
+    with pytest.raises(InputError, match="so the model learns nothing") as found:
         fit_on_cluster(prepare(pairs), tmp_path / "run", TWO, "sasrec", OPTIONS)
     assert "\n" not in str(found.value)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / ".run.cluster").exists()
 
 
 @pytest.fixture
