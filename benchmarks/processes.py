@@ -2,6 +2,7 @@
 
     python benchmarks/processes.py steps LOG --world 1 2 4         # losses, tokens/s and bytes of 1, 2 and 4 processes
     python benchmarks/processes.py steps --items 1000000           # the same with a generated log of so many items
+    python benchmarks/processes.py epochs LOG --world 1 2          # tokens/s of an epoch of fit as it is by default
     python benchmarks/processes.py memory --items 4000000          # peak memory of fit, alone and with --shard-items
 
 Each process has one thread. Runs alternate, because other work on the machine changes the speed from minute to minute.
@@ -113,6 +114,25 @@ def compare_steps(log: str, options: argparse.Namespace) -> None:
         )
 
 
+def compare_epochs(log: str, options: argparse.Namespace) -> None:
+    """An epoch of ``seqrec fit`` with the options that it chooses itself, but without the time at its start and end."""
+    found: dict[int, list[float]] = {world: [] for world in options.world}
+    for _ in range(options.repeats):
+        for world in options.world:
+            with tempfile.TemporaryDirectory() as folder:
+                more = ["-m", "seqrec", "fit", log, f"--out={folder}/run", "--threads=1", "--epochs=1"]
+                more += ["--evaluate-every=0", "--transitions=off", "--item-init=random"]
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                subprocess.run(started(world, *more), check=True, env=ENVIRONMENT, **quiet)
+                found[world].append(pl.read_csv(f"{folder}/run/epochs.csv")["tokens_per_second"][0])
+    for world, speed in found.items():
+        ratios = [a / b for a, b in zip(speed, found[options.world[0]], strict=True)]
+        print(
+            f"{world} processes: {statistics.median(speed):,.0f} tokens/s, ratio {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
 def peaks(command: list[str]) -> tuple[dict[int, float], int]:
     """The peak memory of each process of a command in MB (resident, as the system counts it), and its exit status."""
     found: dict[int, float] = {}
@@ -131,20 +151,46 @@ def peaks(command: list[str]) -> tuple[dict[int, float], int]:
         return found, top.returncode
 
 
+def fit_only(log: str, out: str, batch_size: int) -> None:
+    """Train for an epoch into a run folder, validate, save and leave out the test, which takes hours at this size."""
+    from seqrec.data.dataset import Dataset
+    from seqrec.recommender import Recommender
+    from seqrec.training import fitting
+    from seqrec.training.following import follow
+    from seqrec.training.processes import launched
+
+    fitting._tested = lambda *_: {}
+    with launched() as processes:
+        if processes is not None and not processes.is_first:
+            follow(processes)
+            return
+        recommender = Recommender(
+            "sasrec", max_length=50, dropout=0.5, epochs=1, loss="sampled-softmax", transitions="off", windows="last",
+            validation_users=200, batch_size=batch_size, average_decay=0.0, item_init="random", ensemble=1,
+            shard_items=processes is not None, checkpoint_minutes=1,
+        )  # fmt: skip
+        recommender.fit(Dataset.load(log), out)
+        print(recommender.epochs, file=sys.stderr)
+
+
 def compare_memory(log: str, options: argparse.Namespace) -> None:
+    from seqrec.data.prepare import prepare
+
     with tempfile.TemporaryDirectory() as folder:
-        more = ["-m", "seqrec", "fit", log, "--model=sasrec", "--max-length=50", "--epochs=1", "--loss=sampled-softmax"]
-        more += ["--transitions=off", "--validation-users=200", "--windows=last", f"--batch-size={options.batch_size}"]
-        alone = ["--average-decay=0", "--item-init=random", "--ensemble=1", "--dropout=0.5"]
-        for name, world, extra in (("one", 1, alone), ("divided", 2, ["--shard-items", "--dropout=0.5"])):
-            found, status = peaks(started(world, *more, *extra, f"--out={folder}/{name}"))
+        prepare(pl.read_parquet(log)).save(f"{folder}/data")
+        for world in options.world:
+            name = "one process" if world == 1 else f"{world}, table divided"
+            more = ["fit", f"{folder}/data", f"--batch-size={options.batch_size}", f"--out={folder}/{world}"]
+            found, status = peaks(started(world, __file__, *more))
             most = sorted(found.values(), reverse=True)[:world]
+            epochs = Path(f"{folder}/{world}/epochs.csv")
             print(f"{name}: status {status}, peak of anonymous memory {', '.join(f'{one:,.0f}' for one in most)} MB")
+            print(epochs.read_text() if epochs.exists() else "no epoch was completed", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("steps", "memory", "one"))
+    parser.add_argument("what", choices=("steps", "epochs", "memory", "one", "fit"))
     parser.add_argument("log", nargs="?")
     parser.add_argument("--items", type=int)
     parser.add_argument("--world", type=int, nargs="+", default=[1, 2])
@@ -158,12 +204,15 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             Path(options.out).write_text(json.dumps(result))
         return
+    if options.what == "fit":
+        fit_only(options.log, options.out, options.batch_size)
+        return
     with tempfile.TemporaryDirectory() as folder:
         log = options.log
         if log is None:
             log = f"{folder}/log.parquet"
             generated(options.items).write_parquet(log)
-        {"steps": compare_steps, "memory": compare_memory}[options.what](log, options)
+        {"steps": compare_steps, "epochs": compare_epochs, "memory": compare_memory}[options.what](log, options)
 
 
 if __name__ == "__main__":

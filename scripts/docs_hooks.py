@@ -23,6 +23,8 @@ FILES = (
     "examples/serve_client.py",
     "examples/serve_client.sh",
     "deploy/Dockerfile",
+    "deploy/ray.Dockerfile",
+    "deploy/rayjob.yaml",
     "deploy/seqrec.service",
     "LICENSE",
 )

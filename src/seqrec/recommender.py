@@ -23,7 +23,7 @@ from seqrec.models import AUTO, MODELS, named_model
 from seqrec.models.base import Model
 from seqrec.predictor import Predictor
 from seqrec.ranking.baselines import evaluate_beside
-from seqrec.ranking.protocols import Evaluation
+from seqrec.ranking.protocols import Blocks, Evaluation, in_turn
 from seqrec.ranking.scoring import USERS_AT_ONCE, evaluation_mode
 from seqrec.ranking.tables import recommended_tables, similar_table
 from seqrec.ranking.topk import check_k
@@ -236,11 +236,10 @@ class Recommender:
             raise InputError("users and histories exclude each other; ask for one at a time")
         if times is not None and histories is None:
             raise InputError("times belong to the items of histories; give histories too")
-        people, asked = (
-            known_people(dataset, users, strict)
-            if histories is None
-            else given_people(dataset, histories, strict, times, model.USES_TIMES)
-        )
+        if histories is None:
+            people, asked = known_people(dataset, users, strict)
+        else:
+            people, asked = given_people(dataset, histories, strict, times, model.USES_TIMES)
         blocks = self._predictor().rank(people, k, keep_seen=keep_seen, allow=allowed, deny=denied, size=batch_size)
         return recommended_tables(model, dataset, asked, blocks, batch_size, progress)
 
@@ -281,6 +280,7 @@ class Recommender:
         keep_seen: bool | None = None,
         seed: int = 0,
         baselines: bool = True,
+        blocks: Blocks = in_turn,
     ) -> Evaluation:
         """Evaluate the model on the held-out item of each user; see :func:`seqrec.evaluate`.
 
@@ -294,6 +294,7 @@ class Recommender:
             keep_seen: keep items of the history in a full ranking. By default as in the run's validation.
             seed: random seed of the sampled items, and of the bootstrap for the interval of coverage.
             baselines: also evaluate the models that only count, beside this one.
+            blocks: function that ranks the users in blocks, as for :func:`seqrec.evaluate`.
 
         Raises:
             InputError: an argument is out of range, or there is no held-out item.
@@ -311,8 +312,8 @@ class Recommender:
                 RunWarning,
             )
             model, trained_on = self._before_refit(), "train"
-        options = {"negatives": negatives, "keep_seen": self._keeps_seen(keep_seen), "seed": seed}
-        return evaluate_beside(model, self.label, held_out, trained_on, split, baselines, protocol=protocol, **options)
+        options = {"protocol": protocol, "negatives": negatives, "keep_seen": self._keeps_seen(keep_seen), "seed": seed}
+        return evaluate_beside(model, self.label, held_out, trained_on, split, baselines, blocks=blocks, **options)
 
     def _before_refit(self) -> Model:
         """The model that was trained without the held-out items."""
@@ -365,8 +366,7 @@ class Recommender:
             run.dataset.item_table.read()
         recommender._split = run
         run.check_scores(recommender._model)
-        recommender.epochs = run.epochs().to_dicts()
-        recommender.metrics = run.metrics()
+        recommender.epochs, recommender.metrics = run.epochs().to_dicts(), run.metrics()
         return recommender
 
     @property

@@ -1,5 +1,7 @@
 """Training by several processes: real ones, which exchange gradients over gloo."""
 
+import os
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from seqrec.training.following import follow
 from seqrec.training.loop import train
 from seqrec.training.objective import mark_tables
 from seqrec.training.optim import RowAdam
-from seqrec.training.sharded import ShardedEmbedding, sharded_ranks
+from seqrec.training.processes import Processes
+from seqrec.training.sharded import ShardedEmbedding, sharded_model, sharded_ranks
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
 pytestmark = pytest.mark.cluster
@@ -133,9 +136,7 @@ SHARDED = TrainConfig(epochs=2, batch_size=16, seed=3, evaluate_every=1, shard_i
                       loss="sampled-softmax", negatives=25, learning_rate=0.01)  # fmt: skip
 
 
-def sharded(
-    processes, out: str, resume: bool = False, stop_after: int | None = None, epochs: int = 2
-) -> dict[str, Any]:
+def sharded(processes, out: str, resume: bool = False, killed_after: int | None = None) -> dict[str, Any]:
     """Fit a divided table; the figures of the first process."""
     if not processes.is_first:
         follow(processes)
@@ -145,9 +146,11 @@ def sharded(
     def stop() -> bool:
         nonlocal steps
         steps += 1
-        return stop_after is not None and steps >= stop_after
+        if steps == killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
 
-    options = {**asdict(SHARDED), "epochs": epochs, "checkpoint_minutes": 0.0}
+    options = {**asdict(SHARDED), "checkpoint_minutes": 0.0}
     recommender = Recommender("sasrec", max_length=8, embedding_dim=12, dropout=0.2, **options)
     recommender.fit(log(), out, resume=resume, stop=stop)
     return {"epochs": recommender.epochs, "metrics": recommender.metrics}
@@ -186,19 +189,29 @@ def test_a_divided_table_trains_as_a_whole_one(tmp_path: Path) -> None:
         three["metrics"]["test"]["full"]["metrics"]["ndcg@10"], abs=0.03
     )
     # One process with a whole table that starts from the same weights.
-    run_together(sharded, 2, str(tmp_path / "start"), False, None, 1)
-    found = Run(tmp_path / "2").model()
-    ours, theirs = (Run(tmp_path / name).model().state_dict() for name in ("2", "3"))
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=0.01, atol=1e-3)
-    assert found.num_items == 60
-    assert torch.equal(found.item_embedding.weight[0], torch.zeros(12))
+    run = Run(tmp_path / "2")
+    start = sharded_model(run.config, Processes(0, 1))
+    weights = start.state_dict()
+    weights["item_embedding.weight"] = weights.pop("item_embedding.shard.weight")
+    whole = run.model()
+    whole.load_state_dict(weights)
+    alone = train(whole, run.split, replace(SHARDED, shard_items=False, average_decay=0.0))
+    assert losses == pytest.approx([row["loss"] for row in alone.epochs], rel=1e-4)
+    assert [row["ndcg@10"] for row in two["epochs"]] == pytest.approx(
+        [row["ndcg@10"] for row in alone.epochs], abs=0.03
+    )
+    for other in (Run(tmp_path / "3").model(), whole):
+        ours, theirs = run.model().item_embedding.weight, other.item_embedding.weight
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=1e-3)
+        assert torch.equal(ours[0], torch.zeros(12))
 
 
 def test_a_divided_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     undisturbed = run_together(sharded, 2, str(tmp_path / "whole"))[0]
-    run_together(sharded, 2, str(tmp_path / "cut"), False, 3)  # in the first epoch
+    run_together(sharded, 2, str(tmp_path / "cut"), False, 4, killed=True)  # of the six steps of the first epoch
+    (left,) = (path.name for path in (tmp_path / "cut/state").iterdir() if path.is_dir())
+    assert left.startswith("sharded-0-")
     resumed = run_together(sharded, 3, str(tmp_path / "cut"), True)[0]
-    assert len(resumed["epochs"]) == 2
-    assert resumed["epochs"][0]["loss"] == pytest.approx(undisturbed["epochs"][0]["loss"], rel=0.5)
+    losses = [row["loss"] for row in undisturbed["epochs"]]
+    assert [row["loss"] for row in resumed["epochs"]] == pytest.approx(losses, rel=1e-4)
     assert [path.name for path in (tmp_path / "cut/state").iterdir() if path.is_dir()] == ["sharded-2-0"]

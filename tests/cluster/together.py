@@ -38,8 +38,11 @@ def _child(
         raise
 
 
-def run_together(function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
-    """The results of ``function(processes, *arguments)``, by rank. The function must be one of a module."""
+def run_together(function: Callable[..., Any], world: int, *arguments: Any, killed: bool = False) -> list[Any]:
+    """The results of ``function(processes, *arguments)``, by rank. The function must be one of a module.
+
+    If one of them is ``killed``, all must end without a result: they don't wait for it for ever.
+    """
     context, port = mp.get_context("spawn"), free_port()
     started = []
     for rank in range(world):
@@ -51,6 +54,10 @@ def run_together(function: Callable[..., Any], world: int, *arguments: Any) -> l
     results = []
     try:
         for child, here in started:
+            if killed:
+                child.join(SECONDS)
+                assert child.exitcode not in (None, 0)
+                continue
             assert here.poll(SECONDS), f"a process with status {child.exitcode} did not answer"
             good, result = pickle.loads(here.recv_bytes())
             assert good, result

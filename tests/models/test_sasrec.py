@@ -215,7 +215,7 @@ def test_training_never_reads_the_padding(loss):
 def test_training_leaves_the_padding_of_every_model_as_it_was(model, loss):
     """Tables have no ``padding_idx``, for which torch would search every gradient."""
     log = pl.DataFrame({"user_id": [1, 1, 1, 2, 2, 3, 3, 3], "item_id": [1, 2, 3, 3, 1, 4, 5, 6]})
-    negatives = None if loss == "cross-entropy" else 2
+    negatives = {"bce": 2, "sampled-softmax": 6}.get(loss)  # all items, so that each prediction has one
     options = {"gru4rec": {"separate_output": True}, "caser": {"l2": 0.1, "num_targets": 2}}.get(model, {})
     recommender = Recommender(model, loss=loss, negatives=negatives, epochs=3, embedding_dim=4, **options).fit(log)
     tables = [module for module in recommender.model.modules() if isinstance(module, torch.nn.Embedding)]

@@ -17,7 +17,7 @@ from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.popularity import Popularity, PopularityConfig
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.ranking import metrics, protocols, scoring, topk
+from seqrec.ranking import metrics, ranker, scoring, topk
 from seqrec.ranking.protocols import Evaluation, evaluate, ranks
 from seqrec.report.tables import table, with_interval
 
@@ -122,7 +122,7 @@ def test_full_ranks_of_a_factored_model_agree_with_a_plain_loop(dataset, split, 
 def test_sampled_ranks_agree_with_a_plain_loop(dataset, split, negatives):
     model = tied(dataset)
     greater, ties = ranks(model, split.test, protocol="sampled", negatives=negatives, seed=5)
-    drawn = protocols._draw(split.test, negatives, 5, 0)
+    drawn = ranker._draw(split.test, negatives, 5, 0)
     for row, target in enumerate(split.test.items.tolist()):
         user = split.test.histories.users[row]
         mine = set(dataset.items[dataset.offsets[user] : dataset.offsets[user + 1]].tolist())
@@ -231,11 +231,11 @@ def test_batch_and_block_sizes_change_nothing(dataset, split, sasrec, monkeypatc
 def test_negatives_follow_the_seed_and_the_place_alone(monkeypatch):
     dataset = make("drop", users=2500, items=300)
     targets = split_last_two(dataset).test
-    drawn = protocols._draw(targets, 10, 0, 0)
-    np.testing.assert_array_equal(drawn, protocols._draw(targets, 10, 0, 0))
-    assert (drawn != protocols._draw(targets, 10, 1, 0)).any()
+    drawn = ranker._draw(targets, 10, 0, 0)
+    np.testing.assert_array_equal(drawn, ranker._draw(targets, 10, 0, 0))
+    assert (drawn != ranker._draw(targets, 10, 1, 0)).any()
     # Each block can draw its negatives separately, which bounds the memory.
-    np.testing.assert_array_equal(drawn[1024:2048], protocols._draw(targets.take(slice(1024, 2048)), 10, 0, 1))
+    np.testing.assert_array_equal(drawn[1024:2048], ranker._draw(targets.take(slice(1024, 2048)), 10, 0, 1))
     keys = targets.histories.users[:, None] * (dataset.num_items + 1) + drawn
     assert not contains(dataset.seen_keys, keys).any()
     # A pass over the users in parts of several blocks uses the same negatives.

@@ -136,6 +136,14 @@ def test_nothing_waits_in_an_ensemble_and_with_negatives_by_popularity(split):
     steps_on(META, model, split, TrainConfig(batch_size=8, negatives=12, popularity=0.5), no_waiting)
 
 
+@pytest.mark.parametrize("loss", ["sampled-softmax", "cross-entropy"])
+def test_nothing_waits_in_blocks_of_half_precision(loss, split, monkeypatch):
+    """There is no autocast on ``meta``, so the losses are told of it. Several blocks per step."""
+    monkeypatch.setattr("seqrec.training.losses._autocast_kind", lambda x: torch.bfloat16)
+    monkeypatch.setattr("seqrec.training.losses._CELLS_OF_A_GPU", 1)
+    steps_on(META, built("gru4rec", split, {}), split, config_of(loss), no_waiting)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize(("name", "loss", "options"), CASES, ids=str)
 def test_nothing_waits_for_a_gpu(name, loss, options, split):

@@ -269,7 +269,7 @@ def test_blocked_cross_entropy_is_cross_entropy(tokens, items, dim, dtype):
         torch.testing.assert_close(mine, theirs, **close)
 
 
-SHAPES = [(1, 1, 3), (5, 40, 8), (64, 7, 16), (130, 257, 24), (33, 1000, 5)]
+BLOCKED = [(1, 1, 3), (5, 40, 8), (64, 7, 16), (130, 257, 24), (33, 1000, 5)]
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def no_loops(monkeypatch):
     monkeypatch.setattr("seqrec.kernels.usable", lambda *tensors: False)
 
 
-@pytest.mark.parametrize(("tokens", "negatives", "dim"), SHAPES)
+@pytest.mark.parametrize(("tokens", "negatives", "dim"), BLOCKED)
 @pytest.mark.parametrize("block", [None, 1, 7, 16, 10_000])
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5), (torch.bfloat16, 0.03)])
 def test_blocks_of_any_size_and_type_give_the_unblocked_loss(tokens, negatives, dim, block, kind, tolerance, no_loops):
@@ -309,7 +309,7 @@ def test_blocks_of_any_size_and_type_give_the_unblocked_loss(tokens, negatives, 
         assert (mine.grad - right).norm() <= tolerance * right.norm() + 1e-12
 
 
-@pytest.mark.parametrize(("tokens", "items", "dim"), SHAPES)
+@pytest.mark.parametrize(("tokens", "items", "dim"), BLOCKED)
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5), (torch.bfloat16, 0.03)])
 def test_blocked_cross_entropy_of_any_type_is_the_unblocked_one(tokens, items, dim, kind, tolerance, no_loops):
     random = torch.Generator().manual_seed(items)

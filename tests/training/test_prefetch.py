@@ -79,9 +79,10 @@ def test_the_same_tasks_in_the_same_order(ahead, copies):
     assert threads_of_tasks() == 0
 
 
-def test_on_the_cpu_nothing_is_drawn_ahead():
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_elsewhere_nothing_is_drawn_ahead(device):
     source = numbered(3)
-    with prefetched(source, torch.device("cpu")) as tasks:
+    with prefetched(source, torch.device(device)) as tasks:
         assert tasks is source
         assert threads_of_tasks() == 0
 

@@ -1,5 +1,6 @@
 """The commands that take a log, except ``fit``. Importing them or showing their help does not need torch."""
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from seqrec.cli.console import output, write_json
 from seqrec.cli.flags import INPUT, Items, Json, Out, with_flags
+from seqrec.cluster.config import ClusterConfig
 from seqrec.data.dataset import Dataset
 from seqrec.data.fetch import fetch
 from seqrec.data.fields import Options
@@ -16,6 +18,7 @@ from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.summary import LogSummary
 from seqrec.data.prepare import PrepareConfig, prepare
 from seqrec.data.split import SplitConfig
+from seqrec.errors import InputError, LogWarning, warn
 from seqrec.report.tables import moment, statistics_table, summary_lines
 from seqrec.run.outputs import check_outputs
 from seqrec.tools.config import CompareConfig
@@ -44,20 +47,21 @@ class ReadConfig(Options):
 
 @with_flags
 def inspect(
-    log: Annotated[Path, Parameter(group=INPUT)],
+    log: Annotated[str, Parameter(group=INPUT)],
     *,
     items: Items = None,
     read: ReadConfig | None = None,
     filters: PrepareConfig | None = None,
+    cluster: ClusterConfig | None = None,
     json: Json = None,
 ) -> None:
     """Describe a log.
 
     Args:
-        log: Log file, or folder of Parquet parts.
+        log: Log file, or folder of Parquet parts; with --engine ray also its URL (s3://, gs://, hdfs://).
     """
     check_outputs(json, reads=[log, items])
-    dataset, summary = prepared(log, read, filters, items)
+    dataset, summary = prepared(log, read, filters, items, cluster)
     console = output(json)
     show_log(console, dataset, summary)
     before = asdict(dataset.before) if dataset.before else None
@@ -66,9 +70,29 @@ def inspect(
 
 
 def prepared(
-    log: Path, read: ReadConfig | None, filters: PrepareConfig | None, items: Path | None = None
+    log: str | Path,
+    read: ReadConfig | None,
+    filters: PrepareConfig | None,
+    items: Path | None = None,
+    cluster: ClusterConfig | None = None,
+    out: Path | None = None,
 ) -> tuple[Dataset, LogSummary]:
-    """Read and filter a log. Returns the dataset with its item table, and a summary of how the log was read."""
+    """Read and filter a log. Returns the dataset with its item table, and a summary of how the log was read.
+
+    A cluster writes the dataset to a temporary folder: beside ``out``, or in the storage of the cluster, or where this
+    machine has its temporary files.
+    """
+    if cluster is not None:
+        cluster.check()
+    if cluster is not None and cluster.engine == "ray":
+        from seqrec.cluster.temporary import can_be_blocks, prepare_for_a_while  # imports pyarrow
+
+        if can_be_blocks(log):
+            dataset, summary = prepare_for_a_while(log, asdict(read or ReadConfig()), filters, cluster, out)
+            return dataset if items is None else dataset.with_items(items), summary
+        warn(f"{log}: is not Parquet, so it is read by this process instead of the cluster", LogWarning)
+    elif re.match(r"[a-z][a-z0-9+.-]+://", str(log), re.IGNORECASE):
+        raise InputError(f"{log}: is a URL, which only a cluster reads; give --engine ray, or download it")
     needs_rating = filters is not None and filters.min_rating is not None
     frame, summary = read_log_with_summary(log, **asdict(read or ReadConfig()), needs_rating=needs_rating)
     frames = [frame]

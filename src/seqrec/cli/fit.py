@@ -15,6 +15,7 @@ from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
 from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, with_flags
+from seqrec.cluster.config import ClusterConfig
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import TRAINED, SplitConfig
 from seqrec.errors import TrainingWarning, warn
@@ -25,6 +26,7 @@ from seqrec.training.budget import Budget
 from seqrec.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from seqrec.cluster.worker import Outcome
     from seqrec.recommender import Recommender
 
 
@@ -41,7 +43,7 @@ def fit_command(model: str) -> Any:
 
     @with_flags
     def fit(
-        log: Annotated[Path, Parameter(group=INPUT)],
+        log: Annotated[str, Parameter(group=INPUT)],
         *,
         out: Annotated[Path, Parameter(group=OUTPUT)],
         items: Items = None,
@@ -53,6 +55,7 @@ def fit_command(model: str) -> Any:
         filters: PrepareConfig | None = None,
         refit: Annotated[Literal["off", "all", "valid"], Parameter(group=TRAINING)] = "off",
         minutes: Annotated[float | None, Parameter(group=TRAINING)] = None,
+        cluster: ClusterConfig | None = None,
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         json: Json = None,
@@ -60,8 +63,9 @@ def fit_command(model: str) -> Any:
         """Train a model on a log.
 
         Args:
-            log: Log file, or folder of Parquet parts.
-            out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given.
+            log: Log file, or folder of Parquet parts; with --engine ray also its URL (s3://, gs://, hdfs://).
+            out: Run folder to write. It must be new or empty, unless --resume or --overwrite is given. With --engine
+                ray and without --storage, it must be on a file system that all machines of the cluster share.
             model: Model to train; --model NAME --help shows its options. auto: sasrec, others beside it if time allows.
             refit: What to train the same model on once more after the test, with the same options and as many epochs as
                 validation chose. all: the whole log, so that recommendations rest on everything that is known; valid:
@@ -80,7 +84,7 @@ def fit_command(model: str) -> Any:
             where = _Where(log, out, items, resume, overwrite, json)
             if MODELS[named_model(model)[0]].COUNTED:
                 _warn_of_unused(model, training)
-            return _fit(where, model, options, read, filters, budget)
+            return _fit(where, model, options, read, filters, budget, cluster or ClusterConfig())
 
     return fit
 
@@ -89,7 +93,7 @@ def fit_command(model: str) -> Any:
 class _Where:
     """The files of a fit, and what to do with a run that is there already."""
 
-    log: Path
+    log: str
     out: Path
     items: Path | None
     resume: bool
@@ -99,28 +103,36 @@ class _Where:
 
 def _fit(
     where: _Where, model: str, options: dict[str, Any], read: ReadConfig | None, filters: PrepareConfig | None,
-    budget: Budget | None,
+    budget: Budget | None, cluster: ClusterConfig,
 ) -> int:  # fmt: skip
     """Read, train and show."""
     from seqrec.recommender import Recommender  # the help does not need it
     from seqrec.run.folder import check_free
 
     out, json = where.out, where.json
+    cluster.check()
     check_outputs(json, reads=[where.log, where.items], run=out)
     check_log(where.log, out)
     if not where.resume:
         check_free(out, where.overwrite)  # reading the log may take a while
-    dataset, summary = prepared(where.log, read, filters, where.items)
+    dataset, summary = prepared(where.log, read, filters, where.items, cluster, out)
     recommender = Recommender(model, **options)
     console = output(json)
     show_log(console, dataset, summary)
-    shown: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
-    recommender.fit(dataset, out, resume=where.resume, overwrite=where.overwrite, **shown)
-    show_end = _say_stopped if recommender.interrupted else _show_result
-    show_end(console, recommender, out, where.overwrite)
-    facts = {"run": str(out), "interrupted": recommender.interrupted, "log": log_facts(dataset, summary)}
-    write_json(json, facts | recommender.metrics)
-    return 130 if recommender.interrupted else 0
+    ways: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
+    ways |= {"resume": where.resume, "overwrite": where.overwrite}
+    fit: Recommender | Outcome
+    if cluster.engine == "ray":
+        from seqrec.cluster.train import fit_on_cluster
+
+        fit = fit_on_cluster(dataset, out, cluster, model, options, **ways)
+    else:
+        fit = recommender.fit(dataset, out, **ways)
+    show_end = _say_stopped if fit.interrupted else _show_result
+    show_end(console, fit, out, where.overwrite)
+    facts = {"run": str(out), "interrupted": fit.interrupted, "log": log_facts(dataset, summary)}
+    write_json(json, facts | fit.metrics)
+    return 130 if fit.interrupted else 0
 
 
 @contextmanager
@@ -142,7 +154,7 @@ def _together() -> Iterator[bool]:
         yield is_first
 
 
-def _say_stopped(console: Console, recommender: "Recommender", out: Path, overwrite: bool) -> None:
+def _say_stopped(console: Console, recommender: "Recommender | Outcome", out: Path, overwrite: bool) -> None:
     """Print what a fit that the user stopped leaves."""
     in_refit = bool(recommender.evaluations) and recommender.trained_on == "train"
     has = "the weights from before the refit" if in_refit else "the weights so far"
@@ -150,12 +162,12 @@ def _say_stopped(console: Console, recommender: "Recommender", out: Path, overwr
     console.print(f"stopped; {out} has {has}, --resume continues{before}", soft_wrap=True)
 
 
-def _show_result(console: Console, recommender: "Recommender", out: Path, overwrite: bool) -> None:
+def _show_result(console: Console, recommender: "Recommender | Outcome", out: Path, overwrite: bool) -> None:
     del overwrite
     show_result(console, recommender, out, "--resume --refit all")
 
 
-def show_result(console: Console, recommender: "Recommender", out: Path, again: str) -> None:
+def show_result(console: Console, recommender: "Recommender | Outcome", out: Path, again: str) -> None:
     """Print how training ended, the tests, and what the weights in use were trained on.
 
     Args:

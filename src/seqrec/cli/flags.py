@@ -18,8 +18,8 @@ INPUT, MODEL, TRAINING, EVALUATION, OUTPUT, SERVER, CLUSTER = (
 )
 #: Help group of each dataclass's flags, and of single fields that belong to another group.
 GROUPS = {
-    "ServeConfig": SERVER,
     "ClusterConfig": CLUSTER,
+    "ServeConfig": SERVER,
     "TuneConfig": TRAINING,
     "TrainConfig": TRAINING,
     "SplitConfig": EVALUATION,

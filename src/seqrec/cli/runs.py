@@ -2,16 +2,21 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from seqrec.cli.console import like, output, write_json, write_table
 from seqrec.cli.flags import INPUT, OUTPUT, Format, Json, Out, with_flags
+from seqrec.cluster.config import ClusterConfig
+from seqrec.cluster.storage import is_url
 from seqrec.errors import InputError
 from seqrec.run.outputs import check_outputs
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from seqrec.data.dataset import Dataset
     from seqrec.recommender import Recommender
 
 _CHOICE = Group("Recommendation", sort_key=2)
@@ -20,19 +25,20 @@ _K = Annotated[int, Parameter(name=["-k", "--k"], group=_CHOICE)]
 
 @with_flags
 def evaluate_command(
-    run: Path,
+    run: str,
     *,
     protocol: Literal["full", "sampled"] = "full",
     split: Literal["test", "valid"] = "test",
     negatives: int = 100,
     keep_seen: bool | None = None,
     seed: int = 0,
+    cluster: ClusterConfig | None = None,
     json: Json = None,
 ) -> None:
     """Rank the held-out items.
 
     Args:
-        run: Run folder.
+        run: Run folder. With --engine ray, all machines of the cluster share it, or it is a URL (s3://, gs://, hdfs://).
         protocol: Items to rank the held-out item against. full: the whole catalogue; sampled: random items that the
             user has not seen.
         split: Held-out items to rank: those for the test or for validation.
@@ -41,20 +47,27 @@ def evaluate_command(
             run's validation.
         seed: Random seed of the sampled items, and of the bootstrap for the interval of coverage.
     """
-    check_outputs(json, run=run)
-    recommender = _loaded(run)
-    evaluation = recommender.evaluate(protocol, split, negatives=negatives, keep_seen=keep_seen, seed=seed)
+    on_cluster = _is_for_cluster(run, cluster)
+    check_outputs(json, run=None if is_url(run) else run)
+    options: dict[str, Any] = {"negatives": negatives, "keep_seen": keep_seen, "seed": seed}
+    if cluster is not None and on_cluster:
+        from seqrec.cluster.evaluate import evaluate_on_cluster
+
+        evaluation, label = evaluate_on_cluster(run, cluster, protocol, split, **options)
+    else:
+        recommender = _loaded(run)
+        evaluation, label = recommender.evaluate(protocol, split, **options), recommender.label
     console = output(json)
     from seqrec.report.tables import groups_table, table
 
     for shown in (table, groups_table):
-        console.print(shown(evaluation, recommender.label))
+        console.print(shown(evaluation, label))
     write_json(json, evaluation.to_dict())
 
 
 @with_flags
 def recommend_command(
-    run: Annotated[Path, Parameter(group=INPUT)],
+    run: Annotated[str, Parameter(group=INPUT)],
     *,
     users: Annotated[list[str] | None, Parameter(group=INPUT)] = None,
     users_file: Annotated[Path | None, Parameter(group=INPUT)] = None,
@@ -65,14 +78,16 @@ def recommend_command(
     allow: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
     deny: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
     strict: Annotated[bool, Parameter(group=_CHOICE, show_default=False)] = False,
-    out: Out = None,
+    cluster: ClusterConfig | None = None,
+    out: Annotated[str | None, Parameter(group=OUTPUT)] = None,
+    overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
     format: Format = None,
     json: Json = None,
 ) -> None:
     """Recommend items.
 
     Args:
-        run: Run folder.
+        run: Run folder. With --engine ray, all machines of the cluster share it, or it is a URL (s3://, gs://, hdfs://).
         users: User ids. By default all users of the log.
         users_file: File of user ids: one per line, or CSV, JSON lines or Parquet with a column user_id.
         history: Item ids of one user, most recent last. The user need not be in the log.
@@ -85,7 +100,9 @@ def recommend_command(
             item_id.
         deny: File of items never to recommend, as for --allow.
         strict: Make an unknown user or item an error instead of a warning.
-        out: File to write to. By default standard output.
+        out: File to write to. By default standard output. With --engine ray, a folder or URL for Parquet parts; the
+            same command again computes only what is missing.
+        overwrite: Replace other recommendations in the folder; only for --engine ray.
     """
     if sum(given is not None for given in (users, users_file, history)) > 1:
         raise InputError("give one of --users, --users-file and --history")
@@ -93,24 +110,82 @@ def recommend_command(
         raise InputError("no id given; write one or more after --users or --history")
     if times is not None and history is None:
         raise InputError("--times belong to the items of --history; give both")
+    options: dict[str, Any] = {"k": k, "keep_seen": keep_seen, "strict": strict, "progress": out is not None}
+    if _is_for_cluster(run, cluster, history is not None, overwrite):
+        _recommend_on_cluster(run, cluster, out, format, json, (users, users_file, allow, deny), overwrite, options)
+        return
     check_outputs(out, json, reads=[users_file, allow, deny], run=run)
-    from seqrec.data.formats.ids import read_ids
-
     recommender = _loaded(run)
-    asked = read_ids(users_file, "user_id") if users_file else users
     frames = recommender.recommend_batches(
-        users=None if asked is None else like(asked, recommender.dataset.users.dtype),
+        users=_asked(users, users_file, recommender.dataset),
         histories=None if history is None else [history],
         times=None if times is None else [times],
-        k=k,
-        keep_seen=keep_seen,
-        allow=None if allow is None else read_ids(allow, "item_id"),
-        deny=None if deny is None else read_ids(deny, "item_id"),
-        strict=strict,
-        progress=out is not None,
+        **_items(allow, deny),
+        **options,
     )
     with closing(frames):
-        write_table(frames, format, out, json, "recommendations")
+        write_table(frames, format, None if out is None else Path(out), json, "recommendations")
+
+
+def _recommend_on_cluster(
+    run: str,
+    cluster: ClusterConfig | None,
+    out: str | None,
+    format: str | None,
+    json: str | None,
+    files: tuple[list[str] | None, Path | None, Path | None, Path | None],
+    overwrite: bool,
+    options: dict[str, Any],
+) -> None:
+    """Recommend on a Ray cluster. ``files`` are users, and the files of users, allowed and denied items."""
+    if out is None or format not in (None, "parquet"):
+        raise InputError("--engine ray writes Parquet parts; give --out FOLDER, or a URL, and no other --format")
+    from seqrec.cluster.recommend import MANIFEST, recommend_on_cluster
+    from seqrec.cluster.runs import open_run
+
+    users, users_file, allow, deny = files
+    manifest = None if is_url(out) else Path(out, MANIFEST)
+    check_outputs(manifest, json, reads=[users_file, allow, deny], run=None if is_url(run) else run)
+    asked = _asked(users, users_file, open_run(run).dataset)
+    assert cluster is not None
+    found = recommend_on_cluster(run, out, cluster, users=asked, overwrite=overwrite, **_items(allow, deny), **options)
+    rows = found["complete"]["rows"]
+    text = f"{rows:,} rows for {found['users']:,} users are in {out} (Parquet parts: {found['parts']:,})"
+    output(json).print(text, highlight=False, soft_wrap=True)
+    write_json(json, {"out": out, **found})
+
+
+def _asked(users: list[str] | None, users_file: Path | None, dataset: "Dataset") -> "pl.Series | None":
+    """The ids of users that the command names, in the type of the log's ids."""
+    from seqrec.data.formats.ids import read_ids
+
+    asked = read_ids(users_file, "user_id") if users_file else users
+    return None if asked is None else like(asked, dataset.users.dtype)
+
+
+def _items(allow: Path | None, deny: Path | None) -> dict[str, Any]:
+    """The ids of items that the files of the command name."""
+    from seqrec.data.formats.ids import read_ids
+
+    return {
+        name: None if file is None else read_ids(file, "item_id") for name, file in (("allow", allow), ("deny", deny))
+    }
+
+
+def _is_for_cluster(run: str, cluster: ClusterConfig | None, history: bool = False, overwrite: bool = False) -> bool:
+    """Whether a command runs on a cluster, after checking the options for that."""
+    config = cluster or ClusterConfig()
+    if config.storage is not None:
+        raise InputError(
+            "--storage has no effect on this command, which keeps nothing unfinished elsewhere; leave it out"
+        )
+    if config.engine == "local" and is_url(run):
+        raise InputError(f"{run}: is a URL; give a run folder, or --engine ray")
+    if config.engine == "local" and overwrite:
+        raise InputError("--overwrite is for --engine ray; a file is always replaced")
+    if config.engine != "local" and history:
+        raise InputError("--history is answered in this process; leave out --engine ray")
+    return config.engine != "local"
 
 
 @with_flags
@@ -167,7 +242,7 @@ def report_command(
     write_json(json, {"page": str(out), "pictures": [str(file) for file in files[1:]]})
 
 
-def _loaded(run: Path) -> "Recommender":
+def _loaded(run: str | Path) -> "Recommender":
     """Open a run. This imports torch."""
     from seqrec.recommender import Recommender
 

@@ -1,6 +1,5 @@
 """The Dataset: interactions as arrays, with tables of ids."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ from seqrec.data.checks import check_everything, check_histories, check_items
 from seqrec.data.id_table import IdTable
 from seqrec.data.ids import ids_of
 from seqrec.data.items import ItemTable, describe
-from seqrec.data.saved import FILES, FORMER_FILES, Saved, fingerprint_of, write_files
+from seqrec.data.saved import Saved, check_replaced, fingerprint_of, write_files
 from seqrec.data.statistics import Statistics, counts_of, statistics_of
 from seqrec.errors import InputError
 from seqrec.files import replacing_folder
@@ -161,9 +160,7 @@ class Dataset:
             InputError: the folder holds other files, or cannot be written.
         """
         folder = Path(folder)
-        foreign = sorted(set(os.listdir(folder)) - FILES - FORMER_FILES) if folder.is_dir() else []
-        if foreign:
-            raise InputError(f"{folder}: holds other files ({foreign[0]}), which would be lost; give a new folder")
+        check_replaced(folder)
         with replacing_folder(folder) as new:
             self.write_to(new)
 

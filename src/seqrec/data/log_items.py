@@ -41,7 +41,7 @@ def find_items(frame: pl.DataFrame) -> LogItems:
     others = [name for name in frame.columns if name not in _ROLES]
     for role, names in (("title", TITLE_NAMES), ("categories", CATEGORY_NAMES)):
         for name in usual_columns(others, names):
-            if name in found.columns.values() or not _may_describe(frame[name], role):
+            if name in found.columns.values() or not may_describe(frame[name], role):
                 continue
             texts = as_texts(frame[name])
             best = None if texts is None else _most_frequent(frame["item_id"], texts, role)
@@ -65,7 +65,7 @@ def table_of_log(found: LogItems, item_ids: pl.Series) -> ItemTable | None:
     return ItemTable(pl.DataFrame(columns), summary)
 
 
-def _may_describe(values: pl.Series, role: str) -> bool:
+def may_describe(values: pl.Series, role: str) -> bool:
     """Whether the values of a column could be categories or titles; numbers can be categories, but not titles."""
     if isinstance(values.dtype, pl.List | pl.Array | pl.Struct) or values.dtype in (pl.Object, pl.Binary, pl.Null):
         return False
@@ -80,19 +80,44 @@ def _most_frequent(ids: pl.Series, texts: pl.Series, role: str) -> pl.DataFrame 
     """The most frequent text of each item (the first of equally frequent ones); None if the column is not of items."""
     frame = pl.DataFrame({"item_id": ids, "value": texts}).drop_nulls()
     counts = frame.group_by("item_id", "value", maintain_order=True).agg(pl.len().alias("rows"))
+    return chosen_texts([counted_texts(counts)], texts.name, role)
+
+
+class CountedTexts(NamedTuple):
+    """The texts of some items, counted: the most frequent one of each, and how far their rows agree on it."""
+
+    best: pl.DataFrame  # item_id, value, rows; the most frequent first
+    several: pl.DataFrame  # the rows of best with other texts beside them
+    own: int  # rows with their item's most frequent text, of items in several rows
+    all: int  # rows of items in several rows
+
+
+def counted_texts(counts: pl.DataFrame) -> CountedTexts:
+    """Count the texts of items, of which ``counts`` has a row per item and text: item_id, value and rows.
+
+    Of equally frequent texts the first in the frame counts.
+    """
     counts = counts.sort("rows", descending=True, maintain_order=True)
     best = counts.unique("item_id", keep="first", maintain_order=True)
     totals = counts.group_by("item_id").agg(pl.col("rows").sum().alias("all")).filter(pl.col("all") > 1)
-    if counts.height > best.height:
-        own = totals.join(best, on="item_id")
-        if int(own["rows"].sum()) < _AGREEING * int(own["all"].sum()):
+    own = totals.join(best, on="item_id")
+    several = counts.filter(pl.col("item_id").is_duplicated()).unique("item_id", keep="first", maintain_order=True)
+    return CountedTexts(best, several, int(own["rows"].sum()), int(own["all"].sum()))
+
+
+def chosen_texts(shards: list[CountedTexts], name: str, role: str) -> pl.DataFrame | None:
+    """The text of each item, from shards that hold different items; None if the column is not of items."""
+    several = sum(shard.several.height for shard in shards)
+    best = pl.concat([shard.best for shard in shards])
+    if several:
+        if sum(shard.own for shard in shards) < _AGREEING * sum(shard.all for shard in shards):
             note = f"differs between rows of the same item, so it is not the {_SINGULAR[role]} of items and is ignored"
-            warn(f"the log's column {texts.name!r} {note}", LogWarning)
+            warn(f"the log's column {name!r} {note}", LogWarning)
             return None
-        several = counts.filter(pl.col("item_id").is_duplicated())["item_id"].unique(maintain_order=True)
-        some = f"{len(several):,} of {best.height:,} items ({some_of(several, 3)})"
+        first = pl.concat([shard.several for shard in shards]).sort("rows", descending=True, maintain_order=True)
+        some = f"{several:,} of {best.height:,} items ({some_of(first['item_id'], 3)})"
         note = f"has several values for {some}; the most frequent one is used"
-        warn(f"the log's column {texts.name!r} {note}", LogWarning)
+        warn(f"the log's column {name!r} {note}", LogWarning)
     return best.select("item_id", "value").sort("item_id") if best.height else None
 
 

@@ -1,8 +1,9 @@
 """Arrays memory-mapped from .npy files; the parts that are read are compared with checksums."""
 
 import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -88,10 +89,73 @@ def write_array(path: Path, array: np.ndarray) -> str:
     array = np.ascontiguousarray(array)
     content = bytes_of(array)
     with path.open("wb") as file:  # np.save would ignore that the end of a small array does not fit on the disk
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        _write_header(file, array.dtype, array.shape)
         file.write(content)
     sums = [zlib.crc32(content[start : start + BLOCK]) for start in range(0, array.nbytes, BLOCK)]
-    return np.array(sums, dtype=">u4").tobytes().hex()
+    return hexadecimal(sums)
+
+
+def hexadecimal(sums: Iterable[int]) -> str:
+    """Checksums of blocks in the form that dataset.json has them."""
+    return np.array(list(sums), dtype=">u4").tobytes().hex()
+
+
+def make_array(path: Path, dtype: Any, rows: int) -> None:
+    """Create a .npy file of zeros, for :func:`write_rows`."""
+    with path.open("wb") as file:
+        _write_header(file, np.dtype(dtype), (rows,))
+        file.truncate(file.tell() + rows * np.dtype(dtype).itemsize)
+
+
+def write_rows(path: Path, first: int, array: np.ndarray) -> dict[int, int]:
+    """Write some rows of a file that :func:`make_array` created; processes may write different rows at once.
+
+    Returns:
+        The checksums of the blocks that lie wholly in these rows, by number.
+    """
+    array = np.ascontiguousarray(array)
+    content, start = bytes_of(array), first * array.itemsize
+    with path.open("r+b") as file:
+        file.seek(_begin_of(path) + start)
+        file.write(content)
+    blocks = range(-(-start // BLOCK), (start + array.nbytes) // BLOCK)
+    return {block: zlib.crc32(content[block * BLOCK - start : (block + 1) * BLOCK - start]) for block in blocks}
+
+
+def checksums_of(path: Path, known: Mapping[int, int]) -> str:
+    """The checksums of a file, of which some are known; the other blocks are read."""
+    begin = _begin_of(path)
+    blocks = -(-(path.stat().st_size - begin) // BLOCK)
+    with path.open("rb") as file:
+        return hexadecimal(
+            known[block] if block in known else zlib.crc32(_block_of(file, begin, block)) for block in range(blocks)
+        )
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """The content of the array in a .npy file, in pieces."""
+    with path.open("rb") as file:
+        file.seek(_begin_of(path))
+        while piece := file.read(16 * BLOCK):
+            yield piece
+
+
+def _block_of(file: IO[bytes], begin: int, block: int) -> bytes:
+    file.seek(begin + block * BLOCK)
+    return file.read(BLOCK)
+
+
+def _write_header(file: IO[bytes], dtype: Any, shape: tuple[int, ...]) -> None:
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+
+
+def _begin_of(path: Path) -> int:
+    """Where the array in a .npy file begins."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return file.tell()
 
 
 def bytes_of(array: np.ndarray) -> memoryview:

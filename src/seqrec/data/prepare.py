@@ -1,5 +1,6 @@
 """Turns a log frame into a :class:`Dataset`: filters, id tables, order, statistics."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,11 +54,11 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         InputError: a filter needs a column that the frame lacks, or the filters leave no interaction.
     """
     config = config or PrepareConfig()
-    _check(config, frame)
+    check_columns(config, frame.columns, frame.height)
     # Keep only the needed columns, so that the frame can be freed (unless the caller holds on to it).
     names = [name for name in ("user_id", "item_id", "timestamp") if name in frame.columns]
     columns: dict[str, pl.Series] = {name: frame[name] for name in names}
-    good = None if config.min_rating is None else _well_rated(frame["rating"], config.min_rating)
+    good = None if config.min_rating is None else well_rated(frame["rating"], config.min_rating)
     described = find_items(frame)
     del frame
     has_timestamps = "timestamp" in columns
@@ -68,14 +69,13 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     dropped = None if good is None else (rows.users[~good], rows.items[~good])
     rows.keep(good)
     del good
-    rows.keep(_duplicates(rows.users, rows.items, rows.timestamps, config.duplicates))
+    rows.keep(kept_of_duplicates(rows.users, rows.items, rows.timestamps, config.duplicates))
     rows.keep(_core(rows.users, rows.items, len(user_ids), len(item_ids), config))
     if len(rows.users) == 0:
-        raise InputError(
-            f"nothing is left of {before.interactions:,} interactions after the filters ({_in_words(config)}); "
-            "relax them"
-        )
-    met_items, met_offsets = (None, None) if dropped is None else _met(dropped, rows.users, rows.items, len(item_ids))
+        raise nothing_left(before.interactions, config)
+    met_items = met_offsets = None
+    if dropped is not None:
+        met_items, met_offsets = met_of(*dropped, np.unique(rows.users), np.unique(rows.items), len(item_ids))
     rows.users, user_ids = _compact(rows.users, user_ids)
     rows.items, item_ids = _compact(rows.items, item_ids)
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
@@ -118,10 +118,10 @@ def _in_order(
 
     Removes the columns from ``columns``, so that each is freed as soon as it is not needed.
     """
-    users, user_ids = _index(columns.pop("user_id"))
-    items, item_ids = _index(columns.pop("item_id"))
+    users, user_ids = indexed(columns.pop("user_id"))
+    items, item_ids = indexed(columns.pop("item_id"))
     timestamps = columns.pop("timestamp").to_numpy() if "timestamp" in columns else None
-    order = _time_order(users, timestamps)
+    order = time_order(users, timestamps)
     rows = _Rows(users[order], items[order], order if timestamps is None else timestamps[order])
     return rows, user_ids, item_ids, None if good is None else good[order]
 
@@ -144,21 +144,23 @@ def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
     return PrepareConfig(**used)
 
 
-def _check(config: PrepareConfig, frame: pl.DataFrame) -> None:
-    """Raise if a filter needs a column that the frame lacks."""
-    if frame.height == 0:
+def check_columns(config: PrepareConfig, columns: Collection[str], rows: int) -> None:
+    """Raise if a filter needs a column that the log lacks, or if the log has no rows."""
+    if rows == 0:
         raise InputError("the log has no interactions; give one in which some user has at least two")
-    if config.min_rating is not None and "rating" not in frame.columns:
+    if config.min_rating is not None and "rating" not in columns:
         raise InputError("the minimum rating needs a rating column, and the log has none; name it with --rating")
-    if config.duplicates == "drop-copies" and "timestamp" not in frame.columns:
+    if config.duplicates == "drop-copies" and "timestamp" not in columns:
         raise InputError("duplicates='drop-copies' needs timestamps, and the log has none; give duplicates='drop'")
 
 
-def _in_words(config: PrepareConfig) -> str:
-    return ", ".join(f"{name}={value}" for name, value in vars(config).items() if value is not None)
+def nothing_left(interactions: int, config: PrepareConfig) -> InputError:
+    """The error for filters that drop everything."""
+    filters = ", ".join(f"{name}={value}" for name, value in vars(config).items() if value is not None)
+    return InputError(f"nothing is left of {interactions:,} interactions after the filters ({filters}); relax them")
 
 
-def _index(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
+def indexed(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """Dense ``int32`` indices, and the sorted ids that they refer to."""
     name = ids.name
     if ids.dtype.is_integer():
@@ -182,7 +184,7 @@ def _index(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
     return joined["index"].to_numpy(), known_ids
 
 
-def _time_order(users: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
+def time_order(users: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
     """Stable order by user, then time."""
     if timestamps is None:
         if (users[1:] >= users[:-1]).all():
@@ -193,10 +195,10 @@ def _time_order(users: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
         return np.arange(len(users))
     if (timestamps[1:] >= timestamps[:-1]).all():
         return _stable_order(users)
-    return _order_by(users, timestamps)
+    return order_by(users, timestamps)
 
 
-def _order_by(users: np.ndarray, values: np.ndarray) -> np.ndarray:
+def order_by(users: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Stable order by user, then value."""
     order = _stable_order(values)
     return order[_stable_order(users[order])]
@@ -204,8 +206,8 @@ def _order_by(users: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _stable_order(keys: np.ndarray) -> np.ndarray:
     """Stable argsort. Sorting key and position in one 64-bit word is several times faster than an indirect sort."""
-    low = int(keys.min())
-    if int(keys.max()) - low < 2**31 and len(keys) < 2**32:
+    low = 0 if keys.dtype.kind == "f" else int(keys.min())
+    if keys.dtype.kind != "f" and int(keys.max()) - low < 2**31 and len(keys) < 2**32:
         words = keys.astype(np.int64)
         words -= low
         words <<= 32
@@ -216,7 +218,7 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def _well_rated(ratings: pl.Series, least: float) -> np.ndarray:
+def well_rated(ratings: pl.Series, least: float) -> np.ndarray:
     """Mask of the interactions with at least this rating; raises if one has no rating."""
     missing = ratings.null_count() if ratings.dtype.is_numeric() else len(ratings)
     if missing:
@@ -227,7 +229,9 @@ def _well_rated(ratings: pl.Series, least: float) -> np.ndarray:
     return ratings.to_numpy() >= least
 
 
-def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, rule: Duplicates) -> np.ndarray | None:
+def kept_of_duplicates(
+    users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, rule: Duplicates
+) -> np.ndarray | None:
     """Mask of the interactions to keep; None keeps all. The input is ordered by user and time."""
     if rule == "keep" or len(users) == 0:
         return None
@@ -238,7 +242,7 @@ def _duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, ru
     if rule == "drop-consecutive":
         keep[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
         return keep
-    order = _order_by(users, items)  # stable: the first interaction with an item comes first
+    order = order_by(users, items)  # stable: the first interaction with an item comes first
     users, items = users[order], items[order]
     keep[order[1:]] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
     return keep
@@ -266,18 +270,23 @@ def _core(
         users, items = users[good], items[good]
 
 
-def _met(
-    dropped: tuple[np.ndarray, np.ndarray], users: np.ndarray, items: np.ndarray, num_items: int
+def met_of(
+    users: np.ndarray, items: np.ndarray, known_users: np.ndarray, known_items: np.ndarray, num_items: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """``met_items`` and ``met_offsets`` of :class:`Dataset`: pairs that the rating filter dropped.
 
-    Only pairs of a user and an item that are both kept count. Users and items are numbered as before
-    :func:`_compact`. No other filter drops such pairs: the k-core drops all of a user or all of an item, and a dropped
-    repetition leaves the item in the history.
+    Only pairs of a user and an item that are both kept count. No other filter drops such pairs: the k-core drops all of
+    a user or all of an item, and a dropped repetition leaves the item in the history.
+
+    Args:
+        users: user of each dropped interaction.
+        items: item of each dropped interaction.
+        known_users: users that are kept, sorted.
+        known_items: items that are kept, sorted.
+        num_items: number of items, kept or not.
     """
-    known_users, known_items = np.unique(users), np.unique(items)
-    stay = np.isin(dropped[0], known_users) & np.isin(dropped[1], known_items)
-    keys = np.unique(dropped[0][stay].astype(np.int64) * num_items + dropped[1][stay])
+    stay = np.isin(users, known_users) & np.isin(items, known_items)
+    keys = np.unique(users[stay].astype(np.int64) * num_items + items[stay])
     if len(keys) == 0:
         return None, None
     offsets = np.zeros(len(known_users) + 1, dtype=np.int64)

@@ -6,7 +6,9 @@ headers of the arrays. Everything else is read, and compared with its checksum, 
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ class Saved:
         users: table of user ids.
         catalogue: table of item ids.
         checked: whether the whole content was checked.
+        is_temporary: whether the folder is removed after its use, so that another folder may take over its files.
 
     Raises:
         InputError: a file is missing, a symbolic link, differs in length or type from dataset.json, or has another
@@ -52,7 +55,7 @@ class Saved:
     """
 
     def __init__(self, folder: Path, advice: str) -> None:
-        self.folder, self.advice, self.checked = folder, advice, False
+        self.folder, self.advice, self.checked, self.is_temporary = folder, advice, False, False
         if not folder.is_dir():
             raise InputError(f"{folder}: is missing or not a folder; {advice}")
         check_files(folder, dict.fromkeys(FILES), advice)
@@ -115,23 +118,60 @@ class Saved:
         names = [name for name in (*_ARRAYS, *_MET) if name in self.arrays]
         return all(fields[name] is self.arrays[name].array for name in names)
 
+    def put_into(self, folder: Path, name: str) -> str:
+        """Give another folder the file of an array, without a copy if both are on one disk. Returns its checksums."""
+        source, target = self.folder / f"{name}.npy", folder / f"{name}.npy"
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+        checksums: str = self.facts["checksums"][name]
+        return checksums
+
     def damaged(self, why: str) -> InputError:
         """The error for files that differ from the ones that were saved."""
         return InputError(f"{self.folder}: is damaged ({why}); {self.advice}")
 
 
+def check_replaced(folder: Path) -> None:
+    """Raise if a folder for a dataset holds other files, which would be lost."""
+    foreign = sorted(set(os.listdir(folder)) - FILES - FORMER_FILES) if folder.is_dir() else []
+    if foreign:
+        raise InputError(f"{folder}: holds other files ({foreign[0]}), which would be lost; give a new folder")
+
+
 def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> None:
     """Write the files of a dataset, given by its fields, to an existing, empty folder."""
     arrays = {name: fields[name] for name in (*_ARRAYS, *_MET) if fields[name] is not None}
+    saved: Saved | None = fields.get("saved")
+    if saved is not None and saved.is_temporary:
+        checksums = {name: saved.put_into(folder, name) for name in arrays}
+    else:
+        checksums = {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
+    write_rest(folder, fields, len(arrays["items"]), fingerprint, checksums)
+
+
+def write_rest(
+    folder: Path, fields: Mapping[str, Any], interactions: int, fingerprint: str, checksums: dict[str, str]
+) -> None:
+    """Write the ids, the item table and dataset.json of a dataset, beside its interactions.
+
+    Args:
+        folder: folder of the dataset, in which the files of the interactions are.
+        fields: fields of the dataset; those that hold interactions are not used.
+        interactions: number of interactions.
+        fingerprint: digest of the dataset.
+        checksums: checksums of the files of the interactions.
+    """
     for field, name in (("users", "user_ids"), ("catalogue", "item_ids")):
-        arrays[name], offsets = fields[field].arrays()
+        values, offsets = fields[field].arrays()
+        checksums[name] = write_array(folder / f"{name}.npy", values)
         if offsets is not None:
-            arrays[_IDS[name]] = offsets
-    checksums = {name: write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
+            checksums[_IDS[name]] = write_array(folder / f"{_IDS[name]}.npy", offsets)
     facts = {
         "format_version": FORMAT_VERSION,
         "has_timestamps": fields["has_timestamps"],
-        "interactions": len(arrays["items"]),
+        "interactions": interactions,
         "users": len(fields["users"]),
         "items": len(fields["catalogue"]),
         "fingerprint": fingerprint,
@@ -146,11 +186,15 @@ def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> No
 
 def fingerprint_of(fields: Mapping[str, Any]) -> str:
     """Digest of the interactions and ids of a dataset, given by its fields. Costs one pass over the data."""
+    return digest_of((bytes_of(fields[name]) for name in _ARRAYS), fields["users"], fields["catalogue"])
+
+
+def digest_of(content: Iterable[bytes | memoryview], users: IdTable, catalogue: IdTable) -> str:
+    """Digest of the content of the arrays, in the order of the files and in pieces of any size, and of the ids."""
     digest = hashlib.sha256()
-    for name in _ARRAYS:
-        digest.update(bytes_of(fields[name]))
-    for field in ("users", "catalogue"):
-        table: IdTable = fields[field]
+    for piece in content:
+        digest.update(piece)
+    for table in (users, catalogue):
         digest.update(str(table.dtype).encode())
         values, offsets = table.arrays()
         if offsets is not None:

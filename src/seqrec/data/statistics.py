@@ -1,6 +1,7 @@
 """Statistics of a log, and the counts that they need."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,17 +70,36 @@ def counts_of(values: np.ndarray, size: int) -> np.ndarray:
     return counts
 
 
+class Ties(NamedTuple):
+    """What the times of some interactions tell, before it is related to the log.
+
+    ``tied`` is the number of interactions that share user and time with another one.
+    """
+
+    tied: int
+    copies: int
+    first_time: int
+    last_time: int
+
+
+def ties_of(items: np.ndarray, timestamps: np.ndarray, same: np.ndarray) -> Ties:
+    """The ties among interactions ordered by user and time; ``same`` is from :func:`tied_to_next`."""
+    either = np.zeros(len(items), dtype=bool)
+    either[1:] |= same
+    either[:-1] |= same
+    return Ties(int(either.sum()), count_copies(items, same), int(timestamps.min()), int(timestamps.max()))
+
+
 def statistics_of(
     lengths: np.ndarray, num_items: int, items: np.ndarray, timestamps: np.ndarray, same: np.ndarray | None
 ) -> Statistics:
     """Statistics of histories with these lengths; ``same`` is from :func:`tied_to_next`, None without times."""
+    return summed_up(lengths, num_items, None if same is None else ties_of(items, timestamps, same))
+
+
+def summed_up(lengths: np.ndarray, num_items: int, ties: Ties | None) -> Statistics:
+    """Statistics of histories with these lengths and ties; None without times."""
     total = int(lengths.sum())
-    tied = None
-    if same is not None:
-        either = np.zeros(total, dtype=bool)
-        either[1:] |= same
-        either[:-1] |= same
-        tied = float(either.mean())
     return Statistics(
         users=len(lengths),
         items=num_items,
@@ -88,8 +108,8 @@ def statistics_of(
         median_length=float(np.median(lengths)),
         p90_length=float(np.percentile(lengths, 90)),
         max_length=int(lengths.max()),
-        tied_timestamps=tied,
-        copies=None if same is None else count_copies(items, same),
-        first_time=None if same is None else int(timestamps.min()),
-        last_time=None if same is None else int(timestamps.max()),
+        tied_timestamps=None if ties is None else ties.tied / total,
+        copies=None if ties is None else ties.copies,
+        first_time=None if ties is None else ties.first_time,
+        last_time=None if ties is None else ties.last_time,
     )

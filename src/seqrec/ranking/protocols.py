@@ -6,23 +6,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from seqrec.data.negatives import distinct_negatives_for
 from seqrec.data.split import Targets, TrainedOn
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.ranking import metrics, scoring, statistics
-from seqrec.ranking.additions import rank_after, score_after
+from seqrec.ranking import metrics, statistics
 from seqrec.ranking.groups import Group, grouped
 from seqrec.ranking.paired import Difference, differences
-from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, require_numbers
+from seqrec.ranking.ranker import Blocks, Ranker, Ranks, in_turn, rank_full
+from seqrec.ranking.scoring import Catalogue
 from seqrec.ranking.topk import check_keep_seen
 
 Protocol = Literal["full", "sampled"]
-# Number of targets whose negatives are drawn with one seed. Changing it changes every sampled result.
-_DRAWN_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -104,6 +100,7 @@ def evaluate(
     split: str = "test",
     trained_on: TrainedOn | None = None,
     batch_size: int = 512,
+    blocks: Blocks = in_turn,
 ) -> Evaluation:
     """Rank the target of every user among its candidates, and compute metrics.
 
@@ -131,6 +128,7 @@ def evaluate(
         split: name of the targets, for the report.
         trained_on: what the models were trained on, for the report; see :class:`Evaluation`.
         batch_size: number of users encoded and scored at once.
+        blocks: function that ranks the targets in blocks; by default :func:`seqrec.ranking.ranker.in_turn`.
 
     Raises:
         InputError: no targets, an unknown protocol, scores that are not numbers, or transition counts to add that are
@@ -141,11 +139,11 @@ def evaluate(
     negatives = _checked(targets, protocol, negatives, seed)
     _check_counts(model, train_counts)
     models, drawn = [model, *(baselines or {}).values()], negatives if protocol == "sampled" else None
-    rankings = _rank(models, targets, drawn, seed, keep_seen, cutoffs[-1] if drawn is None else 0, batch_size)
+    rankings = _rank(Ranker(models, drawn, seed, keep_seen, 0 if drawn else cutoffs[-1], batch_size), targets, blocks)
     sizes = {"history": targets.histories.lengths, "popularity": train_counts[targets.items]}
     scores = [_scores(ranking, cutoffs, train_counts, seed, sizes) for ranking in rankings]
     found: dict[str, Any] = {"protocol": protocol, "split": split, "trained_on": trained_on, "seed": seed}
-    found |= {"seen": "kept" if keep_seen else "removed", "unreachable": rankings[0].unreachable}
+    found |= {"seen": "kept" if keep_seen else "removed", "unreachable": int(rankings[0].unreachable.sum())}
     found |= vars(scores[0]) | _facts(targets, train_counts, drawn) | _compared(rankings, scores, list(baselines or {}))
     return Evaluation(**found, seconds=time.perf_counter() - begin)
 
@@ -161,7 +159,7 @@ def _check_counts(model: Model, train_counts: np.ndarray) -> None:
             )
 
 
-def _compared(rankings: Sequence["_Ranking"], scores: Sequence[Scores], names: Sequence[str]) -> dict[str, Any]:
+def _compared(rankings: Sequence[Ranks], scores: Sequence[Scores], names: Sequence[str]) -> dict[str, Any]:
     """The fields of an evaluation about baselines, whose rankings and scores come after those of the model."""
     main = [metrics.named(metrics.MAIN[0], ranking.greater, ranking.ties) for ranking in rankings]
     others = dict(zip(names, main[1:], strict=True))
@@ -188,7 +186,7 @@ def _facts(targets: Targets, train_counts: np.ndarray, negatives: int | None) ->
 
 
 def _scores(
-    ranking: "_Ranking", cutoffs: Sequence[int], train_counts: np.ndarray, seed: int, sizes: Mapping[str, np.ndarray]
+    ranking: Ranks, cutoffs: Sequence[int], train_counts: np.ndarray, seed: int, sizes: Mapping[str, np.ndarray]
 ) -> Scores:
     """Metrics of one model and their intervals, also for groups of users by each of the sizes."""
     values = _per_user(ranking, cutoffs, train_counts)
@@ -230,7 +228,7 @@ def ranks(
     """
     negatives = _checked(targets, protocol, negatives, seed)
     drawn = negatives if protocol == "sampled" else None
-    (ranking,) = _rank([model], targets, drawn, seed, keep_seen, 0, batch_size)
+    (ranking,) = _rank(Ranker([model], drawn, seed, keep_seen, 0, batch_size), targets)
     return ranking.greater, ranking.ties
 
 
@@ -238,20 +236,8 @@ def ranks_after(
     catalogue: Catalogue, states: Tensor, targets: Targets, keep_seen: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`ranks` in the full ranking, given the states after the histories. Call it in inference mode."""
-    count = len(targets)
-    into = _Ranking(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, 0), np.int32))
-    _rank_full(catalogue, states, targets, keep_seen, 512, into)
-    return into.greater, into.ties
-
-
-@dataclass
-class _Ranking:
-    """Ranks and lists from one model, filled block by block."""
-
-    greater: np.ndarray  # int64[M]
-    ties: np.ndarray  # int64[M]
-    lists: np.ndarray  # int32[M, top]
-    unreachable: int = 0
+    found = rank_full(catalogue, states, targets, keep_seen, 0, 512)
+    return found.greater, found.ties
 
 
 def _fewest(targets: Targets, negatives: int) -> int:
@@ -277,99 +263,17 @@ def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
     return min(negatives, targets.histories.dataset.num_items)
 
 
-def _rank(
-    models: Sequence[Model],
-    targets: Targets,
-    negatives: int | None,
-    seed: int,
-    keep_seen: bool,
-    top: int,
-    batch_size: int,
-) -> list[_Ranking]:
-    """Ranks from all models, in one pass over the users, so that negatives are drawn only once."""
-    check_keep_seen(keep_seen)
-    count = len(targets)
-    rankings = [
-        _Ranking(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, top), np.int32)) for _ in models
-    ]
-    catalogues: list[Catalogue] = []
-    for model in models if negatives is None else ():
-        with evaluation_mode(model):
-            catalogues.append(Catalogue(model))
-    for start in range(0, count, scoring.USERS_AT_ONCE):
-        chosen = slice(start, start + scoring.USERS_AT_ONCE)
-        part = targets.take(chosen)
-        drawn = None if negatives is None else _draw(part, negatives, seed, start // _DRAWN_TOGETHER)
-        for number, (model, ranking) in enumerate(zip(models, rankings, strict=True)):
-            into = _Ranking(ranking.greater[chosen], ranking.ties[chosen], ranking.lists[chosen])
-            with evaluation_mode(model):
-                states = last_states(model, part.histories, batch_size=batch_size)
-                if drawn is not None:
-                    _rank_sampled(model, states, part, drawn, batch_size, into)
-                else:
-                    _rank_full(catalogues[number], states, part, keep_seen, batch_size, into)
-            ranking.unreachable += into.unreachable
+def _rank(ranker: Ranker, targets: Targets, blocks: Blocks = in_turn) -> list[Ranks]:
+    """Ranks of all targets from each model."""
+    check_keep_seen(ranker.keep_seen)
+    rankings = [Ranks.empty(len(targets), ranker.top) for _ in ranker.models]
+    for rows, found in blocks(ranker, targets):
+        for ranking, part in zip(rankings, found, strict=True):
+            ranking.put(rows, part)
     return rankings
 
 
-def _draw(targets: Targets, negatives: int, seed: int, first_block: int) -> np.ndarray:
-    """Negatives ``int64[M, negatives]``, 0 if fewer items are left for the user. Each block of targets has a seed."""
-    data = targets.histories.dataset
-    users = np.asarray(targets.histories.users, dtype=np.int64)
-    blocks = [
-        distinct_negatives_for(
-            np.random.default_rng([seed, first_block + number]),
-            data.num_items,
-            users[start : start + _DRAWN_TOGETHER],
-            negatives,
-            data.seen_keys,
-        )
-        for number, start in enumerate(range(0, len(users), _DRAWN_TOGETHER))
-    ]
-    return np.concatenate(blocks)
-
-
-def _rank_sampled(
-    model: Model, states: Tensor, targets: Targets, drawn: np.ndarray, batch_size: int, into: _Ranking
-) -> None:
-    candidates = np.column_stack([targets.items.astype(np.int64), drawn])
-    # Every candidate of every user needs a separate vector here. The number of rows keeps them in the cache.
-    rows = max(1, min(batch_size, scoring.CELLS // 16 // (candidates.shape[1] * states.shape[1])))
-    for start in range(0, len(targets), rows):
-        chosen = slice(start, start + rows)
-        items = torch.from_numpy(candidates[chosen]).to(states.device)
-        scores = score_after(model, targets.histories.take(chosen), states[chosen], items)
-        require_numbers(scores)
-        real = items[:, 1:] > 0
-        target, others = scores[:, :1], scores[:, 1:]
-        ranked = target[:, 0] > -torch.inf
-        greater = torch.where(ranked, ((others > target) & real).sum(dim=1), -1)
-        ties = torch.where(ranked, ((others == target) & real).sum(dim=1), 0)
-        into.greater[chosen] = greater.cpu().numpy()
-        into.ties[chosen] = ties.cpu().numpy()
-
-
-def _rank_full(
-    catalogue: Catalogue, states: Tensor, targets: Targets, keep_seen: bool, batch_size: int, into: _Ranking
-) -> None:
-    items = targets.items.astype(np.int64)
-    unreachable = np.zeros(len(targets), dtype=bool)
-    seen = None
-    if not keep_seen:
-        rows, seen_items = seen = targets.histories.flat()
-        unreachable[rows[seen_items == items[rows]]] = True
-    k = into.lists.shape[1]
-    ways = {"left_out": seen, "targets": items, "batch_size": batch_size}
-    found = rank_after(catalogue, targets.histories, states, k, **ways)  # type: ignore[arg-type]
-    assert found.greater is not None
-    assert found.ties is not None
-    into.unreachable += int(unreachable.sum())
-    into.lists[:] = catalogue.items_of(found.columns)
-    into.greater[:] = np.where(unreachable, -1, found.greater)
-    into.ties[:] = np.where(unreachable, 0, found.ties)
-
-
-def _per_user(ranking: _Ranking, cutoffs: Sequence[int], train_counts: np.ndarray) -> dict[str, np.ndarray]:
+def _per_user(ranking: Ranks, cutoffs: Sequence[int], train_counts: np.ndarray) -> dict[str, np.ndarray]:
     """Values ``float64[M]`` of each metric, by name."""
     names = [*(f"{name}@{k}" for k in cutoffs for name in metrics.FUNCTIONS), "mrr"]
     found = {name: metrics.named(name, ranking.greater, ranking.ties) for name in names}

@@ -30,14 +30,20 @@ class Job:
     refit: RefitPlan | None = None
 
 
-def follow(processes: Processes) -> None:
-    """Do every training that the first process announces, until it announces None."""
+def follow(processes: Processes, data: Path | None = None) -> None:
+    """Do every training that the first process announces, until it announces None.
+
+    Args:
+        processes: this process and the others.
+        data: folder with a copy of the dataset. By default that of the run, on a file system that all processes share.
+    """
     while (job := processes.same_on_all(None)) is not None:
-        if not Path(job.data).is_dir():
+        folder = Path(job.data) if data is None else data
+        if not folder.is_dir():
             raise InputError(
-                f"{job.data}: is not on this machine; give a run folder on a file system that all processes share"
+                f"{folder}: is not on this machine; give a run folder on a file system that all processes share"
             )
-        dataset = Dataset.load(Path(job.data)).check()
+        dataset = Dataset.load(folder).check()
         split = job.config.split.apply(dataset)
         if job.refit is not None:
             split = split.refit(job.refit.trained_on)

@@ -42,8 +42,8 @@ from seqrec.training.start import start_from_neighbours
 from seqrec.training.state import TrainingState
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
-Ending = Literal["running", "checkpoint", "stopped", "interrupted"]
-ENDINGS: tuple[Ending, ...] = ("running", "checkpoint", "stopped", "interrupted")
+Ending = Literal["running", "saving", "stopped", "interrupted"]
+ENDINGS: tuple[Ending, ...] = ("running", "saving", "stopped", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def train(
     if stop is not None and not callable(stop):
         raise InputError(f"stop is {stop!r}; give a function that returns True to stop")
     device = pick_device(config.device)
-    with usual_torch(), own_random_state(device), threads(config.threads) as count, _stop_signals() as stopped:
+    with usual_torch(), own_random_state(device), threads(config.threads) as count, _stop_signals(processes) as stopped:
         work = _Work(model, split, config, device, run, keep_seen, refit, processes)
         with closing(work.optimizer), epoch_bar(progress, work.tokens, "refit " if refit else "") as bar:
             if refit is None:
@@ -239,15 +239,30 @@ class _Work:
             state.tokens += tokens
             state.step += 1
             bar.update(state.tokens)
-            due = state.run is not None and state.due(config.checkpoint_minutes)
-            wish: Ending = "stopped" if stop is not None and stop() else "checkpoint" if due else "running"
-            how = self._asked("interrupted" if stopped() else wish)
-            if how == "checkpoint" and state.step < self.steps:
-                state.checkpoint()
-                self._asked("running")
-            elif how in ("stopped", "interrupted"):
+            how = self._asked(self._wanted(stopped, stop))
+            if how in ("stopped", "interrupted"):
                 return how
+            if how == "saving" and state.step < self.steps:  # its end has a checkpoint of its own
+                self._save(None)
         return "running"
+
+    def _wanted(self, stopped: Callable[[], bool], stop: Callable[[], bool] | None) -> Ending:
+        """What this process asks for after a step."""
+        state = self.state
+        if stopped():
+            return "interrupted"
+        if stop is not None and stop():
+            return "stopped"
+        is_due = state.run is not None and state.step < self.steps and state.due(self.config.checkpoint_minutes)
+        return "saving" if is_due else "running"
+
+    def _save(self, row: dict[str, Any] | None) -> None:
+        """Write a checkpoint, with the row of the epoch if one ended."""
+        self.state.checkpoint()
+        if self.processes is not None:
+            if self.processes.request == ENDINGS.index("saving"):
+                self.processes.request = 0
+            self.processes.saved(self.state.run.folder if self.state.run is not None else None, row)
 
     def _asked(self, how: Ending) -> Ending:
         """How training goes on, given what this process asks. Several processes agree at the next step."""
@@ -276,7 +291,7 @@ class _Work:
             elif cut or state.epoch % self.every == 0 or state.epoch == config.epochs:
                 row |= self._accuracy()
                 state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
-        state.checkpoint()
+        self._save(row)
         return row
 
     def _accuracy(self) -> dict[str, float]:
@@ -305,11 +320,11 @@ def _values(greater: np.ndarray, ties: np.ndarray) -> dict[str, float]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def _stop_signals(processes: Processes | None) -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM stop training after the current step; a second one stops it at once."""
     asked = False
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread receives signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield (lambda: False) if processes is None else processes.interrupted
         return
 
     def ask(number: int, frame: Any) -> None:

@@ -272,13 +272,13 @@ def _softmax_loss(
     by_hidden, by_vectors, by_targets = torch.empty_like(hidden), torch.zeros_like(vectors), torch.empty_like(targets)
     kind = torch.float64 if hidden.device.type == "cpu" else hidden.dtype  # not every GPU has float64
     losses = torch.empty(count, dtype=kind, device=hidden.device)
-    memory = hidden.new_empty(min(block, count), len(vectors))
-    factor, factor_T = vectors.to(narrow), vectors.to(narrow).T
+    memory = hidden.new_empty(min(block, count), len(vectors)) if narrow == hidden.dtype else None
+    factor = vectors.to(narrow)
     host_tokens = tokens.cpu() if host_tokens is None else host_tokens
     cuts = torch.searchsorted(host_tokens, torch.arange(0, count + block, block)).tolist()
     for number, start in enumerate(range(0, count, block)):
         rows = slice(start, min(start + block, count))
-        logits = _product(hidden[rows].to(narrow), factor_T, memory[: rows.stop - start])
+        logits = _product(hidden[rows].to(narrow), factor.T, None if memory is None else memory[: rows.stop - start])
         mine = slice(cuts[number], cuts[number + 1])
         logits.index_put_((tokens[mine] - start, negatives[mine]), logits.new_full((), -torch.inf))
         if log_probability is not None:
@@ -323,8 +323,9 @@ def _autocast_kind(x: Tensor) -> torch.dtype | None:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """``a @ b``, summed in float32 (or wider) and not rounded to less, written to ``out`` if it is given."""
+    """``a @ b``, summed in float32 (or wider), written to ``out`` if it is given."""
     if out is not None and a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
-    product = torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a, b).float()
+    # Torch's products on the CPU sum in float32 too, but round the result.
+    product = torch.mm(a, b).float() if a.device.type == "cpu" else torch.mm(a, b, out_dtype=torch.float32)
     return product if out is None else out.copy_(product)

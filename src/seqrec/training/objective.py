@@ -104,13 +104,12 @@ class Task:
     correction: Tensor | None = None
     others: tuple[Batch, ...] = ()
     counts: bool = True
+    host_left_out: Tensor | None = None
 
     @property
     def predictions(self) -> int:
         """Number of predictions that count."""
         return len(self.items) if self.counts else 0
-
-    host_left_out: Tensor | None = None
 
     def to(self, device: torch.device) -> "Task":
         """The same task on another device."""

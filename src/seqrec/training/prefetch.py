@@ -18,7 +18,8 @@ AHEAD = 2  # tasks that wait on the device
 def prefetched(tasks: Iterator[Task], device: torch.device, ahead: int = AHEAD) -> Iterator[Iterator[Task]]:
     """The same tasks in the same order, on the device, drawn by a thread that is up to ``ahead`` tasks ahead.
 
-    On the CPU they are drawn when they are asked for, as the processor has nothing to wait for. On CUDA, the copies
+    On the CPU they are drawn when they are asked for, as the processor has nothing to wait for, and on Apple's GPUs, as
+    torch does not say that several threads may use them. On CUDA, the copies
     run in a stream of their own, from pinned memory, and the stream that asks for a task waits for its copy. An
     exception in the thread is raised where the next task is asked for. The thread ends with the context.
 
@@ -27,7 +28,7 @@ def prefetched(tasks: Iterator[Task], device: torch.device, ahead: int = AHEAD) 
         device: device of the model.
         ahead: number of tasks to draw ahead.
     """
-    if device.type == "cpu":
+    if device.type in ("cpu", "mps"):
         yield tasks
         return
     thread = _Thread(tasks, device, ahead)

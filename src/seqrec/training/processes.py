@@ -7,8 +7,10 @@ of embedding tables are exchanged by row, all others are summed over the process
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +23,13 @@ from seqrec.training.optim import RowAdam
 
 #: What torch.distributed says if a process has ended.
 _LOST = "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL"
+#: How long a process waits for another one, which may validate, test or count meanwhile. The loss of a process ends the
+#: wait at once, because its connections close; torchrun and Ray watch over machines.
+PATIENCE = timedelta(days=1)
 _SPARE = 1.1  # space for more rows than in any step so far, as a factor
 _LOSS = 4  # place of the loss in a message
 _HEADER = 5  # numbers at the start of a message, before the number of rows of each table
+_given: ContextVar["Processes | None"] = ContextVar("processes", default=None)
 
 
 @contextmanager
@@ -39,8 +45,7 @@ def launched() -> Iterator["Processes | None"]:
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        # The first process tests the model while the others wait. One that ended is noticed at once all the same.
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the other processes can't be joined ({one_line(error)}); "
@@ -60,9 +65,21 @@ def launched() -> Iterator["Processes | None"]:
 
 def joined() -> "Processes | None":
     """The processes of this program's process group; None if it has none, or is alone in it."""
+    if (given := _given.get()) is not None:
+        return given
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
         return None
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def joining(processes: "Processes") -> Iterator[None]:
+    """Let :func:`joined` find these processes inside the block, even a single one, such as those of a cluster."""
+    token = _given.set(processes)
+    try:
+        yield
+    finally:
+        _given.reset(token)
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,18 @@ class Processes:
     def shard(self) -> tuple[int, int]:
         """The shard of an :class:`seqrec.data.batches.Epoch` that this process computes."""
         return self.rank, self.world
+
+    def interrupted(self) -> bool:
+        """Whether somebody asked this process to stop, other than by a signal."""
+        return False
+
+    def saved(self, folder: Path | None, row: dict[str, Any] | None) -> None:
+        """Every process calls this after a checkpoint.
+
+        Args:
+            folder: run folder with the checkpoint; None except for the first process.
+            row: row of the epoch that ended; None for a checkpoint within an epoch.
+        """
 
     @torch.no_grad()
     def __call__(self, optimizer: RowAdam, task: Task, loss: Tensor) -> Tensor:

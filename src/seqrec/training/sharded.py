@@ -1,8 +1,8 @@
 """An item table divided among processes by rows, for catalogues that do not fit into the memory of one.
 
-Process p of W holds the rows p * R to (p + 1) * R - 1 of the table and their moments, where R is the number of rows
-divided by W and rounded up, as in a ``DTensor`` that is sharded in its first dimension. A lookup asks the holders for
-the rows, each once, and its backward pass sends them the gradients.
+The rows are cut into blocks, and each process holds about as many of them as the others, with their moments. A lookup
+asks the holders for the rows, each once, and its backward pass sends them the gradients. Checkpoints keep each block by
+itself, so that any number of processes can read them.
 """
 
 from dataclasses import replace
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_to_all_single
 
 from seqrec.data.split import Targets
 from seqrec.device import not_compiled, own_random_state
@@ -25,6 +24,7 @@ from seqrec.training.config import TrainConfig
 from seqrec.training.processes import Processes
 
 TABLE = "item_embedding"  # the table that can be divided
+BLOCKS = 256  # of a table, and so the largest number of processes
 _DRAWN = 2**16  # rows whose first values are drawn with one seed
 _USERS, _ITEMS = 128, 2**16  # scored at once
 
@@ -47,11 +47,15 @@ class ShardedEmbedding(nn.Module):
     def __init__(self, rows: int, dim: int, processes: Processes) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.processes = rows, dim, processes
-        self.rows_each = -(-rows // processes.world)
-        self.first = min(rows, processes.rank * self.rows_each)
-        self.last = min(rows, self.first + self.rows_each)
+        if processes.world > BLOCKS:
+            raise InputError(f"shard_items divides a table among {BLOCKS} processes at most; start fewer")
+        self.block = -(-rows // BLOCKS)
+        self.blocks = -(-rows // self.block)
+        shares = [self.blocks * rank // processes.world for rank in range(processes.world + 1)]
+        self.edges = [min(rows, share * self.block) for share in shares]
+        self.first, self.last = self.edges[processes.rank : processes.rank + 2]
         self.shard = Shard(self.last - self.first, dim, _weight=torch.zeros(self.last - self.first, dim))
-        self._edges = self.rows_each * torch.arange(processes.world + 1)
+        self._edges = torch.tensor(self.edges)
 
     @property
     def sparse(self) -> bool:
@@ -79,8 +83,26 @@ class ShardedEmbedding(nn.Module):
         dist.all_to_all_single(asked, distinct, here, there)
         vectors = self.shard(asked - self.first)
         self.processes.bytes_sent += 8 * len(distinct) + 4 * vectors.numel() * (2 if torch.is_grad_enabled() else 1)
-        found = all_to_all_single(vectors.new_empty(len(distinct), self.embedding_dim), vectors, there, here)
+        found: Tensor = _Exchange.apply(vectors, here, there)
         return found[place]
+
+
+class _Exchange(torch.autograd.Function):
+    """Sends rows ``[sum(sent), D]`` to the processes, and receives ``[sum(received), D]``; the gradients go back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        ctx.sizes = sent, received
+        found = rows.new_empty(sum(received), rows.shape[1])
+        dist.all_to_all_single(found, rows, received, sent)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        sent, received = ctx.sizes
+        found = gradients[0].new_empty(sum(sent), gradients[0].shape[1])
+        dist.all_to_all_single(found, gradients[0].contiguous(), sent, received)
+        return found, None, None
 
 
 def checked_options(name: str, training: TrainConfig) -> TrainConfig:

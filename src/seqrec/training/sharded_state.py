@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoints
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 
 from seqrec.data.checked import read_json
 from seqrec.errors import InputError, one_line
@@ -44,7 +41,6 @@ class ShardedState(TrainingState):
         self.processes = processes
         folder = processes.same_on_all(None if run is None else str((run.folder / "state").resolve()))
         self.folder = Path(folder)
-        self.mesh: DeviceMesh = init_device_mesh("cpu", (processes.world,))
 
     def keep_weights(self) -> None:
         """Write the weights of all processes into one file, as those of every other model."""
@@ -64,9 +60,11 @@ class ShardedState(TrainingState):
         self.processes.wait()
         state = self.optimizer.state_dict()
         steps = int(state.pop("steps"))
-        writer = checkpoints.HuggingFaceStorageWriter(str(self.folder / name), save_distributed=True)
+        writer = checkpoints.HuggingFaceStorageWriter(
+            str(self.folder / name), self._files(state), save_distributed=True
+        )
         with _quiet():
-            checkpoints.save(self._wrapped(state), storage_writer=writer)
+            checkpoints.save(self._in_blocks(state), storage_writer=writer)
         if self.run is not None:
             facts = {one: getattr(self, one) for one in FACTS} | {"loss_sum": self.loss_sum.item(), "steps": steps}
             facts |= {"run": self.run.id, "folder": name, "moments": [*state]}
@@ -91,7 +89,7 @@ class ShardedState(TrainingState):
         path = self.folder / facts["folder"]
         try:
             with _quiet():
-                checkpoints.load(self._wrapped(state), storage_reader=checkpoints.HuggingFaceStorageReader(str(path)))
+                checkpoints.load(self._in_blocks(state), storage_reader=checkpoints.HuggingFaceStorageReader(str(path)))
             self.optimizer.load_state_dict(state | {"steps": torch.tensor(facts["steps"])})
         except (OSError, KeyError, RuntimeError, ValueError, CheckpointException) as error:
             raise InputError(f"{path}: can't be read ({one_line(error)}); train again with --overwrite") from error
@@ -137,18 +135,31 @@ class ShardedState(TrainingState):
             ) from error
         return facts
 
-    def _wrapped(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Weights and moments by name; those of the divided table as parts of a whole."""
+    def _files(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+        """The number of the file, from 1, of every tensor of all processes.
+
+        A file is put together in memory, so each block has its own; what is not in blocks is in the first.
+        """
+        table: Any = getattr(self.model, TABLE)
+        names = [f"model.{name}" for name in self.model.state_dict()] + [f"optimizer.{name}" for name in state]
+        whole = {name: 1 for name in names if not _is_divided(name)}
+        divided = [name for name in names if _is_divided(name)]
+        return whole | {f"{name}#{block}": 1 + block for name in divided for block in range(table.blocks)}
+
+    def _in_blocks(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights and moments by name; of the divided table the blocks that this process holds, as ``name#block``."""
+        table: Any = getattr(self.model, TABLE)
         parts = {f"model.{name}": value.detach() for name, value in self.model.state_dict().items()}
         parts |= {f"optimizer.{name}": value.detach() for name, value in state.items()}
-        return {name: self._whole(value) if _is_divided(name) else value.view(-1) if value.dim() == 0 else value
-                for name, value in parts.items()}  # fmt: skip
-
-    def _whole(self, part: Tensor) -> DTensor:
-        table: Any = getattr(self.model, TABLE)
-        shape = torch.Size((table.num_embeddings, *part.shape[1:]))
-        stride = tuple(int(np.prod(shape[place + 1 :])) for place in range(len(shape)))
-        return DTensor.from_local(part, self.mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+        found = {}
+        for name, value in parts.items():
+            if not _is_divided(name):
+                found[name] = value.view(-1) if value.dim() == 0 else value
+                continue
+            for start in range(table.first, table.last, table.block):
+                stop = min(start + table.block, table.last)
+                found[f"{name}#{start // table.block}"] = value[start - table.first : stop - table.first]
+        return found
 
 
 def _is_divided(name: str) -> bool:
@@ -189,8 +200,7 @@ def _blocks(model: Model, processes: Processes) -> Iterator[Tensor]:
     """The table's rows in order, in the first process; nothing in the others, which send theirs."""
     table: Any = getattr(model, TABLE)
     for rank in range(processes.world):
-        low = min(table.num_embeddings, rank * table.rows_each)
-        high = min(table.num_embeddings, low + table.rows_each)
+        low, high = table.edges[rank : rank + 2]
         for start in range(low, high, _SENT):
             stop = min(start + _SENT, high)
             if rank == processes.rank:

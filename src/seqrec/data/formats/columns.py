@@ -200,7 +200,7 @@ def canonical(
     elif len(summary.notes) == notes and _is_scattered(columns["user_id"]):
         summary.warn("no time column; the lines are taken to be in time order (--timestamp names a column)")
     if rating is not None:
-        numbers = _ratings_of(log, rating, strict_rating, summary)
+        numbers = ratings_of(log, rating, strict_rating, summary)
         if numbers is None:
             read[rating.name] = rating
         else:
@@ -220,7 +220,7 @@ def canonical(
     return frame
 
 
-def _ratings_of(log: Origin, values: pl.Series, strict: bool, summary: LogSummary) -> pl.Series | None:
+def ratings_of(log: Origin, values: pl.Series, strict: bool, summary: LogSummary) -> pl.Series | None:
     """Ratings as numbers, null for gaps; None if some are words, unless ``strict`` makes that an error."""
     if strict:
         return numbers_of(log, values, "rating")

@@ -39,10 +39,15 @@ def read_parquet(source: Source) -> pl.DataFrame:
 
 def _in_utc(opened: Callable[[], Any]) -> pl.DataFrame:
     """Read a file that polars cannot read, with pyarrow, and convert its times to UTC."""
-    import pyarrow as pa  # slow to import, and few files need it
-    from pyarrow.parquet import read_table
+    from pyarrow.parquet import read_table  # slow to import, and few files need it
 
-    table = read_table(opened(), partitioning=None)
+    return frame_of(read_table(opened(), partitioning=None))
+
+
+def frame_of(table: Any) -> pl.DataFrame:
+    """A table of pyarrow as a frame, with times in UTC."""
+    import pyarrow as pa
+
     for place, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type) and field.type.tz:
             utc = table.column(place).cast(pa.timestamp(field.type.unit, "UTC"))

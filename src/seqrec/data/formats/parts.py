@@ -16,21 +16,44 @@ from seqrec.data.formats.parquet import read_parquet
 from seqrec.data.formats.values import EXACT
 from seqrec.errors import InputError, LogWarning, warn
 
-_PARQUET = re.compile(r"\.(parquet|parq|pq)(\.[a-z0-9]+)?$", re.IGNORECASE)
+PARQUET = re.compile(r"\.(parquet|parq|pq)(\.[a-z0-9]+)?$", re.IGNORECASE)
 _TEXT = re.compile(r"\.(csv|tsv|txt|json|jsonl|ndjson|inter)(\.gz)?$", re.IGNORECASE)
 #: Marks of tables whose parts may have several versions; only the table's own record tells which is the latest.
-_TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
+TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table"}
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
+    """A file of a log in several parts."""
+
     path: Path
     values: dict[str, str]  # of the partition columns, from the names of the folders
 
 
 def read_folder(folder: Path) -> pl.DataFrame:
     """Concatenate all parts in the order of their names, and add the columns from `key=value` folders."""
-    parts, left_out = _parts_of(folder)
+    parts = parts_of(folder)
+    frames: list[pl.DataFrame] = []
+    for part in parts:
+        frame = read_parquet(open_source(part.path))
+        check_columns(part.path, frame.columns, (frames or [frame])[0].columns)
+        frames.append(frame.select((frames or [frame])[0].columns))
+    joined = [_stacked(folder, name, [frame[name] for frame in frames]) for name in frames[0].columns]
+    return _with_keys(folder, pl.DataFrame(joined), parts, [frame.height for frame in frames])
+
+
+def parts_of(folder: Path) -> list[Part]:
+    """The parts in a folder, in the order of their names.
+
+    Raises:
+        InputError: there are none, they lie in folders with different keys, or something cannot be opened.
+    """
+    parts, left_out = _sorted_out(folder)
+    return checked_parts(folder, parts, left_out)
+
+
+def checked_parts(folder: Path, parts: list[Part], left_out: list[Path]) -> list[Part]:
+    """The parts, if there are any and their folders have the same keys; says which files are left out."""
     if not parts or any(path.name == "config.json" for path in left_out):
         raise _no_parts(folder, left_out)
     if left_out:
@@ -38,29 +61,27 @@ def read_folder(folder: Path) -> pl.DataFrame:
         shown = ", ".join(str(path.relative_to(folder)) for path in left_out[:3])
         are = "is" if len(left_out) == 1 else "are"
         warn(f"{folder}: {shown}{more} {are} ignored, as only Parquet parts are read", LogWarning)
-    keys = list(parts[0].values)
-    frames: list[pl.DataFrame] = []
     for part in parts:
-        if list(part.values) != keys:
+        if list(part.values) != list(parts[0].values):
             raise InputError(f"{part.path}: has other key=value folders than {parts[0].path}; make them equal")
-        frame = read_parquet(open_source(part.path))
-        differ = ", ".join(sorted(set(frame.columns) ^ set((frames or [frame])[0].columns)))
-        if differ:
-            raise InputError(f"{part.path}: has other columns than the first part ({differ}); make them equal")
-        frames.append(frame.select((frames or [frame])[0].columns))
-    joined = [_stacked(folder, name, [frame[name] for frame in frames]) for name in frames[0].columns]
-    return _with_keys(folder, pl.DataFrame(joined), parts, [frame.height for frame in frames])
+    return parts
 
 
-def _parts_of(folder: Path) -> tuple[list[_Part], list[Path]]:
+def check_columns(path: Path, columns: list[str], first: list[str]) -> None:
+    """Raise if a part has other columns than the first part."""
+    if differ := ", ".join(sorted(set(columns) ^ set(first))):
+        raise InputError(f"{path}: has other columns than the first part ({differ}); make them equal")
+
+
+def _sorted_out(folder: Path) -> tuple[list[Part], list[Path]]:
     """The parts in the order of their names, and the other files."""
-    parts: list[_Part] = []
+    parts: list[Part] = []
     left_out: list[Path] = []
     for path, values in _files_of(folder, {}, ()):
-        if not _PARQUET.search(path.name) and not _begins_as_parquet(path):
+        if not PARQUET.search(path.name) and not _begins_as_parquet(path):
             left_out.append(path)
         else:
-            parts.append(_Part(path, values))
+            parts.append(Part(path, values))
     return parts, left_out
 
 
@@ -75,8 +96,8 @@ def _files_of(
         raise unreadable(folder, error) from None
     above = (*above, (here.st_dev, here.st_ino))
     for path in inside:
-        if path.name in _TABLES:
-            kind = _TABLES[path.name]
+        if path.name in TABLES:
+            kind = TABLES[path.name]
             raise InputError(f"{folder}: is {kind}, whose parts may be outdated; export the table as Parquet")
         # Names that begin with . or _ are hidden, except a column that does (_day=1).
         if path.name.startswith(".") or (path.name.startswith("_") and "=" not in path.name):
@@ -93,7 +114,7 @@ def _files_of(
         if not stat.S_ISDIR(found.st_mode):
             if stat.S_ISREG(found.st_mode):
                 yield path, values
-            elif _PARQUET.search(path.name):
+            elif PARQUET.search(path.name):
                 raise InputError(f"{path}: is not a regular file; remove it, or write the part again")
             continue
         if (found.st_dev, found.st_ino) in above:
@@ -101,7 +122,7 @@ def _files_of(
         key, equals, value = path.name.partition("=")
         if equals and key:
             yield from _files_of(path, values | {unquote(key): unquote(value)}, above)
-        elif any(_PARQUET.search(part.name) or _begins_as_parquet(part) for part, _ in _files_of(path, {}, above)):
+        elif any(PARQUET.search(part.name) or _begins_as_parquet(part) for part, _ in _files_of(path, {}, above)):
             advice = "give one folder, or name the folders key=value"
             raise InputError(f"{folder}: has Parquet in a folder inside of it ({path.name}); {advice}")
 
@@ -133,16 +154,21 @@ def _stacked(folder: Path, name: str, columns: list[pl.Series]) -> pl.Series:
         column.cast(pl.String) if isinstance(column.dtype, pl.Categorical | pl.Enum) else column for column in columns
     ]
     kinds = {column.dtype for column in columns} - {pl.Null}
-    for target in _targets(kinds):
-        cast = [_exactly(column, target) for column in columns]
+    for target in targets_of(kinds):
+        cast = [exactly(column, target) for column in columns]
         exact = [column for column in cast if column is not None]
         if len(exact) == len(columns):
             return pl.concat(exact)
+    raise different_types(folder, name, kinds)
+
+
+def different_types(folder: Path, name: str, kinds: set[pl.DataType]) -> InputError:
+    """The error for a column with types that no type can hold together."""
     listed = ", ".join(sorted(str(kind) for kind in kinds))
-    raise InputError(f"{folder}: the parts have different types (column {name!r}: {listed}); make them equal")
+    return InputError(f"{folder}: the parts have different types (column {name!r}: {listed}); make them equal")
 
 
-def _targets(kinds: set[pl.DataType]) -> list[pl.DataType]:
+def targets_of(kinds: set[pl.DataType]) -> list[pl.DataType]:
     """Types that may hold the values of all given types, best first."""
     if len(kinds) < 2:
         return list(kinds) or [pl.Null()]
@@ -163,7 +189,7 @@ def _targets(kinds: set[pl.DataType]) -> list[pl.DataType]:
     return []
 
 
-def _exactly(column: pl.Series, target: pl.DataType) -> pl.Series | None:
+def exactly(column: pl.Series, target: pl.DataType) -> pl.Series | None:
     """The column in another type; None if a value would change."""
     if column.dtype == target:
         return column
@@ -175,16 +201,29 @@ def _exactly(column: pl.Series, target: pl.DataType) -> pl.Series | None:
     return cast
 
 
-def _with_keys(folder: Path, frame: pl.DataFrame, parts: list[_Part], heights: list[int]) -> pl.DataFrame:
+def _with_keys(folder: Path, frame: pl.DataFrame, parts: list[Part], heights: list[int]) -> pl.DataFrame:
     """Add the columns from the names of folders; integers if all their values are."""
     rows = np.repeat(np.arange(len(parts)), heights)
-    for key in parts[0].values:
-        texts = [None if part.values[key] == _MISSING else part.values[key] for part in parts]
-        column = shrunk(pl.DataFrame({key: pl.Series(texts, dtype=pl.String)})).to_series().gather(rows)
+    for key, values in keys_of(parts).items():
+        column = values.gather(rows)
         if key not in frame.columns:
             frame = frame.with_columns(column)
-        elif not frame[key].cast(pl.String).eq_missing(column.cast(pl.String)).all():
-            raise InputError(
-                f"{folder}: column {key!r} contradicts the names of the folders {key}=…; remove one of them"
-            )
+        else:
+            check_key(folder, frame[key], column)
     return frame
+
+
+def keys_of(parts: list[Part]) -> dict[str, pl.Series]:
+    """The value of each part in the columns from the names of folders."""
+    columns = {}
+    for key in parts[0].values:
+        texts = [None if part.values[key] == _MISSING else part.values[key] for part in parts]
+        columns[key] = shrunk(pl.DataFrame({key: pl.Series(texts, dtype=pl.String)})).to_series()
+    return columns
+
+
+def check_key(folder: Path, column: pl.Series, of_folders: pl.Series) -> None:
+    """Raise if a column of the parts differs from the names of their folders."""
+    if not column.cast(pl.String).eq_missing(of_folders.cast(pl.String)).all():
+        key = column.name
+        raise InputError(f"{folder}: column {key!r} contradicts the names of the folders {key}=…; remove one of them")

@@ -35,13 +35,14 @@ class Origin(NamedTuple):
     separator: str | None = None  # None: not a text file; "\n": JSON lines
     quoted: bool = False
     source: Source | None = None  # set for text files
+    first_row: int = 0  # number of the first row, for a block of a log
 
     def check(self, good: pl.Series, message: Callable[[int], str]) -> None:
         """Raise an error for the first row that is not good, with its line number in a text file."""
         if good.all():
             return
         row = int((~good).arg_max() or 0)
-        where = f"row {row + 1}"
+        where = f"row {self.first_row + row + 1}"
         if self.source is not None and self.separator is not None:
             above = int(self.header and self.separator != "\n")
             found = split_records(read_lines(self.source, self.quoted), self.separator, self.quoted)

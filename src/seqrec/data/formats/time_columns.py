@@ -61,7 +61,7 @@ def find_times(
         return _checked(columns, log, list(pair), _parsed(columns, list(pair)), summary)
     if usual:
         return _usual(columns, log, usual, summary)
-    likely = [name for name in columns if log.header and has_time_name(name) and _looks_like_times(columns[name], True)]
+    likely = [name for name in columns if log.header and has_time_name(name) and looks_like_times(columns[name], True)]
     clear = [name for name in likely if not parts_of(name) & words(OTHER_TIMES)]
     pair = _date_and_clock(columns, clear)
     if pair is not None or len(clear) == 1:
@@ -69,7 +69,7 @@ def find_times(
         which = " and ".join(map(repr, names))
         summary.warn(f"no time column with a usual name; {which} is used, a guess (--timestamp names another)")
         return _checked(columns, log, names, _parsed(columns, names), summary)
-    likely += [name for name in columns if name not in likely and _looks_like_times(columns[name], False)]
+    likely += [name for name in columns if name not in likely and looks_like_times(columns[name], False)]
     if likely:
         look = "look" if len(likely) > 1 else "looks"
         flags = " or ".join(f"--timestamp {quote(name)}" for name in likely)
@@ -122,7 +122,7 @@ def _checked(
 
 def _date_and_clock(columns: dict[str, pl.Series], likely: list[str]) -> tuple[str, str] | None:
     """Find a date column and a time-of-day column, one of which must be the best likely column."""
-    clocks = [name for name, values in columns.items() if _is_clock(values)]
+    clocks = [name for name, values in columns.items() if is_clock(values)]
     if len(clocks) > 1:
         clocks = [name for name in clocks if plain_name(name) == "time"]
     if len(clocks) != 1:
@@ -139,7 +139,7 @@ def _date_and_clock(columns: dict[str, pl.Series], likely: list[str]) -> tuple[s
     return (whole[0], clocks[0]) if len(whole) == 1 and set(likely) == set(clocks) else None
 
 
-def _is_clock(values: pl.Series) -> bool:
+def is_clock(values: pl.Series) -> bool:
     """Whether a column holds times of the day; without colons, its name must be unambiguous."""
     if "time" not in plain_name(values.name) or parts_of(values.name) & words(DURATIONS):
         return False
@@ -159,13 +159,13 @@ def _usual(columns: dict[str, pl.Series], log: Origin, usual: list[str], summary
             name for name in columns if log.header and has_time_name(name) and not parts_of(name) & words(OTHER_TIMES)
         ]
         for other in [*usual[1:], *(name for name in named if name not in usual)]:
-            if _looks_like_times(columns[other], True):
+            if looks_like_times(columns[other], True):
                 summary.warn(f"column {best!r} holds no times; {other!r} is used (--timestamp names another)")
                 return _checked(columns, log, [other], times_of(columns[other]), summary)
     return _checked(columns, log, [best], times, summary)
 
 
-def _looks_like_times(values: pl.Series, named: bool, finest: int = 1000) -> bool:
+def looks_like_times(values: pl.Series, named: bool, finest: int = 1000) -> bool:
     """Whether all values are plausible times.
 
     Args:
@@ -206,12 +206,12 @@ def _may_be_times(values: pl.Series) -> bool:
         is_number = there.head(SAMPLE_ROWS).str.strip_chars().cast(pl.Float64, strict=False).is_not_null()
         if len(there) > len(values) / 2 and not is_number.any():
             return True
-    return len(there) > len(values) / 2 and _looks_like_times(there, True)
+    return len(there) > len(values) / 2 and looks_like_times(there, True)
 
 
 def position_of_times(columns: Iterable[pl.Series]) -> list[str]:
     """Columns, out of some without names, that are certainly times."""
-    return [column.name for column in columns if _looks_like_times(column, False, 10**9)]
+    return [column.name for column in columns if looks_like_times(column, False, 10**9)]
 
 
 def usual_times(names: Iterable[str]) -> list[str]:

@@ -63,7 +63,7 @@ class Times(NamedTuple):
 
 def times_of(values: pl.Series) -> Times | None:
     """The times in a column, in any notation; None if the type of the column cannot be times."""
-    stamps = _from_text(values) if values.dtype == pl.String else values
+    stamps = from_text(values) if values.dtype == pl.String else values
     if isinstance(stamps.dtype, (pl.Date, pl.Datetime)):
         unit = stamps.dtype.time_unit if isinstance(stamps.dtype, pl.Datetime) else "ms"
         return Times(stamps.dt.timestamp(unit), {"ms": 10**3, "us": 10**6, "ns": 10**9}[unit], "dates", False)
@@ -75,12 +75,12 @@ def times_of(values: pl.Series) -> Times | None:
         return Times(stamps.cast(pl.Int64), 1, "seconds since 1970", True)  # shortcut of the code below
     floats = floats_of(stamps)
     floats = floats.set(floats.is_nan() | (floats.abs() >= 9e18), None)
-    middle = floats.median()
     # Nanoseconds do not fit the 53 bits of a float, so integers stay integers.
     exact = stamps.cast(pl.Int64, strict=False) if is_integer else floats
+    middle = floats.median()
     if middle is None:
         return Times(exact, 1, "seconds since 1970", True)
-    found = _whole_dates(floats, exact, float(middle)) or _excel_days(floats)  # type: ignore[arg-type]
+    found = whole_dates(floats, exact, float(middle)) or excel_days(floats)  # type: ignore[arg-type]
     if found is not None:
         return found
     per_second = units_per_second(float(middle))  # type: ignore[arg-type]
@@ -192,7 +192,7 @@ def with_clock(days: Times, clock: pl.Series) -> Times:
     return Times(midnight + clock, 1_000_000, f"{days.unit} + times of the day", False)
 
 
-def _whole_dates(floats: pl.Series, exact: pl.Series, middle: float) -> Times | None:
+def whole_dates(floats: pl.Series, exact: pl.Series, middle: float) -> Times | None:
     """Dates written as whole numbers, if most values are such; one number in twenty is by chance."""
     for name, digits, rest in WHOLE_DATES:
         if not 1900 <= middle / 10 ** (digits - 4) < 2101:
@@ -215,7 +215,7 @@ def _date(digits: pl.Series) -> pl.Series:
     return iso.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="ms", strict=False).dt.timestamp("ms")
 
 
-def _excel_days(floats: pl.Series) -> Times | None:
+def excel_days(floats: pl.Series) -> Times | None:
     """Days as Excel counts them, if all values can be such days."""
     if floats.null_count() or not floats.is_between(*EXCEL_DAYS).all():
         return None
@@ -224,7 +224,7 @@ def _excel_days(floats: pl.Series) -> Times | None:
     return Times(stamps, 1000, "days of Excel", False)
 
 
-def _from_text(text: pl.Series) -> pl.Series:
+def from_text(text: pl.Series) -> pl.Series:
     """Int64 if all values are integers, UTC datetimes (or null) if some values are dates, else the text unchanged."""
     integers = by_parts(text, lambda part: part.str.strip_chars().cast(pl.Int64, strict=False))
     if integers.null_count() == 0 or text.null_count() == len(text):

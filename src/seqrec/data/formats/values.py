@@ -45,7 +45,7 @@ def ids_of(log: Origin, values: pl.Series, role: str, instead: list[str] | None 
     missing = values.is_null() | (blank if blank is not None else values.is_nan() if is_float else False)
     numbers = values.cast(pl.Int64, strict=False) if is_text or values.dtype.is_numeric() else None
     if is_text and numbers is not None and numbers.null_count():
-        missing = missing | _words_for_nothing(values, numbers)
+        missing = missing | missing_words(values, numbers)
     if missing.any():
         log.check(~missing, lambda row: _missing(values, missing, row, role, instead or []))
     if numbers is None:
@@ -107,7 +107,7 @@ def _text_of_bytes(log: Origin, values: pl.Series, role: str) -> pl.Series:
     return pl.Series(values.name, text, dtype=pl.String)
 
 
-def _words_for_nothing(values: pl.Series, numbers: pl.Series) -> pl.Series | bool:
+def missing_words(values: pl.Series, numbers: pl.Series) -> pl.Series | bool:
     """Mask of the words for a missing value, if all other values are numbers; else False."""
     for rows in (slice(0, 1000), slice(None)):  # the first rows usually decide
         words = values[rows].filter(numbers[rows].is_null()).unique()

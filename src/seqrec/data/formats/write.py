@@ -1,6 +1,6 @@
 """Writes frames to a file: Parquet, CSV or JSON lines, completely or not at all."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -35,8 +35,11 @@ def write_frames(frames: Iterable[pl.DataFrame], path: str | Path, kind: str | N
             file.writelines(text_of(frames, kind))
 
 
-def write_parquet(frames: Iterable[pl.DataFrame], file: IO[bytes]) -> None:
-    """Write frames of the same schema as one Parquet file, each in its own row groups."""
+def write_parquet(frames: Iterable[pl.DataFrame], file: IO[bytes], facts: Mapping[str, str] | None = None) -> None:
+    """Write frames of the same schema as one Parquet file, each in its own row groups.
+
+    ``facts`` are texts that are kept in the file beside the table. They may change until the last frame is consumed.
+    """
     from pyarrow.parquet import ParquetWriter  # slow to import, and few commands write tables
 
     with ExitStack() as stack:
@@ -50,6 +53,8 @@ def write_parquet(frames: Iterable[pl.DataFrame], file: IO[bytes]) -> None:
                 writer = stack.enter_context(made)
             writer.write_table(table)
             del frame, table  # free the memory before the next frame is computed
+        if writer is not None and facts:
+            writer.add_key_value_metadata(dict(facts))
 
 
 def text_of(frames: Iterable[pl.DataFrame], kind: str) -> Iterator[bytes]:

@@ -1,0 +1,253 @@
+"""Training on a Ray cluster of several small nodes on this machine, with workers, nodes and the storage failing."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from seqrec.cluster.config import ClusterConfig
+from seqrec.cluster.engine import import_ray
+from seqrec.cluster.train import fit_on_cluster
+from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import prepare
+from seqrec.errors import InputError, RunWarning, TrainingWarning
+from seqrec.recommender import Recommender
+
+pytestmark = pytest.mark.cluster
+ray = pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+OPTIONS: dict[str, Any] = {
+    "max_length": 10, "embedding_dim": 8, "num_blocks": 1, "epochs": 6, "batch_size": 4, "evaluate_every": 1,
+    "transitions": "off", "threads": 1, "checkpoint_minutes": 0.0,
+}  # fmt: skip
+TWO = ClusterConfig("ray", workers=2)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without processors, so that it does not train, and two nodes with one each."""
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
+    import_ray()
+    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    made.nodes = [made.add_node(num_cpus=1, **small) for _ in range(2)]
+    made.small = small
+    ray.init(made.address, log_to_driver=False, logging_level="error")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    os.environ.pop("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
+    if before is not None:
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = before
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """Users who walk through the items in order, with some jumps."""
+    random = np.random.default_rng(0)
+    rows = []
+    for user in range(120):
+        steps = np.where(random.random(random.integers(6, 15)) < 0.3, random.integers(1, 20, 1), 1)
+        items = (random.integers(20) + steps.cumsum()) % 20
+        rows.append(pl.DataFrame({"user_id": user, "item_id": items, "timestamp": np.arange(len(items))}))
+    return prepare(pl.concat(rows))
+
+
+@pytest.fixture(scope="module")
+def expected(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """The epochs of one process."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    Recommender("sasrec", **OPTIONS).fit(dataset, out)
+    return pl.read_csv(out / "epochs.csv")
+
+
+LONGER = OPTIONS | {"epochs": 30}  # for failures that need some seconds
+
+
+@pytest.fixture(scope="module")
+def expected_longer(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """The same of a longer training."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    Recommender("sasrec", **LONGER).fit(dataset, out)
+    return pl.read_csv(out / "epochs.csv")
+
+
+def check_equal(out: Path, expected: pl.DataFrame) -> None:
+    """The epochs of a run are those of one process, up to rounding."""
+    found = pl.read_csv(out / "epochs.csv")
+    assert found["epoch"].to_list() == expected["epoch"].to_list()
+    assert found["loss"].to_list() == pytest.approx(expected["loss"].to_list(), rel=1e-4)
+    assert found["ndcg@10"].to_list() == pytest.approx(expected["ndcg@10"].to_list(), abs=0.02)
+    assert Recommender.load(out).recommend(k=3).height > 0
+
+
+def workers_of(node: Any) -> list[int]:
+    """The process ids of the training workers on a node."""
+    raylet = next(iter(node.all_processes["raylet"])).process.pid
+    found = psutil.Process(raylet).children(recursive=True)
+    return [one.pid for one in found if "RayTrainWorker" in " ".join(one.cmdline())]
+
+
+def once_there(path: Path, change: Callable[[], None]) -> threading.Thread:
+    """Call a function as soon as a checkpoint is there."""
+
+    def work() -> None:
+        for _ in range(30000):
+            if path.exists():
+                change()
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_two_workers_train_as_one_process_does(cluster, dataset, expected, tmp_path, capsys):
+    out = tmp_path / "run"
+    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
+    check_equal(out, expected)
+    assert (outcome.interrupted, outcome.label, len(outcome.epochs)) == (False, "sasrec", 6)
+    assert set(outcome.evaluations) == {"full", "sampled"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing is left beside it
+
+
+def test_a_killed_worker_costs_no_checkpoint(cluster, dataset, expected, tmp_path):
+    out = tmp_path / "run"
+
+    def kill() -> None:
+        os.kill(workers_of(cluster.nodes[0])[0], signal.SIGKILL)
+
+    killer = once_there(out / "state/training.safetensors", kill)
+    with pytest.warns(TrainingWarning, match="goes on from the last checkpoint"):
+        fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
+    killer.join()
+    check_equal(out, expected)
+
+
+def test_a_lost_node_is_replaced_by_a_spare_one(cluster, dataset, expected, tmp_path):
+    out = tmp_path / "run"
+    lost: list[Any] = []
+
+    def remove() -> None:
+        lost.append(next(node for node in cluster.nodes if workers_of(node)))
+        cluster.remove_node(lost[0], allow_graceful=False)
+
+    spare = cluster.add_node(num_cpus=1, **cluster.small)
+    cluster.nodes.append(spare)
+    remover = once_there(out / "state/training.safetensors", remove)
+    with pytest.warns(TrainingWarning, match="goes on from the last checkpoint"):
+        fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
+    remover.join()
+    cluster.nodes.remove(lost[0])
+    check_equal(out, expected)
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, expected_longer, tmp_path):
+    out = tmp_path / "run"
+    presser = once_there(out / "state/training.safetensors", lambda: os.kill(os.getpid(), signal.SIGINT))
+    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", LONGER)
+    presser.join()
+    assert outcome.interrupted
+    assert pl.read_csv(out / "epochs.csv").height < 30
+    again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", LONGER, resume=True)
+    assert not again.interrupted
+    check_equal(out, expected_longer)
+
+
+def test_an_input_error_of_a_worker_is_one_line_here(cluster, tmp_path):
+    pairs = pl.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [1, 2, 2, 1], "timestamp": [1, 2, 3, 4]})
+    with pytest.raises(InputError, match="so the model learns nothing") as found:
+        fit_on_cluster(prepare(pairs), tmp_path / "run", TWO, "sasrec", OPTIONS)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / ".run.cluster").exists()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 server that can be stopped and started again."""
+    pytest.importorskip("moto")
+    from moto.server import ThreadedMotoServer
+    from pyarrow.fs import FileSystem, FileType
+
+    class Server:
+        port = 0
+        system: Any = None
+
+        def has(self, name: str) -> bool:
+            return self.system.get_file_info(f"bucket/{name}").type != FileType.NotFound
+
+        def wait_for(self, name: str) -> None:
+            for _ in range(6000):
+                if self.has(name):
+                    return
+                time.sleep(0.1)
+
+        def start(self) -> None:
+            self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+            self.server.start()
+            self.port = self.server._server.port
+
+        def stop(self) -> None:
+            self.server.stop()
+
+        def url(self, name: str) -> str:
+            return f"s3://key:secret@bucket/{name}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
+
+    server = Server()
+    server.start()
+    system, path = FileSystem.from_uri(server.url("runs") + "&allow_bucket_creation=true")
+    system.create_dir(path.partition("/")[0])
+    server.system = system
+    yield server
+    server.stop()
+
+
+def test_training_outlasts_a_storage_that_fails_for_a_while(cluster, dataset, expected_longer, s3, tmp_path):
+    out, text = tmp_path / "run", "the storage can't be written"
+    config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
+
+    def fail() -> None:
+        s3.wait_for("runs/run/checkpoint_manager_snapshot.json")
+        s3.stop()
+        for _ in range(3000):
+            if any(text in str(one.message) for one in seen):
+                break
+            time.sleep(0.1)
+        s3.start()
+
+    breaker = threading.Thread(target=fail)
+    with pytest.warns(RunWarning, match=text) as seen:  # noqa: PT031 the thread reads what was warned of
+        breaker.start()
+        fit_on_cluster(dataset, out, config, "sasrec", LONGER)
+    breaker.join()
+    check_equal(out, expected_longer)
+    assert not s3.has("runs/run")  # nothing is left in the storage
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_lost_worker_continues_from_the_storage(cluster, dataset, expected_longer, s3, tmp_path):
+    out = tmp_path / "run"
+    config = ClusterConfig("ray", workers=2, storage=s3.url("runs"))
+
+    def kill() -> None:
+        s3.wait_for("runs/run/checkpoint_manager_snapshot.json")
+        os.kill(next(pid for node in cluster.nodes for pid in workers_of(node)), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.warns(TrainingWarning, match="goes on from the last checkpoint"):
+        fit_on_cluster(dataset, out, config, "sasrec", LONGER)
+    killer.join()
+    check_equal(out, expected_longer)
