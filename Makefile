@@ -31,9 +31,10 @@ test-slow: install
 test-web: install
 	$(BIN)/python -m pytest -m web tests/web
 
-# Several processes and a Ray cluster on this machine.
+# Several processes and Ray clusters on this machine. A Python process can be part of one cluster in its life, so each file
+# has its own.
 test-cluster: install
-	$(BIN)/python -m pytest -m cluster tests/cluster
+	set -e; for file in $$(grep -l mark.cluster tests/cluster/test_*.py); do $(BIN)/python -m pytest -m cluster $$file; done
 
 # The tests that need an NVIDIA GPU.
 test-gpu: install gpu

@@ -122,7 +122,10 @@ def _fit(
     ways: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
     ways |= {"resume": where.resume, "overwrite": where.overwrite}
     fit: Recommender | Outcome
-    if cluster.engine == "ray":
+    is_counted = MODELS[named_model(model)[0]].COUNTED
+    if cluster.engine == "ray" and is_counted:
+        warn(f"{model} is counted in one pass, which this process does instead of the cluster", TrainingWarning)
+    if cluster.engine == "ray" and not is_counted:
         from seqrec.cluster.train import fit_on_cluster
 
         fit = fit_on_cluster(dataset, out, cluster, model, options, **ways)
