@@ -177,14 +177,16 @@ def _run(ray: ModuleType, cluster: ClusterConfig, job: Job, console: Console) ->
             ended.append(trainer.fit())
         except Exception as error:  # noqa: BLE001 the other thread raises it
             ended.append(error)
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=fit, daemon=True)  # in the main thread, Ray would end the run at Ctrl-C
-    thread.start()
+    over = threading.Event()  # a Thread that is joined when Ctrl-C comes counts as ended in Python 3.11
+    threading.Thread(target=fit, daemon=True).start()  # in the main thread, Ray would end the run at Ctrl-C
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    _wait(ray, thread, board, say)
+    _wait(ray, over, board, say)
     check(board)
     outcome: Outcome | None = ray.get(board.ended.remote())
     if outcome is None:
@@ -192,12 +194,12 @@ def _run(ray: ModuleType, cluster: ClusterConfig, job: Job, console: Console) ->
     return outcome, getattr(ended[0], "checkpoint", None)
 
 
-def _wait(ray: ModuleType, thread: threading.Thread, board: Any, say: Any) -> None:
+def _wait(ray: ModuleType, over: threading.Event, board: Any, say: Any) -> None:
     """Show lines from the board until training has ended. Ctrl-C asks the workers to stop, a second one ends it."""
     asked = False
-    while thread.is_alive():
+    while not over.is_set():
         try:
-            thread.join(EVERY)
+            over.wait(EVERY)
             show(_answer(ray, board.take.remote()), say)
         except KeyboardInterrupt:
             if asked:
