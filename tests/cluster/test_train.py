@@ -72,7 +72,7 @@ def expected(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pl.D
     return pl.read_csv(out / "epochs.csv")
 
 
-LONGER = OPTIONS | {"epochs": 30}  # for failures that need some seconds
+LONGER = OPTIONS | {"epochs": 12}  # for failures that need some seconds
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, ex
     outcome = fit_on_cluster(dataset, out, TWO, "sasrec", LONGER)
     presser.join()
     assert outcome.interrupted
-    assert pl.read_csv(out / "epochs.csv").height < 30
+    assert pl.read_csv(out / "epochs.csv").height < LONGER["epochs"]
     again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", LONGER, resume=True)
     assert not again.interrupted
     check_equal(out, expected_longer)
