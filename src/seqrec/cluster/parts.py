@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 from pyarrow.parquet import ParquetFile
 
+from seqrec.cluster.storage import is_url, without_keys
 from seqrec.data.formats.blocks import SAMPLE_ROWS, expanded, open_source, short
 from seqrec.data.formats.parquet import frame_of, read_parquet
 from seqrec.data.formats.parts import (
@@ -37,7 +38,6 @@ READING_ERRORS = (
     pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError,
 )  # fmt: skip
 _FOOTERS = 16  # footers read at once, which takes waiting rather than computing
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 LOCALLY = "prepare it with --engine local"
 
 
@@ -170,11 +170,6 @@ def damaged(path: str, error: BaseException) -> InputError:
     return InputError(f"{path}: is not Parquet, or is damaged ({one_line(error)}); write it again")
 
 
-def is_url(log: str | Path) -> bool:
-    """Whether a log lies behind a URL, such as s3://BUCKET/FOLDER."""
-    return _URL.match(str(log)) is not None
-
-
 def can_be_blocks(log: str | Path) -> bool:
     """Whether a log is a URL, a folder, or a Parquet file, which alone are read in blocks."""
     if is_url(log):
@@ -191,7 +186,7 @@ def open_parts(log: str | Path) -> Parts:
     """
     if is_url(log):
         filesystem, base = filesystem_of(str(log))
-        name = re.sub("//[^/@]*@", "//", str(log).partition("?")[0])  # without keys and passwords
+        name = without_keys(log)
         parts = _remote_parts(filesystem, base, name)
         paths = [part.path.as_posix() for part in parts]
     else:
@@ -309,8 +304,9 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         other, path = fsspec.core.url_to_fs(url)
         return fs.PyFileSystem(fs.FSSpecHandler(other)), path
     except Exception as error:  # each library has its own errors
-        name = re.sub("//[^/@]*@", "//", url)
-        raise InputError(f"{name}: cannot be opened ({one_line(error)}); check the URL and its parameters") from error
+        name = without_keys(url)
+        reason = one_line(error).replace(url, name)
+        raise InputError(f"{name}: cannot be opened ({reason}); check the URL and its parameters") from error
 
 
 def _remote_parts(filesystem: Any, base: str, name: str) -> list[Part]:

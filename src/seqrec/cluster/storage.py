@@ -18,6 +18,7 @@ from seqrec.run.lock import Lock
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _OBJECTS = {"s3", "gcs", "abfs"}  # stores that show an object once it is complete
 _PATIENCE = 3600.0  # seconds to wait for another process of this machine that copies the same folder
 
@@ -103,7 +104,7 @@ class Folder:
 
 def is_url(location: str | Path) -> bool:
     """Whether a location is a URL, such as ``s3://bucket/folder``, and not a path."""
-    return "://" in str(location)
+    return _URL.match(str(location)) is not None
 
 
 def without_keys(location: str | Path) -> str:
@@ -116,8 +117,8 @@ def absolute(location: str | Path) -> str:
     return str(location) if is_url(location) else os.path.abspath(location)
 
 
-def folder_at(location: str | Path) -> Folder:
-    """The folder at a path or URL (``s3://``, ``gs://``, ``hdfs://``, ``file://``).
+def filesystem_at(location: str | Path) -> tuple["FileSystem", str]:
+    """The file system of a path or URL (``s3://``, ``gs://``, ``hdfs://``, ``file://``), and the path in it.
 
     Raises:
         InputError: the URL is not one that pyarrow can open.
@@ -126,18 +127,31 @@ def folder_at(location: str | Path) -> Folder:
     from pyarrow.fs import FileSystem, LocalFileSystem
 
     if not is_url(location):
-        return Folder(str(location), LocalFileSystem(), os.path.abspath(location))
-    shown = without_keys(location)
+        return LocalFileSystem(), os.path.abspath(location)
     try:
         system, path = FileSystem.from_uri(str(location))
     except (ArrowException, OSError, ValueError, ImportError) as error:
+        shown = without_keys(location)
         reason = one_line(error).replace(str(location), shown)
         raise InputError(
             f"{shown}: cannot be opened ({reason}); give a folder, or a URL such as s3://BUCKET/FOLDER"
         ) from error
-    if path.rstrip("/") in ("", "."):
+    return system, path.rstrip("/")
+
+
+def folder_at(location: str | Path) -> Folder:
+    """The folder at a path or URL, as :func:`filesystem_at` takes it.
+
+    Raises:
+        InputError: the URL is not one that pyarrow can open, or names no folder.
+    """
+    system, path = filesystem_at(location)
+    if not is_url(location):
+        return Folder(str(location), system, path)
+    shown = without_keys(location)
+    if path in ("", "."):
         raise InputError(f"{shown}: names no folder; give a URL such as s3://BUCKET/FOLDER")
-    return Folder(shown, system, path.rstrip("/"))
+    return Folder(shown, system, path)
 
 
 def local_copy(location: str | Path) -> Path:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from seqrec.cluster.config import ClusterConfig
-from seqrec.cluster.parts import can_be_blocks, is_url
+from seqrec.cluster.parts import can_be_blocks
 from seqrec.cluster.prepare import prepare_with_summary
+from seqrec.cluster.storage import is_url
 from seqrec.data.dataset import Dataset
 from seqrec.data.formats.summary import LogSummary
 from seqrec.data.prepare import PrepareConfig

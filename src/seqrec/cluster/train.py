@@ -5,7 +5,6 @@ the run folder itself, if all machines share its file system, or otherwise a cop
 """
 
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from rich.console import Console
 from seqrec.cluster.board import EVERY, check, new_board, show
 from seqrec.cluster.config import ClusterConfig
 from seqrec.cluster.engine import connected, workers_of
+from seqrec.cluster.storage import filesystem_at
 from seqrec.cluster.worker import RUN, Job, Outcome, Work, identity, work_on
 from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
@@ -101,19 +101,9 @@ def fit_on_cluster(
 
 def _work_of(cluster: ClusterConfig, out: Path) -> Work:
     """The folder that all workers read: in the storage, or beside the run."""
-    from pyarrow.fs import FileSystem, LocalFileSystem
-
     if cluster.storage is None:
-        return Work(LocalFileSystem(), str(out.parent), f".{out.name}.cluster", keeps_run=False)
-    where = cluster.storage if "://" in cluster.storage else os.path.abspath(cluster.storage)
-    try:
-        system, path = FileSystem.from_uri(where)
-    except (OSError, ValueError) as error:
-        shown = re.sub("//[^/@]*@", "//", where).partition("?")[0]  # without keys
-        raise InputError(
-            f"{shown}: can't be used as storage ({one_line(error)}); check the name and the access"
-        ) from error
-    return Work(system, path.rstrip("/"), out.name, keeps_run=True)
+        return Work(*filesystem_at(out.parent), f".{out.name}.cluster", keeps_run=False)
+    return Work(*filesystem_at(cluster.storage), out.name, keeps_run=True)
 
 
 def _prepare(work: Work, dataset: Dataset, out: Path, resume: bool, overwrite: bool) -> None:
