@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import get_args
 
-import numpy as np
-import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from waiting import META, Waits, no_waiting, waiting_calls
 
 from seqrec.data.negatives import Loss
-from seqrec.data.prepare import prepare
-from seqrec.data.split import Split, split_last_two
+from seqrec.data.split import Split
 from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of
@@ -64,14 +61,6 @@ def _sums_of_gradients():
         library.impl("add.Tensor", add, "SparseMeta")
     yield
     library._destroy()
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    random = np.random.default_rng(0)
-    lengths = random.integers(4, 13, 33)
-    users = np.repeat(np.arange(33), lengths)
-    return split_last_two(prepare(pl.DataFrame({"user_id": users, "item_id": random.integers(30, size=len(users))})))
 
 
 def built(name: str, split: Split, options: dict) -> Model:

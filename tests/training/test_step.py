@@ -4,13 +4,11 @@ import threading
 from dataclasses import replace
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
 from seqrec.data.batches import Batch
-from seqrec.data.prepare import prepare
-from seqrec.data.split import Split, split_last_two
+from seqrec.data.split import Split
 from seqrec.device import threads
 from seqrec.models import MODELS
 from seqrec.models.blocks import dropouts_of
@@ -22,14 +20,6 @@ from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 
 CPU = torch.device("cpu")
 SIZES = {"sasrec": {"num_blocks": 1, "dropout": 0.0}, "caser": {"dropout": 0.0}, "bert4rec": {"dropout": 0.0}}
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    random = np.random.default_rng(0)
-    lengths = random.integers(4, 13, 33)
-    users = np.repeat(np.arange(33), lengths)
-    return split_last_two(prepare(pl.DataFrame({"user_id": users, "item_id": random.integers(30, size=len(users))})))
 
 
 class Process:
