@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Or each process of the tests would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-slow test-web test-cluster test-cluster-train test-gpu test-plain test-sanitize test-clang lint format bench bench-serve bench-gpu gpu bench-peers pictures docs release clean
+.PHONY: install demo test test-slow test-web test-cluster test-gpu test-plain test-sanitize test-clang lint format bench bench-serve bench-gpu gpu bench-peers pictures docs release clean
 
 install: $(VENV)/.installed
 
@@ -34,12 +34,7 @@ test-web: install
 # Several processes and Ray clusters on this machine. A Python process can be part of one cluster in its life, so each file
 # has its own.
 test-cluster: install
-	set -e; for file in $$(grep -l mark.cluster tests/cluster/test_*.py | grep -v test_train); do $(BIN)/python -m pytest -m cluster $$file; done
-
-# Training on a Ray cluster whose workers and nodes are killed. On a busy machine they may run out of time, so CI leaves
-# them out.
-test-cluster-train: install
-	$(BIN)/python -m pytest -m cluster tests/cluster/test_train.py
+	set -e; for file in $$(grep -l mark.cluster tests/cluster/test_*.py); do $(BIN)/python -m pytest -m cluster $$file; done
 
 # The tests that need an NVIDIA GPU.
 test-gpu: install gpu

@@ -5,19 +5,21 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from failing_s3 import Server
 
 from seqrec.cluster.config import ClusterConfig
 from seqrec.cluster.engine import import_ray
 from seqrec.cluster.train import fit_on_cluster
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
-from seqrec.errors import InputError, TrainingWarning
+from seqrec.errors import InputError, RunWarning, TrainingWarning
 from seqrec.recommender import Recommender
 
 pytestmark = pytest.mark.cluster
@@ -25,7 +27,7 @@ ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 
 OPTIONS: dict[str, Any] = {
-    "max_length": 10, "embedding_dim": 8, "num_blocks": 1, "epochs": 6, "batch_size": 4, "evaluate_every": 1,
+    "max_length": 10, "embedding_dim": 8, "num_blocks": 1, "epochs": 12, "batch_size": 4, "evaluate_every": 1,
     "transitions": "off", "threads": 1, "checkpoint_minutes": 0.0,
 }  # fmt: skip
 TWO = ClusterConfig("ray", workers=2)
@@ -72,17 +74,6 @@ def expected(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pl.D
     return pl.read_csv(out / "epochs.csv")
 
 
-LONGER = OPTIONS | {"epochs": 12}  # for failures that need some seconds
-
-
-@pytest.fixture(scope="module")
-def expected_longer(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
-    """The same of a longer training."""
-    out = tmp_path_factory.mktemp("one") / "run"
-    Recommender("sasrec", **LONGER).fit(dataset, out)
-    return pl.read_csv(out / "epochs.csv")
-
-
 def check_equal(out: Path, expected: pl.DataFrame) -> None:
     """The epochs of a run are those of one process, up to rounding."""
     found = pl.read_csv(out / "epochs.csv")
@@ -95,41 +86,62 @@ def check_equal(out: Path, expected: pl.DataFrame) -> None:
 def workers_of(node: Any) -> list[int]:
     """The process ids of the training workers on a node."""
     raylet = next(iter(node.all_processes["raylet"])).process.pid
-    found = psutil.Process(raylet).children(recursive=True)
-    return [one.pid for one in found if "RayTrainWorker" in " ".join(one.cmdline())]
+    found = []
+    for process in psutil.Process(raylet).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
-def once_there(path: Path, change: Callable[[], None]) -> threading.Thread:
-    """Call a function as soon as a checkpoint is there."""
+class Later(threading.Thread):
+    """Does something in the middle of a training: once a condition holds. ``join`` raises what went wrong there."""
 
-    def work() -> None:
-        for _ in range(30000):
-            if path.exists():
-                change()
-                return
-            time.sleep(0.02)
+    def __init__(self, is_time: Callable[[], bool], change: Callable[[], Any]) -> None:
+        super().__init__()
+        self.is_time, self.change = is_time, change
+        self.problem: Exception | None = None
+        self.start()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
+    def run(self) -> None:
+        try:
+            for _ in range(30000):
+                if self.is_time():
+                    self.change()
+                    return
+                time.sleep(0.02)
+            raise TimeoutError("nothing was changed: the condition never held")
+        except Exception as error:  # noqa: BLE001 the other thread raises it
+            self.problem = error
+
+    def join(self, timeout: float | None = None) -> None:
+        super().join(timeout)
+        if self.problem is not None:
+            raise self.problem
+
+
+def kill_a_worker_of(nodes: list[Any]) -> None:
+    """Kill the first training worker that one of the nodes has."""
+    os.kill(next(pid for node in nodes for pid in workers_of(node)), signal.SIGKILL)
+
+
+def has_checkpoint(out: Path) -> Callable[[], bool]:
+    """Whether a run folder has a checkpoint."""
+    return (out / "state/training.safetensors").exists
 
 
 def test_two_workers_train_as_one_process_does(cluster, dataset, expected, tmp_path, capsys):
     out = tmp_path / "run"
     outcome = fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
     check_equal(out, expected)
-    assert (outcome.interrupted, outcome.label, len(outcome.epochs)) == (False, "sasrec", 6)
+    assert (outcome.interrupted, outcome.label, len(outcome.epochs)) == (False, "sasrec", 12)
     assert set(outcome.evaluations) == {"full", "sampled"}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing is left beside it
 
 
 def test_a_killed_worker_costs_no_checkpoint(cluster, dataset, expected, tmp_path):
     out = tmp_path / "run"
-
-    def kill() -> None:
-        os.kill(workers_of(cluster.nodes[0])[0], signal.SIGKILL)
-
-    killer = once_there(out / "state/training.safetensors", kill)
+    killer = Later(has_checkpoint(out), lambda: kill_a_worker_of(cluster.nodes))
     with pytest.warns(TrainingWarning, match="goes on from the last checkpoint"):
         fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
     killer.join()
@@ -146,7 +158,7 @@ def test_a_lost_node_is_replaced_by_a_spare_one(cluster, dataset, expected, tmp_
 
     spare = cluster.add_node(num_cpus=1, **cluster.small)
     cluster.nodes.append(spare)
-    remover = once_there(out / "state/training.safetensors", remove)
+    remover = Later(has_checkpoint(out), remove)
     with pytest.warns(TrainingWarning, match="goes on from the last checkpoint"):
         fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
     remover.join()
@@ -154,16 +166,16 @@ def test_a_lost_node_is_replaced_by_a_spare_one(cluster, dataset, expected, tmp_
     check_equal(out, expected)
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, expected_longer, tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_that_one_worker_resumes(cluster, dataset, expected, tmp_path):
     out = tmp_path / "run"
-    presser = once_there(out / "state/training.safetensors", lambda: os.kill(os.getpid(), signal.SIGINT))
-    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", LONGER)
+    presser = Later(has_checkpoint(out), lambda: os.kill(os.getpid(), signal.SIGINT))
+    outcome = fit_on_cluster(dataset, out, TWO, "sasrec", OPTIONS)
     presser.join()
     assert outcome.interrupted
-    assert pl.read_csv(out / "epochs.csv").height < LONGER["epochs"]
-    again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", LONGER, resume=True)
+    assert pl.read_csv(out / "epochs.csv").height < OPTIONS["epochs"]
+    again = fit_on_cluster(dataset, out, ClusterConfig("ray", workers=1), "sasrec", OPTIONS, resume=True)
     assert not again.interrupted
-    check_equal(out, expected_longer)
+    check_equal(out, expected)
 
 
 def test_an_input_error_of_a_worker_is_one_line_here(cluster, tmp_path):
@@ -172,3 +184,40 @@ def test_an_input_error_of_a_worker_is_one_line_here(cluster, tmp_path):
         fit_on_cluster(prepare(pairs), tmp_path / "run", TWO, "sasrec", OPTIONS)
     assert "\n" not in str(found.value)
     assert not (tmp_path / ".run.cluster").exists()
+
+
+@pytest.fixture
+def s3() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+def test_training_outlasts_a_storage_that_fails_for_a_while(cluster, dataset, expected, s3, tmp_path):
+    out, text = tmp_path / "run", "the storage can't be written"
+
+    def fail() -> None:
+        s3.fails = True
+        for _ in range(3000):
+            if any(text in str(one.message) for one in seen):
+                break
+            time.sleep(0.1)
+        s3.fails = False
+
+    with pytest.warns(RunWarning, match=text) as seen:  # noqa: PT031 the thread reads what was warned of
+        breaker = Later(s3.has_checkpoint, fail)
+        fit_on_cluster(dataset, out, ClusterConfig("ray", workers=2, storage=s3.url("runs")), "sasrec", OPTIONS)
+    breaker.join()
+    assert s3.refused > 0
+    check_equal(out, expected)
+    assert not s3.has("runs/run")  # nothing is left in the storage
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_lost_worker_continues_from_the_storage(cluster, dataset, expected, s3, tmp_path):
+    out = tmp_path / "run"
+    killer = Later(s3.has_checkpoint, lambda: kill_a_worker_of(cluster.nodes))
+    with pytest.warns(TrainingWarning, match="goes on from the last checkpoint"):
+        fit_on_cluster(dataset, out, ClusterConfig("ray", workers=2, storage=s3.url("runs")), "sasrec", OPTIONS)
+    killer.join()
+    check_equal(out, expected)

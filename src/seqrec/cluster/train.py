@@ -19,9 +19,9 @@ from seqrec.cluster.board import EVERY, check, new_board, show
 from seqrec.cluster.config import ClusterConfig
 from seqrec.cluster.engine import connected, workers_of
 from seqrec.cluster.storage import filesystem_at
-from seqrec.cluster.worker import RUN, Job, Outcome, Work, identity, work_on
+from seqrec.cluster.worker import AGAIN, FAILS, RUN, Job, Outcome, Work, identity, work_on
 from seqrec.data.dataset import Dataset
-from seqrec.errors import InputError, TrainingWarning, one_line, warn
+from seqrec.errors import InputError, RunWarning, TrainingWarning, one_line, warn
 from seqrec.files import explained, replacing_folder
 from seqrec.models import MODELS, named_model
 from seqrec.recommender import Recommender
@@ -164,7 +164,7 @@ def _run(ray: ModuleType, cluster: ClusterConfig, job: Job, console: Console) ->
 
     def fit() -> None:
         try:
-            ended.append(trainer.fit())
+            ended.append(_fitted(trainer))
         except Exception as error:  # noqa: BLE001 the other thread raises it
             ended.append(error)
         finally:
@@ -182,6 +182,24 @@ def _run(ray: ModuleType, cluster: ClusterConfig, job: Job, console: Console) ->
     if outcome is None:
         raise _explained(ended[0]) from ended[0]
     return outcome, getattr(ended[0], "checkpoint", None)
+
+
+def _fitted(trainer: Any) -> Any:
+    """The result of Ray Train, which itself gives up when the storage of its list of checkpoints fails once."""
+    from ray.train import ControllerError
+
+    for _ in range(FAILURES):
+        try:
+            return trainer.fit()
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, OSError):
+                raise
+            reason = error.controller_failure
+        except OSError as error:
+            reason = error
+        warn(f"{FAILS} ({one_line(reason)}); training goes on from the last checkpoint once it can", RunWarning)
+        time.sleep(AGAIN)
+    return trainer.fit()
 
 
 def _wait(ray: ModuleType, over: threading.Event, board: Any, say: Any) -> None:

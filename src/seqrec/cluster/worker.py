@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 AGAIN = 5.0  # seconds until an upload is tried again
+FAILS = "the storage can't be written"
 REPORTS = 2.0  # seconds between reports to Ray Train, which reads one of them every two seconds
 RUN = "run"  # folder of the run that is continued, below the work folder
 
@@ -140,15 +141,16 @@ class Workers(Processes):
         return self.asked.is_set()
 
     def saved(self, folder: Path | None, row: dict[str, Any] | None) -> None:
-        """Report the metrics of the epoch, and the checkpoint unless an earlier one is still on its way."""
+        """Report the metrics of an epoch, and the checkpoint, unless the last one is still on its way.
+
+        Ray takes the reports of all workers in turn: one after an upload that hangs would block the others.
+        """
         if not self.keeps and row is None:
             return
-        has_news = row is not None or self._idle.is_set()
-        if not self.same_on_all(has_news and time.monotonic() - self._reported >= REPORTS):
+        if not self.same_on_all(self._idle.is_set() and time.monotonic() - self._reported >= REPORTS):
             return
         self._reported = time.monotonic()
-        is_due = self.keeps and folder is not None and self._idle.is_set()
-        self._report(row or {}, folder if is_due else None, waits=False)
+        self._report(row or {}, folder if self.keeps else None, waits=False)
 
     def finish(self, folder: Path | None) -> None:
         """Report the finished run; every worker calls this."""
@@ -184,7 +186,7 @@ class Workers(Processes):
                 break
             except OSError as error:
                 if not told:
-                    warn(f"the storage can't be written ({one_line(error)}); training goes on, and the checkpoint is "
+                    warn(f"{FAILS} ({one_line(error)}); training goes on, and the checkpoint is "
                          "copied once it can", RunWarning)  # fmt: skip
                 told = True
                 time.sleep(AGAIN)
@@ -217,7 +219,12 @@ def work_on(given: dict[str, Any]) -> None:
     context, asked = train.get_context(), threading.Event()
     workers = Workers(context.get_world_rank(), context.get_world_size(), job.work.keeps_run, asked)
     try:
-        with threads(job.threads), joining(workers), tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch:
+        with (
+            threads(job.threads),
+            joining(workers),
+            tempfile.TemporaryDirectory(dir=os.getcwd()) as scratch,
+            _telling(board),
+        ):
             if workers.is_first:
                 with posting(board, asked):
                     outcome = _lead(job, workers, Path(scratch), ray.get(board.begin.remote()))
@@ -225,10 +232,24 @@ def work_on(given: dict[str, Any]) -> None:
             else:
                 follow(workers, _data(job, Path(scratch)))
                 workers.finish(None)
-    except (RuntimeError, OSError, ray.exceptions.RayError):  # connections and machines; Ray starts the workers again
+    except Exception:
+        if ray.get(board.failed.remote()) is None:
+            raise  # Ray starts the workers again
+
+
+@contextmanager
+def _telling(board: Any) -> Iterator[None]:
+    """Note an error on the board that would happen again: bad input or a bug, not a lost connection or machine."""
+    import ray
+    from torch.distributed import destroy_process_group
+
+    try:
+        yield
+    except (RuntimeError, OSError, ray.exceptions.RayError):
         raise
-    except Exception as error:  # bad input and bugs: when Ray starts the workers again, they only end
+    except Exception as error:
         ray.get(board.fail.remote(error))
+        destroy_process_group()  # the other workers, which wait for this one, end too
         raise
 
 
