@@ -35,6 +35,7 @@ pytestmark = pytest.mark.cluster
 SIZES: dict[str, dict[str, Any]] = {
     "sasrec": {"num_blocks": 2, "num_heads": 2}, "ssept": {"user_dim": 4}, "gru4rec": {}, "bert4rec": {"num_heads": 2},
     "caser": {"num_vertical": 2}, "tisasrec": {}, "slirec": {},
+    "esasrec": {"num_heads": 2},
 }  # fmt: skip
 
 
@@ -80,6 +81,7 @@ def test_any_number_of_processes_trains_the_same_model(world: int) -> None:
         ("ssept", replace(plain, negatives=20, loss="gbce")),
         ("bert4rec", replace(plain, negatives=20, loss="sampled-softmax")),
         ("gru4rec", replace(plain, loss="bpr-max")),
+        ("esasrec", plain),
     ]
     expected = all_trained(None, configs)
     found = run_together(all_trained, world, configs)

@@ -20,7 +20,7 @@ from seqrec.models.sasrec import SASRec
 
 NUM_ITEMS = 40
 SIZES = {"embedding_dim": 8, "user_dim": 4, "max_length": 9, "num_blocks": 2, "num_heads": 2, "time_span": 30}
-WITH_ATTENTION = ["sasrec", "ssept", "tisasrec", "bert4rec"]
+WITH_ATTENTION = ["sasrec", "ssept", "tisasrec", "bert4rec", "esasrec"]
 CASES = [
     *((name, {}) for name in WITH_ATTENTION),
     *((name, {"num_heads": 1, "num_blocks": 1}) for name in WITH_ATTENTION),

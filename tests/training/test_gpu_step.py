@@ -34,6 +34,7 @@ OTHERS = {
     "caser": [{"num_targets": 2, "l2": 0.1}, {"user_dim": 0, "vertical_filters": 0}],
     "bert4rec": [{"num_heads": 1, "num_blocks": 0}],
     "tisasrec": [{"num_heads": 2, "l2": 0.1}],
+    "esasrec": [{"num_heads": 2, "feedforward_dim": 12}, {"num_blocks": 0}],
     "ssept": [{"sse_target": 0.2, "l2": 0.1}, {"sse_user": 0.0}],
     "slirec": [{"num_categories": 3, "category_dim": 2}],
 }
@@ -154,7 +155,7 @@ def test_a_gpu_takes_the_steps_of_the_cpu(name, loss, options, split):
     torch.testing.assert_close(found[1].float(), found[0].float(), rtol=0.02, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sasrec", "ssept", "bert4rec"])
+@pytest.mark.parametrize("name", ["sasrec", "ssept", "bert4rec", "esasrec"])
 def test_nothing_waits_in_attention_without_padding(name, split, monkeypatch):
     """Torch takes its fused kernels on ``meta`` if it counts operations."""
     monkeypatch.setattr("seqrec.models.packed._has_fused_kernels", lambda device: True)

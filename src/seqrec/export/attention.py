@@ -1,4 +1,4 @@
-"""The models with self-attention on padded histories: sasrec, ssept, bert4rec and tisasrec."""
+"""The models with self-attention on padded histories: sasrec, ssept, bert4rec, tisasrec and esasrec."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ from seqrec.export.graph import Graph, Value
 from seqrec.export.inputs import Padded
 from seqrec.models.bert4rec import BERT4Rec, BERT4RecBlock
 from seqrec.models.blocks import Attention, FeedForward, UserEmbedding
+from seqrec.models.esasrec import ESASRec, LiGRBlock, SwiGLU
 from seqrec.models.sasrec import SASRec, SASRecBlock
 from seqrec.models.ssept import SSEPT
 from seqrec.models.tisasrec import TiSASRec, TiSASRecBlock
@@ -96,6 +97,30 @@ def tisasrec(model: TiSASRec, padded: Padded) -> Value:
         x = normed(block.feedforward_norm, queries + mixed)
         x = _feedforward(block.feedforward, x) + x
     return normed(model.final_norm, _last(x))
+
+
+def esasrec(model: ESASRec, padded: Padded) -> Value:
+    """Hidden states ``[B, D]`` of :class:`ESASRec`. The last block computes only the last column."""
+    graph = padded.graph
+    x = graph.constant(model.item_embedding.weight).rows(padded.items)
+    x = x + _positions(model.position_embedding.weight, padded.length, graph)
+    for number, block in enumerate(model.blocks, start=1):
+        assert isinstance(block, LiGRBlock)
+        keys = normed(block.attention_norm, x)
+        last = number == len(model.blocks)
+        queries, x = (keys.slice(1, -1), x.slice(1, -1)) if last else (keys, x)
+        mixed = _attention(block.attention, queries, keys, padded.hidden_keys if last else padded.causal)
+        x = x + linear(block.attention_gate, x).op("Sigmoid") * mixed
+        wide = _swiglu(block.feedforward, normed(block.feedforward_norm, x))
+        x = x + linear(block.feedforward_gate, x).op("Sigmoid") * wide
+    return _last(x)
+
+
+def _swiglu(network: SwiGLU, x: Value) -> Value:
+    """The point-wise network of :class:`LiGRBlock`."""
+    both, width = linear(network.gate_value, x), network.output.in_features
+    gate, value = both.slice(2, 0, width), both.slice(2, width)
+    return linear(network.output, gate * gate.op("Sigmoid") * value)
 
 
 def _last(x: Value) -> Value:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from seqrec.errors import InputError
-from seqrec.export.attention import bert4rec, sasrec, ssept, tisasrec
+from seqrec.export.attention import bert4rec, esasrec, sasrec, ssept, tisasrec
 from seqrec.export.counted import scores_by_counts, with_transitions
 from seqrec.export.graph import Graph, Value
 from seqrec.export.inputs import Padded, compact, given
@@ -15,6 +15,7 @@ from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec
 from seqrec.models.caser import Caser
 from seqrec.models.ensemble import Ensemble
+from seqrec.models.esasrec import ESASRec
 from seqrec.models.gru4rec import GRU4Rec
 from seqrec.models.sasrec import SASRec
 from seqrec.models.slirec import SLiRec
@@ -29,6 +30,7 @@ ENCODERS: dict[type[Model], Callable[[Any, Padded], Value]] = {
     SLiRec: slirec,
     BERT4Rec: bert4rec,
     TiSASRec: tisasrec,
+    ESASRec: esasrec,
 }
 
 

@@ -9,6 +9,7 @@ from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec
 from seqrec.models.caser import Caser
 from seqrec.models.ease import EASE
+from seqrec.models.esasrec import ESASRec
 from seqrec.models.gru4rec import GRU4Rec
 from seqrec.models.markov import Markov
 from seqrec.models.popularity import Popularity
@@ -27,6 +28,7 @@ MODELS: dict[str, type[Model]] = {
     "slirec": SLiRec,
     "bert4rec": BERT4Rec,
     "tisasrec": TiSASRec,
+    "esasrec": ESASRec,
     "transitions": Transitions,
     "ease": EASE,
     "markov": Markov,

@@ -151,17 +151,20 @@ class Attention(nn.Module):
     """Scaled dot-product attention with one or more heads (Vaswani et al. 2017; SASRec eq. 2 and 5).
 
     Queries, keys and values are projected to ``attention_dim``. The output is projected back only if that differs from
-    ``embedding_dim``, because the paper has no output projection.
+    ``embedding_dim``, because SASRec has no output projection, or with ``project``.
     """
 
-    def __init__(self, embedding_dim: int, attention_dim: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self, embedding_dim: int, attention_dim: int, num_heads: int, dropout: float, project: bool = False
+    ) -> None:
         super().__init__()
         if num_heads < 1 or attention_dim % num_heads:
             raise ValueError(f"attention_dim {attention_dim} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.query = nn.Linear(embedding_dim, attention_dim)
         self.key_value = nn.Linear(embedding_dim, 2 * attention_dim)
-        self.output = nn.Linear(attention_dim, embedding_dim) if attention_dim != embedding_dim else None
+        projects = project or attention_dim != embedding_dim
+        self.output = nn.Linear(attention_dim, embedding_dim) if projects else None
         self.dropout = Dropout(dropout)
 
     def forward(self, queries: Tensor, keys: Tensor, grouping: Grouping, last: Tensor | None = None) -> Tensor:
@@ -287,14 +290,14 @@ def reset_layers(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
-    for module in model.modules():
-        key_value = getattr(module, "key_value", None)
-        if isinstance(key_value, nn.Linear):
-            # Keys and values are two matrices in one layer. Glorot's rule applies to each of them.
-            for part in key_value.weight.detach().chunk(2):
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(("key_value", "gate_value")):
+            # Keys and values are two matrices in one layer, and so on. Glorot's rule applies to each of them.
+            for part in module.weight.detach().chunk(2):
                 nn.init.xavier_uniform_(part)
 
 

@@ -86,21 +86,21 @@ class SASRecBlock(nn.Module):
         if parameters is not None:
             return self._run_kernel(x, grouping, parameters, last is not None)
         if self.norm == "paper":
-            queries = self.attention_norm(_select(x, last))
+            queries = self.attention_norm(select_tokens(x, last))
             x = self.feedforward_norm(queries + self.attention(queries, x, grouping, last))
             return self.feedforward(x, x)
         if self.norm == "pre":
             normed = self.attention_norm(x)
-            x = _select(x, last) + self.attention(_select(normed, last), normed, grouping, last)
+            x = select_tokens(x, last) + self.attention(select_tokens(normed, last), normed, grouping, last)
             return self.feedforward(self.feedforward_norm(x), x)
-        queries = _select(x, last)
+        queries = select_tokens(x, last)
         x = self.attention_norm(queries + self.attention(queries, x, grouping, last))
         return self.feedforward_norm(self.feedforward(x, x))
 
     def weights_of_last(self, x: Tensor, batch: Batch) -> Tensor:
         """Attention weights ``[T]`` of each user's last token, given the packed input ``[T, D]`` of this block."""
         keys = self.attention_norm(x) if self.norm == "pre" else x
-        queries = _select(keys, batch.last)
+        queries = select_tokens(keys, batch.last)
         if self.norm == "paper":
             queries = self.attention_norm(queries)
         return self.attention.weights_of_last(queries, keys, batch.rows)
@@ -149,7 +149,8 @@ class SASRecBlock(nn.Module):
         )
 
 
-def _select(x: Tensor, tokens: Tensor | None) -> Tensor:
+def select_tokens(x: Tensor, tokens: Tensor | None) -> Tensor:
+    """The rows ``tokens`` of ``x``, or all of them."""
     return x if tokens is None else x.index_select(0, tokens)
 
 
@@ -162,7 +163,7 @@ def through_blocks(blocks: nn.ModuleList, x: Tensor, batch: Batch, last_only: bo
     last = batch.last if last_only else None
     for number, block in enumerate(blocks, start=1):
         x = block(x, grouping, last if number == len(blocks) else None)
-    return x if len(blocks) else _select(x, last)
+    return x if len(blocks) else select_tokens(x, last)
 
 
 def attention_through_blocks(blocks: nn.ModuleList, x: Tensor, batch: Batch) -> Tensor | None:
