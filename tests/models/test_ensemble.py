@@ -161,7 +161,7 @@ def test_a_run_keeps_a_mixed_ensemble_and_resumes_it_to_the_same_bytes(tmp_path:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("caser", {"ensemble": 2}, "is for sasrec, ssept, gru4rec; caser takes same"),
+        ("caser", {"ensemble": 2}, "is for sasrec, ssept, gru4rec, lrurec; caser takes same"),
         ("ssept", {"ensemble": 2, "sse_target": 0.1}, "leave out sse_target"),
         ("gru4rec", {"ensemble": 2, "elu": 0.5, "loss": "bpr-max"}, "can't be averaged"),
         ("sasrec", {"ensemble": 1}, "give more models"),
