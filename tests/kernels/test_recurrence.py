@@ -108,7 +108,7 @@ def test_a_block_that_somebody_changed_goes_to_torch():
 def given() -> dict:
     block = block_of(6, 4, 5)
     parts = block.output, block.recurrence_norm, block.inner, block.outer, block.feedforward_norm
-    parameters = [block.factors()[0], *block.scaled_input(), *(one for part in parts for one in part.parameters())]
+    parameters = [block.factors(), *block.scaled_input(), *(one for part in parts for one in part.parameters())]
     words = [torch.zeros(count, dtype=torch.int16) for count in (30, 25, 30)]
     return {"x": torch.zeros(5, 6), "offsets": offsets_of([2, 3]), "epsilon": 1e-5, "words": words, "dropout": 0.5,
             "parameters": [one.detach() for one in parameters]}  # fmt: skip

@@ -66,7 +66,7 @@ def _recurrence(block: LRURecBlock, x: Value, padded: Padded, last: bool) -> Val
     graph, (weight, bias) = padded.graph, block.scaled_input()
     inputs = x @ graph.constant(weight.detach().T) + graph.constant(bias.detach())
     inputs = inputs * padded.there.cast("float32").unsqueeze(2)  # zero before the history begins, and so the states
-    real, imaginary = block.factors()[0].detach().chunk(2)
+    real, imaginary = block.factors().detach().chunk(2)
     own, crossed, size = real.repeat(2), torch.cat([-imaginary, imaginary]), len(real)
 
     def step(inner: Graph, states: list[Value], given: list[Value]) -> tuple[list[Value], list[Value]]:

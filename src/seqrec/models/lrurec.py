@@ -80,21 +80,21 @@ class LRURecBlock(nn.Module):
         self.feedforward_norm = nn.LayerNorm(dim)
         self.dropout = Dropout(config.dropout)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """``lambda float32[2 * N]``, the real parts first, and ``exp(gamma) float32[N]``."""
-        decay, angle, scale = self.exponents.exp().unbind()
-        return (-decay).exp().repeat(2) * torch.cat([angle.cos(), angle.sin()]), scale
+    def factors(self) -> Tensor:
+        """``lambda float32[2 * N]``: the real parts, then the imaginary parts."""
+        decay, angle = self.exponents[:2].exp()
+        return (-decay).exp().repeat(2) * torch.cat([angle.cos(), angle.sin()])
 
     def scaled_input(self) -> tuple[Tensor, Tensor]:
         """``exp(gamma) B``, ``[2 * N, D]``, and ``exp(gamma) b``, ``[2 * N]``: cheaper than to scale every token."""
-        scale = self.factors()[1].repeat(2)
+        scale = self.exponents[2].exp().repeat(2)
         return self.input.weight * scale[:, None], self.input.bias * scale
 
     def forward(self, x: Tensor, batch: Batch, last: Tensor | None = None) -> Tensor:
         """Packed ``[T, D]`` to ``[T, D]``; with ``last int64[B]``, to ``[B, D]`` for the users' last tokens only."""
         if self._has_kernel(x, last):
             return self._run_kernel(x, batch, last is not None)
-        states = recurrence(F.linear(x, *self.scaled_input()), self.factors()[0], batch)
+        states = recurrence(F.linear(x, *self.scaled_input()), self.factors(), batch)
         if last is not None:
             states, x = states.index_select(0, last), x.index_select(0, last)
         x = self.recurrence_norm(x + self.dropout(self.output(states)))
@@ -114,12 +114,11 @@ class LRURecBlock(nn.Module):
     def _run_kernel(self, x: Tensor, batch: Batch, last_only: bool) -> Tensor:
         """The same as ``forward``, with the same random numbers, in one compiled pass."""
         parts = self.output, self.recurrence_norm, self.inner, self.outer, self.feedforward_norm
-        parameters = [self.factors()[0], *self.scaled_input(), *(one for part in parts for one in part.parameters())]
+        parameters = [self.factors(), *self.scaled_input(), *(one for part in parts for one in part.parameters())]
         dropout, words = self.dropout, None
         if dropout.active:
-            words = [
-                dropout.words("tokens", len(x), part.out_features) for part in (self.output, self.inner, self.outer)
-            ]
+            widths = [part.out_features for part in (self.output, self.inner, self.outer)]
+            words = [dropout.words("tokens", len(x), width) for width in widths]
         epsilon = self.recurrence_norm.eps
         return kernels.recurrent_block(x, batch.offsets, parameters, epsilon, words, dropout.probability, last_only)
 
