@@ -311,7 +311,7 @@ def answers_right(model: Model, split: Split) -> float:
 @pytest.mark.parametrize("loss", ["cross-entropy", "sampled-softmax"])
 def test_remembers_what_came_long_before(loss):
     split = remembered()
-    options: dict[str, Any] = {"epochs": 20, "batch_size": 50, "learning_rate": 0.01, "evaluate_every": 0}
+    options: dict[str, Any] = {"epochs": 20, "batch_size": 50, "learning_rate": 0.003, "evaluate_every": 0}
     found = {}
     for length in (20, 1):
         torch.manual_seed(0)
