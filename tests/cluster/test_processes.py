@@ -80,6 +80,7 @@ def test_any_number_of_processes_trains_the_same_model(world: int) -> None:
         ("ssept", replace(plain, negatives=20, loss="gbce")),
         ("bert4rec", replace(plain, negatives=20, loss="sampled-softmax")),
         ("gru4rec", replace(plain, loss="bpr-max")),
+        ("lrurec", plain),
     ]
     expected = all_trained(None, configs)
     found = run_together(all_trained, world, configs)
