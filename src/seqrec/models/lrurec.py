@@ -171,8 +171,8 @@ class LRURec(Model):
     def reset(self) -> None:
         """Initialise the weights. Matrices: normal, with standard deviation 0.02, truncated at 0.04.
 
-        With Glorot's rule for the matrices of the blocks, NDCG@10 on games.txt's validation items is .050 after 6 epochs
-        of sampled softmax, and .057 like this.
+        With Glorot's rule for the matrices of the blocks, NDCG@10 on validation items of games.txt is .050 after 6
+        epochs of sampled softmax, and .057 like this.
         """
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
