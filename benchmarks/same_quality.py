@@ -21,7 +21,7 @@ import numpy as np
 from seqrec.ranking import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = "sasrec,ssept,gru4rec,caser,slirec,bert4rec,tisasrec,esasrec"
+MODELS = "sasrec,ssept,gru4rec,caser,slirec,bert4rec,tisasrec,esasrec,lrurec"
 # Options whose defaults have changed since. Both versions get the same values.
 CHANGED = {"ssept": {"dropout": 0.3, "user_dim": 32, "sse_user": 0.9, "sse_item": 0.05, "sse_target": 0.0}}
 

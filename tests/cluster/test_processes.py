@@ -34,8 +34,7 @@ from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 pytestmark = pytest.mark.cluster
 SIZES: dict[str, dict[str, Any]] = {
     "sasrec": {"num_blocks": 2, "num_heads": 2}, "ssept": {"user_dim": 4}, "gru4rec": {}, "bert4rec": {"num_heads": 2},
-    "caser": {"num_vertical": 2}, "tisasrec": {}, "slirec": {},
-    "esasrec": {"num_heads": 2},
+    "caser": {"num_vertical": 2}, "tisasrec": {}, "slirec": {}, "esasrec": {"num_heads": 2}, "lrurec": {},
 }  # fmt: skip
 
 
@@ -82,6 +81,7 @@ def test_any_number_of_processes_trains_the_same_model(world: int) -> None:
         ("bert4rec", replace(plain, negatives=20, loss="sampled-softmax")),
         ("gru4rec", replace(plain, loss="bpr-max")),
         ("esasrec", plain),
+        ("lrurec", plain),
     ]
     expected = all_trained(None, configs)
     found = run_together(all_trained, world, configs)

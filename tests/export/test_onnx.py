@@ -58,6 +58,8 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("tisasrec", {"num_blocks": 0}),
     ("esasrec", {"num_blocks": 1, "num_heads": 4, "feedforward_dim": 10}),
     ("esasrec", {"num_blocks": 0}),
+    ("lrurec", {"num_blocks": 0}),
+    ("lrurec", {"num_blocks": 3, "state_dim": 5, "feedforward_dim": 6, "max_length": 1}),
     ("slirec", {"num_categories": 3, "category_dim": 2, "attention_length": 3, "attention_hidden_dims": (5,)}),
     ("slirec", {"hidden_dims": (7, 6, 5), "max_length": 30}),
     ("ease", {"max_length": 3}),

@@ -67,6 +67,16 @@ def last_block() -> dict[str, Any]:
     return block() | {"words": None, "last_only": True}
 
 
+def recurrent() -> dict[str, Any]:
+    shapes = (8,), (8, 6), (8,), (6, 8), (6,), (6,), (6,), (4, 6), (4,), (6, 4), (6,), (6,), (6,)
+    return {"x": floats(5, 6), "offsets": offsets_of([2, 3]), "parameters": [floats(*shape) for shape in shapes],
+            "epsilon": 1e-5, "words": [words(30), words(20), words(30)], "dropout": 0.5}  # fmt: skip
+
+
+def last_recurrent() -> dict[str, Any]:
+    return recurrent() | {"words": None, "last_only": True}
+
+
 def positions() -> dict[str, Any]:
     return {"x": floats(5, 6), "table": floats(3, 6), "offsets": offsets_of([2, 3]), "scale": 1.0, "words": words(30),
             "probability": 0.5}  # fmt: skip
@@ -156,6 +166,13 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"words": [words(17), words(20), words(30)]}, {"words": [words(18), words(19), words(30)]},
         {"words": [words(18), words(20), words(29)]}, {"words": [words(18), words(20)]}, {"x": floats(5, 6).double()},
     ]),
+    (kernels.recurrent_block, recurrent, [
+        *OFFSETS, {"x": floats(4, 6)}, {"x": floats(5, 7)}, {"x": floats(5, 6).double()}, {"dropout": 1.5},
+        {"parameters": recurrent()["parameters"][:-1]}, {"parameters": [floats(7), *recurrent()["parameters"][1:]]},
+        {"parameters": [floats(6), *recurrent()["parameters"][1:]]}, {"words": [words(3)] * 3}, {"words": [words(30)]},
+        {"parameters": [*recurrent()["parameters"][:-1], floats(5)]}, {"words": [words(30), words(19), words(30)]},
+    ]),
+    (kernels.recurrent_block, last_recurrent, [*OFFSETS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
     (kernels.attention_block, last_block, [*OFFSETS, *HEADS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
     (kernels.dropout, lambda: {"x": floats(4, 5), "words": words(20), "probability": 0.5}, [
         *({"probability": wrong} for wrong in PROBABILITIES), {"words": words(19)}, {"words": longs(*range(20))},

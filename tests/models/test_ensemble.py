@@ -108,6 +108,13 @@ def test_kinds_take_turns_beginning_with_the_one_that_was_asked_for(first):
     assert not torch.equal(one.item_embedding.weight, again.item_embedding.weight)
 
 
+def test_lrurec_goes_before_the_kinds_that_take_turns():
+    model = mixed("lrurec", 5, dropout=0.125)
+    assert [type(part).__name__ for part in model.parts] == ["LRURec", "SASRec", "SSEPT", "GRU4Rec", "LRURec"]
+    assert {part.config.max_length for part in model.parts} == {6}
+    assert [getattr(part.config, "dropout", 0.125) for part in model.parts] == [0.125] * 5
+
+
 def test_in_a_mixed_ensemble_each_kind_sees_its_own_batch_and_predicts_the_same_targets(histories):
     model = mixed("sasrec", 5).train()
     for module in model.modules():
@@ -161,7 +168,7 @@ def test_a_run_keeps_a_mixed_ensemble_and_resumes_it_to_the_same_bytes(tmp_path:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("caser", {"ensemble": 2}, "is for sasrec, ssept, gru4rec; caser takes same"),
+        ("caser", {"ensemble": 2}, "is for sasrec, ssept, gru4rec, lrurec; caser takes same"),
         ("ssept", {"ensemble": 2, "sse_target": 0.1}, "leave out sse_target"),
         ("gru4rec", {"ensemble": 2, "elu": 0.5, "loss": "bpr-max"}, "can't be averaged"),
         ("sasrec", {"ensemble": 1}, "give more models"),

@@ -35,6 +35,7 @@ OTHERS = {
     "bert4rec": [{"num_heads": 1, "num_blocks": 0}],
     "tisasrec": [{"num_heads": 2, "l2": 0.1}],
     "esasrec": [{"num_heads": 2, "feedforward_dim": 12}, {"num_blocks": 0}],
+    "lrurec": [{"state_dim": 3, "feedforward_dim": 5}, {"num_blocks": 0}],
     "ssept": [{"sse_target": 0.2, "l2": 0.1}, {"sse_user": 0.0}],
     "slirec": [{"num_categories": 3, "category_dim": 2}],
 }

@@ -1,4 +1,4 @@
-"""The other trained models on padded histories: gru4rec, caser and slirec."""
+"""The other trained models on padded histories: gru4rec, lrurec, caser and slirec."""
 
 import math
 
@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from seqrec.export.attention import linear, user_vectors
+from seqrec.export.attention import gelu, linear, normed, user_vectors
 from seqrec.export.graph import Graph, Value
 from seqrec.export.inputs import Padded
 from seqrec.models.caser import Caser
 from seqrec.models.gru4rec import GRU, GRU4Rec
+from seqrec.models.lrurec import LRURec, LRURecBlock
 from seqrec.models.slirec import Network, SLiRec
 
 _ITEMS_AT_ONCE = 256  # candidates that slirec scores together
@@ -45,6 +46,37 @@ def _gru_weights(layer: GRU, graph: Graph) -> list[Value]:
     states = torch.cat([-update_state, reset_state, layer.candidate.detach()])
     biases = torch.cat([-bias_z, bias_r, bias_c, torch.zeros(len(layer.input.bias))])
     return [graph.constant(part[None]) for part in (weights, states, biases)]
+
+
+def lrurec(model: LRURec, padded: Padded) -> Value:
+    """Hidden states ``[B, D + 1]`` of :class:`LRURec`; the last column is 1."""
+    graph = padded.graph
+    x = normed(model.embedding_norm, graph.constant(model.item_embedding.weight).rows(padded.items))
+    for number, block in enumerate(model.blocks, start=1):
+        assert isinstance(block, LRURecBlock)
+        last = number == len(model.blocks)
+        states = _recurrence(block, x, padded, last)
+        x = normed(block.recurrence_norm, (x.slice(1, -1) if last else x) + linear(block.output, states))
+        x = normed(block.feedforward_norm, x + linear(block.outer, gelu(linear(block.inner, x))))
+    return graph.concat([x.slice(1, -1).squeeze(1), graph.number(1.0, "float32").expand(padded.rows, 1)], 1)
+
+
+def _recurrence(block: LRURecBlock, x: Value, padded: Padded, last: bool) -> Value:
+    """States ``[B, L, 2 * N]`` of a block with inputs ``[B, L, D]``, or ``[B, 1, 2 * N]`` of the last column."""
+    graph, (weight, bias) = padded.graph, block.scaled_input()
+    inputs = x @ graph.constant(weight.detach().T) + graph.constant(bias.detach())
+    inputs = inputs * padded.there.cast("float32").unsqueeze(2)  # zero before the history begins, and so the states
+    real, imaginary = block.factors().detach().chunk(2)
+    own, crossed, size = real.repeat(2), torch.cat([-imaginary, imaginary]), len(real)
+
+    def step(inner: Graph, states: list[Value], given: list[Value]) -> tuple[list[Value], list[Value]]:
+        (state,) = states
+        swapped = inner.concat([state.slice(1, size), state.slice(1, 0, size)], 1)
+        state = given[0] + state * inner.constant(own) + swapped * inner.constant(crossed)
+        return [state], [state.op("Identity")]
+
+    final, every = graph.scan(step, [graph.zeros("float32", padded.rows, 2 * size)], [inputs.permute(1, 0, 2)])
+    return final.unsqueeze(1) if last else every.permute(1, 0, 2)
 
 
 def caser(model: Caser, padded: Padded) -> Value:

@@ -10,13 +10,14 @@ from seqrec.export.attention import bert4rec, esasrec, sasrec, ssept, tisasrec
 from seqrec.export.counted import scores_by_counts, with_transitions
 from seqrec.export.graph import Graph, Value
 from seqrec.export.inputs import Padded, compact, given
-from seqrec.export.recurrent import caser, gru4rec, slirec, slirec_scores
+from seqrec.export.recurrent import caser, gru4rec, lrurec, slirec, slirec_scores
 from seqrec.models.base import Model
 from seqrec.models.bert4rec import BERT4Rec
 from seqrec.models.caser import Caser
 from seqrec.models.ensemble import Ensemble
 from seqrec.models.esasrec import ESASRec
 from seqrec.models.gru4rec import GRU4Rec
+from seqrec.models.lrurec import LRURec
 from seqrec.models.sasrec import SASRec
 from seqrec.models.slirec import SLiRec
 from seqrec.models.ssept import SSEPT
@@ -31,6 +32,7 @@ ENCODERS: dict[type[Model], Callable[[Any, Padded], Value]] = {
     BERT4Rec: bert4rec,
     TiSASRec: tisasrec,
     ESASRec: esasrec,
+    LRURec: lrurec,
 }
 
 
@@ -104,14 +106,15 @@ def _scores(model: Model, padded: Padded) -> Value:
     graph = hidden.graph
     if isinstance(model, SLiRec):
         return slirec_scores(model, hidden)
-    if isinstance(model, GRU4Rec | SSEPT):  # the table of the input is used again, without a copy with another column
+    if isinstance(model, GRU4Rec | LRURec | SSEPT):  # the input's table again, without a copy
         dim = model.item_vectors().shape[1] - 1
         states, rest = hidden.slice(1, 0, dim), hidden.slice(1, dim)
         if isinstance(model, SSEPT):
             return _product(states, graph.constant(model.item_embedding.weight)) + rest
-        table = model.output_embedding or model.item_embedding
+        table = (model.output_embedding if isinstance(model, GRU4Rec) else None) or model.item_embedding
         logits = _product(states, graph.constant(table.weight), graph.constant(model.item_bias.weight[:, 0]))
-        return logits.op("Elu", alpha=model.config.elu) if model.config.elu else logits
+        elu = model.config.elu if isinstance(model, GRU4Rec) else 0.0
+        return logits.op("Elu", alpha=elu) if elu else logits
     assert model.FACTORED
     return _product(hidden, graph.constant(model.item_vectors()))
 

@@ -12,11 +12,12 @@ from seqrec.kernels.codes import Codes, RankedByCodes, codes_of, rank_by_codes
 from seqrec.kernels.counts import Rows, sum_rows, weigh_pairs
 from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward, positions
 from seqrec.kernels.loader import library, usable
+from seqrec.kernels.recurrence import recurrent_block
 from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, rank, score, softmax_loss
 
 __all__ = [
     "Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "adam_catch_up", "adam_dense", "adam_step", "adam_sum",
     "attention", "attention_block", "binary_loss", "codes_of", "cross_entropy", "dropout", "dropped_words",
-    "feedforward", "library", "positions", "product", "rank", "rank_by_codes", "score", "softmax_loss", "sum_rows",
-    "usable", "weigh_pairs",
+    "feedforward", "library", "positions", "product", "rank", "rank_by_codes", "recurrent_block", "score",
+    "softmax_loss", "sum_rows", "usable", "weigh_pairs",
 ]  # fmt: skip

@@ -4,13 +4,12 @@
 // stay in the cache. The gradients of the weights are sums over threads, so their last bits depend on the number of
 // threads, as in torch's matrix products. Nothing else does.
 
-#include "attention.h"
+#include "rows.h"
 
 using namespace seqrec;
 
 namespace {
 
-constexpr int64_t TOKENS = 128;  // tokens per chunk: all their intermediate states fit into the cache
 constexpr int PARAMETERS = 12;
 
 enum Norm { PAPER, PRE, POST };
@@ -63,85 +62,8 @@ struct States {
     }
 };
 
-// Consecutive users, with about TOKENS tokens.
-struct Chunk {
-    int64_t user, users, token, tokens, word, weight;  // the first of each, and the numbers of users and tokens
-};
-
-// The chunks of each thread, balanced by the cost of the computation.
-struct Plan {
-    std::vector<std::vector<Chunk>> chunks;
-    int64_t pairs = 0, weights = 0, longest = 0, most = TOKENS;
-
-    Plan(const Block& b, int64_t threads) : chunks(threads) {
-        double all = 0, done = 0;
-        const auto cost = [&](int64_t n) { return double(n) * (3 * b.dim + 2 * b.hidden + n); };
-        for (int64_t u = 0; u < b.users; ++u) all += cost(b.offsets[u + 1] - b.offsets[u]);
-        for (int64_t u = 0; u < b.users; ++u) {
-            const int64_t n = b.offsets[u + 1] - b.offsets[u];
-            const int64_t thread = std::min(threads - 1, int64_t((done + cost(n) / 2) / std::max(all, 1.0) * double(threads)));
-            std::vector<Chunk>& own = chunks[thread];
-            if (own.empty() || own.back().tokens + n > TOKENS) own.push_back({u, 0, b.offsets[u], 0, pairs, weights});
-            own.back().users += 1, own.back().tokens += n;
-            done += cost(n), pairs += n * (n + 1) / 2, weights += n * padded(n);
-            longest = std::max(longest, n), most = std::max(most, n);
-        }
-    }
-};
-
-void normalize(int64_t rows, int64_t dim, const float* x, const float* gain, const float* bias, float epsilon, float* means, float* out) {
-    for (int64_t r = 0; r < rows; ++r, x += dim, out += dim) {
-        float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t k = 0; k < dim; ++k) sum += x[k];
-        const float mean = sum / float(dim);
-#pragma omp simd reduction(+ : squares)
-        for (int64_t k = 0; k < dim; ++k) squares += (x[k] - mean) * (x[k] - mean);
-        const float over = 1 / std::sqrt(squares / float(dim) + epsilon);
-        means[2 * r] = mean, means[2 * r + 1] = over;
-#pragma omp simd
-        for (int64_t k = 0; k < dim; ++k) out[k] = (x[k] - mean) * over * gain[k] + bias[k];
-    }
-}
-
-// Recomputes the result of `normalize` from the saved means.
-void normalized(int64_t rows, int64_t dim, const float* x, const float* gain, const float* bias, const float* means, float* out) {
-    for (int64_t r = 0; r < rows; ++r, x += dim, out += dim) {
-        const float mean = means[2 * r], over = means[2 * r + 1];
-#pragma omp simd
-        for (int64_t k = 0; k < dim; ++k) out[k] = (x[k] - mean) * over * gain[k] + bias[k];
-    }
-}
-
-// Adds the gradient with respect to x to `by_x`, which must not be the same memory as `by`.
-void normalize_backward(
-    int64_t rows, int64_t dim, const float* x, const float* gain, const float* means, const float* by, float* by_x,
-    float* by_gain, float* by_bias
-) {
-    for (int64_t r = 0; r < rows; ++r, x += dim, by += dim, by_x += dim) {
-        const float mean = means[2 * r], over = means[2 * r + 1];
-        float sum = 0, product = 0;
-#pragma omp simd reduction(+ : sum, product)
-        for (int64_t k = 0; k < dim; ++k) {
-            const float own = (x[k] - mean) * over, weighted = by[k] * gain[k];
-            sum += weighted;
-            product += weighted * own;
-            by_gain[k] += by[k] * own;
-            by_bias[k] += by[k];
-        }
-        sum /= float(dim), product /= float(dim);
-#pragma omp simd
-        for (int64_t k = 0; k < dim; ++k) by_x[k] += over * (by[k] * gain[k] - sum - (x[k] - mean) * over * product);
-    }
-}
-
-void add(int64_t count, const float* x, float* to) {
-#pragma omp simd
-    for (int64_t k = 0; k < count; ++k) to[k] += x[k];
-}
-
-void add_rows(int64_t rows, int64_t dim, const float* x, float* to) {
-    for (int64_t r = 0; r < rows; ++r) add(dim, x + r * dim, to);
+Plan plan_of(const Block& b, int64_t threads) {
+    return Plan(b.offsets, b.users, threads, [&](int64_t n) { return double(n) * (3 * b.dim + 2 * b.hidden + n); });
 }
 
 // x = dropout(relu(x)), in place.
@@ -154,43 +76,14 @@ void relu_and_drop(int64_t count, const int16_t* words, Dropping d, float* x) {
         for (int64_t k = 0; k < count; ++k) x[k] = x[k] <= 0 ? 0.0f : x[k];
 }
 
-// out = base + dropout(x); base may be null.
-void drop_onto(int64_t count, const float* x, const float* base, const int16_t* words, Dropping d, float* out) {
-    if (words && base)
-#pragma omp simd
-        for (int64_t k = 0; k < count; ++k) out[k] = base[k] + (words[k] >= d.threshold ? x[k] * d.kept : 0.0f);
-    else if (words)
-#pragma omp simd
-        for (int64_t k = 0; k < count; ++k) out[k] = words[k] >= d.threshold ? x[k] * d.kept : 0.0f;
-    else if (base)
-#pragma omp simd
-        for (int64_t k = 0; k < count; ++k) out[k] = base[k] + x[k];
-    else
-        std::memcpy(out, x, count * sizeof(float));
-}
-
-// The matrices of the linear layers as right sides of products, shared by all threads.
 struct Weights {
-    Room memory;
+    Matrices<4> all;
     Panels query, keys, first, second;
 
-    // Forward multiplies by the transposed matrices, backward by the matrices themselves.
-    Weights(const Block& b, bool forward) {
-        const int64_t dim = b.dim, hidden = b.hidden;
-        const int64_t sizes[] = {panel_size(dim, dim), forward ? panel_size(dim, 2 * dim) : panel_size(2 * dim, dim),
-                                 forward ? panel_size(dim, hidden) : panel_size(hidden, dim),
-                                 forward ? panel_size(hidden, dim) : panel_size(dim, hidden)};
-        memory = room(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
-        float* to = memory.get();
-        const auto made = [&](int name, int64_t out, int64_t in, int64_t size) {
-            const Panels p = forward ? panels(transposed(b.parameters[name], in), in, out, to)
-                                     : panels(plain(b.parameters[name], in), out, in, to);
-            to += size;
-            return p;
-        };
-        query = made(QUERY, dim, dim, sizes[0]), keys = made(KEYS, 2 * dim, dim, sizes[1]);
-        first = made(FIRST, hidden, dim, sizes[2]), second = made(SECOND, dim, hidden, sizes[3]);
-    }
+    Weights(const Block& b, bool forward)
+        : all({{b.parameters[QUERY], b.dim, b.dim}, {b.parameters[KEYS], 2 * b.dim, b.dim},
+               {b.parameters[FIRST], b.hidden, b.dim}, {b.parameters[SECOND], b.dim, b.hidden}}, forward),
+          query(all.of[0]), keys(all.of[1]), first(all.of[2]), second(all.of[3]) {}
 };
 
 Attention attention_of(const Block& b, const Plan& plan, const States& s, int64_t head, int64_t token, int64_t length, int64_t word) {
@@ -331,53 +224,32 @@ extern "C" {
 
 // Number of floats that forward saves for backward.
 int64_t seqrec_block_saves(const Block* b, int32_t threads) {
-    return States::size(b->tokens(), *b) + b->heads * Plan(*b, threads).weights;
+    return States::size(b->tokens(), *b) + b->heads * plan_of(*b, threads).weights;
 }
 
 void seqrec_block_forward(const Block* given, int32_t threads) {
     const Block& b = *given;
-    const Plan plan(b, threads);
+    const Plan plan = plan_of(b, threads);
     const Weights weights(b, true);
-#pragma omp parallel num_threads(threads)
-    {
-        const auto memory = room(4 * plan.most * b.dim + attention_memory(b, plan) + (b.saved ? 0 : States::size(plan.most, b)));
-        float* rest = memory.get() + (b.saved ? 0 : States::size(plan.most, b));
-        const States states(b.saved ? b.saved : memory.get(), b.saved ? b.tokens() : plan.most, b);
+    const int64_t numbers = 4 * plan.most * b.dim + attention_memory(b, plan);
+    for_each_chunk(plan, threads, numbers + (b.saved ? 0 : States::size(plan.most, b)), [&](const Chunk& chunk, float* memory) {
+        const States states(b.saved ? b.saved : memory, b.saved ? b.tokens() : plan.most, b);
         float* softmax = b.saved ? b.saved + States::size(b.tokens(), b) : nullptr;
-        for (int64_t n = omp_get_thread_num(); n < threads; n += omp_get_num_threads())
-            for (const Chunk& chunk : plan.chunks[n])
-                forward(b, plan, chunk, weights, b.saved ? states.at(chunk.token, b) : states, softmax, rest);
-    }
+        forward(b, plan, chunk, weights, b.saved ? states.at(chunk.token, b) : states, softmax,
+                memory + (b.saved ? 0 : States::size(plan.most, b)));
+    });
 }
 
 void seqrec_block_backward(const Block* given, int32_t threads) {
     const Block& b = *given;
-    const Plan plan(b, threads);
+    const Plan plan = plan_of(b, threads);
     const Weights weights(b, false);
-    int64_t starts[PARAMETERS + 1] = {};
-    for (int name = 0; name < PARAMETERS; ++name) starts[name + 1] = starts[name] + b.size(name);
-    const int64_t all = starts[PARAMETERS];
-    const auto sums = room(threads * all);
-#pragma omp parallel num_threads(threads)
-    {
-        const auto memory = room(plan.most * (6 * b.dim + b.hidden) + attention_memory(b, plan));
-        const States states(b.saved, b.tokens(), b);
-        for (int64_t n = omp_get_thread_num(); n < threads; n += omp_get_num_threads()) {
-            float* by_parameter[PARAMETERS];
-            for (int name = 0; name < PARAMETERS; ++name) by_parameter[name] = sums.get() + n * all + starts[name];
-            std::fill(by_parameter[0], by_parameter[0] + all, 0.0f);
-            for (const Chunk& chunk : plan.chunks[n])
-                backward(b, plan, chunk, weights, states.at(chunk.token, b), b.saved + States::size(b.tokens(), b),
-                         by_parameter, memory.get());
-        }
-#pragma omp barrier
-        for (int name = 0; name < PARAMETERS; ++name) {
-            const Share own(b.size(name));
-            float* to = b.by_parameters[name];
-            std::memcpy(to + own.low, sums.get() + starts[name] + own.low, (own.high - own.low) * sizeof(float));
-            for (int64_t n = 1; n < threads; ++n) add(own.high - own.low, sums.get() + n * all + starts[name] + own.low, to + own.low);
-        }
-    }
+    const States states(b.saved, b.tokens(), b);
+    const int64_t numbers = plan.most * (6 * b.dim + b.hidden) + attention_memory(b, plan);
+    const auto size = [&](int name) { return b.size(name); };
+    sum_gradients<PARAMETERS>(plan, threads, numbers, size, b.by_parameters, [&](const Chunk& chunk, float* const* by, float* memory) {
+        backward(b, plan, chunk, weights, states.at(chunk.token, b), b.saved + States::size(b.tokens(), b), by, memory);
+    });
 }
 
 }  // extern "C"

@@ -11,6 +11,7 @@ from seqrec.models.caser import Caser
 from seqrec.models.ease import EASE
 from seqrec.models.esasrec import ESASRec
 from seqrec.models.gru4rec import GRU4Rec
+from seqrec.models.lrurec import LRURec
 from seqrec.models.markov import Markov
 from seqrec.models.popularity import Popularity
 from seqrec.models.recent_popularity import RecentPopularity
@@ -29,6 +30,7 @@ MODELS: dict[str, type[Model]] = {
     "bert4rec": BERT4Rec,
     "tisasrec": TiSASRec,
     "esasrec": ESASRec,
+    "lrurec": LRURec,
     "transitions": Transitions,
     "ease": EASE,
     "markov": Markov,

@@ -15,6 +15,8 @@ from seqrec.models.base import Model
 
 #: The kinds of model that take turns in a mixed ensemble, beginning with the one that was asked for.
 MIXED = ("sasrec", "ssept", "gru4rec")
+#: Models that these kinds may follow in a mixed ensemble, if they are asked for.
+BEFORE_MIXED = ("lrurec",)
 #: Sizes that are the same in all members of a mixed ensemble, where they have them.
 SHARED = ("max_length", "embedding_dim", "num_blocks", "num_heads", "dropout", "norm")
 
@@ -27,10 +29,12 @@ def kinds_of(model: str, count: int, kinds: str) -> list[str]:
     """
     if kinds == "same" or count == 1:
         return [model] * count
-    if model not in MIXED:
-        raise InputError(f"ensemble_kinds is mixed, which is for {', '.join(MIXED)}; {model} takes same")
-    first = MIXED.index(model)
-    return [MIXED[(first + number) % len(MIXED)] for number in range(count)]
+    able = (*MIXED, *BEFORE_MIXED)
+    if model not in able:
+        raise InputError(f"ensemble_kinds is mixed, which is for {', '.join(able)}; {model} takes same")
+    turns = MIXED if model in MIXED else (model, *MIXED)
+    first = turns.index(model)
+    return [turns[(first + number) % len(turns)] for number in range(count)]
 
 
 def sizes_beside(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ SPACE: dict[str, dict[str, Domain]] = {
     "bert4rec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | {"mask_probability": Span(0.1, 0.6)} | _LOSS,
     "tisasrec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | _LOSS,
     "esasrec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | _LOSS,
+    "lrurec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | _LOSS,
 }
 
 

@@ -34,8 +34,8 @@ class TrainConfig(Options):
             the log: all if many interactions are older than the last window.
         loss: Loss function. sampled-softmax, gbce, bpr-max and top1-max share their negatives within a batch; bce draws
             its own for every position, as the SASRec paper does; cross-entropy compares with the whole catalogue. By
-            default bce for caser and slirec, and sampled-softmax for the other models, of which sasrec, ssept and
-            gru4rec take cross-entropy if the log is small enough.
+            default bce for caser and slirec, and sampled-softmax for the other models, of which sasrec, ssept,
+            gru4rec and lrurec take cross-entropy if the log is small enough.
         negatives: Number of negatives: per batch for the losses that share them (default 1024; gbce 256), per position
             for bce (default 1).
         popularity: Power of an item's training count that its probability as a negative is proportional to; 0 draws
@@ -63,7 +63,7 @@ class TrainConfig(Options):
             take turns, which ranks better than as many of one kind. By default chosen from the log.
         item_init: Item embeddings that training starts from. random: small random numbers; spectral: eigenvectors of
             how often items occur together in the training histories, which needs fewer epochs and ranks better, for
-            sasrec, ssept, gru4rec, tisasrec and esasrec. By default chosen from the log.
+            sasrec, ssept, gru4rec, tisasrec, esasrec and lrurec. By default chosen from the log.
         transitions: Whether transition counts are added to the scores of the trained model. auto: with the weight that
             ranks best on validation items, or not at all if they do not help; off: never.
         shard_items: Divide the item table among the processes that train, by rows, for a catalogue that exceeds the

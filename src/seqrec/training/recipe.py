@@ -26,7 +26,7 @@ DROPOUTS = ((50, 0.2), (20, 0.3))
 #: ``windows``: all of them, if the last ones leave out more than this share of the interactions.
 LEFT_OUT = 0.2
 #: ``loss``: cross-entropy for these models, up to so many tokens × items × width per epoch.
-WITH_CROSS_ENTROPY = ("sasrec", "ssept", "gru4rec")
+WITH_CROSS_ENTROPY = ("sasrec", "ssept", "gru4rec", "lrurec")
 AFFORDABLE = 64 * 10**10
 #: ``batch_size``: the first of these that makes so many steps per epoch; else the last.
 BATCH_SIZES, FEWEST_STEPS = (128, 64, 32, 16), 150
