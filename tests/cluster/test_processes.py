@@ -34,7 +34,7 @@ from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
 pytestmark = pytest.mark.cluster
 SIZES: dict[str, dict[str, Any]] = {
     "sasrec": {"num_blocks": 2, "num_heads": 2}, "ssept": {"user_dim": 4}, "gru4rec": {}, "bert4rec": {"num_heads": 2},
-    "caser": {"num_vertical": 2}, "tisasrec": {}, "slirec": {},
+    "caser": {"num_vertical": 2}, "tisasrec": {}, "slirec": {}, "hstu": {"time_buckets": 0},
 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ OTHERS = {
     "caser": [{"num_targets": 2, "l2": 0.1}, {"user_dim": 0, "vertical_filters": 0}],
     "bert4rec": [{"num_heads": 1, "num_blocks": 0}],
     "tisasrec": [{"num_heads": 2, "l2": 0.1}],
+    "hstu": [{"num_heads": 2, "l2": 0.1, "time_buckets": 0}, {"similarity": "dot", "num_blocks": 0}],
     "ssept": [{"sse_target": 0.2, "l2": 0.1}, {"sse_user": 0.0}],
     "slirec": [{"num_categories": 3, "category_dim": 2}],
 }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from seqrec.errors import InputError
-from seqrec.export.attention import bert4rec, sasrec, ssept, tisasrec
+from seqrec.export.attention import bert4rec, hstu, sasrec, ssept, tisasrec
 from seqrec.export.counted import scores_by_counts, with_transitions
 from seqrec.export.graph import Graph, Value
 from seqrec.export.inputs import Padded, compact, given
@@ -16,6 +16,7 @@ from seqrec.models.bert4rec import BERT4Rec
 from seqrec.models.caser import Caser
 from seqrec.models.ensemble import Ensemble
 from seqrec.models.gru4rec import GRU4Rec
+from seqrec.models.hstu import HSTU
 from seqrec.models.sasrec import SASRec
 from seqrec.models.slirec import SLiRec
 from seqrec.models.ssept import SSEPT
@@ -29,6 +30,7 @@ ENCODERS: dict[type[Model], Callable[[Any, Padded], Value]] = {
     SLiRec: slirec,
     BERT4Rec: bert4rec,
     TiSASRec: tisasrec,
+    HSTU: hstu,
 }
 
 
@@ -110,6 +112,9 @@ def _scores(model: Model, padded: Padded) -> Value:
         table = model.output_embedding or model.item_embedding
         logits = _product(states, graph.constant(table.weight), graph.constant(model.item_bias.weight[:, 0]))
         return logits.op("Elu", alpha=model.config.elu) if model.config.elu else logits
+    if isinstance(model, HSTU) and model.final_norm is None:  # the same table again, instead of its rows of length 1
+        weight = model.item_embedding.weight
+        return _product(hidden, graph.constant(weight)) / graph.constant(weight.norm(dim=1).clamp_min(1e-12))
     assert model.FACTORED
     return _product(hidden, graph.constant(model.item_vectors()))
 

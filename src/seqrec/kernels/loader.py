@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VERSION = 21
+VERSION = 22
 #: The functions that return a size, an int64.
 SIZES = "adam_catch_up", "adam_sum", "block_saves", "weigh_pairs", "weigh_pairs_room", "sum_rows", "sum_rows_room"
 #: The builds that a processor can run, best first, by torch's name for its capability. Others run only ``plain``.

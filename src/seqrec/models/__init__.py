@@ -10,6 +10,7 @@ from seqrec.models.bert4rec import BERT4Rec
 from seqrec.models.caser import Caser
 from seqrec.models.ease import EASE
 from seqrec.models.gru4rec import GRU4Rec
+from seqrec.models.hstu import HSTU
 from seqrec.models.markov import Markov
 from seqrec.models.popularity import Popularity
 from seqrec.models.recent_popularity import RecentPopularity
@@ -27,6 +28,7 @@ MODELS: dict[str, type[Model]] = {
     "slirec": SLiRec,
     "bert4rec": BERT4Rec,
     "tisasrec": TiSASRec,
+    "hstu": HSTU,
     "transitions": Transitions,
     "ease": EASE,
     "markov": Markov,

@@ -49,6 +49,7 @@ SPACE: dict[str, dict[str, Domain]] = {
     "slirec": _TRAINING | _SIZES | _DROPOUT | _BCE,
     "bert4rec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | {"mask_probability": Span(0.1, 0.6)} | _LOSS,
     "tisasrec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | _LOSS,
+    "hstu": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | {"temperature": Span(0.03, 0.3, log=True)} | _LOSS,
 }
 
 

@@ -12,6 +12,7 @@ from seqrec.data.negatives import Sampler, UniformSampler
 from seqrec.data.split import Histories, Split, SplitConfig
 from seqrec.device import memory, pick_device
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
+from seqrec.models import MODELS
 from seqrec.models.base import Model
 from seqrec.models.outline import Outline
 from seqrec.training.config import TrainConfig
@@ -94,7 +95,8 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
         raise InputError("the catalogue has only one item, so there is nothing to rank; give a log with more items")
     kinds = [model] if isinstance(model, type) else model.parts
     if config.item_init == "spectral" and not all(kind.VECTORS_OF_ITEMS for kind in kinds):
-        raise InputError("item_init is spectral, which is for sasrec, ssept, gru4rec and tisasrec; leave it out")
+        *able, last = (name for name, kind in MODELS.items() if kind.VECTORS_OF_ITEMS)
+        raise InputError(f"item_init is spectral, which is for {', '.join(able)} and {last}; leave it out")
     objective = objective_of(model, num_items, config)
     if objective.loss == "cross-entropy":
         return
