@@ -74,6 +74,10 @@ def gated() -> dict[str, Any]:
             "words": words(30), "dropout": 0.5}  # fmt: skip
 
 
+def timed() -> dict[str, Any]:
+    return {"times": longs(5, 9, 1, 2, 3), "offsets": offsets_of([2, 3]), "edges": longs(1, 2)}
+
+
 def buckets_but(place: int, value: int) -> dict[str, Any]:
     buckets = gated()["buckets"]
     buckets[place] = value
@@ -177,7 +181,7 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"buckets": gated()["buckets"][:-1]}, {"buckets": gated()["buckets"].long()}, buckets_but(0, 4),
         buckets_but(-1, -1), {"words": words(29)}, {"words": floats(30)},
     ]),
-    (kernels.time_buckets, lambda: {"times": longs(5, 9, 1, 2, 3), "offsets": offsets_of([2, 3]), "edges": longs(1, 2)}, [
+    (kernels.time_buckets, timed, [
         *OFFSETS, {"times": longs(5, 9, 1, 2)}, {"times": floats(5)}, {"edges": longs(2, 1)}, {"edges": ints(1, 2)},
         {"edges": longs(1)[None]},
     ]),

@@ -22,7 +22,13 @@ def silu(x: Tensor) -> Tensor:
 
 
 def by_pairs(
-    mixed: Tensor, lengths: list[int], positions: Tensor, heads: int, share: float, times: Tensor | None, seconds: Tensor
+    mixed: Tensor,
+    lengths: list[int],
+    positions: Tensor,
+    heads: int,
+    share: float,
+    times: Tensor | None,
+    seconds: Tensor,
 ) -> Tensor:
     """The definition, one pair at a time."""
     dim = mixed.shape[1] // 4

@@ -146,7 +146,7 @@ def _plainly_normed(layer: nn.LayerNorm, x: Value) -> Value:
 
 
 def _time_buckets(padded: Padded, count: int) -> Value:
-    """The bucket of the time between all pairs of tokens, ``int64[B, L, L]``; see :func:`seqrec.models.hstu.time_edges`.
+    """The bucket of the time between all pairs, ``int64[B, L, L]``; see :func:`seqrec.models.hstu.time_edges`.
 
     The logarithm of a float32 may be one bucket off, which the edges correct.
     """

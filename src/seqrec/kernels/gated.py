@@ -21,8 +21,9 @@ def _loop(name: str, *, out: str, way_back: str) -> Loop:
         name, "B", "D", "H: int64 dividing D", "L", "K", "threshold: int32", "kept: float32", "share: float32",
         "epsilon: float32", "offsets: int64[B + 1] rising to T up to L", "mixed: float32[T, 4 * D]",
         "positions: float32[L]", "times: float32[K]?", "buckets: int32[W]? below K", "words: int16[>= T * D]?",
-        f"out: float32[T, D]{out}", "saved: float32[S]?", "by_out: float32[T, D]?", f"by_mixed: float32[T, 4 * D]{way_back}",
-        f"by_positions: float32[L]{way_back}", "by_times: float32[K]?", structure=True,
+        f"out: float32[T, D]{out}", "saved: float32[S]?", "by_out: float32[T, D]?",
+        f"by_mixed: float32[T, 4 * D]{way_back}", f"by_positions: float32[L]{way_back}", "by_times: float32[K]?",
+        structure=True,
     )  # fmt: skip
 
 
@@ -45,9 +46,7 @@ def time_buckets(times: Tensor, offsets: Tensor, edges: Tensor) -> Tensor:
     """
     offsets = integers(offsets)
     found: Tensor
-    _, found = _TIME_BUCKETS(
-        times=times.contiguous(), offsets=offsets, edges=edges, W=weights_of(lengths_of(offsets))
-    )
+    _, found = _TIME_BUCKETS(times=times.contiguous(), offsets=offsets, edges=edges, W=weights_of(lengths_of(offsets)))
     return found
 
 
@@ -63,11 +62,13 @@ def gated_attention(
     words: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """``dropout(u * norm(a v))`` within each user, with ``u, v, q, k = silu(mixed)``, the layer norm without weights and
-    ``a_ij = share * silu(q_i k_j + positions[i - j] + times[bucket_ij])`` for j <= i, in each head.
+    """``dropout(u * norm(a v))`` within each user, with ``u, v, q, k = silu(mixed)``.
+
+    The norm is a layer norm without weights, and ``a_ij = share * silu(q_i k_j + positions[i - j] + times[bucket_ij])``
+    for j <= i, in each head.
 
     Args:
-        mixed: u, v, q and k side by side, ``float32[T, 4 * D]``; each head has its own ``D / num_heads`` columns of each.
+        mixed: u, v, q and k side by side, ``float32[T, 4 * D]``; each head has ``D / num_heads`` columns of each.
         offsets: first token of each user, ``int64[B + 1]``; no user has more than L tokens.
         positions: ``float32[L]``.
         num_heads: number of heads; divides D.
