@@ -142,13 +142,13 @@ class HSTUBlock(nn.Module):
         self.output = nn.Linear(dim, dim)
 
     def reset(self) -> None:
-        """Initialise the weights: Glorot's rule for each of the five matrices, small values for the biases.
+        """Initialise the projection and the biases with small values, as the authors' code does.
 
-        The authors' code starts the projection with a standard deviation of 0.02. The sums of the attention are then so
-        small, in particular those of short histories, that epsilon outweighs them in the norm.
+        The sums of the attention are then so small that epsilon weighs more than they in the norm, and each layer
+        starts as hardly more than its residual connection. That matters: on games.txt (sampled softmax, 9 epochs) it
+        reaches an NDCG@10 of 0.066 on validation, and 0.026 with Glorot's rule for the projection.
         """
-        for part in self.projection.weight.detach().chunk(4):
-            nn.init.xavier_uniform_(part)
+        nn.init.normal_(self.projection.weight, std=0.02)
         for bias in (self.position_bias, self.time_bias):
             if bias is not None:
                 nn.init.normal_(bias, std=0.02)
@@ -220,8 +220,7 @@ class HSTU(Model):
     - The time of an item that a query sees counts up to the query's own item. The code counts up to the next item,
       the one to predict, whose time is not known when a recommendation is asked for.
     - Positions count from the end of the window, as in :class:`seqrec.models.sasrec.SASRec`. Biases for later keys,
-      which nothing sees, do not exist.
-    - The projection starts larger; see :meth:`HSTUBlock.reset`.
+      which nothing sees, do not exist. Embeddings of positions start smaller; see :meth:`reset`.
 
     If the log has no times, the recipe leaves their bias out (``time_buckets`` 0).
     """
@@ -249,7 +248,11 @@ class HSTU(Model):
         self.reset()
 
     def reset(self) -> None:
-        """Initialise the weights: see :meth:`HSTUBlock.reset`, and small values for the tables as in SASRec."""
+        """Initialise the weights: see :meth:`HSTUBlock.reset`; Glorot's rule for outputs, small values for the tables.
+
+        With the positions of the authors' code, whose standard deviation is 1 / sqrt(d), 3 epochs on games.txt reach an
+        NDCG@10 of 0.012 instead of 0.044 on validation, and 9 epochs the same.
+        """
         reset_layers(self)
         for block in self.blocks:
             block.reset()  # type: ignore[operator]
