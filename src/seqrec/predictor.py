@@ -132,7 +132,8 @@ class Predictor:
                 iterators work like lists. 128, "128" and 128.0 are the same id.
             k: number of items per history.
             times: times of the items, in the shape of ``histories``: numbers since 1970, dates, or ISO texts. Each
-                history is sorted by them (equal times keep their order), and tisasrec and slirec score with them.
+                history is sorted by them (equal times keep their order), and tisasrec, hstu and slirec score with
+                them.
             keep_seen: whether to recommend items of the history again. By default as in the run's validation and test:
                 False, unless most users in the log interact with items repeatedly.
             allow: ids of the only items to recommend. Unknown ids give a warning.

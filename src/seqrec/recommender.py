@@ -169,8 +169,8 @@ class Recommender:
                 sequence), a mapping from names to lists, or anything that :func:`read_log` accepts. The users need
                 not be in the log.
             times: time of each item of ``histories``, in the same shape: numbers since 1970, dates, or ISO strings.
-                Each history is sorted by time (equal times keep their order), and tisasrec and slirec also read the
-                times. Histories in a file or a frame have them in a column instead.
+                Each history is sorted by time (equal times keep their order), and tisasrec, hstu and slirec also
+                read the times. Histories in a file or a frame have them in a column instead.
             k: number of items per user. Users get fewer if the filters leave fewer.
             keep_seen: also recommend items that the user has already seen: those of the history and, for users of the
                 log, those that filters such as ``min_rating`` dropped. By default the run decides as it did for

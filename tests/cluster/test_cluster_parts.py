@@ -35,6 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "sasrec refitted": {"embedding_dim": 8, "ensemble": 1, "refit": "all"},
     "ssept": {"embedding_dim": 8, "user_dim": 4, "ensemble": 1},
     "tisasrec": {"embedding_dim": 8, "ensemble": 1},
+    "hstu": {"embedding_dim": 8, "ensemble": 1},
     "markov": {},
     "transitions": {},
 }

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.cluster
 SIZES: dict[str, dict[str, Any]] = {
     "sasrec": {"num_blocks": 2, "num_heads": 2}, "ssept": {"user_dim": 4}, "gru4rec": {}, "bert4rec": {"num_heads": 2},
     "caser": {"num_vertical": 2}, "tisasrec": {}, "slirec": {}, "esasrec": {"num_heads": 2}, "lrurec": {},
+    "hstu": {"time_buckets": 0},
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def log() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
 
 
-@pytest.fixture(scope="module", params=["sasrec", "tisasrec", "slirec"])
+@pytest.fixture(scope="module", params=["sasrec", "tisasrec", "slirec", "hstu"])
 def fitted(request: pytest.FixtureRequest) -> Recommender:
     return Recommender(request.param, **SMALL).fit(log())
 

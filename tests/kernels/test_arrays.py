@@ -10,7 +10,7 @@ from packed import offsets_of
 from torch import Tensor
 
 from seqrec import kernels
-from seqrec.kernels import loader
+from seqrec.kernels import layers, loader
 from seqrec.kernels.arrays import Loop
 
 pytestmark = pytest.mark.loops
@@ -75,6 +75,23 @@ def recurrent() -> dict[str, Any]:
 
 def last_recurrent() -> dict[str, Any]:
     return recurrent() | {"words": None, "last_only": True}
+
+
+def gated() -> dict[str, Any]:
+    cells = int(layers.weights_of(np.array([2, 3])))
+    return {"mixed": floats(5, 24), "offsets": offsets_of([2, 3]), "positions": floats(3), "num_heads": 2,
+            "share": 0.1, "epsilon": 1e-6, "times": floats(4), "buckets": torch.full((cells,), 3, dtype=torch.int32),
+            "words": words(30), "dropout": 0.5}  # fmt: skip
+
+
+def timed() -> dict[str, Any]:
+    return {"times": longs(5, 9, 1, 2, 3), "offsets": offsets_of([2, 3]), "edges": longs(1, 2)}
+
+
+def buckets_but(place: int, value: int) -> dict[str, Any]:
+    buckets = gated()["buckets"]
+    buckets[place] = value
+    return {"buckets": buckets}
 
 
 def positions() -> dict[str, Any]:
@@ -174,6 +191,17 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
     ]),
     (kernels.recurrent_block, last_recurrent, [*OFFSETS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
     (kernels.attention_block, last_block, [*OFFSETS, *HEADS, {"offsets": longs(0, 0, 5)}, {"offsets": longs(0, 5, 5)}]),
+    (kernels.gated_attention, gated, [
+        *OFFSETS, *HEADS, *({"dropout": wrong} for wrong in PROBABILITIES), {"mixed": floats(4, 24)},
+        {"mixed": floats(5, 23)}, {"mixed": floats(24)}, {"mixed": floats(5, 24).double()}, {"positions": floats(2)},
+        {"positions": floats(3, 1)}, {"times": None}, {"buckets": None}, {"times": floats(3)}, {"times": floats(4, 1)},
+        {"buckets": gated()["buckets"][:-1]}, {"buckets": gated()["buckets"].long()}, buckets_but(0, 4),
+        buckets_but(-1, -1), {"words": words(29)}, {"words": floats(30)},
+    ]),
+    (kernels.time_buckets, timed, [
+        *OFFSETS, {"times": longs(5, 9, 1, 2)}, {"times": floats(5)}, {"edges": longs(2, 1)}, {"edges": ints(1, 2)},
+        {"edges": longs(1)[None]},
+    ]),
     (kernels.dropout, lambda: {"x": floats(4, 5), "words": words(20), "probability": 0.5}, [
         *({"probability": wrong} for wrong in PROBABILITIES), {"words": words(19)}, {"words": longs(*range(20))},
         {"x": floats(4, 5).double()},

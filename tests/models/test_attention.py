@@ -12,7 +12,7 @@ from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
 from seqrec.data.split import all_histories, split_last_two
-from seqrec.models import MODELS, blocks, build_model, tisasrec
+from seqrec.models import MODELS, blocks, build_model, hstu, tisasrec
 from seqrec.models.attention import attention_of
 from seqrec.models.base import Model
 from seqrec.models.ensemble import Ensemble
@@ -20,7 +20,7 @@ from seqrec.models.sasrec import SASRec
 
 NUM_ITEMS = 40
 SIZES = {"embedding_dim": 8, "user_dim": 4, "max_length": 9, "num_blocks": 2, "num_heads": 2, "time_span": 30}
-WITH_ATTENTION = ["sasrec", "ssept", "tisasrec", "bert4rec", "esasrec"]
+WITH_ATTENTION = ["sasrec", "ssept", "tisasrec", "bert4rec", "esasrec", "hstu"]
 CASES = [
     *((name, {}) for name in WITH_ATTENTION),
     *((name, {"num_heads": 1, "num_blocks": 1}) for name in WITH_ATTENTION),
@@ -65,12 +65,14 @@ def weights_of_the_forward_pass(model: Model, batch: Batch, monkeypatch: pytest.
 
     original = blocks.attend
     with monkeypatch.context() as patch, torch.no_grad():
-        for module in (blocks, tisasrec):
+        for module in (blocks, hstu, tisasrec):
             patch.setattr(module, "attend", recording)
         model.encode(batch)
     last = seen[-1][:, -1]  # [heads, tokens]
     if not model.CAUSAL:  # without the mask, the last token
         last = last[:, :-1] / last[:, :-1].sum(dim=1, keepdim=True)
+    if isinstance(model, hstu.HSTU):  # its weights have signs and any sum; the shares of their sizes are told
+        last = last.abs() / last.abs().sum(dim=1, keepdim=True)
     return last.mean(dim=0).numpy()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_run import make_log
+from small_run import fit, make_log
 from starlette.testclient import TestClient
 
 from seqrec import Predictor
@@ -248,3 +248,18 @@ def test_only_the_newest_events_count_and_it_says_so(client: TestClient, monkeyp
     answer = ask(client, user="many")
     assert answer["used"]["events"] == 3
     assert answer["used"]["notes"] == ["only the newest 3 recorded events count"]
+
+
+@pytest.mark.parametrize("model", ["tisasrec", "hstu"])
+def test_real_times_reach_models_that_know_them(model: str, serving: Any, tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", model, ensemble=1, transitions="off")
+    client, predictor = serving(run), Predictor.load(run)
+    times = [1_600_000_000, 1_600_000_600, 1_600_900_000]
+    answer = ask(client, history=HISTORY, times=times)
+    assert pairs(answer) == list(predictor.recommend(HISTORY, 10, times=times))
+    assert answer["used"]["notes"] == []
+    without = ask(client, history=HISTORY)
+    assert without["items"] != answer["items"]
+    assert "count as one second apart; send times" in without["used"]["notes"][0]
+    # One item after those of the log has a time between it and them too.
+    assert "send times" in ask(client, user="u7", history=["i1"])["used"]["notes"][0]

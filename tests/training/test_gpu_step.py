@@ -36,6 +36,7 @@ OTHERS = {
     "tisasrec": [{"num_heads": 2, "l2": 0.1}],
     "esasrec": [{"num_heads": 2, "feedforward_dim": 12}, {"num_blocks": 0}],
     "lrurec": [{"state_dim": 3, "feedforward_dim": 5}, {"num_blocks": 0}],
+    "hstu": [{"num_heads": 2, "l2": 0.1, "time_buckets": 0}, {"similarity": "dot", "num_blocks": 0}],
     "ssept": [{"sse_target": 0.2, "l2": 0.1}, {"sse_user": 0.0}],
     "slirec": [{"num_categories": 3, "category_dim": 2}],
 }

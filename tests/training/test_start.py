@@ -117,6 +117,7 @@ def test_the_start_does_not_know_held_out_items() -> None:
 
 
 @pytest.mark.parametrize("name", ["sasrec", "ssept", "gru4rec", "tisasrec", "esasrec", "lrurec"])
+@pytest.mark.parametrize("name", ["sasrec", "ssept", "gru4rec", "tisasrec", "hstu"])
 def test_training_starts_from_the_vectors(name: str) -> None:
     split = split_last_two(dataset())
     starts, options = {}, {"epochs": 1, "learning_rate": 1e-9, "average_decay": 0.0, "evaluate_every": 0, "threads": 1}
@@ -135,7 +136,10 @@ def test_training_starts_from_the_vectors(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["caser", "slirec", "bert4rec"])
 def test_other_models_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="item_init is spectral, which is for sasrec, ssept, gru4rec, tisasrec"):
+    with pytest.raises(
+        InputError,
+        match="item_init is spectral, which is for sasrec, ssept, gru4rec, tisasrec, esasrec, lrurec and hstu; leave it",
+    ):
         Recommender(name, item_init="spectral", epochs=1).fit(log(20, 10), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

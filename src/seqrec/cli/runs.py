@@ -92,7 +92,7 @@ def recommend_command(
         users_file: File of user ids: one per line, or CSV, JSON lines or Parquet with a column user_id.
         history: Item ids of one user, most recent last. The user need not be in the log.
         times: Time of each item of --history: seconds or milliseconds since 1970, or ISO dates. The history is sorted
-            by time, and tisasrec and slirec also read the times.
+            by time, and tisasrec, hstu and slirec also read the times.
         k: Number of items per user.
         keep_seen: Also recommend items that the user has already seen, including those that the filters of fit dropped;
             --keep-seen=false leaves them out. By default as in the run's validation.

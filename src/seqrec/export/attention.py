@@ -1,4 +1,4 @@
-"""The models with self-attention on padded histories: sasrec, ssept, bert4rec, tisasrec and esasrec."""
+"""The models with self-attention on padded histories: sasrec, ssept, bert4rec, tisasrec, esasrec and hstu."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,7 @@ from seqrec.export.inputs import Padded
 from seqrec.models.bert4rec import BERT4Rec, BERT4RecBlock
 from seqrec.models.blocks import Attention, FeedForward, UserEmbedding
 from seqrec.models.esasrec import ESASRec, LiGRBlock, SwiGLU
+from seqrec.models.hstu import HSTU, HSTUBlock, time_edges
 from seqrec.models.sasrec import SASRec, SASRecBlock
 from seqrec.models.ssept import SSEPT
 from seqrec.models.tisasrec import TiSASRec, TiSASRecBlock
@@ -121,6 +122,67 @@ def _swiglu(network: SwiGLU, x: Value) -> Value:
     both, width = linear(network.gate_value, x), network.output.in_features
     gate, value = both.slice(2, 0, width), both.slice(2, width)
     return linear(network.output, gate * gate.op("Sigmoid") * value)
+
+
+def hstu(model: HSTU, padded: Padded) -> Value:
+    """Hidden states ``[B, D]`` of :class:`HSTU`."""
+    graph, config = padded.graph, model.config
+    x = graph.constant(model.item_embedding.weight).rows(padded.items) * config.embedding_dim**0.5
+    x = x + _positions(model.position_embedding.weight, padded.length, graph)
+    place = graph.arange(padded.length)
+    distances = (place.unsqueeze(1) - place.unsqueeze(0)).op("Max", 0)
+    buckets = _time_buckets(padded, config.time_buckets) if config.time_buckets else None
+    for number, block in enumerate(model.blocks, start=1):
+        assert isinstance(block, HSTUBlock)
+        bias = graph.constant(block.position_bias).rows(distances).unsqueeze(0)  # [1, L, L]
+        if buckets is not None:
+            assert block.time_bias is not None
+            bias = bias + graph.constant(block.time_bias).rows(buckets)
+        seen = (padded.causal >= 0).cast("float32")
+        x = _gated(block, x, bias.unsqueeze(1), seen, number == len(model.blocks))
+    x = _last(x)
+    if model.final_norm is not None:
+        return normed(model.final_norm, x)
+    return x / ((x * x).reduce("Sum", 1, keep=True).op("Sqrt").op("Max", 1e-12) * config.temperature)
+
+
+def _gated(block: HSTUBlock, x: Value, bias: Value, seen: Value, last: bool) -> Value:
+    """One layer of HSTU; with ``last``, only the last column, ``[B, 1, D]``.
+
+    ``bias float32[B or 1, 1, L, L]`` is added to the scores, and ``seen float32[B, 1, L, L]`` multiplies the weights.
+    """
+    mixed = linear(block.projection, _plainly_normed(block.norm, x))
+    mixed = mixed * mixed.op("Sigmoid")
+    dim, heads = block.output.in_features, block.num_heads
+    gate, value, query, key = (mixed.slice(2, start, start + dim) for start in range(0, 4 * dim, dim))
+    if last:
+        x, gate, query = (part.slice(1, -1) for part in (x, gate, query))
+        bias, seen = bias.slice(2, -1), seen.slice(2, -1)
+    scores = _heads(query, heads, dim) @ _heads(key, heads, dim).permute(0, 1, 3, 2) + bias
+    weights = scores * scores.op("Sigmoid") * seen / block.max_length
+    summed = _joined(weights @ _heads(value, heads, dim))
+    return x + linear(block.output, gate * _plainly_normed(block.attention_norm, summed))
+
+
+def _plainly_normed(layer: nn.LayerNorm, x: Value) -> Value:
+    """A layer norm without weights."""
+    gain = x.graph.constant(np.ones(layer.normalized_shape, dtype=np.float32))
+    return x.op("LayerNormalization", gain, axis=-1, epsilon=layer.eps)
+
+
+def _time_buckets(padded: Padded, count: int) -> Value:
+    """The bucket of the time between all pairs, ``int64[B, L, L]``; see :func:`seqrec.models.hstu.time_edges`.
+
+    The logarithm of a float32 may be one bucket off, which the edges correct.
+    """
+    graph, times = padded.graph, padded.times
+    assert times is not None
+    apart = (times.unsqueeze(2) - times.unsqueeze(1)).op("Abs")
+    found = (apart.cast("float32").op("Max", 1.0).op("Log") / 0.301).cast("int64").op("Min", count)
+    ends = np.iinfo(np.int64)
+    edges = np.concatenate([[ends.min], time_edges(count).numpy(), [ends.max]])
+    first, after = (graph.constant(edges[start : start + count + 1]).rows(found) for start in (0, 1))
+    return found - (apart < first).cast("int64") + (apart >= after).cast("int64")
 
 
 def _last(x: Value) -> Value:

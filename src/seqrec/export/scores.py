@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from seqrec.errors import InputError
-from seqrec.export.attention import bert4rec, esasrec, sasrec, ssept, tisasrec
+from seqrec.export.attention import bert4rec, esasrec, hstu, sasrec, ssept, tisasrec
 from seqrec.export.counted import scores_by_counts, with_transitions
 from seqrec.export.graph import Graph, Value
 from seqrec.export.inputs import Padded, compact, given
@@ -17,6 +17,7 @@ from seqrec.models.caser import Caser
 from seqrec.models.ensemble import Ensemble
 from seqrec.models.esasrec import ESASRec
 from seqrec.models.gru4rec import GRU4Rec
+from seqrec.models.hstu import HSTU
 from seqrec.models.lrurec import LRURec
 from seqrec.models.sasrec import SASRec
 from seqrec.models.slirec import SLiRec
@@ -33,6 +34,7 @@ ENCODERS: dict[type[Model], Callable[[Any, Padded], Value]] = {
     TiSASRec: tisasrec,
     ESASRec: esasrec,
     LRURec: lrurec,
+    HSTU: hstu,
 }
 
 
@@ -115,6 +117,9 @@ def _scores(model: Model, padded: Padded) -> Value:
         logits = _product(states, graph.constant(table.weight), graph.constant(model.item_bias.weight[:, 0]))
         elu = model.config.elu if isinstance(model, GRU4Rec) else 0.0
         return logits.op("Elu", alpha=elu) if elu else logits
+    if isinstance(model, HSTU) and model.final_norm is None:  # the same table again, instead of its rows of length 1
+        weight = model.item_embedding.weight
+        return _product(hidden, graph.constant(weight)) / graph.constant(weight.norm(dim=1).clamp_min(1e-12))
     assert model.FACTORED
     return _product(hidden, graph.constant(model.item_vectors()))
 

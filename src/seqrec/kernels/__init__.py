@@ -10,6 +10,7 @@ from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step, ad
 from seqrec.kernels.block import attention_block
 from seqrec.kernels.codes import Codes, RankedByCodes, codes_of, rank_by_codes
 from seqrec.kernels.counts import Rows, sum_rows, weigh_pairs
+from seqrec.kernels.gated import gated_attention, time_buckets
 from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward, positions
 from seqrec.kernels.loader import library, usable
 from seqrec.kernels.recurrence import recurrent_block
@@ -18,6 +19,6 @@ from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, r
 __all__ = [
     "Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "adam_catch_up", "adam_dense", "adam_step", "adam_sum",
     "attention", "attention_block", "binary_loss", "codes_of", "cross_entropy", "dropout", "dropped_words",
-    "feedforward", "library", "positions", "product", "rank", "rank_by_codes", "recurrent_block", "score",
-    "softmax_loss", "sum_rows", "usable", "weigh_pairs",
+    "feedforward", "gated_attention", "library", "positions", "product", "rank", "rank_by_codes", "recurrent_block",
+    "score", "softmax_loss", "sum_rows", "time_buckets", "usable", "weigh_pairs",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from seqrec.models.caser import Caser
 from seqrec.models.ease import EASE
 from seqrec.models.esasrec import ESASRec
 from seqrec.models.gru4rec import GRU4Rec
+from seqrec.models.hstu import HSTU
 from seqrec.models.lrurec import LRURec
 from seqrec.models.markov import Markov
 from seqrec.models.popularity import Popularity
@@ -31,6 +32,7 @@ MODELS: dict[str, type[Model]] = {
     "tisasrec": TiSASRec,
     "esasrec": ESASRec,
     "lrurec": LRURec,
+    "hstu": HSTU,
     "transitions": Transitions,
     "ease": EASE,
     "markov": Markov,

@@ -97,6 +97,10 @@ class Model(nn.Module):
         """Output vectors ``[I + 1, D]`` of a factored model."""
         raise NotImplementedError
 
+    def output_of(self, rows: Tensor) -> Tensor:
+        """Output vectors ``[..., D]`` of rows of ``item_embedding``, for models that have no other item vectors."""
+        return rows
+
     def vectors_of(self, items: Tensor) -> Tensor:
         """Output vectors ``[..., D]`` of some items, ``int64[...]``, without reading the others."""
         return self.item_vectors()[items]

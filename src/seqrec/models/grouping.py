@@ -140,6 +140,20 @@ def group(batch: Batch, width: int = 64, causal: bool = True) -> Grouping:
     return Grouping(batch.offsets, width, causal, batch.host_offsets)
 
 
+def pairs_within(batch: Batch, grouping: Grouping) -> tuple[Tensor, Tensor]:
+    """The tokens of all pairs of a query and a key of the same user up to it, in the order of ``grouping.cells``.
+
+    Returns:
+        The queries and the keys, each ``int64[P]``.
+    """
+    counts = batch.positions + 1
+    tokens = torch.arange(len(counts), device=counts.device)
+    queries = tokens.repeat_interleave(counts, output_size=grouping.pairs)
+    first = counts.cumsum(0) - counts
+    keys = torch.arange(len(queries), device=counts.device) + (queries - batch.positions[queries] - first[queries])
+    return queries, keys
+
+
 class Steps:
     """Packed tokens reordered by time step: the first tokens of all users, then the second tokens, and so on.
 

@@ -13,7 +13,7 @@ from seqrec.errors import InputError
 from seqrec.models.attention import weights_of_queries
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, mean_squared_norm, reset_layers, split_heads
-from seqrec.models.grouping import Grouping, group
+from seqrec.models.grouping import Grouping, group, pairs_within
 
 # Longer than any interval in seconds, and small enough that millions of multiples of it fit into 64 bits.
 _NO_INTERVAL = 2**42
@@ -97,15 +97,12 @@ def pairs_of(batch: Batch, num_heads: int, time_span: int) -> Pairs:
     """All pairs of a token (query) and a token of the same user up to it (key)."""
     grouping = group(batch)
     total, width = len(batch.items), grouping.width
-    counts = batch.positions + 1
-    queries = torch.arange(total, device=counts.device).repeat_interleave(counts, output_size=grouping.pairs)
-    first = counts.cumsum(0) - counts
-    keys = torch.arange(len(queries), device=counts.device) + (queries - batch.positions[queries] - first[queries])
+    queries, keys = pairs_within(batch, grouping)
     cells = grouping.tokens[queries] * width + grouping.tokens[keys] % width
     buckets = queries * (time_span + 1) + scaled_intervals(batch, queries, keys, time_span)
     mask = grouping.mask
     if num_heads > 1:
-        head = torch.arange(num_heads, device=counts.device)[:, None]
+        head = torch.arange(num_heads, device=queries.device)[:, None]
         cells = (head * mask.numel() + cells).flatten()
         buckets = (head * total * (time_span + 1) + buckets).flatten()
         mask = mask.repeat(num_heads, 1, 1)

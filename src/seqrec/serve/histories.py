@@ -129,8 +129,10 @@ def _person(
     if moments is None and sent:
         newest = max(last, int(seconds[:timed].max()) if timed else 0)
         seconds[timed:] = newest + 1 + np.arange(len(sent))
-        if knows_time and dataset.has_timestamps and len(sent) > 1:
+        if knows_time and dataset.has_timestamps and (len(sent) > 1 or len(person.items) or timed):
             person.notes.append("the history has no times, so its items count as one second apart; send times")
+    if knows_time and not dataset.has_timestamps and moments is not None:
+        person.notes.append("the model was trained without times, so times only set the order")
     known = order[indices[order] > 0]
     if len(known) < len(ids):
         person.unknown = list(dict.fromkeys(ids[place] for place in order.tolist() if indices[place] == 0))

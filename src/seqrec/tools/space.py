@@ -51,6 +51,7 @@ SPACE: dict[str, dict[str, Domain]] = {
     "tisasrec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | _LOSS,
     "esasrec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | _LOSS,
     "lrurec": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | _LOSS,
+    "hstu": _TRAINING | _SIZES | _DROPOUT | _BLOCKS | {"temperature": Span(0.03, 0.3, log=True)} | _LOSS,
 }
 
 

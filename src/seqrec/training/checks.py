@@ -95,8 +95,8 @@ def check_trainable(split: Split, config: TrainConfig, model: Model | type[Model
         raise InputError("the catalogue has only one item, so there is nothing to rank; give a log with more items")
     kinds = [model] if isinstance(model, type) else model.parts
     if config.item_init == "spectral" and not all(kind.VECTORS_OF_ITEMS for kind in kinds):
-        able = ", ".join(name for name, kind in MODELS.items() if kind.VECTORS_OF_ITEMS)
-        raise InputError(f"item_init is spectral, which is for {able}; leave it out")
+        *able, last = (name for name, kind in MODELS.items() if kind.VECTORS_OF_ITEMS)
+        raise InputError(f"item_init is spectral, which is for {', '.join(able)} and {last}; leave it out")
     objective = objective_of(model, num_items, config)
     if objective.loss == "cross-entropy":
         return

@@ -63,7 +63,7 @@ class TrainConfig(Options):
             take turns, which ranks better than as many of one kind. By default chosen from the log.
         item_init: Item embeddings that training starts from. random: small random numbers; spectral: eigenvectors of
             how often items occur together in the training histories, which needs fewer epochs and ranks better, for
-            sasrec, ssept, gru4rec, tisasrec, esasrec and lrurec. By default chosen from the log.
+            sasrec, ssept, gru4rec, tisasrec, esasrec, lrurec and hstu. By default chosen from the log.
         transitions: Whether transition counts are added to the scores of the trained model. auto: with the weight that
             ranks best on validation items, or not at all if they do not help; off: never.
         shard_items: Divide the item table among the processes that train, by rows, for a catalogue that exceeds the

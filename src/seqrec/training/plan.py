@@ -126,6 +126,8 @@ def _with_divided_items(name: str, training: TrainConfig) -> TrainConfig:
 def resolved_recipe(recipe: Recipe, name: str, split: Split) -> Recipe:
     """The recipe of a model with every other default resolved, after checking that it can train."""
     sizes, training = recipe.sizes.resolved(), recipe.training.resolved()
+    if recipe.get("time_buckets") and not split.train.dataset.has_timestamps:
+        raise InputError(f"time_buckets is {sizes.time_buckets}, but the log has no times; leave it out, or give 0")
     check_trainable(split, training, MODELS[name])
     shown = {"batch_size": training.batch_size, "max_length": sizes.max_length, "windows": training.windows}
     steps = len(Epoch(split.train, seed=0, **shown))

@@ -60,11 +60,13 @@ class Facts:
         lengths: number of items of each training history with at least two, ``int64[U]``.
         num_items: size of the catalogue.
         minutes: time limit of the command, or None.
+        has_times: whether the log has times.
     """
 
     lengths: np.ndarray
     num_items: int
     minutes: float | None = None
+    has_times: bool = True
 
     def tokens(self, max_length: int, windows: str) -> int:
         """Tokens per epoch."""
@@ -103,7 +105,8 @@ class Recipe:
 
 def facts_of(histories: Histories, minutes: float | None = None) -> Facts:
     """What the rules know of training histories."""
-    return Facts(trainable(histories).lengths, histories.dataset.num_items, minutes)
+    dataset = histories.dataset
+    return Facts(trainable(histories).lengths, dataset.num_items, minutes, dataset.has_timestamps)
 
 
 def choose(model: str, sizes: Any, training: TrainConfig, facts: Facts) -> Recipe:
@@ -167,6 +170,12 @@ def _dropout(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str]:
         if median >= least:
             return value, f"half of the users have {median:,.0f} items or more to train on"
     return recipe.sizes.PLAIN["dropout"], ""
+
+
+def _time_buckets(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
+    if facts.has_times:
+        return recipe.sizes.PLAIN["time_buckets"], ""
+    return 0, f"the log has no times, so {model} has no bias for them"
 
 
 def _windows(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
@@ -264,6 +273,7 @@ def _candidates(recipe: Recipe, facts: Facts) -> int:
 RULES: dict[str, Callable[[str, Recipe, Facts], tuple[Any, str]]] = {
     "max_length": _max_length,
     "dropout": _dropout,
+    "time_buckets": _time_buckets,
     "windows": _windows,
     "loss": _loss,
     "batch_size": _batch_size,

@@ -178,7 +178,8 @@ def sharded_ranks(model: Model, targets: Targets, keep_seen: bool) -> tuple[np.n
             places = torch.arange(len(part))
             for low in range(table.first, table.last, _ITEMS):
                 high = min(low + _ITEMS, table.last)
-                scores = states @ table.shard.weight[low - table.first : high - table.first].T
+                vectors = model.output_of(table.shard.weight[low - table.first : high - table.first])
+                scores = states @ vectors.T
                 require_numbers(scores.amax(dim=1))
                 _leave_out(scores, torch.zeros_like(places), places, low)  # the padding
                 _leave_out(scores, wanted, places, low)
