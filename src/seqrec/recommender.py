@@ -134,11 +134,12 @@ class Recommender:
         return self
 
     def _fit(self, log: list[Any], items: Any, known: Any, place: Any, resume: bool, console: Any, **ways: Any) -> None:
-        asked: tuple[str, Any, TrainConfig] = (self.model_name, self.model_config, self.train_config)
-        asked = asked if known is None else known.options(*self._asked)
+        own = self.model_name, self.model_config, self.train_config
+        name, sizes, training = own if known is None else known.options(*self._asked)
         dataset = read_and_prepared(log, items, self.prepare_config)
         more: dict[str, Any] = {"budget": ways["budget"], "resumed": place if resume else None, "earlier": known}
-        plan = planned(dataset, *asked, self.prepare_config, self.split_config, self.refit, **more)
+        kinds = sizes, training, self.prepare_config, self.split_config
+        plan = planned(dataset, name, *kinds, self.refit, **more)
         say_plan(plan, console)
         found = fitted(dataset, plan, place, resume=resume, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
