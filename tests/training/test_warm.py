@@ -1,7 +1,9 @@
 """Warm start: what is taken over from an earlier run, matched by naive loops over ids; what is refused; resuming."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -17,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seqrec import InputError, Recommender, Run, split_last_two
+from seqrec import InputError, Recommender, Run, SASRecConfig, split_last_two
 from seqrec.cli.app import main
 from seqrec.data.dataset import Dataset
 from seqrec.errors import RunWarning
@@ -333,6 +335,21 @@ def test_a_run_whose_training_has_not_ended(earlier: Path, tmp_path: Path) -> No
         Recommender(epochs=1).fit(later(), init_from=run)
 
 
+def test_what_is_given_is_known_from_what_is_default() -> None:
+    given = SASRecConfig(embedding_dim=64, norm="paper")
+    assert (given.given, SASRecConfig().given) == ({"embedding_dim", "norm"}, frozenset())
+    assert given == SASRecConfig()
+    assert "given" not in vars(given)
+    assert pickle.loads(pickle.dumps(given)) == copy.deepcopy(given) == given
+
+
+def test_a_model_that_is_named_is_not_mixed() -> None:
+    """Also if the option is given as what it is by default."""
+    for more in ({}, {"ensemble_kinds": None}):
+        assert Recommender("sasrec", **more).train_config.ensemble_kinds == "same"
+        assert Recommender("auto", **more).train_config.ensemble_kinds is None
+
+
 # ---- figures stay honest ---------------------------------------------------------------------------------------------
 
 
@@ -421,8 +438,8 @@ def test_a_resumed_run_ends_as_the_one_that_was_not(
 
 def test_killed_before_the_first_checkpoint(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = Path(shutil.copytree(earlier, tmp_path / "old"))
-    copy = lambda: shutil.copytree(tmp_path / "whole", tmp_path / "killed")  # noqa: E731
-    monkeypatch.setattr("seqrec.training.loop.optimizer_step", at_step(2, copy))
+    copied = lambda: shutil.copytree(tmp_path / "whole", tmp_path / "killed")  # noqa: E731
+    monkeypatch.setattr("seqrec.training.loop.optimizer_step", at_step(2, copied))
     Recommender(**WARM).fit(later(), tmp_path / "whole", init_from=old)
     monkeypatch.undo()
     assert {path.name for path in (tmp_path / "killed/state").iterdir()} == {"start.safetensors"}
@@ -473,8 +490,8 @@ def test_another_start_is_refused(earlier: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["gone", "row", "nan", "content"])
 def test_a_damaged_start(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    copy = lambda: shutil.copytree(tmp_path / "run", tmp_path / "killed")  # noqa: E731
-    monkeypatch.setattr("seqrec.training.loop.optimizer_step", at_step(2, copy))
+    copied = lambda: shutil.copytree(tmp_path / "run", tmp_path / "killed")  # noqa: E731
+    monkeypatch.setattr("seqrec.training.loop.optimizer_step", at_step(2, copied))
     Recommender(**WARM).fit(later(), tmp_path / "run", init_from=earlier)
     monkeypatch.undo()
     path = tmp_path / "killed" / START
@@ -505,7 +522,7 @@ def test_the_command(earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     said = " ".join(out.split())
     assert f"starting from {earlier}: sasrec, max_length 6, embedding_dim 8, num_blocks 1" in said
     assert "items: 15 kept, 3 new, 0 gone" in said
-    assert "stops after 2 validations" in said
+    assert "stops after 1 validation without" in said
     new = Run(tmp_path / "run").config
     assert new.model_config == Run(earlier).config.model_config
     assert new.init_from["items"] == {"kept": 15, "new": 3, "gone": 0}

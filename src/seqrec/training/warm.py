@@ -30,7 +30,7 @@ from seqrec.training.config import TrainConfig
 from seqrec.training.start import start_near_neighbours
 
 #: Validations without a better result after which training stops, unless ``patience`` is given.
-PATIENCE = 2
+PATIENCE = 1
 #: Options of training that are never taken over: how long, on which machine and with which random numbers to train.
 AFRESH = frozenset({
     "epochs", "patience", "evaluate_every", "learning_rate_schedule", "warmup_steps", "device", "threads", "seed",
@@ -264,7 +264,8 @@ def lines_of(config: RunConfig) -> list[str]:
         for kind in ("items", "users", "categories")
         if kind in facts
     ]
-    stops = f"training stops after {config.training['patience']} validations without a better NDCG@10 (--patience)"
+    patience = config.training["patience"]
+    stops = f"training stops after {patience} validation{'s' * (patience != 1)} without a better NDCG@10 (--patience)"
     return [f"starting from {facts['run']}: {config.label}, {sizes}", *(f"  {line}" for line in (*kinds, stops))]
 
 
