@@ -398,7 +398,7 @@ def test_the_log_is_gone_while_the_model_trains(monkeypatch: pytest.MonkeyPatch,
     read, alive = [log()], []
     frame = weakref.ref(read[0])
     monkeypatch.setattr(
-        "seqrec.recommender.read_log_with_summary",
+        "seqrec.data.prepare.read_log_with_summary",
         lambda log, **_: (read.pop() if given == "path" else log, None),
     )
     recommender = Recommender(**OPTIONS)

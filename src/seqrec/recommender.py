@@ -12,10 +12,9 @@ from rich.console import Console
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import by_kind, check_fields
-from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.write import write_frames
 from seqrec.data.people import given_people, known_items, known_people, listed_items
-from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.prepare import PrepareConfig, read_and_prepared
 from seqrec.data.split import TRAINED, Split, SplitConfig, TrainedOn
 from seqrec.device import check_polars, threads, usual_torch, watch_forks
 from seqrec.errors import InputError, RunWarning, check_whole, one_line, unchanged_by_failure, warn
@@ -30,11 +29,11 @@ from seqrec.ranking.topk import check_k
 from seqrec.run.config import CONFIG, Refit, RunConfig
 from seqrec.run.folder import Run
 from seqrec.run.outputs import check_outputs
-from seqrec.run.place import Place, reading
+from seqrec.run.place import Place, check_ways, reading
 from seqrec.training.budget import Budget, budget_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.fitting import fitted
-from seqrec.training.plan import planned, say_plan
+from seqrec.training.plan import opened, planned, say_plan
 
 BLOCK = 2 * USERS_AT_ONCE  # users per frame
 
@@ -64,10 +63,10 @@ class Recommender:
             raise InputError(f"refit is {refit!r}; give off, all or valid")
         kinds = (MODELS[model].Config, TrainConfig, PrepareConfig, SplitConfig)
         given = by_kind(options, kinds, model, also="refit")
-        if not may_mix:
-            given[1] = {"ensemble_kinds": "same"} | given[1]
+        if not may_mix and given[1].get("ensemble_kinds") is None:
+            given[1]["ensemble_kinds"] = "same"
         chosen = [kind(**values) for kind, values in zip(kinds, given, strict=True)]
-        self.model_name, self.refit = model, refit
+        self.model_name, self.refit, self._asked = model, refit, (AUTO if may_mix else model, options)
         self.model_config, self.train_config, self.prepare_config, self.split_config = chosen
         self._config: RunConfig | None = None
         self._dataset: Dataset | None = None
@@ -87,6 +86,7 @@ class Recommender:
         out: str | Path | None = None,
         *,
         items: Any = None,
+        init_from: str | Path | None = None,
         resume: bool = False,
         overwrite: bool = False,
         progress: bool = False,
@@ -103,6 +103,9 @@ class Recommender:
                 metrics. By default everything stays in memory.
             items: descriptions of the items, in any form that :func:`read_items` accepts. Recommendations show the
                 titles beside the ids, and ``slirec`` learns the categories.
+            init_from: run folder whose weights training starts from, matched by the ids of items and users. Options of
+                the model and of training that are not given are those of that run; a few, such as ``epochs``, start
+                anew, and training stops sooner. Weights of a refit are not used, because they know held-out items.
             resume: continue the run in ``out``. The log and the options must be those that it was started with.
             overwrite: replace the run in ``out``.
             progress: show a progress bar.
@@ -120,26 +123,23 @@ class Recommender:
         """
         watch_forks()
         check_polars("fit")
-        if (resume or overwrite) and out is None:
-            raise InputError("resume and overwrite need a run folder; give out")
-        if resume and overwrite:
-            raise InputError("resume and overwrite exclude each other; give one")
+        check_ways(out, resume, overwrite)
         given, budget = [log], budget_of(minutes)
         del log  # frees the frame before training, unless the caller still holds it
         # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             resume = place.settle(resume, overwrite) if place is not None else False
-            self._fit(given, items, place, resume, console, progress=progress, stop=stop, budget=budget)
+            known = None if init_from is None else opened(init_from, place, resume)
+            self._fit(given, items, known, place, resume, console, progress=progress, stop=stop, budget=budget)
         return self
 
-    def _fit(self, given: list[Any], items: Any, place: Place | None, resume: bool, console: Any, **ways: Any) -> None:
-        log = given.pop()
-        rated = self.prepare_config.min_rating is not None
-        if not isinstance(log, Dataset):
-            log = prepare(read_log_with_summary(log, needs_rating=rated)[0], self.prepare_config)
-        dataset: Dataset = log if items is None else log.with_items(items)
-        chosen = self.model_config, self.train_config, self.prepare_config, self.split_config, self.refit
-        plan = planned(dataset, self.model_name, *chosen, budget=ways["budget"], resumed=place if resume else None)
+    def _fit(self, log: list[Any], items: Any, known: Any, place: Any, resume: bool, console: Any, **ways: Any) -> None:
+        own = self.model_name, self.model_config, self.train_config
+        name, sizes, training = own if known is None else known.options(*self._asked)
+        dataset = read_and_prepared(log, items, self.prepare_config)
+        more: dict[str, Any] = {"budget": ways["budget"], "resumed": place if resume else None, "earlier": known}
+        kinds = sizes, training, self.prepare_config, self.split_config
+        plan = planned(dataset, name, *kinds, self.refit, **more)
         say_plan(plan, console)
         found = fitted(dataset, plan, place, resume=resume, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model

@@ -69,6 +69,16 @@ def test_several_processes_have_the_losses_of_one(processes, log, alone, tmp_pat
     check_equal(epochs_of(tmp_path / "run"), alone)
 
 
+def test_several_processes_start_from_an_earlier_run(log, tmp_path):
+    start = "--init-from", str(tmp_path / "old")
+    for name, processes, more in (("old", 1, ()), ("new1", 1, start), ("new2", 2, start)):
+        process = started(processes, log, tmp_path / name, *more, "--patience=9")
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    check_equal(epochs_of(tmp_path / "new2"), epochs_of(tmp_path / "new1"))
+    assert epochs_of(tmp_path / "new1")["loss"][0] < epochs_of(tmp_path / "old")["loss"][0]
+
+
 def test_after_a_killed_process_resume_goes_on(log, alone, tmp_path):
     out = tmp_path / "run"
     process = started(2, log, out, "--checkpoint-minutes", "0")

@@ -139,6 +139,15 @@ def test_two_workers_train_as_one_process_does(cluster, dataset, expected, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing is left beside it
 
 
+def test_workers_start_from_an_earlier_run(cluster, dataset, expected, tmp_path):
+    old, options = tmp_path / "old", OPTIONS | {"epochs": 3, "patience": 9}
+    Recommender("sasrec", **options).fit(dataset, old)
+    Recommender("sasrec", **options).fit(dataset, tmp_path / "one", init_from=old)
+    fit_on_cluster(dataset, tmp_path / "run", TWO, "sasrec", options, init_from=old)
+    check_equal(tmp_path / "run", pl.read_csv(tmp_path / "one/epochs.csv"))
+    assert pl.read_csv(tmp_path / "run/epochs.csv")["loss"][0] < expected["loss"][1]
+
+
 def test_a_killed_worker_costs_no_checkpoint(cluster, dataset, expected, tmp_path):
     out = tmp_path / "run"
     killer = Later(has_checkpoint(out), lambda: kill_a_worker_of(cluster.nodes))

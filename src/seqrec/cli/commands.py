@@ -123,6 +123,11 @@ def log_facts(dataset: Dataset, summary: LogSummary) -> dict[str, Any]:
     return facts if described is None or described.described is None else facts | {"items": asdict(described)}
 
 
+def given_options(*parts: Options | None) -> dict[str, Any]:
+    """The options that were given, by name."""
+    return {name: getattr(part, name) for part in parts if part is not None for name in part.given}
+
+
 def merged(training: TrainConfig | None, split: SplitConfig | None, filters: PrepareConfig | None) -> dict[str, Any]:
     """The options of training, split and filters by name, with defaults for those not given."""
     return vars(training or TrainConfig()) | vars(split or SplitConfig()) | vars(filters or PrepareConfig())

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from seqrec.cli.begin import began
-from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
+from seqrec.cli.commands import ReadConfig, given_options, log_facts, prepared, show_log
 from seqrec.cli.console import output, write_json
 from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, with_flags
 from seqrec.cluster.config import ClusterConfig
@@ -55,6 +55,7 @@ def fit_command(model: str) -> Any:
         filters: PrepareConfig | None = None,
         refit: Annotated[Literal["off", "all", "valid"], Parameter(group=TRAINING)] = "off",
         minutes: Annotated[float | None, Parameter(group=TRAINING)] = None,
+        init_from: Annotated[Path | None, Parameter(group=TRAINING)] = None,
         cluster: ClusterConfig | None = None,
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
@@ -73,6 +74,9 @@ def fit_command(model: str) -> Any:
             minutes: Time limit for the whole command, kept within about 10 %: training ends early enough for the tests
                 and the refit, and options that are not given may depend on it. A run that it ends can be resumed with
                 more minutes. By default training ends by --patience or --epochs.
+            init_from: Run folder to start from instead of anew: the weights of items and users with the same ids are
+                kept, and options of the model and of training that are not given are those of that run. For a newer log
+                of the same catalogue; training then stops sooner.
             resume: Continue the run in the folder exactly where its last checkpoint left off.
             overwrite: Replace the run in the folder.
         """
@@ -80,8 +84,8 @@ def fit_command(model: str) -> Any:
             if not is_first:
                 return 0
             budget = Budget(minutes, began()) if minutes is not None else None
-            options = vars(sizes or config()) | merged(training, split, filters) | {"refit": refit}
-            where = _Where(log, out, items, resume, overwrite, json)
+            options = given_options(sizes, training, split, filters) | {"refit": refit}
+            where = _Where(log, out, items, init_from, resume, overwrite, json)
             if MODELS[named_model(model)[0]].COUNTED:
                 _warn_of_unused(model, training)
             return _fit(where, model, options, read, filters, budget, cluster or ClusterConfig())
@@ -96,6 +100,7 @@ class _Where:
     log: str
     out: Path
     items: Path | None
+    init_from: Path | None
     resume: bool
     overwrite: bool
     json: str | None
@@ -120,7 +125,7 @@ def _fit(
     console = output(json)
     show_log(console, dataset, summary)
     ways: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
-    ways |= {"resume": where.resume, "overwrite": where.overwrite}
+    ways |= {"resume": where.resume, "overwrite": where.overwrite, "init_from": where.init_from}
     fit: Recommender | Outcome
     is_counted = MODELS[named_model(model)[0]].COUNTED
     if cluster.engine == "ray" and is_counted:

@@ -51,6 +51,7 @@ def fit_on_cluster(
     progress: bool = False,
     console: Console | None = None,
     minutes: Budget | None = None,
+    init_from: Path | None = None,
 ) -> Outcome:
     """Fit a model on the workers of a Ray cluster; see :meth:`Recommender.fit`.
 
@@ -67,6 +68,7 @@ def fit_on_cluster(
         progress: print a line per epoch.
         console: where lines are printed.
         minutes: time limit, which has begun.
+        init_from: run that training starts from, on a file system that all machines share.
 
     Raises:
         InputError: the input or an option is bad, the cluster can't be used, or it lost too many workers.
@@ -86,7 +88,7 @@ def fit_on_cluster(
         if minutes is not None:
             limit = minutes.minutes, time.time() - (minutes.clock() - minutes.begun)
         job = Job(out, work, model, options | {"threads": threads}, resume, overwrite, identity(out), progress,
-                  console.width, limit, threads)  # fmt: skip
+                  console.width, limit, threads, init_from and Path(os.path.abspath(init_from)))  # fmt: skip
         try:
             outcome, checkpoint = _run(ray, cluster, job, console)
             if work.keeps_run:

@@ -90,6 +90,7 @@ class Job:
         width: width of the terminal.
         minutes: time limit, and the time of day when it began.
         threads: number of threads per worker.
+        init_from: run that training starts from, absolute.
     """
 
     out: Path
@@ -103,6 +104,7 @@ class Job:
     width: int
     minutes: tuple[float, float] | None
     threads: int
+    init_from: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def _lead(job: Job, workers: Workers, scratch: Path, attempt: int) -> Outcome:
         console = Console(width=job.width, markup=False, emoji=False)
         recommender = Recommender(job.model, **job.options)
         recommender.fit(Dataset.load(data), out, resume=resume, overwrite=overwrite, progress=job.progress,
-                        minutes=budget, console=console)  # fmt: skip
+                        minutes=budget, console=console, init_from=job.init_from)  # fmt: skip
         workers.finish(out)
     names = Outcome.__dataclass_fields__
     return Outcome(**{name: getattr(recommender, name) for name in names})

@@ -72,8 +72,23 @@ class Options:
             Fractions in integer fields are refused rather than silently rounded, and so is NaN.
     """
 
+    # In a slot, so that it is none of the values in ``vars``.
+    __slots__ = ("given",)
+    #: Names of the fields that were given when the object was made.
+    given: frozenset[str]
     #: Values of fields that are None by default because the best one depends on the log, for use without a log.
     PLAIN: ClassVar[Mapping[str, Any]] = {}
+
+    def __new__(cls, *rest: Any, **values: Any) -> Self:
+        """Note the names that are given."""
+        del rest
+        made = super().__new__(cls)
+        object.__setattr__(made, "given", frozenset(values))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The values, for pickle and copy; what was given is not kept."""
+        return dict(vars(self))
 
     def __post_init__(self) -> None:
         """Convert and check every field, then call :meth:`check`."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.fields import Count, Options, check_fields
+from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.id_table import IdTable
 from seqrec.data.log_items import find_items, table_of_log
 from seqrec.data.statistics import PART_ROWS, copies_of, counts_of, statistics_of, tied_to_next
@@ -94,6 +95,21 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
         met_offsets=met_offsets,
         item_table=table_of_log(described, item_ids),
     )
+
+
+def read_and_prepared(given: list[Any], items: Any, config: PrepareConfig) -> Dataset:
+    """The dataset of a log, with its item table.
+
+    Args:
+        given: the log in any form that :func:`read_log` accepts, or a :class:`Dataset`, as the only entry of a list. It
+            is taken out, so that the memory of a frame can be freed before training.
+        items: descriptions of the items, in any form that :func:`read_items` accepts, or None.
+        config: filters, for a log that is not prepared yet.
+    """
+    log = given.pop()
+    if not isinstance(log, Dataset):
+        log = prepare(read_log_with_summary(log, needs_rating=config.min_rating is not None)[0], config)
+    return log if items is None else log.with_items(items)
 
 
 @dataclass

@@ -42,7 +42,8 @@ class RunConfig:
     """The content of ``config.json``. ``training`` is empty for a model that only counts.
 
     ``refit`` says on what the recipe is trained again after the test: ``all``, or all but the test items (``valid``).
-    ``recipe`` has the reason for each option that was chosen from the log.
+    ``recipe`` has the reason for each option that was chosen from the log. ``init_from`` says which run the weights
+    started from, and how many of its items and users were kept; it is empty if they started anew.
     """
 
     model: str
@@ -56,6 +57,7 @@ class RunConfig:
     training: dict[str, Any] = field(default_factory=dict)
     refit: Refit = "off"
     recipe: dict[str, str] = field(default_factory=dict)
+    init_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -109,6 +111,7 @@ def config_of(values: Mapping[str, Any], path: Path) -> RunConfig:
         if config.model not in MODELS:
             raise InputError(f"model is {config.model[:80]!r}, not one of {', '.join(MODELS)}")
         check_fields(MODELS[config.model].Config, config.model_config)
+        _check_start(config.init_from)
     except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({one_line(error)}); train again") from error
     return config
@@ -119,9 +122,13 @@ def run_id(values: Mapping[str, Any]) -> str:
 
     Each weight file contains it, so that files of another run are recognised. It depends only on the configuration, so
     the same log, options and seed give the same bytes again. ``refit`` is not part of it, because it does not change
-    the first training; the weights of a refit say so themselves. Nor are the reasons in ``recipe``.
+    the first training; the weights of a refit say so themselves. Nor are the reasons in ``recipe``, or the path in
+    ``init_from``.
     """
     known = {name: value for name, value in values.items() if name not in ("format_version", "refit", "recipe")}
+    start = known.pop("init_from", {})
+    if start:  # so that runs that start anew have the ids that they always had
+        known["init_from"] = {name: value for name, value in start.items() if name != "run"}
     known["training"] = {name: value for name, value in known["training"].items() if name not in RESUMABLE}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
@@ -134,7 +141,9 @@ def check_same(folder: Path, before: RunConfig, now: RunConfig, but: Sequence[st
     old, new = asdict(before), asdict(now)
     if old["fingerprint"] != new["fingerprint"]:
         raise InputError(f"{folder}: the run was started on another log; give that log, or --overwrite")
-    parts = ("model", "model_config", "prepare", "split", "training", *["refit"] * (now.refit == "off"))
+    for one in (old, new):
+        one["init_from"] = one["init_from"].get("run")
+    parts = ("model", "init_from", "model_config", "prepare", "split", "training", *["refit"] * (now.refit == "off"))
     for part in parts:
         given = [value if isinstance(value, dict) else {part: value} for value in (old[part], new[part])]
         for name in given[1] | given[0]:  # earlier versions had fewer options
@@ -144,6 +153,14 @@ def check_same(folder: Path, before: RunConfig, now: RunConfig, but: Sequence[st
                     f"{folder}: the run was started with {name} = {given[0].get(name)}, not {given[1].get(name)}; "
                     "resume with the same options, or --overwrite"
                 )
+
+
+def _check_start(facts: Mapping[str, Any]) -> None:
+    """Check what a run says of the one that it started from."""
+    kinds = [value for value in facts.values() if isinstance(value, dict)]
+    counts = [[kind.get(name) for name in ("kept", "new", "gone")] for kind in kinds]
+    if facts and not (isinstance(facts.get("run"), str) and all(type(one) is int for count in counts for one in count)):
+        raise InputError("init_from does not say how many items and users were kept")
 
 
 class _TensorLimit(Outline):

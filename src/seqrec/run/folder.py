@@ -7,7 +7,8 @@
 - ``transitions.safetensors``: transition counts that are added to the scores of the model, and their weight
 - ``metrics.json``: the test metrics
 - ``epochs.csv``: one row per epoch
-- ``state/``: ``training.safetensors`` and the running mean of the weights, from which another process can resume
+- ``state/``: ``training.safetensors`` and the running mean of the weights, from which another process can resume; and
+  ``start.safetensors`` if training started from another run
 
 Each file is replaced as a whole, so a crash leaves the last good one.
 """
@@ -35,19 +36,10 @@ from seqrec.models.base import Model
 from seqrec.models.transitions import Addition
 from seqrec.run.additions import read_addition, write_addition
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, Refit, RunConfig, check_same, config_of, run_id
-from seqrec.run.layout import (
-    DATA,
-    EPOCHS,
-    KNOWN,
-    METRICS,
-    STATE,
-    TRAIN_WEIGHTS,
-    WEIGHTS,
-    is_begun,
-    remove_left_over,
-)
+from seqrec.run.layout import DATA, EPOCHS, KNOWN, METRICS, STATE, TRAIN_WEIGHTS, WEIGHTS, is_begun, remove_left_over
 from seqrec.run.place import Place, check_free
 from seqrec.run.records import read_epochs, write_epochs, write_json
+from seqrec.run.start import Start, write_start
 from seqrec.run.tensors import (
     Header,
     check_finite,
@@ -122,13 +114,15 @@ class Run:
         weights: Mapping[str, Tensor] | None = None,
         refitted: tuple[TrainedOn, Mapping[str, Tensor]] | None = None,
         addition: Addition | None = None,
+        start: Start | None = None,
         epochs: Sequence[Mapping[str, Any]] = (),
         metrics: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Start a run in a locked place. A run that is already there stays until the new one has weights.
 
         ``weights`` make it a finished run. ``refitted`` are the weights of a refit and what they were trained on; they
-        are then the ones in use. ``addition`` are the counts that are added to the scores.
+        are then the ones in use. ``addition`` are the counts that are added to the scores. ``start`` are the weights
+        of another run that training starts from.
         """
         with place.making() as new:
             values = {"format_version": FORMAT_VERSION, **asdict(config)}
@@ -136,6 +130,7 @@ class Run:
             (new / DATA).mkdir()
             dataset.write_to(new / DATA)
             write_epochs(new / EPOCHS, epochs)  # so that the run opens as soon as it has weights
+            write_start(new, run_id(values), start)
             if weights is not None:
                 name = WEIGHTS if refitted is None else TRAIN_WEIGHTS
                 write_tensors(new / name, weights, mark_of(run_id(values), PARTS["train"], weights))

@@ -21,7 +21,9 @@ EPOCHS = "epochs.csv"
 STATE = "state/training.safetensors"
 #: The facts of a checkpoint of a divided table, whose tensors are in a folder.
 SHARDED = "state/sharded.json"
-_STATE = re.compile(r"(refit-(all|valid)-\d+-)?((training|mean-\d+)\.safetensors|sharded\.json)")
+#: The weights of another run that training starts from.
+START = "state/start.safetensors"
+_STATE = re.compile(r"start\.safetensors|(refit-(all|valid)-\d+-)?((training|mean-\d+)\.safetensors|sharded\.json)")
 _CHECKPOINT = re.compile(r"state/(refit-(all|valid)-\d+-)?sharded-\d+-\d+")
 _SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 #: Names of a run's files, by folder. Runs of format 1, with users and items in Parquet files, may be replaced too.
@@ -35,7 +37,9 @@ _OWN: dict[str, frozenset[str] | re.Pattern[str]] = {
 KNOWN: dict[str, Any] = {
     **dict.fromkeys((CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS)),
     DATA: dict.fromkeys(FILES),
-    "state": dict.fromkeys(("training.safetensors", "mean-*.safetensors", "refit-*.safetensors", "sharded.json")),
+    "state": dict.fromkeys(
+        ("training.safetensors", "start.safetensors", "mean-*.safetensors", "refit-*.safetensors", "sharded.json")
+    ),
 }
 FOLDERS = tuple(folder for folder in _OWN if folder)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from seqrec.errors import InputError, RunWarning, warn
 from seqrec.files import all_beside, beside, exchange, explain_os_error, explained, looked_at, sync_folder, sync_tree
@@ -216,6 +216,14 @@ class _Held:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def check_ways(out: Any, resume: bool, overwrite: bool) -> None:
+    """Refuse ways to write a run that contradict each other."""
+    if (resume or overwrite) and out is None:
+        raise InputError("resume and overwrite need a run folder; give out")
+    if resume and overwrite:
+        raise InputError("resume and overwrite exclude each other; give one")
 
 
 def check_free(folder: str | Path, overwrite: bool = False) -> None:

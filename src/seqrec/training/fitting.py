@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from seqrec.data.dataset import Dataset
@@ -18,6 +19,7 @@ from seqrec.run.config import RunConfig
 from seqrec.run.folder import DATA, Run
 from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
+from seqrec.run.start import Start, read_start
 from seqrec.training.additions import ChosenWeight, choose_weight, facts_of
 from seqrec.training.ahead import TABLES, look_ahead, settled_constants
 from seqrec.training.budget import Ahead, Budget, Limit
@@ -53,6 +55,7 @@ class Fitted:
         summary: how training ended, for people.
         constants: constants of transition counts, once they were chosen.
         limit: what ends training in time, if there is a time limit.
+        start: function that returns the weights of another run that training starts from.
     """
 
     config: RunConfig
@@ -70,6 +73,7 @@ class Fitted:
     summary: str = ""
     constants: TransitionsConfig | None = None
     limit: Limit | None = None
+    start: Callable[[], Start] | None = None
 
 
 def fitted(
@@ -102,7 +106,7 @@ def fitted(
         raise InputError(f"{config.model} is counted in one pass by one process; start only one")
     if processes is not None and place is None:
         raise InputError("several processes share the data through the run folder; give out")
-    run = _trained(found, dataset, training, place, resume, progress, stop, budget, processes)
+    run = _trained(found, dataset, plan, place, resume, progress, stop, budget, processes)
     model.eval()
     if found.interrupted:
         _dismiss(processes)
@@ -223,7 +227,7 @@ def seconds_besides_training(plan: Plan, clock: Callable[[], float]) -> float:
 def _trained(
     found: Fitted,
     dataset: Dataset,
-    training: TrainConfig,
+    plan: Plan,
     place: Place | None,
     resume: bool,
     progress: bool,
@@ -232,7 +236,7 @@ def _trained(
     processes: Processes | None,
 ) -> Run | None:
     """Train without the held-out items. Returns the run."""
-    config, split, model = found.config, found.split, found.model
+    config, split, model, training = plan.config, plan.split, plan.model, plan.recipe.training
     # All checks, and the counting of a counted model, come before the first write.
     if model.COUNTED:
         found.epochs, found.summary = counted(model, split.train)
@@ -241,14 +245,16 @@ def _trained(
         check_items(run, dataset, "category" in model.READS)
     if place is not None and run is None:
         more = {"weights": model.state_dict(), "epochs": found.epochs} if model.COUNTED else {}
-        run = Run.begin(place, config, dataset, **more)  # type: ignore[arg-type]
+        run = Run.begin(place, config, dataset, start=plan.start, **more)  # type: ignore[arg-type]
     elif run is not None and model.COUNTED:
         run.save_weights(model.state_dict())
         run.save_epochs(found.epochs)
+    if config.init_from:
+        found.start = partial(_start_of, plan, run)
     if not model.COUNTED:
         if budget is not None:
             stop = _limit(found, training, run, resume, stop, budget)
-        ways: dict[str, Any] = {"run": run, "resume": resume, "progress": progress, "stop": stop}
+        ways: dict[str, Any] = {"run": run, "resume": resume, "progress": progress, "stop": stop, "start": found.start}
         if processes is not None and run is not None:
             processes.same_on_all(Job(config, training, str((run.folder / DATA).resolve())))
             ways["processes"] = processes
@@ -261,6 +267,14 @@ def _trained(
         run.check_there()
         run.take_over()
     return run
+
+
+def _start_of(plan: Plan, run: Run | None) -> Start:
+    """The weights that training starts from: those that the run keeps, if there is one."""
+    if run is not None:
+        return read_start(run.folder, run.id, run.config, plan.model)
+    assert plan.start is not None
+    return plan.start
 
 
 def _tested(found: Fitted, training: TrainConfig, metrics: dict[str, Any]) -> dict[str, Evaluation]:
@@ -284,7 +298,7 @@ def _train_again(
 ) -> None:
     """Refit, and test the weights if they have not seen the test items."""
     plan = RefitPlan(found.config.refit, found.best_epoch)
-    model, found.interrupted = refit(found.config, found.split, training, plan, run, progress, processes)
+    model, found.interrupted = refit(found.config, found.split, training, plan, run, progress, processes, found.start)
     if model is None:
         return
     model.addition = found.first.addition

@@ -24,6 +24,7 @@ from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
 from seqrec.run.folder import Run
 from seqrec.run.refit import RefitPlan
+from seqrec.run.start import Start
 from seqrec.training.checks import (
     FirstEpoch,
     check_passes,
@@ -41,6 +42,7 @@ from seqrec.training.schedule import schedule_of
 from seqrec.training.start import start_from_neighbours
 from seqrec.training.state import TrainingState
 from seqrec.training.step import epoch_of, optimizer_step, seed_step, tasks_of
+from seqrec.training.warm import begin_from
 
 Ending = Literal["running", "saving", "stopped", "interrupted"]
 ENDINGS: tuple[Ending, ...] = ("running", "saving", "stopped", "interrupted")
@@ -75,6 +77,7 @@ def train(
     refit: RefitPlan | None = None,
     processes: Processes | None = None,
     watch: Callable[[dict[str, Any]], None] | None = None,
+    start: Callable[[], Start] | None = None,
 ) -> Trained:
     """Train a model. It then holds the weights of the best validated epoch, on the CPU.
 
@@ -87,18 +90,17 @@ def train(
         resume: continue from the run's last checkpoint.
         progress: show a progress bar.
         stop: function that is called after every step. When it returns True, the current epoch ends early, is
-            validated, and is the last one. If the decision depends on a clock, the run cannot be reproduced byte for
-            byte.
+            validated, and is the last one. If it depends on a clock, the run cannot be reproduced byte for byte.
         keep_seen: also rank items of the history in validation.
         refit: train for exactly this number of epochs without validation, and save only the last weights. The schedule
             of the learning rate still spans ``config.epochs``.
         processes: processes that train together, each of which makes this call, the first one with the run. The model
             is trained as by one process, up to rounding. The first process holds the best weights afterwards.
         watch: function that is called with the row of every epoch. An exception that it raises ends training.
+        start: function that returns weights of another run to start from.
 
     Raises:
-        InputError: there is nothing to train on or nothing to learn, the split leaks (:meth:`Split.check`), or
-            the loss is infinite or NaN.
+        InputError: there is nothing to train on or to learn, the split leaks (:meth:`Split.check`), or it diverges.
 
     Warns:
         TrainingWarning: the model learns nothing from some users.
@@ -120,7 +122,7 @@ def train(
                 warn_of_users_without_negatives(split, work.objective, work.sampler)
             else:
                 bar.say(f"refit: training again {TRAINED[refit.trained_on]}")
-            work.start(resume)
+            work.start(resume, start)
             return work.until_the_end(bar, stopped, stop, watch)
 
 
@@ -170,11 +172,14 @@ class _Work:
         decay = self.config.average_decay if self.is_first else 0.0
         return TrainingState(self.model, self.optimizer, run, decay, keeps=self.is_first)
 
-    def start(self, resume: bool) -> None:
+    def start(self, resume: bool, start: Callable[[], Start] | None = None) -> None:
         """Start from the run's last checkpoint, if there is one and ``resume`` asks for it, or from the beginning."""
-        restored = self.state.restored(resume, self.steps)
-        if self.config.item_init == "spectral" and not restored and self.is_first:
-            start_from_neighbours(self.model, self.histories, self.config.seed)
+        restored, spectral = self.state.restored(resume, self.steps), self.config.item_init == "spectral"
+        if not restored and self.is_first:
+            if start is not None:
+                begin_from(start(), self.model, self.histories, near_neighbours=spectral)
+            elif spectral:
+                start_from_neighbours(self.model, self.histories, self.config.seed)
         if self.processes is not None:
             self.state.start_as_first(self.processes)
 

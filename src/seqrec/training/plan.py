@@ -20,6 +20,7 @@ from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
 from seqrec.run.place import Place
+from seqrec.run.start import Start
 from seqrec.training.additions import choose_constants
 from seqrec.training.budget import Budget
 from seqrec.training.checks import (
@@ -34,6 +35,7 @@ from seqrec.training.checks import (
 from seqrec.training.config import TrainConfig
 from seqrec.training.processes import joined
 from seqrec.training.recipe import Recipe, again, choose, facts_of, lines
+from seqrec.training.warm import Earlier, lines_of
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Plan:
         split: split of the dataset.
         model: model with fresh weights.
         recipe: options of the model and of training, with what was chosen from the log.
+        start: weights of an earlier run to start from. A run that is resumed keeps its own.
     """
 
     config: RunConfig
     split: Split
     model: Model
     recipe: Recipe
+    start: Start | None = None
 
 
 def planned(
@@ -63,6 +67,7 @@ def planned(
     refit: Refit = "off",
     budget: Budget | None = None,
     resumed: Place | None = None,
+    earlier: Earlier | None = None,
 ) -> Plan:
     """Settle everything that a fit needs. Options that are None are chosen from the log.
 
@@ -76,6 +81,7 @@ def planned(
         refit: on what the recipe is trained again after the test.
         budget: time limit, by which options may be chosen.
         resumed: locked place of a run to resume. What was chosen for it is not chosen again.
+        earlier: run whose weights training starts from.
 
     Raises:
         InputError: an option does not fit the data or this machine.
@@ -108,10 +114,22 @@ def planned(
         refit=refit,
         recipe=recipe.reasons,
     )
+    return _with_model(config, dataset, split, recipe, earlier)
+
+
+def _with_model(config: RunConfig, dataset: Dataset, split: Split, recipe: Recipe, earlier: Earlier | None) -> Plan:
+    """The plan of a configuration, with its model and with the weights of an earlier run if it starts from one."""
+    start = None
+    if earlier is not None and earlier.run is not None:
+        start, facts = earlier.start(config, dataset)
+        earlier.say_differences(config.prepare, split)
+        config = replace(config, init_from=facts)
+    elif earlier is not None:  # training is resumed, and the run holds the weights that it started from
+        config = replace(config, init_from=earlier.config.init_from)
     model = fresh_model(config, dataset)
-    if not is_counted:
+    if not model.COUNTED:
         check_passes(model, split.train, recipe.training)
-    return Plan(config, split, model, recipe)
+    return Plan(config, split, model, recipe, start)
 
 
 def _with_divided_items(name: str, training: TrainConfig) -> TrainConfig:
@@ -138,7 +156,12 @@ def resolved_recipe(recipe: Recipe, name: str, split: Split) -> Recipe:
 def say_plan(plan: Plan, console: Console | None) -> None:
     """Say how a log was split and what was chosen from it. Without a console, only warn if its times are ignored."""
     say_split(plan.split, console)
-    say(lines(plan.recipe), console)
+    say(lines(plan.recipe) + lines_of(plan.config), console)
+
+
+def opened(init_from: Any, place: Place | None, resume: bool) -> Earlier:
+    """The run that training starts from; see :meth:`Earlier.open`."""
+    return Earlier.open(init_from, place, begun_configs(place) if resume and place is not None else ())
 
 
 def begun_configs(place: Place) -> list[RunConfig]:
@@ -160,6 +183,7 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
         return sharded_model(config, joined())
     copies = COPIES if config.training and pick_device(config.training["device"]).type == "cpu" else 1
     copies += config.refit != "off"  # the model of the first training stays, for evaluations
+    copies += bool(config.init_from)
     with own_random_state(torch.device("cpu"), config.training.get("seed", 0)):
         model = build_checked(config.build, config.model, copies)
     most = config.model_config.get("num_categories")

@@ -1,5 +1,6 @@
 """The refit: once its figures are known, the recipe of a run is trained again on more of the log."""
 
+from collections.abc import Callable
 from typing import Any
 
 from seqrec.data.split import Split
@@ -8,6 +9,7 @@ from seqrec.models.base import Model
 from seqrec.run.config import RunConfig
 from seqrec.run.folder import DATA, Run
 from seqrec.run.refit import RefitPlan, RefitRun
+from seqrec.run.start import Start
 from seqrec.training.config import TrainConfig
 from seqrec.training.following import Job
 from seqrec.training.loop import train
@@ -23,6 +25,7 @@ def refit(
     run: Run | None,
     progress: bool = False,
     processes: Processes | None = None,
+    start: Callable[[], Start] | None = None,
 ) -> tuple[Model | None, bool]:
     """Train the recipe of a run again from its first weights, with the same seed, for a fixed number of epochs.
 
@@ -36,6 +39,7 @@ def refit(
         run: run folder, whose weights are replaced when the refit is complete. A refit that was begun there continues.
         progress: show a progress bar.
         processes: processes that train together; the others follow.
+        start: function that returns the weights of another run that the first training started from.
 
     Returns:
         The model in evaluation mode, or None if the refit is not complete; and whether it was interrupted.
@@ -60,7 +64,7 @@ def refit(
             processes.same_on_all(Job(config, training, str((files.folder / DATA).resolve()), plan))
         ways: dict[str, Any] = {"run": files, "resume": True, "progress": progress, "processes": processes}
         try:
-            trained = train(model, again, training, refit=plan, **ways)
+            trained = train(model, again, training, refit=plan, start=start, **ways)
         except InputError as error:
             error.args = (f"the refit failed: {error}",)
             raise

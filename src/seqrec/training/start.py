@@ -1,5 +1,7 @@
 """Item vectors that training starts from: items that occur together in histories start near each other."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,33 @@ def start_from_neighbours(model: Model, histories: Histories, seed: int) -> None
             table[torch.from_numpy(np.flatnonzero(known)).to(table.device)] = found.to(table.device, table.dtype)
 
 
+@torch.no_grad()
+def start_near_neighbours(tables: Sequence[Tensor], known: np.ndarray, histories: Histories) -> None:
+    """Let items without a vector start at the mean of the vectors of known items that they occur together with.
+
+    The mean is weighted by the cosines of :func:`spectral_vectors`. Items that occur with none keep their own start.
+
+    Args:
+        tables: tables with a row per item, ``[I + 1, D]`` each, which are changed.
+        known: which rows are vectors that were learnt, ``bool[I + 1]``.
+        histories: training histories.
+    """
+    found = _cosines(histories, wanted=~known)
+    near = known[found.columns] & (found.columns > 0)
+    rows, columns, cosines = found.owners[near], found.columns[near].astype(np.int64), found.values[near]
+    if len(rows) == 0:
+        return
+    items, starts = np.unique(rows, return_index=True)
+    shares = cosines / np.repeat(np.add.reduceat(cosines, starts), np.diff(np.append(starts, len(rows))))
+    for table in tables:
+        entries, offsets, weights, places = (
+            torch.from_numpy(part).to(table.device) for part in (columns, starts, shares.astype(np.float32), items)
+        )
+        table[places] = F.embedding_bag(
+            entries, table.detach(), offsets, mode="sum", per_sample_weights=weights.to(table.dtype)
+        )
+
+
 def spectral_vectors(histories: Histories, width: int, seed: int = 0) -> np.ndarray:
     """Vectors whose products approach the cosines of items over the histories that hold both.
 
@@ -58,16 +87,8 @@ def spectral_vectors(histories: Histories, width: int, seed: int = 0) -> np.ndar
         ``float32[I + 1, width]`` with a root mean square of ``SPREAD`` over the items that have neighbours; 0 for
         the others and for the padding.
     """
-    counts = histories.item_counts()
-    size = len(counts)
-    table = weigh_pairs(
-        histories.dataset.items, histories.starts, histories.ends,
-        after=np.empty(0, dtype=np.float32),
-        beside=np.ones(DISTANCE, dtype=np.float32),
-        gains=np.ones(size, dtype=np.float32),
-        factors=(1 / np.sqrt(counts + SHRINKAGE)).astype(np.float32),
-        most=max(1, min(MOST, ENTRIES // size, size)),
-    )  # fmt: skip
+    table = _cosines(histories)
+    size = len(table.offsets) - 1
     values, vectors = _highest_eigenvectors(table, min(width, size), seed)
     found = np.zeros((size, width), dtype=np.float32)
     found[:, : len(values)] = vectors * np.sqrt(np.maximum(values, 0.0))
@@ -75,6 +96,21 @@ def spectral_vectors(histories: Histories, width: int, seed: int = 0) -> np.ndar
     found[~known] = 0
     spread = float(np.sqrt((found[known] ** 2).mean())) if known.any() else 0.0
     return found * np.float32(SPREAD / spread) if spread > 0 else found
+
+
+def _cosines(histories: Histories, wanted: np.ndarray | None = None) -> Rows:
+    """The sparse matrix of :func:`spectral_vectors`, or only its rows of the items ``wanted``, ``bool[I + 1]``."""
+    counts = histories.item_counts()
+    size = len(counts)
+    return weigh_pairs(
+        histories.dataset.items, histories.starts, histories.ends,
+        after=np.empty(0, dtype=np.float32),
+        beside=np.ones(DISTANCE, dtype=np.float32),
+        gains=np.ones(size, dtype=np.float32),
+        factors=(1 / np.sqrt(counts + SHRINKAGE)).astype(np.float32),
+        most=max(1, min(MOST, ENTRIES // size, size)),
+        wanted=wanted,
+    )  # fmt: skip
 
 
 def _highest_eigenvectors(table: Rows, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
