@@ -136,10 +136,8 @@ def test_training_starts_from_the_vectors(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["caser", "slirec", "bert4rec"])
 def test_other_models_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError,
-        match="item_init is spectral, which is for sasrec, ssept, gru4rec, tisasrec, esasrec, lrurec and hstu; leave it",
-    ):
+    able = "sasrec, ssept, gru4rec, tisasrec, esasrec, lrurec and hstu"
+    with pytest.raises(InputError, match=f"item_init is spectral, which is for {able}; leave it out"):
         Recommender(name, item_init="spectral", epochs=1).fit(log(20, 10), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
