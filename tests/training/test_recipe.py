@@ -124,7 +124,7 @@ def test_minutes_change_the_recipe_the_same_way_everywhere() -> None:
     [
         ("sasrec", 23_715, None, "spectral"), ("gru4rec", 500_000, 10, "spectral"), ("ssept", 700_000, 10, "random"),
         ("sasrec", 700_000, 60, "spectral"), ("sasrec", 23_715, 0.1, "random"), ("tisasrec", 1_000, None, "random"),
-        ("caser", 1_000, None, "random"),
+        ("caser", 1_000, None, "random"), ("lrurec", 23_715, None, "spectral"),
     ],
 )  # fmt: skip
 def test_where_item_vectors_start(model: str, items: int, minutes: float | None, expected: str) -> None:

@@ -45,7 +45,8 @@ USUAL_EPOCHS = 20
 MODELS_WITHIN, DEARER = 2, 2.5
 #: ``ensemble``: as many models as the minutes are enough for, up to this number; one where few users are trained on.
 MOST_MODELS, FEW_USERS = 6, 500
-#: ``item_init``: spectral if it takes at most this share of the minutes, with so many seconds per item.
+#: ``item_init``: spectral, for these models, if it takes at most this share of the minutes; seconds per item.
+FROM_NEIGHBOURS = (*MIXED, "lrurec")
 SPECTRAL_SHARE, SPECTRAL_SECONDS = 0.1, 1e-4
 #: ``learning_rate``: the first of these whose number of steps ``minutes`` do not allow; at most that of small batches
 #: for fewer windows per step than usual.
@@ -237,7 +238,7 @@ def _ensemble_kinds(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]
 
 def _item_init(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
     del recipe
-    if model not in MIXED:
+    if model not in FROM_NEIGHBOURS:
         return "random", ""
     if facts.num_items * SPECTRAL_SECONDS > 60 * minutes_of(facts) * SPECTRAL_SHARE:
         return (
