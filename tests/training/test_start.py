@@ -116,8 +116,7 @@ def test_the_start_does_not_know_held_out_items() -> None:
     np.testing.assert_array_equal(*vectors)
 
 
-@pytest.mark.parametrize("name", ["sasrec", "ssept", "gru4rec", "tisasrec", "esasrec", "lrurec"])
-@pytest.mark.parametrize("name", ["sasrec", "ssept", "gru4rec", "tisasrec", "hstu"])
+@pytest.mark.parametrize("name", ["sasrec", "ssept", "gru4rec", "tisasrec", "esasrec", "lrurec", "hstu"])
 def test_training_starts_from_the_vectors(name: str) -> None:
     split = split_last_two(dataset())
     starts, options = {}, {"epochs": 1, "learning_rate": 1e-9, "average_decay": 0.0, "evaluate_every": 0, "threads": 1}
