@@ -4,6 +4,7 @@
     python benchmarks/processes.py steps --items 1000000           # the same with a generated log of so many items
     python benchmarks/processes.py epochs LOG --world 1 2          # tokens/s of an epoch of fit as it is by default
     python benchmarks/processes.py memory --items 4000000          # peak memory of fit, alone and with --shard-items
+    python benchmarks/processes.py memory --items 4000000 --limit 3000  # the same where a process gets so many MB
 
 Each process has one thread. Runs alternate, because other work on the machine changes the speed from minute to minute.
 """
@@ -133,9 +134,14 @@ def compare_epochs(log: str, options: argparse.Namespace) -> None:
         )
 
 
-def peaks(command: list[str]) -> tuple[dict[int, float], int]:
-    """The peak memory of each process of a command in MB (resident, as the system counts it), and its exit status."""
+def peaks(command: list[str], limit: int | None) -> tuple[dict[int, float], int]:
+    """The peak memory of each process of a command in MB (resident, as the system counts it), and its exit status.
+
+    With a ``limit``, the system refuses a process more than so many MB that it could write to.
+    """
     found: dict[int, float] = {}
+    if limit is not None:
+        command = ["prlimit", f"--data={limit << 20}", *command]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as top:
         while top.poll() is None:
             tree = [top.pid]
@@ -181,7 +187,7 @@ def compare_memory(log: str, options: argparse.Namespace) -> None:
         for world in options.world:
             name = "one process" if world == 1 else f"{world}, table divided"
             more = ["fit", f"{folder}/data", f"--batch-size={options.batch_size}", f"--out={folder}/{world}"]
-            found, status = peaks(started(world, __file__, *more))
+            found, status = peaks(started(world, __file__, *more), options.limit)
             most = sorted(found.values(), reverse=True)[:world]
             epochs = Path(f"{folder}/{world}/epochs.csv")
             print(f"{name}: status {status}, peak of anonymous memory {', '.join(f'{one:,.0f}' for one in most)} MB")
@@ -197,6 +203,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="MB of memory that each process gets; for memory")
     parser.add_argument("--out")
     options = parser.parse_args()
     if options.what == "one":
