@@ -17,25 +17,45 @@ _SHAPES = {
 _WORDS = {"words1": "H * P", "words2": "T * F", "words3": "T * D"}
 
 
-def _loop(name: str, *, parts: str = "", offsets: str = "", out: str = "[T, D]?", way_back: str = "?") -> Loop:
-    """Declare a function that takes the structure of ``block.cpp``.
+def loops_of_block(
+    prefix: str, sizes: tuple[str, ...], shapes: dict[str, str], words: dict[str, str], saved: str
+) -> tuple[Loop, Loop, Loop, Loop]:
+    """Declare the functions of a complete block, which all take its structure.
 
-    The keywords add to the declarations: ``?`` for what the function is called without, ``made`` for its results.
+    Args:
+        prefix: start of their names.
+        sizes: numbers that the structure begins with.
+        shapes: shapes of the parameters, by name.
+        words: number of random words, by name.
+        saved: shape of what the way back needs.
+
+    Returns:
+        The functions that tell how much is saved, compute all tokens, compute the last tokens, and compute gradients.
     """
-    return Loop(
-        name, "B", "D", "F", "H: int64 dividing D", "norm: int32", "last_only: int32", "threshold: int32",
-        "kept: float32", "epsilon: float32", f"offsets: int64[B + 1] rising to T{offsets}", "x: float32[T, D]",
-        *(f"{part}: float32[{shape}]{parts}" for part, shape in _SHAPES.items()),
-        *(f"{part}: int16[>= {count}]?" for part, count in _WORDS.items()),
-        f"out: float32{out}", "saved: float32[S]?", "by_out: float32[T, D]?", f"by_x: float32[T, D]{way_back}",
-        *(f"by_{part}: float32[{shape}]{way_back}" for part, shape in _SHAPES.items()), structure=True,
-    )  # fmt: skip
+
+    def loop(name: str, *, parts: str = "", offsets: str = "", out: str = "[T, D]?", way_back: str = "?") -> Loop:
+        # "?" stands for what the function is called without, "made" for its results.
+        return Loop(
+            f"{prefix}_{name}", *sizes, "last_only: int32", "threshold: int32", "kept: float32", "epsilon: float32",
+            f"offsets: int64[B + 1] rising to T{offsets}", "x: float32[T, D]",
+            *(f"{part}: float32[{shape}]{parts}" for part, shape in shapes.items()),
+            *(f"{part}: int16[>= {count}]?" for part, count in words.items()),
+            f"out: float32{out}", f"saved: float32[{saved}]?", "by_out: float32[T, D]?",
+            f"by_x: float32[T, D]{way_back}",
+            *(f"by_{part}: float32[{shape}]{way_back}" for part, shape in shapes.items()), structure=True,
+        )  # fmt: skip
+
+    return (
+        loop("saves", parts="?"),
+        loop("forward", out="[T, D] made"),
+        loop("forward", offsets=" by 1", out="[B, D] made"),
+        loop("backward", way_back=" made"),
+    )
 
 
-_SAVES = _loop("block_saves", parts="?")
-_FORWARD = _loop("block_forward", out="[T, D] made")
-_LAST = _loop("block_forward", offsets=" by 1", out="[B, D] made")
-_BACKWARD = _loop("block_backward", way_back=" made")
+_SAVES, _FORWARD, _LAST, _BACKWARD = loops_of_block(
+    "block", ("B", "D", "F", "H: int64 dividing D", "norm: int32"), _SHAPES, _WORDS, "S"
+)
 
 
 def attention_block(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seqrec.kernels.arrays import Loop, integers, require_probability
+from seqrec.kernels.arrays import integers, require_probability
+from seqrec.kernels.block import loops_of_block
 from seqrec.kernels.layers import dropping
 
 _SHAPES = {
@@ -14,24 +15,7 @@ _SHAPES = {
     "bias1": "D", "inner": "F, D", "inner_bias": "F", "outer": "D, F", "outer_bias": "D", "gain2": "D", "bias2": "D",
 }  # fmt: skip
 _WORDS = {"words1": "T * D", "words2": "T * F", "words3": "T * D"}
-
-
-def _loop(name: str, *, parts: str = "", offsets: str = "", out: str = "[T, D]?", way_back: str = "?") -> Loop:
-    """Declare a function that takes the structure of ``recurrence.cpp``, as in ``block.py``."""
-    return Loop(
-        name, "B", "D", "S", "F", "last_only: int32", "threshold: int32", "kept: float32", "epsilon: float32",
-        f"offsets: int64[B + 1] rising to T{offsets}", "x: float32[T, D]",
-        *(f"{part}: float32[{shape}]{parts}" for part, shape in _SHAPES.items()),
-        *(f"{part}: int16[>= {count}]?" for part, count in _WORDS.items()),
-        f"out: float32{out}", "saved: float32[T, R]?", "by_out: float32[T, D]?", f"by_x: float32[T, D]{way_back}",
-        *(f"by_{part}: float32[{shape}]{way_back}" for part, shape in _SHAPES.items()), structure=True,
-    )  # fmt: skip
-
-
-_SAVES = _loop("recurrent_saves", parts="?")
-_FORWARD = _loop("recurrent_forward", out="[T, D] made")
-_LAST = _loop("recurrent_forward", offsets=" by 1", out="[B, D] made")
-_BACKWARD = _loop("recurrent_backward", way_back=" made")
+_SAVES, _FORWARD, _LAST, _BACKWARD = loops_of_block("recurrent", ("B", "D", "S", "F"), _SHAPES, _WORDS, "T, R")
 
 
 def recurrent_block(
