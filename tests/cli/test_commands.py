@@ -578,6 +578,7 @@ BAD_ARGUMENTS = {
     "fit log.csv --out new --split last-two --valid-from 5": "split by time",
     "fit log.csv --out new --valid-from 5": "there is no interaction before valid_from = 5",
     "fit log.csv --out new --split time --valid-from 9 --test-from 5": "the first before the second",
+    "fit log.csv --out new --init-from nowhere": "nowhere: no such run folder",
     "evaluate nowhere": "nowhere: no such run folder",
     "evaluate .": "not a run folder",
     "evaluate log.csv": "log.csv: no such run folder",

@@ -354,6 +354,7 @@ def hit_rate(model: Model, dataset: Dataset, **options) -> float:
     return found.metrics["hr@1"]
 
 
+@pytest.mark.slow
 def test_it_learns_what_came_three_before():
     dataset = prepare(planted_log())
     sizes = {"max_length": 11, "embedding_dim": 32, "dropout": 0.1}

@@ -316,6 +316,7 @@ def hit_rate(**sizes) -> float:
     return found.metrics["hr@1"]
 
 
+@pytest.mark.slow
 def test_it_learns_from_two_items():
     assert hit_rate() > 0.7
     assert hit_rate(num_blocks=0) < 0.4  # the last item alone leaves five

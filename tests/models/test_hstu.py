@@ -340,6 +340,7 @@ def losses_of(temperature: float) -> list[float]:
     return [row["loss"] for row in train(model, split, TrainConfig(**options, threads=1)).epochs]
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_would_not_without_the_temperature():
     falling, flat = losses_of(0.05), losses_of(1.0)
     assert falling[-1] < 0.3 * falling[0]

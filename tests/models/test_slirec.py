@@ -396,6 +396,7 @@ def log_of_categories(users: int = 200, items: int = 300, length: int = 6) -> tu
 
 
 @pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")  # some items have no interactions
+@pytest.mark.slow
 def test_categories_of_the_items_are_learnt(tmp_path: Path):
     log, items = log_of_categories()
     options = {"embedding_dim": 16, "category_dim": 8, "max_length": 5, "dropout": 0.0, "batch_size": 32, "epochs": 20,

@@ -425,6 +425,7 @@ def test_strangers_get_what_the_history_says(trait, personal):
         assert accuracy(personal, trait, users, k=BRANDS) > 0.9
 
 
+@pytest.mark.slow
 def test_sharing_embeddings_keeps_users_from_being_learnt_by_heart(trait, personal):
     # Nothing is removed from the ranking here: for memorised users, it puts items of the history first.
     alone = trained(ssept(trait, sse_user=0.0), trait)

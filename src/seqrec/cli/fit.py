@@ -112,7 +112,8 @@ def _fit(
 ) -> int:  # fmt: skip
     """Read, train and show."""
     from seqrec.recommender import Recommender  # the help does not need it
-    from seqrec.run.folder import check_free
+    from seqrec.run.folder import Run
+    from seqrec.run.place import check_free, reading
 
     out, json = where.out, where.json
     cluster.check()
@@ -120,6 +121,8 @@ def _fit(
     check_log(where.log, out)
     if not where.resume:
         check_free(out, where.overwrite)  # reading the log may take a while
+        if (earlier := where.init_from) is not None:
+            reading(earlier, lambda: Run(earlier))
     dataset, summary = prepared(where.log, read, filters, where.items, cluster, out)
     recommender = Recommender(model, **options)
     console = output(json)
