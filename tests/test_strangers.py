@@ -668,6 +668,7 @@ def test_tensors_of_the_state(run: Path, what: str) -> None:
     assert content(run) == before
 
 
+@pytest.mark.slow
 def test_every_fact_of_the_state_is_looked_at(run: Path) -> None:
     facts = json.loads(metadata(run / STATE)["facts"])
     before = content(run)

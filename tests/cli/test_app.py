@@ -158,6 +158,7 @@ def test_nothing_in_an_id_reaches_the_terminal(
     assert "\x1b" not in shown
 
 
+@pytest.mark.slow
 def test_a_real_terminal_gets_colours_and_nothing_of_an_id(escapes: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "seqrec.cli", "recommend", "run", "-k", "2"]

@@ -116,6 +116,7 @@ def test_runs_are_swapped_under_load(run: Path, trained: Path, other: Path, tmp_
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_stopped_server_finishes_what_it_began(how: int, trained: Path, tmp_path: Path) -> None:
     """A request whose body is still arriving at the signal gets its answer; new connections are refused."""
     copies = tmp_path / "copies"
@@ -150,6 +151,7 @@ def test_tokens_from_the_environment(trained: Path, tmp_path: Path) -> None:
         assert TOKEN not in process.communicate(timeout=30)[1]
 
 
+@pytest.mark.slow
 def test_events_lie_beside_the_run_by_default(run: Path) -> None:
     with served(str(run)) as (port, _):
         assert ask(port, "POST", "/v1/events", {"user": "a", "item": "i1"})[0] == 200
@@ -182,6 +184,7 @@ def test_what_is_wrong_at_the_start_is_one_line(trained: Path, tmp_path: Path) -
     assert "port" in refused(str(trained), "--port", "65536")
 
 
+@pytest.mark.slow
 def test_the_examples_run(trained: Path, tmp_path: Path) -> None:
     examples = Path(__file__).parents[2] / "examples"
     with served(str(trained), "--store", str(tmp_path / "events.db"), SEQREC_TOKENS=TOKEN) as (port, _):

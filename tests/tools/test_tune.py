@@ -119,6 +119,7 @@ tune_model(prepare(log.frame), sys.argv[1], config=TuneConfig(trials=4), epochs=
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(dataset: Dataset, tuned, tmp_path: Path) -> None:
     out = tmp_path / "run"
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.PIPE, text=True)
@@ -144,6 +145,7 @@ def test_a_killed_search_goes_on(dataset: Dataset, tuned, tmp_path: Path) -> Non
     assert found.recommender is not None
 
 
+@pytest.mark.slow
 def test_more_trials_keep_those_that_ended(dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = tune_model(dataset, out, config=TuneConfig(trials=2), **SMALL)
@@ -312,6 +314,7 @@ def test_a_trial_ends_in_time_to_be_repeated() -> None:
     assert not Job(0, "sasrec", {}).is_late(10**9)
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_the_search_with_a_run(dataset: Dataset, tmp_path: Path) -> None:
     budget = Budget(0.15)
     more = SMALL | {"epochs": 10**6, "patience": 0}  # neither a trial nor the fit ends by itself

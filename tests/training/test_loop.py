@@ -169,6 +169,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.parametrize("loss", ["sampled-softmax", pytest.param("bce", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_killed_and_resumed_ends_as_the_run_that_was_not(tmp_path: Path, loss: str) -> None:
     log = tmp_path / "log.csv"
     ring(users=200).write_csv(log)
@@ -186,6 +187,7 @@ def test_killed_and_resumed_ends_as_the_run_that_was_not(tmp_path: Path, loss: s
     assert frames[0].equals(frames[1])
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     ring(users=200).write_csv(log)

@@ -216,6 +216,7 @@ ends = st.sampled_from(["\n", "\n", "\n", "\r\n", "\n\n", "\n \n"])
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows, end=ends, header=st.booleans(), size=st.integers(1, 80))
+@pytest.mark.slow
 def test_any_log_in_any_blocks(tmp_path, monkeypatch, rows, end, header, size):
     path = tmp_path / "log.csv"
     lines = [",".join(row) for row in rows]
