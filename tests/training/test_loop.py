@@ -168,7 +168,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-@pytest.mark.parametrize("loss", ["sampled-softmax", pytest.param("bce", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("loss", ["sampled-softmax", "bce"])
 @pytest.mark.slow
 def test_killed_and_resumed_ends_as_the_run_that_was_not(tmp_path: Path, loss: str) -> None:
     log = tmp_path / "log.csv"
