@@ -279,6 +279,20 @@ def test_the_same_again_in_eval_mode(name, dataset):
         assert torch.equal(value, model.state_dict()[key]), f"the model's {key} changed"
 
 
+def test_dropout_acts_in_training_alone(name, dataset):
+    model = model_of(name, dataset).train()
+    batch = batch_of(model, all_histories(dataset))
+    drops = any(part.probability for part in dropouts_of(model))
+    assert drops or "dropout" not in vars(model.config)
+    seed_dropout(dropouts_of(model), Draws([1]))
+    first = scores_of(model, batch)
+    assert torch.equal(scores_of(model, batch), first) == (not drops)
+    seed_dropout(dropouts_of(model), Draws([1]))
+    assert torch.equal(scores_of(model, batch), first)
+    model.eval()
+    assert torch.equal(scores_of(model, batch), scores_of(model, batch))
+
+
 def test_a_seed_fixes_what_is_learnt(name, dataset):
     batch = batch_of(model_of(name, dataset), all_histories(dataset))
     one, same, other = (scores_of(model_of(name, dataset, seed), batch) for seed in (5, 5, 6))

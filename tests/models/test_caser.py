@@ -242,14 +242,6 @@ def test_penalty():
         assert model_of(l2=0.7, **values).penalty(batch) > 0
 
 
-def test_dropout_acts_in_training_alone():
-    model = model_of(dropout=0.5)
-    batch = batch_of(random_lists(), 10)
-    assert not torch.equal(model.encode(batch), model.encode(batch))
-    model.eval()
-    assert torch.equal(model.encode(batch), model.encode(batch))
-
-
 def test_the_start():
     model = Caser(CaserConfig(), 5000, 400)
     assert (model.item_embedding.weight[0] == 0).all()

@@ -14,9 +14,7 @@ from torch import Tensor
 from seqrec import InputError, Predictor, Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
-from seqrec.data.draws import Draws
 from seqrec.models.base import Model
-from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.hstu import HSTU, HSTUConfig, around, time_edges
 from seqrec.ranking.protocols import evaluate
 from seqrec.run.folder import Run
@@ -279,18 +277,6 @@ def test_a_layer_starts_as_hardly_more_than_its_input():
     block = model.blocks[0]
     added = block(x, around(batch, 128, compiled=False)) - x
     assert 0 < added.std() < 0.05 * x.std()
-
-
-def test_dropout_acts_in_training_alone():
-    model = model_of(dropout=0.5)
-    batch = batch_of(random_histories(), 10)
-    seed_dropout(dropouts_of(model), Draws([1]))
-    first = model.encode(batch)
-    assert not torch.equal(model.encode(batch), first)
-    seed_dropout(dropouts_of(model), Draws([1]))
-    assert torch.equal(model.encode(batch), first)
-    model.eval()
-    assert torch.equal(model.encode(batch), model.encode(batch))
 
 
 def test_penalty():

@@ -239,14 +239,6 @@ def test_penalty():
     assert model.item_embedding.weight.grad.abs().sum(dim=1).nonzero()[:, 0].tolist() == [1, 2, 3, 4]
 
 
-def test_dropout_acts_in_training_alone():
-    model = model_of(dropout=0.5)
-    batch = batch_of(random_lists(), 10)
-    assert not torch.equal(model.encode(batch), model.encode(batch))
-    model.eval()
-    assert torch.equal(model.encode(batch), model.encode(batch))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

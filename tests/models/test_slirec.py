@@ -13,11 +13,9 @@ from torch import Tensor
 from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
-from seqrec.data.draws import Draws
 from seqrec.errors import InputError, TrainingWarning
 from seqrec.models import slirec
 from seqrec.models.base import Model
-from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.slirec import SLiRec, SLiRecConfig, log_interval
 from seqrec.ranking.protocols import evaluate
@@ -344,18 +342,6 @@ def test_the_start():
         if name in start:
             assert value.std().item() == pytest.approx(start[name], rel=0.3, abs=1e-6), name
     assert model.fusion.last.bias.item() == model.prediction.last.bias.item() == 0
-
-
-def test_dropout_acts_in_training_alone():
-    model = model_of(dropout=0.5)
-    batch = batch_of(random_histories(), 10)
-    seed_dropout(dropouts_of(model), Draws([1]))
-    first = model.score(model.encode(batch))
-    assert not torch.equal(model.score(model.encode(batch)), first)
-    seed_dropout(dropouts_of(model), Draws([1]))
-    assert torch.equal(model.score(model.encode(batch)), first)
-    model.eval()
-    assert torch.equal(model.score(model.encode(batch)), model.score(model.encode(batch)))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,8 @@ from torch import Tensor
 from seqrec import Recommender, TrainConfig, prepare, split_last_two
 from seqrec.data.batches import Batch, histories_of, pack
 from seqrec.data.dataset import Dataset
-from seqrec.data.draws import Draws
 from seqrec.errors import InputError
 from seqrec.models.base import Model
-from seqrec.models.blocks import dropouts_of, seed_dropout
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.tisasrec import TiSASRec, TiSASRecConfig, pairs_of, scaled_intervals
 from seqrec.ranking.protocols import evaluate
@@ -257,18 +255,6 @@ def test_the_start():
     model.reset()
     for name, value in model.state_dict().items():
         assert value.std().item() == pytest.approx(start[name], rel=0.2, abs=1e-6), name
-
-
-def test_dropout_acts_in_training_alone():
-    model = model_of(dropout=0.5)
-    batch = batch_of(random_histories(), 10)
-    seed_dropout(dropouts_of(model), Draws([1]))
-    first = model.encode(batch)
-    assert not torch.equal(model.encode(batch), first)
-    seed_dropout(dropouts_of(model), Draws([1]))
-    assert torch.equal(model.encode(batch), first)
-    model.eval()
-    assert torch.equal(model.encode(batch), model.encode(batch))
 
 
 def test_penalty():
