@@ -113,9 +113,10 @@ def _scores(model: Model, padded: Padded) -> Value:
         states, rest = hidden.slice(1, 0, dim), hidden.slice(1, dim)
         if isinstance(model, SSEPT):
             return _product(states, graph.constant(model.item_embedding.weight)) + rest
-        table = (model.output_embedding if isinstance(model, GRU4Rec) else None) or model.item_embedding
+        table, elu = model.item_embedding, 0.0
+        if isinstance(model, GRU4Rec):
+            table, elu = model.output_embedding or table, model.config.elu
         logits = _product(states, graph.constant(table.weight), graph.constant(model.item_bias.weight[:, 0]))
-        elu = model.config.elu if isinstance(model, GRU4Rec) else 0.0
         return logits.op("Elu", alpha=elu) if elu else logits
     if isinstance(model, HSTU) and model.final_norm is None:  # the same table again, instead of its rows of length 1
         weight = model.item_embedding.weight
