@@ -18,6 +18,7 @@ from seqrec.device import check_polars, watch_forks
 from seqrec.errors import InputError
 from seqrec.models import MODELS
 from seqrec.models.base import Model
+from seqrec.models.features import fold_features
 from seqrec.ranking import scoring
 from seqrec.ranking.approximate import Recall, with_first_pass
 from seqrec.ranking.scoring import Catalogue
@@ -111,6 +112,7 @@ class Predictor:
     def _load(cls, run: Run, first_pass: bool | None, mapped: bool) -> "Predictor":
         model = run.model(mapped=mapped)
         run.check_scores(model)
+        fold_features(model)
         dataset = run.dataset
         _ = dataset.item_ids  # load the ids now, and verify their checksums
         return cls(model, dataset, bool(run.config.split.keep_seen), first_pass)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from seqrec.ranking.tables import recommended_tables, similar_table
 from seqrec.ranking.topk import check_k
 from seqrec.run.config import CONFIG, Refit, RunConfig
 from seqrec.run.folder import Run
+from seqrec.run.new_items import with_new_items
 from seqrec.run.outputs import check_outputs
 from seqrec.run.place import Place, check_ways, reading
 from seqrec.training.budget import Budget, budget_of
@@ -101,8 +101,8 @@ class Recommender:
                 table), or a :class:`Dataset`.
             out: run folder, written during training. The model is then also tested, and the folder keeps the test
                 metrics. By default everything stays in memory.
-            items: descriptions of the items, in any form that :func:`read_items` accepts. Recommendations show the
-                titles beside the ids, and ``slirec`` learns the categories.
+            items: descriptions of the items, in any form that :func:`read_items` accepts. Recommendations show their
+                titles, and models learn what ``features`` names (``slirec`` the categories).
             init_from: run folder whose weights training starts from, matched by the ids of items and users. Options of
                 the model and of training that are not given are those of that run; a few, such as ``epochs``, start
                 anew, and training stops sooner. Weights of a refit are not used, because they know held-out items.
@@ -144,9 +144,9 @@ class Recommender:
         found = fitted(dataset, plan, place, resume=resume, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
         self._trained_on, self._first = found.trained_on, found.first
-        self.epochs, self.metrics, self.evaluations = found.epochs, found.metrics, found.evaluations
-        self.refit_evaluations = found.refit_evaluations
-        self.interrupted, self.summary = found.interrupted, found.summary
+        self.epochs, self.metrics, self.summary = found.epochs, found.metrics, found.summary
+        self.evaluations, self.refit_evaluations = found.evaluations, found.refit_evaluations
+        self.interrupted = found.interrupted
 
     def recommend(
         self,
@@ -181,9 +181,8 @@ class Recommender:
                 item get the most popular items.
 
         Returns:
-            A frame with the columns ``user_id``, ``item_id``, ``score`` and ``rank`` (from 1), sorted by user and rank,
-            and with ``title`` after ``item_id`` if titles are known. Compare scores only within one user. Their last
-            bits may depend on which other users are in the same call.
+            A frame sorted by user and rank with ``user_id``, ``item_id``, ``title`` if titles are known, ``score`` and
+            ``rank`` (from 1). Compare scores only within one user; their last bits may depend on others in the call.
 
         Raises:
             InputError: ``k`` is out of range, or ``strict`` is set and an id is unknown.
@@ -198,10 +197,7 @@ class Recommender:
 
         Args:
             out: file name, ending in .parquet, .csv or .jsonl. The file appears only when it is complete.
-            users: user ids, as for :meth:`recommend`.
-            histories: histories, as for :meth:`recommend`.
-            k: number of items per user.
-            more: other keywords of :meth:`recommend_batches`.
+            users, histories, k, more: as for :meth:`recommend_batches`.
         """
         check_outputs(out)
         check_polars("writing a table")
@@ -224,8 +220,8 @@ class Recommender:
     ) -> Generator[pl.DataFrame, None, None]:
         """Yield the rows of :meth:`recommend` in frames of ``batch_size`` users, each computed on demand.
 
-        There is at least one frame, which may be empty. The scores equal those of :meth:`recommend` to the last bit for
-        any ``batch_size``. ``progress`` shows a progress bar on a terminal.
+        There is at least one frame, which may be empty. Scores equal those of :meth:`recommend` to the last bit.
+        ``progress`` shows a progress bar on a terminal.
         """
         model, dataset = self._ready()
         check_k(k, dataset.num_items)
@@ -242,6 +238,21 @@ class Recommender:
             people, asked = given_people(dataset, histories, strict, times, model.USES_TIMES)
         blocks = self._predictor().rank(people, k, keep_seen=keep_seen, allow=allowed, deny=denied, size=batch_size)
         return recommended_tables(model, dataset, asked, blocks, batch_size, progress)
+
+    def add_items(self, items: Any) -> "Recommender":
+        """Add items that training never saw, which are then ranked by their features. The run stays as it is.
+
+        Args:
+            items: their descriptions, in any form that :func:`read_items` accepts, with the columns of ``features``.
+
+        Raises:
+            InputError: the model learned no features, no item is new, or a column is missing or of another kind.
+        """
+        model, dataset = self._ready()
+        assert self._config is not None
+        self._config, self._dataset, self._model = with_new_items(self._config, dataset, model, items)
+        self._split = self._first = None
+        return self
 
     def _predictor(self) -> Predictor:
         """A predictor that uses the model with its current weights."""
@@ -299,7 +310,7 @@ class Recommender:
         Raises:
             InputError: an argument is out of range, or there is no held-out item.
         """
-        model, trained_on = self._ready()[0], self._trained_on
+        model, trained_on = self._ready("evaluate")[0], self._trained_on
         assert self._split is not None
         held_out = self._split.split if isinstance(self._split, Run) else self._split
         check_whole("seed", seed, least=0)
@@ -325,20 +336,13 @@ class Recommender:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write a run folder. If it already holds a run, ``overwrite`` replaces it; by default that is an error."""
         check_polars("writing a run")
-        model, dataset = self._ready()
+        model, dataset = self._ready("save")
         assert self._config is not None
         is_refit = self._trained_on != "train"
-        Run.create(
-            folder,
-            self._config,
-            dataset,
-            overwrite,
-            weights=(self._before_refit() if is_refit else model).state_dict(),
-            refitted=(self._trained_on, model.state_dict()) if is_refit else None,
-            addition=model.addition,
-            epochs=self.epochs,
-            metrics=self.metrics,
-        )
+        first = (self._before_refit() if is_refit else model).state_dict()
+        refitted = (self._trained_on, model.state_dict()) if is_refit else None
+        more: dict[str, Any] = {"addition": model.addition, "epochs": self.epochs, "metrics": self.metrics}
+        Run.create(folder, self._config, dataset, overwrite, weights=first, refitted=refitted, **more)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
@@ -350,24 +354,19 @@ class Recommender:
     @classmethod
     def _load(cls, run: Run) -> "Recommender":
         config = run.config
-        options = {**config.model_config, **config.training, **asdict(config.prepare), **asdict(config.split)}
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         try:
             check_fields(TrainConfig, config.training)
-            recommender = cls(config.model, refit=config.refit, **options)
+            made = cls(config.model, refit=config.refit, **config.options)
         except (TypeError, ValueError) as error:
             raise InputError(f"{run.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error
-        recommender._config = config
-        recommender._model = run.model()
+        made._config, made._model, made._dataset, made._split = config, run.model(), run.dataset, run
         assert run.trained_on is not None
-        recommender._trained_on, recommender._first = run.trained_on, run
-        recommender._dataset = run.dataset
+        made._trained_on, made._first = run.trained_on, run
         if run.dataset.item_table is not None:
             run.dataset.item_table.read()
-        recommender._split = run
-        run.check_scores(recommender._model)
-        recommender.epochs, recommender.metrics = run.epochs().to_dicts(), run.metrics()
-        return recommender
+        run.check_scores(made._model)
+        made.epochs, made.metrics = run.epochs().to_dicts(), run.metrics()
+        return made
 
     @property
     def dataset(self) -> Dataset:
@@ -394,7 +393,9 @@ class Recommender:
         """``asked``, or by default the value that the run chose."""
         return bool(self._config and self._config.split.keep_seen) if asked is None else asked
 
-    def _ready(self) -> tuple[Model, Dataset]:
+    def _ready(self, as_trained: str = "") -> tuple[Model, Dataset]:
         if self._model is None or self._dataset is None:
             raise InputError("this recommender was not trained; call fit or load first")
+        if as_trained and self._split is None:
+            raise InputError(f"items were added that no training has seen; {as_trained} a recommender without them")
         return self._model, self._dataset

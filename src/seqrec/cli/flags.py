@@ -53,7 +53,8 @@ Json = Annotated[
 Items = Annotated[
     Path | None,
     Parameter(
-        help="File that describes the items. Their titles appear beside ids, and slirec learns their categories.",
+        help="File that describes the items. Their titles appear beside ids, slirec learns their categories, and other "
+        "models what --features names.",
         group=INPUT,
     ),
 ]
@@ -101,6 +102,8 @@ def flags_of(kind: Any) -> Any:
     annotated: Any = Annotated
     shown = []
     for one in fields(kind):
+        if one.metadata.get("settled"):  # the data decide
+            continue
         allowed = range_of(hints[one.name])
         text = texts[one.name] + (f" [range: {allowed}]" if allowed else "")
         group = ELSEWHERE.get(one.name) or GROUPS.get(kind.__name__, MODEL)
@@ -114,6 +117,9 @@ def flags_of(kind: Any) -> Any:
 def texts_of(kind: Any) -> dict[str, str]:
     """The text of each entry under ``Args`` in a docstring, for the help of its flag."""
     found: dict[str, str] = {}
+    for base in getattr(kind, "__bases__", ()):
+        if issubclass(base, Options):
+            found |= texts_of(base)
     name, inside = "", False
     for line in (inspect.getdoc(kind) or "").splitlines():
         if line == "Args:":

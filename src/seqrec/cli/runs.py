@@ -77,6 +77,7 @@ def recommend_command(
     keep_seen: Annotated[bool | None, Parameter(group=_CHOICE)] = None,
     allow: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
     deny: Annotated[Path | None, Parameter(group=_CHOICE)] = None,
+    new_items: Annotated[Path | None, Parameter(group=INPUT)] = None,
     strict: Annotated[bool, Parameter(group=_CHOICE, show_default=False)] = False,
     cluster: ClusterConfig | None = None,
     out: Annotated[str | None, Parameter(group=OUTPUT)] = None,
@@ -99,6 +100,8 @@ def recommend_command(
         allow: File of the only items to recommend: one id per line, or CSV, JSON lines or Parquet with a column
             item_id.
         deny: File of items never to recommend, as for --allow.
+        new_items: File that describes items which training never saw, for a model that learned features. They are
+            ranked beside the others.
         strict: Make an unknown user or item an error instead of a warning.
         out: File to write to. By default standard output. With --engine ray, a folder or URL for Parquet parts; the
             same command again computes only what is missing.
@@ -112,10 +115,14 @@ def recommend_command(
         raise InputError("--times belong to the items of --history; give both")
     options: dict[str, Any] = {"k": k, "keep_seen": keep_seen, "strict": strict, "progress": out is not None}
     if _is_for_cluster(run, cluster, history is not None, overwrite):
+        if new_items is not None:
+            raise InputError("--engine ray ranks the items of the run; leave out --new-items, or --engine")
         _recommend_on_cluster(run, cluster, out, format, json, (users, users_file, allow, deny), overwrite, options)
         return
-    check_outputs(out, json, reads=[users_file, allow, deny], run=run)
+    check_outputs(out, json, reads=[users_file, allow, deny, new_items], run=run)
     recommender = _loaded(run)
+    if new_items is not None:
+        recommender.add_items(new_items)
     frames = recommender.recommend_batches(
         users=_asked(users, users_file, recommender.dataset),
         histories=None if history is None else [history],

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from seqrec import kernels
 from seqrec.data.batches import Batch
 from seqrec.data.draws import Draws
+from seqrec.data.features import Features
 from seqrec.data.negatives import Loss
 from seqrec.data.split import Histories
 
@@ -48,7 +49,8 @@ class Model(nn.Module):
     #: scoring needs them for every item, from the item table: ``category`` comes by :meth:`set_categories`.
     READS: ClassVar[frozenset[str]] = frozenset()
 
-    #: Whether ``item_embedding`` has a row per item that training may start from vectors of the items.
+    #: Whether ``item_embedding`` is an :class:`seqrec.models.features.ItemEmbedding`. Training may start from vectors
+    #: of the items, and vectors may be made of features.
     VECTORS_OF_ITEMS: ClassVar[bool] = False
 
     #: Counts that are added to the scores when items are ranked, but not by :meth:`score`. They are no weights.
@@ -129,6 +131,10 @@ class Model(nn.Module):
     def set_categories(self, categories: Tensor) -> None:
         """Set each item's category, ``int64[I + 1]`` from 1, or 0 for none, for models that read ``category``."""
         raise NotImplementedError
+
+    def set_features(self, features: Features) -> None:
+        """Set the features of all items, for models whose config names some."""
+        self.item_embedding.set_features(features)  # type: ignore[operator, union-attr]
 
     def prepare_training(self, histories: Histories) -> None:
         """Prepare for training on ``histories``, one per user of the dataset. Called before the first step."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
 from seqrec.data.draws import Draws
+from seqrec.data.features import Features
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models.base import Model
@@ -18,7 +19,8 @@ MIXED = ("sasrec", "ssept", "gru4rec")
 #: Models that these kinds may follow in a mixed ensemble, if they are asked for.
 BEFORE_MIXED = ("lrurec",)
 #: Sizes that are the same in all members of a mixed ensemble, where they have them.
-SHARED = ("max_length", "embedding_dim", "num_blocks", "num_heads", "dropout", "norm")
+SHARED = ("max_length", "embedding_dim", "num_blocks", "num_heads", "dropout", "norm", "features", "id_dropout",
+          "num_codes", "num_values")  # fmt: skip
 
 
 def kinds_of(model: str, count: int, kinds: str) -> list[str]:
@@ -122,6 +124,11 @@ class Ensemble(Model):
         """Set each item's category in all members."""
         for part in self.parts:
             part.set_categories(categories)
+
+    def set_features(self, features: Features) -> None:
+        """Set the features of all items in all members."""
+        for part in self.parts:
+            part.set_features(features)
 
     def prepare_training(self, histories: Histories) -> None:
         """Prepare all members."""

@@ -9,17 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share
+from seqrec.data.fields import Count, Dropped, Length, Range, Share
 from seqrec.data.negatives import Loss
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Attention, Dropout, add_positions, reset_layers
+from seqrec.models.features import FeatureOptions, ItemEmbedding
 from seqrec.models.grouping import Grouping
 from seqrec.models.sasrec import attention_through_blocks, select_tokens, through_blocks
 
 
 @dataclass(frozen=True)
-class ESASRecConfig(Options):
+class ESASRecConfig(FeatureOptions):
     """Sizes and regularisation of eSASRec.
 
     Args:
@@ -47,6 +48,7 @@ class ESASRecConfig(Options):
 
     def check(self) -> None:
         """Raise an InputError if ``num_heads`` does not divide ``embedding_dim``."""
+        super().check()
         if self.embedding_dim % self.num_heads:
             raise InputError(
                 f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
@@ -137,7 +139,7 @@ class ESASRec(Model):
         self.num_items = num_items
         self.random_start = config.random_start
         dim = config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, dim)
+        self.item_embedding = ItemEmbedding(num_items, dim, config)
         self.position_embedding = nn.Embedding(self.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(LiGRBlock(config) for _ in range(config.num_blocks))
@@ -148,8 +150,7 @@ class ESASRec(Model):
         reset_layers(self)
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
-        with torch.no_grad():
-            self.item_embedding.weight[0] = 0
+        self.item_embedding.reset_rest(0.01)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -168,7 +169,7 @@ class ESASRec(Model):
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""
-        return self.item_embedding.weight
+        return self.item_embedding.all()
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Embeddings ``[..., D]`` of some items, ``int64[...]``."""

@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Dropped, Length, Options, Weight
+from seqrec.data.fields import Count, Dropped, Length, Weight
 from seqrec.device import not_compiled
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
+from seqrec.models.features import FeatureOptions, ItemEmbedding
 from seqrec.models.grouping import Steps
 
 
 @dataclass(frozen=True)
-class GRU4RecConfig(Options):
+class GRU4RecConfig(FeatureOptions):
     """Sizes and regularisation of GRU4Rec.
 
     Args:
@@ -46,7 +47,10 @@ class GRU4RecConfig(Options):
     elu: Weight = 0.0
 
     def check(self) -> None:
-        """Raise an InputError if a shared embedding table would need two widths."""
+        """Raise an InputError if a shared embedding table would need two widths, or features two tables."""
+        super().check()
+        if self.features and self.separate_output:
+            raise InputError("features are shared by input and output; leave out separate_output, or features")
         if self.hidden_dim not in (None, self.embedding_dim) and not self.separate_output:
             raise InputError(
                 f"hidden_dim {self.hidden_dim} and embedding_dim {self.embedding_dim} differ, but input and output "
@@ -113,7 +117,7 @@ class GRU4Rec(Model):
         if config.elu:
             self.FACTORED = False
         dim = config.hidden_dim or config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim)
+        self.item_embedding = ItemEmbedding(num_items, config.embedding_dim, config)
         self.output_embedding = nn.Embedding(num_items + 1, dim) if config.separate_output else None
         self.item_bias = nn.Embedding(num_items + 1, 1)
         self.embedding_dropout = Dropout(config.embedding_dropout)
@@ -133,6 +137,7 @@ class GRU4Rec(Model):
                 nn.init.normal_(table.weight, std=0.01)
                 with torch.no_grad():
                     table.weight[0] = 0
+        self.item_embedding.reset_rest(0.01)
         nn.init.zeros_(self.item_bias.weight)
         for module in self.modules():
             if isinstance(module, GRU):
@@ -149,7 +154,8 @@ class GRU4Rec(Model):
 
     def item_vectors(self) -> Tensor:
         """Output vectors ``[I + 1, D + 1]``; the last column is the bias."""
-        return torch.cat([(self.output_embedding or self.item_embedding).weight, self.item_bias.weight], dim=1)
+        table = self.item_embedding.all() if self.output_embedding is None else self.output_embedding.weight
+        return torch.cat([table, self.item_bias.weight], dim=1)
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Output vectors ``[..., D + 1]`` of some items."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
+from seqrec.data.fields import Count, Dropped, Length, Range, Share, Weight
 from seqrec.device import copied
 from seqrec.errors import InputError
 from seqrec.models.base import Model
@@ -25,6 +25,7 @@ from seqrec.models.blocks import (
     reset_layers,
     split_heads,
 )
+from seqrec.models.features import FeatureOptions, ItemEmbedding
 from seqrec.models.grouping import Grouping, group, pairs_within
 
 _EPSILON = 1e-6
@@ -32,7 +33,7 @@ _HIDDEN = -1e30  # SiLU of it is 0, with a gradient of 0; of -inf it would be Na
 
 
 @dataclass(frozen=True)
-class HSTUConfig(Options):
+class HSTUConfig(FeatureOptions):
     """Sizes and regularisation of HSTU.
 
     Args:
@@ -68,6 +69,7 @@ class HSTUConfig(Options):
 
     def check(self) -> None:
         """Raise an InputError if ``num_heads`` does not divide ``embedding_dim``."""
+        super().check()
         if self.embedding_dim % self.num_heads:
             raise InputError(
                 f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
@@ -240,7 +242,7 @@ class HSTU(Model):
         self.USES_TIMES = bool(config.time_buckets)  # type: ignore[misc]
         assert config.dropout is not None
         dim = config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, dim)
+        self.item_embedding = ItemEmbedding(num_items, dim, config)
         self.position_embedding = nn.Embedding(self.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(HSTUBlock(config) for _ in range(config.num_blocks))
@@ -258,8 +260,7 @@ class HSTU(Model):
             block.reset()  # type: ignore[operator]
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.02)
-        with torch.no_grad():
-            self.item_embedding.weight[0] = 0
+        self.item_embedding.reset_rest(0.02)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -297,7 +298,7 @@ class HSTU(Model):
 
     def item_vectors(self) -> Tensor:
         """Output vectors ``[I + 1, D]`` of all items."""
-        return self.output_of(self.item_embedding.weight)
+        return self.output_of(self.item_embedding.all())
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Output vectors ``[..., D]`` of some items, ``int64[...]``."""

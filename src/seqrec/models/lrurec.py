@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Dropped, Length, Options, Range
+from seqrec.data.fields import Count, Dropped, Length, Range
 from seqrec.device import not_compiled
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
+from seqrec.models.features import FeatureOptions, ItemEmbedding
 
 #: Absolute values that the factors of the recurrence start between: the ring of the authors' code.
 RING = 0.8, 0.99
 
 
 @dataclass(frozen=True)
-class LRURecConfig(Options):
+class LRURecConfig(FeatureOptions):
     """Sizes and regularisation of LRURec.
 
     Args:
@@ -161,7 +162,7 @@ class LRURec(Model):
         self.num_items = num_items
         assert config.dropout is not None
         dim = config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, dim)
+        self.item_embedding = ItemEmbedding(num_items, dim, config)
         self.item_bias = nn.Embedding(num_items + 1, 1)
         self.dropout = Dropout(config.dropout)
         self.embedding_norm = nn.LayerNorm(dim)
@@ -184,8 +185,7 @@ class LRURec(Model):
                 module.reset()
         nn.init.trunc_normal_(self.item_embedding.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.item_bias.weight)
-        with torch.no_grad():
-            self.item_embedding.weight[0] = 0
+        self.item_embedding.reset_rest(0.02)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D + 1]`` of the tokens; the last column is 1."""
@@ -204,7 +204,7 @@ class LRURec(Model):
 
     def item_vectors(self) -> Tensor:
         """Output vectors ``[I + 1, D + 1]``; the last column is the bias."""
-        return torch.cat([self.item_embedding.weight, self.item_bias.weight], dim=1)
+        return torch.cat([self.item_embedding.all(), self.item_bias.weight], dim=1)
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Output vectors ``[..., D + 1]`` of some items."""

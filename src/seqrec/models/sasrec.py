@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from seqrec import kernels
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
+from seqrec.data.fields import Count, Dropped, Length, Range, Share, Weight
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, mean_squared_norm, reset_layers
+from seqrec.models.features import FeatureOptions, ItemEmbedding
 from seqrec.models.grouping import Grouping, group
 
 
 @dataclass(frozen=True)
-class SASRecConfig(Options):
+class SASRecConfig(FeatureOptions):
     """Sizes and regularisation of SASRec.
 
     Args:
@@ -53,6 +54,7 @@ class SASRecConfig(Options):
 
     def check(self) -> None:
         """Raise an InputError if ``num_heads`` does not divide ``attention_dim``."""
+        super().check()
         width = self.attention_dim or self.embedding_dim
         if width % self.num_heads:
             raise InputError(f"attention_dim {width} is not a multiple of num_heads {self.num_heads}; give one that is")
@@ -198,7 +200,7 @@ class SASRec(Model):
         assert config.dropout is not None
         dim = config.embedding_dim
         # No padding_idx: packed batches have no padding, and torch would search every gradient for it.
-        self.item_embedding = nn.Embedding(num_items + 1, dim)
+        self.item_embedding = ItemEmbedding(num_items, dim, config)
         self.position_embedding = nn.Embedding(self.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.num_blocks))
@@ -215,8 +217,7 @@ class SASRec(Model):
         reset_layers(self)
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
-        with torch.no_grad():
-            self.item_embedding.weight[0] = 0
+        self.item_embedding.reset_rest(0.01)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -236,7 +237,7 @@ class SASRec(Model):
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""
-        return self.item_embedding.weight
+        return self.item_embedding.all()
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Embeddings ``[..., D]`` of some items, ``int64[...]``."""

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
 from seqrec.data.draws import Draws, Unit
-from seqrec.data.fields import Count, Dropped, Length, Options, Range, Share, Weight
+from seqrec.data.fields import Count, Dropped, Length, Range, Share, Weight
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, UserEmbedding, add_positions, mean_squared_norm, reset_layers
+from seqrec.models.features import FeatureOptions, ItemEmbedding
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig, attention_through_blocks, through_blocks
 
 
 @dataclass(frozen=True)
-class SSEPTConfig(Options):
+class SSEPTConfig(FeatureOptions):
     """Sizes and regularisation of SSE-PT; hidden states are ``embedding_dim + user_dim`` wide.
 
     Args:
@@ -63,6 +64,7 @@ class SSEPTConfig(Options):
 
     def check(self) -> None:
         """Raise an InputError if ``num_heads`` does not divide ``attention_dim``."""
+        super().check()
         self.blocks()
 
     def resolved(self) -> "SSEPTConfig":
@@ -135,7 +137,7 @@ class SSEPT(Model):
         self.random_start = config.random_start
         assert config.dropout is not None
         blocks = config.blocks()
-        self.item_embedding = nn.Embedding(num_items + 1, config.embedding_dim)
+        self.item_embedding = ItemEmbedding(num_items, config.embedding_dim, config)
         self.user_embedding = UserEmbedding(num_users, config.user_dim)
         self.position_embedding = nn.Embedding(self.max_length, blocks.embedding_dim)
         self.dropout = Dropout(config.dropout)
@@ -148,8 +150,8 @@ class SSEPT(Model):
         reset_layers(self)
         for table in (self.item_embedding, self.user_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
+        self.item_embedding.reset_rest(0.01)
         with torch.no_grad():
-            self.item_embedding.weight[0] = 0
             self.user_embedding.weight[self.num_users] = 0
 
     def encode(self, batch: Batch) -> Tensor:
@@ -185,7 +187,7 @@ class SSEPT(Model):
 
     def item_vectors(self) -> Tensor:
         """Item embeddings ``[I + 1, embedding_dim + 1]``; the last column is 1."""
-        return F.pad(self.item_embedding.weight, (0, 1), value=1.0)
+        return F.pad(self.item_embedding.all(), (0, 1), value=1.0)
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Output vectors ``[..., embedding_dim + 1]`` of some items."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.data.batches import Batch
-from seqrec.data.fields import Count, Dropped, Length, Options, Range, Weight
+from seqrec.data.fields import Count, Dropped, Length, Range, Weight
 from seqrec.errors import InputError
 from seqrec.models.attention import weights_of_queries
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, mean_squared_norm, reset_layers, split_heads
+from seqrec.models.features import FeatureOptions, ItemEmbedding
 from seqrec.models.grouping import Grouping, group, pairs_within
 
 # Longer than any interval in seconds, and small enough that millions of multiples of it fit into 64 bits.
@@ -20,7 +21,7 @@ _NO_INTERVAL = 2**42
 
 
 @dataclass(frozen=True)
-class TiSASRecConfig(Options):
+class TiSASRecConfig(FeatureOptions):
     """Sizes and regularisation of TiSASRec.
 
     Args:
@@ -48,6 +49,7 @@ class TiSASRecConfig(Options):
 
     def check(self) -> None:
         """Raise an InputError if ``num_heads`` does not divide ``embedding_dim``."""
+        super().check()
         if self.embedding_dim % self.num_heads:
             raise InputError(
                 f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}; give one that is"
@@ -216,7 +218,7 @@ class TiSASRec(Model):
         self.config = config = config.resolved()
         self.num_items = num_items
         dim = config.embedding_dim
-        self.item_embedding = nn.Embedding(num_items + 1, dim)
+        self.item_embedding = ItemEmbedding(num_items, dim, config)
         # Vectors for keys and values side by side. All intervals are used at every step, so they need no look-up table.
         self.position_embedding = nn.Embedding(self.max_length, 2 * dim)
         self.interval_vectors = nn.Parameter(torch.empty(config.time_span + 1, 2 * dim))
@@ -230,8 +232,7 @@ class TiSASRec(Model):
         reset_layers(self)
         for table in (self.item_embedding.weight, self.position_embedding.weight, self.interval_vectors):
             nn.init.normal_(table, std=0.01)
-        with torch.no_grad():
-            self.item_embedding.weight[0] = 0
+        self.item_embedding.reset_rest(0.01)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -273,7 +274,7 @@ class TiSASRec(Model):
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""
-        return self.item_embedding.weight
+        return self.item_embedding.all()
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Embeddings ``[..., D]`` of some items."""

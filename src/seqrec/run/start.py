@@ -24,12 +24,12 @@ _MOST = 10**5  # weight tensors of a model
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Weights to start from. Tables with a row per item, user or category hold only the rows that are taken over.
+    """Weights to start from. Of tables with a row per item, user, category or feature, only rows that are taken over.
 
     Args:
         weights: weight by name.
-        rows: for ``items``, ``users`` and ``categories``, where the rows of such tables belong in the tables of the
-            model that starts: ``int64[K]``, ascending.
+        rows: for ``items``, ``users``, ``categories`` and ``features``, where the rows of such tables belong in the
+            tables of the model that starts: ``int64[K]``, ascending.
         kinds: which of these the rows of a weight are, by name; see :func:`row_kinds`.
     """
 
@@ -39,9 +39,9 @@ class Start:
 
 
 def row_kinds(config: RunConfig) -> dict[str, str]:
-    """What the weights with a row per item, user or category have rows of, by name: ``items``, ``users``, ...
+    """What the weights with a row per item, user, category or feature have rows of, by name: ``items``, ...
 
-    The shapes of models with one item, user or category more tell, so that no model has to declare it.
+    The shapes of models with one more of these tell, so that no model has to declare it.
     """
 
     def shapes(**changes: Any) -> dict[str, tuple[int, ...]]:
@@ -55,6 +55,8 @@ def row_kinds(config: RunConfig) -> dict[str, str]:
     }
     if most := config.model_config.get("num_categories"):
         larger["categories"] = shapes(model_config=config.model_config | {"num_categories": most + 1})
+    if most := config.model_config.get("num_codes"):
+        larger["features"] = shapes(model_config=config.model_config | {"num_codes": most + 1})
     return {name: kind for kind, found in larger.items() for name, shape in found.items() if shape != plain[name]}
 
 

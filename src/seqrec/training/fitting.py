@@ -242,7 +242,7 @@ def _trained(
         found.epochs, found.summary = counted(model, split.train)
     run = Run.resume(place, config, training.resumable) if place is not None and resume else None
     if run is not None:
-        check_items(run, dataset, "category" in model.READS)
+        check_items(run, dataset, "category" in model.READS or bool(config.model_config.get("features")))
     if place is not None and run is None:
         more = {"weights": model.state_dict(), "epochs": found.epochs} if model.COUNTED else {}
         run = Run.begin(place, config, dataset, start=plan.start, **more)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from seqrec.data.batches import Epoch
 from seqrec.data.dataset import Dataset
+from seqrec.data.features import vocabulary_of
 from seqrec.data.items import ItemTable
 from seqrec.data.prepare import PrepareConfig, filters_of
 from seqrec.data.split import Histories, Split, SplitConfig
@@ -16,6 +17,7 @@ from seqrec.device import own_random_state, pick_device
 from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
+from seqrec.models.features import give_features
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
@@ -87,12 +89,13 @@ def planned(
         InputError: an option does not fit the data or this machine.
     """
     filters = filters_of(dataset, filters)
-    training = _with_divided_items(name, training)
+    training = _with_divided_items(name, sizes, training)
     split = split_config.apply(dataset)
     split.check()
     is_counted = MODELS[name].COUNTED
     if "category" in MODELS[name].READS:
         sizes = settle_categories(name, sizes, dataset.item_table)
+    sizes, learned = settle_features(name, sizes, dataset.item_table)
     if isinstance(sizes, TransitionsConfig):
         sizes = choose_constants(sizes, split, settle_split(split, split_config).keep_seen or False, training.seed)
     recipe = Recipe(sizes.resolved(), training)
@@ -101,6 +104,7 @@ def planned(
         facts = facts_of(split.train, None if budget is None else budget.minutes)
         recipe = again(begun, name, sizes, training) or choose(name, sizes, training, facts)
         recipe = resolved_recipe(recipe, name, split)
+        recipe = replace(recipe, reasons=recipe.reasons | learned)
     config = RunConfig(
         model=name,
         model_config=asdict(recipe.sizes),
@@ -132,13 +136,13 @@ def _with_model(config: RunConfig, dataset: Dataset, split: Split, recipe: Recip
     return Plan(config, split, model, recipe, start)
 
 
-def _with_divided_items(name: str, training: TrainConfig) -> TrainConfig:
+def _with_divided_items(name: str, sizes: Any, training: TrainConfig) -> TrainConfig:
     """The options as dividing the item table needs them, if it is asked for."""
     if not training.shard_items:
         return training
     from seqrec.training.sharded import checked_options  # imports much of torch that others do not need
 
-    return checked_options(name, training)
+    return checked_options(name, sizes, training)
 
 
 def resolved_recipe(recipe: Recipe, name: str, split: Split) -> Recipe:
@@ -190,6 +194,7 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
     if most and dataset.item_table is not None:
         codes, _ = dataset.item_table.first_categories(most)
         model.set_categories(torch.from_numpy(codes))
+    give_features(model, dataset.item_table)
     return model
 
 
@@ -219,6 +224,28 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> Any:
             "(--items FILE), or set num_categories to 0"
         )
     return replace(sizes, num_categories=0)
+
+
+def settle_features(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any, dict[str, str]]:
+    """The config with ``features`` resolved to names of columns, and what is learned of them, in words.
+
+    Raises:
+        InputError: the config asks for features, but there is no item table, or nothing to learn of the columns.
+    """
+    asked = getattr(sizes, "features", None)
+    if not asked:
+        known = hasattr(sizes, "features") and table is not None and len(table.frame.columns) > 1
+        return sizes, {"features": "the item table is not learned; --features all would"} if known else {}
+    if table is None:
+        raise InputError(
+            f"features is {asked!r}, but there is no item table; give items (--items FILE), or leave it out"
+        )
+    vocabulary, left_out = vocabulary_of(table, asked)
+    columns = [one.name for one in (*vocabulary.coded, *vocabulary.scaled)]
+    found = {"features": ",".join(columns), "num_codes": vocabulary.num_codes, "num_values": vocabulary.num_values}
+    not_learned = [f"{column} ({reason})" for column, reason in left_out.items()]
+    said = ", ".join(vocabulary.lines()) + (f"; not {', '.join(not_learned)}" if not_learned else "")
+    return replace(sizes, **found), {"features": f"{name} learns {said}"}
 
 
 def check_items(run: Run, dataset: Dataset, reads: bool) -> None:

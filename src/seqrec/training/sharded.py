@@ -105,7 +105,7 @@ class _Exchange(torch.autograd.Function):
         return found, None, None
 
 
-def checked_options(name: str, training: TrainConfig) -> TrainConfig:
+def checked_options(name: str, sizes: Any, training: TrainConfig) -> TrainConfig:
     """The options of a training that divides the item table, after checking that it can.
 
     Raises:
@@ -118,6 +118,8 @@ def checked_options(name: str, training: TrainConfig) -> TrainConfig:
     for option, value in refused.items():
         if getattr(training, option) == value:
             raise InputError(f"{option} {value} needs the whole item table, but shard_items divides it; leave one out")
+    if getattr(sizes, "features", None):
+        raise InputError("features need the whole item table, but shard_items divides it; leave one out")
     if training.clip_norm is not None or (training.ensemble or 1) > 1:
         raise InputError("shard_items trains one model, without clip_norm; leave out --clip-norm and --ensemble")
     if training.average_decay:

@@ -1,7 +1,7 @@
 """Warm start: training starts from the weights of an earlier run, usually of an older log of the same catalogue.
 
-Options that are not given are those of the earlier run, so that its weights fit. Rows of items, users and categories
-are found by their ids; those that the earlier run did not know get the usual start, or for items that of their
+Options that are not given are those of the earlier run, so that its weights fit. Rows of items, users, categories and
+features are found by their ids; those that the earlier run did not know get the usual start, or for items that of their
 neighbours.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from seqrec.data.dataset import Dataset
+from seqrec.data.features import vocabulary_of
 from seqrec.data.fields import by_kind, check_fields
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import Histories, Split, SplitConfig, Targets
@@ -41,7 +42,7 @@ OF_LOSSES = frozenset({"negatives", "popularity", "calibration", "bpr_penalty", 
 #: Options of models that only training reads. They may be given; all others must be those of the earlier run.
 ONLY_TRAINING = frozenset({
     "dropout", "embedding_dropout", "hidden_dropout", "attention_dropout", "l2", "random_start", "sse_user", "sse_item",
-    "sse_target", "mask_probability", "last_probability", "num_targets", "num_categories",
+    "sse_target", "mask_probability", "last_probability", "num_targets", "num_categories", "id_dropout",
 })  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def lines_of(config: RunConfig) -> list[str]:
     sizes = ", ".join(f"{name} {value}" for name, value in config.model_config.items() if value not in (None, 0, 0.0))
     kinds = [
         f"{kind}: {facts[kind]['kept']:,} kept, {facts[kind]['new']:,} new, {facts[kind]['gone']:,} gone"
-        for kind in ("items", "users", "categories")
+        for kind in ("items", "users", "categories", "features")
         if kind in facts
     ]
     patience = config.training["patience"]
@@ -274,20 +275,24 @@ def _matched(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, int]]:
     """The places of common ids in the tables of the new and of the earlier run, and how many are kept, new and gone.
 
-    Tables of items and categories begin with a row for none, and that of users ends with one.
+    Tables of items and categories begin with a row for none, that of users ends with one, and that of features has
+    none.
     """
     if kind == "users":
         there, size = earlier.user_indices(dataset.user_ids), earlier.num_users
     elif kind == "items":
         there, size = earlier.item_indices(dataset.item_ids) - 1, earlier.num_items
     else:
-        old, new = (_categories(*pair) for pair in ((earlier, before), (dataset, now)))
+        names_of = _categories if kind == "categories" else _feature_names
+        old, new = (names_of(*pair) for pair in ((earlier, before), (dataset, now)))
         places = {name: place for place, name in enumerate(old)}
         there, size = np.array([places.get(name, -1) for name in new], dtype=np.int64), len(old)
     found = np.flatnonzero(there >= 0)
     facts = {"kept": len(found), "new": len(there) - len(found), "gone": size - len(np.unique(there[found]))}
     if kind == "users":
         rows = np.append(found, len(there)), np.append(there[found], size)
+    elif kind == "features":
+        rows = found, there[found]
     else:
         rows = np.append(0, found + 1), np.append(0, there[found] + 1)
     return (torch.from_numpy(rows[0]), torch.from_numpy(rows[1])), facts
@@ -298,6 +303,13 @@ def _categories(dataset: Dataset, config: RunConfig) -> list[str]:
     if dataset.item_table is None:
         return []
     return dataset.item_table.first_categories(config.model_config["num_categories"])[1]
+
+
+def _feature_names(dataset: Dataset, config: RunConfig) -> list[str]:
+    """The names of the features that a model learns, in the order of their rows."""
+    if dataset.item_table is None:
+        return []
+    return vocabulary_of(dataset.item_table, config.model_config["features"])[0].names
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,223 @@
+"""Features of items: what an item table says of them, in the form that models learn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from seqrec.data.id_table import IdTable
+from seqrec.data.items import ItemTable
+from seqrec.errors import InputError
+
+ALL = "all"
+BINS = 20  # quantiles that the values of a number are divided by
+LEAST, MOST = 2, 100_000  # items that share a value, and values of a column, for it to be learned
+_TELLING = 0.5  # largest share of distinct values in a column of texts that are values, not free text
+
+
+class Features(NamedTuple):
+    """The features of all items, in the order of their indices; row 0 is padding and has none.
+
+    The codes of item ``i``, from 0, are ``codes int64[M]`` from ``offsets[i]`` to ``offsets[i + 1]``; ``offsets`` is
+    ``int64[I + 2]``. Its numbers are ``values float32[I + 1, V]``.
+    """
+
+    offsets: np.ndarray
+    codes: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """A column whose values have a code each: categories, texts that recur, or bins of numbers.
+
+    Args:
+        name: name of the column.
+        values: sorted values that are learned; None for numbers.
+        edges: ascending inner bounds of the bins of a number, ``float64[B - 1]``; None for other columns.
+    """
+
+    name: str
+    values: IdTable | None = None
+    edges: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        if self.edges is not None:
+            return len(self.edges) + 1
+        assert self.values is not None
+        return len(self.values)
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each code, to recognise it in another table."""
+        values = range(len(self)) if self.values is None else self.values.series
+        return [f"{self.name}\t{value}" for value in values]
+
+    def encode(self, column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and codes of the values that are learned, each pair once, ordered by row: ``int64[M]`` each."""
+        rows, values = _entries(column)
+        if self.edges is not None:
+            codes = np.searchsorted(self.edges, values.to_numpy(), side="right").astype(np.int64)
+        else:
+            assert self.values is not None
+            codes = self.values.find(values)
+        pairs = np.unique(rows[codes >= 0] * len(self) + codes[codes >= 0])
+        return pairs // max(len(self), 1), pairs % max(len(self), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A column of vectors, which are shifted and scaled: each is ``(x - mean) * scale``, or 0 if it is unknown.
+
+    Args:
+        name: name of the column.
+        mean: ``float32[V]``.
+        scale: factor by which the numbers get a variance of 1 in the mean.
+    """
+
+    name: str
+    mean: np.ndarray
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def encode(self, column: pl.Series) -> np.ndarray:
+        """The vectors, ``float32[N, V]``."""
+        return np.nan_to_num((column.to_numpy() - self.mean) * np.float32(self.scale), nan=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What models learn of the columns of an item table; the same for all tables with these columns."""
+
+    coded: Sequence[Coded]
+    scaled: Sequence[Scaled]
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes C, over all columns."""
+        return sum(map(len, self.coded))
+
+    @property
+    def num_values(self) -> int:
+        """Number of numbers V in the vectors of an item, over all columns."""
+        return sum(map(len, self.scaled))
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each code, to recognise it in another table."""
+        return [name for column in self.coded for name in column.names]
+
+    def lines(self) -> list[str]:
+        """What is learned of each column, in words."""
+        coded = [f"{one.name} ({len(one):,} {'bins' if one.values is None else 'values'})" for one in self.coded]
+        return coded + [f"{one.name} (vectors of {len(one):,})" for one in self.scaled]
+
+    def encode(self, table: ItemTable) -> Features:
+        """The features of the items of a table, which has the same columns."""
+        rows, codes, first = [], [], 0
+        for column in self.coded:
+            found = column.encode(_column(table, column.name))
+            rows.append(found[0])
+            codes.append(found[1] + first)
+            first += len(column)
+        flat, joined = np.concatenate([np.zeros(0, np.int64), *rows]), np.concatenate([np.zeros(0, np.int64), *codes])
+        order = np.argsort(flat, kind="stable")
+        counts = np.bincount(flat + 1, minlength=len(table) + 1)
+        values = np.zeros((len(table) + 1, self.num_values), dtype=np.float32)
+        at = 0
+        for one in self.scaled:
+            values[1:, at : at + len(one)] = one.encode(_column(table, one.name))
+            at += len(one)
+        return Features(np.append(0, np.cumsum(counts)).astype(np.int64), joined[order], values)
+
+
+def vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, str]]:
+    """What a model learns of an item table.
+
+    Args:
+        table: item table.
+        asked: names of columns, separated by commas; or ``all`` for those that there is something to learn of.
+
+    Returns:
+        The vocabulary, and for each column that ``all`` leaves out the reason.
+
+    Raises:
+        InputError: there is no such column, or nothing to learn of it.
+    """
+    there = [name for name in table.frame.columns if name != "item_id"]
+    names = there if asked == ALL else [name.strip() for name in asked.split(",")]
+    columns: list[Coded | Scaled] = []
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        if name not in there:
+            raise InputError(
+                f"features name {name!r}, but the item table has {', '.join(there) or 'no columns'}; give some of these"
+            )
+        found = _learned(table, name)
+        if isinstance(found, str):
+            left_out[name] = found
+        else:
+            columns.append(found)
+    if left_out and asked != ALL:
+        name, reason = next(iter(left_out.items()))
+        raise InputError(f"features name {name!r}, but {reason}; leave it out")
+    if not columns:
+        raise InputError(f"there is nothing to learn of the item table: {_listed(left_out)}; leave out features")
+    coded = [one for one in columns if isinstance(one, Coded)]
+    return Vocabulary(coded, [one for one in columns if isinstance(one, Scaled)]), left_out
+
+
+def _listed(left_out: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has only ids"
+
+
+def _column(table: ItemTable, name: str) -> pl.Series:
+    if name not in table.frame.columns:
+        raise InputError(f"the items have no {name!r}, which the model reads; give items with the columns of training")
+    return table.frame[name]
+
+
+def _entries(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """Rows, ``int64[M]``, and known values of a column of lists, texts or numbers."""
+    if isinstance(column.dtype, pl.List):
+        lengths = column.list.len().fill_null(0).to_numpy()
+        values = column.filter(pl.Series(lengths > 0)).explode()
+        rows = np.repeat(np.arange(1, len(column) + 1), lengths) - 1
+    else:
+        rows, values = np.arange(len(column)), column
+    known = values.is_not_null().to_numpy()
+    return rows[known], values.filter(pl.Series(known))
+
+
+def _learned(table: ItemTable, name: str) -> Coded | Scaled | str:
+    """What is learned of a column, or the reason why nothing is."""
+    column = table.frame[name]
+    if isinstance(column.dtype, pl.Array):
+        return _scaled(name, column.to_numpy())
+    rows, values = _entries(column)
+    if len(values) == 0:
+        return "it is empty"
+    if column.dtype == pl.Float64:
+        numbers = values.to_numpy()
+        edges = np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS))
+        edges = edges[edges > numbers.min()]
+        return Coded(name, edges=edges) if len(edges) else "all its numbers are equal"
+    found = pl.DataFrame({"row": rows, "value": values}).unique()["value"].value_counts()
+    if column.dtype == pl.String and len(found) > _TELLING * len(values):
+        return "its texts differ between most items (give vectors of them)"
+    kept = found.filter((pl.col("count") >= LEAST) & (pl.col("count") < len(column)))
+    kept = kept.sort("count", "value", descending=[True, False])["value"].head(MOST)
+    return Coded(name, IdTable(kept.sort())) if len(kept) else "no value is shared by some items and not by others"
+
+
+def _scaled(name: str, vectors: np.ndarray) -> Scaled | str:
+    known = vectors[~np.isnan(vectors).any(axis=1)]
+    if len(known) == 0:
+        return "it is empty"
+    mean = known.mean(axis=0, dtype=np.float64)
+    spread = float(np.sqrt(known.var(axis=0, dtype=np.float64).mean()))
+    return Scaled(name, mean.astype(np.float32), 1 / spread) if spread > 0 else "all its vectors are equal"

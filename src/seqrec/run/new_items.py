@@ -1,0 +1,138 @@
+"""Items that training never saw, which a model with features can rank by what is known of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from seqrec.data.dataset import Dataset
+from seqrec.data.features import vocabulary_of
+from seqrec.data.formats.item_columns import ItemSummary
+from seqrec.data.formats.items import read_items_with_summary
+from seqrec.data.formats.summary import some_of
+from seqrec.data.id_table import IdTable
+from seqrec.data.ids import integers_of, texts_of
+from seqrec.data.items import ItemTable
+from seqrec.errors import InputError
+from seqrec.models.base import Model
+from seqrec.models.transitions import Addition, Transitions
+from seqrec.run.config import RunConfig
+from seqrec.run.start import row_kinds
+
+
+def with_new_items(config: RunConfig, dataset: Dataset, model: Model, items: Any) -> tuple[RunConfig, Dataset, Model]:
+    """A configuration, dataset and model with more items, after those that were there.
+
+    A new item has no vector of its own, only that of its features, and no transition counts.
+
+    Args:
+        config: configuration of the run.
+        dataset: its dataset, with the item table.
+        model: its model, in evaluation mode.
+        items: descriptions of the new items, in any form that :func:`read_items_with_summary` takes.
+
+    Raises:
+        InputError: the model reads no features, a column that it reads is missing, or no item is new.
+    """
+    asked, table = config.model_config.get("features"), dataset.item_table
+    if not asked or table is None:
+        raise InputError(
+            f"{config.label} learned no features of items, so it can't rank items that training never saw; train with "
+            "features (--items FILE --features all), or on a log with these items"
+        )
+    dataset.check()
+    vocabulary, _ = vocabulary_of(table, asked)
+    frame, summary = read_items_with_summary(items)
+    fresh = _fresh(dataset, frame, summary)
+    missing = [name for name in asked.split(",") if name not in fresh.columns]
+    if missing:
+        raise InputError(f"{summary.name}: has no {missing[0]}, which the model reads; give the columns {asked}")
+    joined = pl.concat([table.frame, _like(table.frame, fresh, summary)])
+    larger = replace(config, num_items=len(joined))
+    grown = larger.build()
+    grown.load_state_dict(_grown(model.state_dict(), grown.state_dict(), row_kinds(config)))
+    described = ItemTable(joined)
+    grown.set_features(vocabulary.encode(described))
+    grown.addition = _added(model.addition, len(joined))
+    catalogue = IdTable(joined["item_id"].rename(dataset.catalogue.name))
+    return larger, replace(dataset, catalogue=catalogue, item_table=described), grown.eval()
+
+
+def _fresh(dataset: Dataset, frame: pl.DataFrame, summary: ItemSummary) -> pl.DataFrame:
+    """The descriptions of items that the catalogue does not have, each once, with ids of its type."""
+    known = dataset.catalogue.find(frame["item_id"]) >= 0
+    new = frame.filter(pl.Series(~known)).unique("item_id", keep="first", maintain_order=True)
+    if new.is_empty():
+        raise InputError(f"{summary.name}: the log has all of its {len(frame):,} items; give items that are new")
+    ids, kind = new["item_id"], dataset.catalogue.dtype
+    if kind == pl.String:
+        ids = pl.Series("item_id", texts_of(ids), dtype=pl.String)
+    else:
+        numbers, whole = integers_of(ids)
+        if not whole.all():
+            raise InputError(
+                f"{summary.name}: has ids like {ids[int(np.argmin(whole))]!r}, but those of the log are whole numbers "
+                f"like {dataset.item_ids[0]}; give ids of the same kind"
+            )
+        ids = pl.Series("item_id", numbers)
+    ignored = [f"{int(known.sum()):,} are in the log, whose descriptions stay"] if known.any() else []
+    if twice := len(frame) - int(known.sum()) - len(new):
+        ignored.append(f"{twice:,} describe an item again")
+    if ignored:
+        summary.warn(f"ignored rows: {'; '.join(ignored)} ({len(new):,} items are new, such as {some_of(ids, 3)})")
+    return new.with_columns(ids.cast(kind))
+
+
+def _like(frame: pl.DataFrame, new: pl.DataFrame, summary: ItemSummary) -> pl.DataFrame:
+    """New rows with the columns of an item table; what is not known of them is unknown."""
+    columns = []
+    for name, kind in frame.schema.items():
+        if name not in new.columns:
+            empty: Any = np.full((len(new), kind.size), np.nan) if isinstance(kind, pl.Array) else [None] * len(new)
+            columns.append(pl.Series(name, empty, dtype=kind))
+            continue
+        values = new[name]
+        if name == "categories" and values.dtype == kind:
+            values = values.fill_null([])
+        elif values.dtype != kind and values.null_count() < len(values):
+            raise InputError(
+                f"{summary.name}: its {name} holds {_words(values.dtype)}, but that of the run's items "
+                f"{_words(kind)}; give the same"
+            )
+        columns.append(values.cast(kind))
+    return pl.DataFrame(columns)
+
+
+def _words(kind: pl.DataType) -> str:
+    if isinstance(kind, pl.Array):
+        return f"vectors of {kind.size}"
+    return {pl.Float64: "numbers", pl.String: "texts"}.get(type(kind), "lists of texts")
+
+
+def _grown(old: Mapping[str, Tensor], new: Mapping[str, Tensor], kinds: Mapping[str, str]) -> dict[str, Tensor]:
+    """Weights for more items; the rows of the new ones are 0."""
+    found = {}
+    for name, weight in old.items():
+        if kinds.get(name) == "items":
+            more = new[name].shape[0] - weight.shape[0]
+            weight = torch.cat([weight, weight.new_zeros(more, *weight.shape[1:])])
+        found[name] = weight
+    return found
+
+
+def _added(addition: Addition | None, num_items: int) -> Addition | None:
+    """The transition counts for more items, of which nothing was counted."""
+    if addition is None:
+        return None
+    old = addition.transitions
+    more = num_items - old.num_items
+    grown = Transitions(old.config, num_items)
+    for name in ("counts", "recent"):
+        setattr(grown, name, torch.cat([getattr(old, name), getattr(old, name).new_zeros(more)]))
+    grown.offsets = torch.cat([old.offsets, old.offsets[-1:].repeat(more)])
+    grown.columns, grown.values = old.columns, old.values
+    return Addition(grown.eval(), addition.weight)
