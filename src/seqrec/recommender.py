@@ -143,10 +143,9 @@ class Recommender:
         say_plan(plan, console)
         found = fitted(dataset, plan, place, resume=resume, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
-        self._trained_on, self._first = found.trained_on, found.first
+        self._trained_on, self._first, self.interrupted = found.trained_on, found.first, found.interrupted
         self.epochs, self.metrics, self.summary = found.epochs, found.metrics, found.summary
         self.evaluations, self.refit_evaluations = found.evaluations, found.refit_evaluations
-        self.interrupted = found.interrupted
 
     def recommend(
         self,

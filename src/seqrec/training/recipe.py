@@ -147,7 +147,10 @@ def again(configs: Sequence[RunConfig], model: str, sizes: Any, training: TrainC
 
 def lines(recipe: Recipe) -> list[str]:
     """What was chosen and why, for people."""
-    chosen = [f"  {name} {recipe.get(name)}: {reason}" for name, reason in recipe.reasons.items()]
+    values = {name: recipe.get(name) for name in recipe.reasons}
+    chosen = [
+        f"  {name} {'none' if value is None else value}: {recipe.reasons[name]}" for name, value in values.items()
+    ]
     return ["chosen from the log, as not given:", *chosen] if chosen else []
 
 
