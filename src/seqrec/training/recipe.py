@@ -147,10 +147,8 @@ def again(configs: Sequence[RunConfig], model: str, sizes: Any, training: TrainC
 
 def lines(recipe: Recipe) -> list[str]:
     """What was chosen and why, for people."""
-    values = {name: recipe.get(name) for name in recipe.reasons}
-    chosen = [
-        f"  {name} {'none' if value is None else value}: {recipe.reasons[name]}" for name, value in values.items()
-    ]
+    shown = {name: "none" if recipe.get(name) is None else recipe.get(name) for name in recipe.reasons}
+    chosen = [f"  {name} {shown[name]}: {reason}" for name, reason in recipe.reasons.items()]
     return ["chosen from the log, as not given:", *chosen] if chosen else []
 
 
