@@ -126,7 +126,7 @@ class ItemEncoder(nn.Module):
             values = self.values if items is None else self.values[items.reshape(-1)]
             parts.append(values @ self.value_vectors)
         found = sum(parts[1:], parts[0])
-        return found if items is None else found.view(*items.shape, -1)
+        return found if items is None else found.view(*items.shape, found.shape[1])
 
     def _codes_of(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """The codes of some items ``int64[N]``, and where those of each begin ``int64[N]``."""
