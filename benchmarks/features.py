@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from seqrec import Recommender, metrics, prepare, read_log
+from seqrec import Recommender, prepare, read_log
 from seqrec.data.dataset import Dataset
-from seqrec.ranking import statistics
+from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import ranks
 
 K = 10

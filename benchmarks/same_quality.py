@@ -23,18 +23,23 @@ from seqrec.ranking import statistics
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = "sasrec,ssept,gru4rec,caser,slirec,bert4rec,tisasrec,esasrec,lrurec"
 # Options whose defaults have changed since. Both versions get the same values.
-CHANGED = {"ssept": {"dropout": 0.3, "user_dim": 32, "sse_user": 0.9, "sse_item": 0.05, "sse_target": 0.0}}
+CHANGED = {
+    "sasrec": {"dropout": 0.5},
+    "ssept": {"dropout": 0.3, "user_dim": 32, "sse_user": 0.9, "sse_item": 0.05, "sse_target": 0.0},
+}
 
 CHILD = """
 import json, sys
 import numpy as np
-from seqrec import MODELS, Recommender, TrainConfig, metrics, prepare, read_log, split_last_two
+from seqrec import MODELS, Recommender, TrainConfig, prepare, read_log, split_last_two
+from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
 log, model, options, out = sys.argv[1:]
 dataset = prepare(read_log(log))
-given = {"loss": MODELS[model].LOSS, "max_length": 50, "windows": "last"} | json.loads(options)
-if hasattr(TrainConfig(), "ensemble"):  # later versions choose these, and this one too, from the log
-    given |= {"ensemble": 1}
+given = {"loss": MODELS[model].LOSS, "max_length": 50} | json.loads(options)
+# Later versions choose these from the log.
+chosen = {"windows": "last", "ensemble": 1, "item_init": "random", "transitions": "off"}
+given |= {name: value for name, value in chosen.items() if hasattr(TrainConfig(), name)}
 recommender = Recommender(model, split="last-two", **given).fit(dataset)
 np.save(out, metrics.ndcg(*ranks(recommender.model, split_last_two(dataset).test), 10))
 print(json.dumps([recommender.epochs[-1]["loss"], sum(row["seconds"] for row in recommender.epochs)]))

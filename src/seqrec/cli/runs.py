@@ -100,29 +100,20 @@ def recommend_command(
         allow: File of the only items to recommend: one id per line, or CSV, JSON lines or Parquet with a column
             item_id.
         deny: File of items never to recommend, as for --allow.
-        new_items: File that describes items which training never saw, for a model that learned features. They are
-            ranked beside the others.
+        new_items: File that describes items which training never saw; a model that learned features ranks them too.
         strict: Make an unknown user or item an error instead of a warning.
         out: File to write to. By default standard output. With --engine ray, a folder or URL for Parquet parts; the
             same command again computes only what is missing.
         overwrite: Replace other recommendations in the folder; only for --engine ray.
     """
-    if sum(given is not None for given in (users, users_file, history)) > 1:
-        raise InputError("give one of --users, --users-file and --history")
-    if users == [] or history == []:
-        raise InputError("no id given; write one or more after --users or --history")
-    if times is not None and history is None:
-        raise InputError("--times belong to the items of --history; give both")
+    _check_asked(users, users_file, history, times)
     options: dict[str, Any] = {"k": k, "keep_seen": keep_seen, "strict": strict, "progress": out is not None}
     if _is_for_cluster(run, cluster, history is not None, overwrite):
-        if new_items is not None:
-            raise InputError("--engine ray ranks the items of the run; leave out --new-items, or --engine")
-        _recommend_on_cluster(run, cluster, out, format, json, (users, users_file, allow, deny), overwrite, options)
+        files = users, users_file, allow, deny, new_items
+        _recommend_on_cluster(run, cluster, out, format, json, files, overwrite, options)
         return
     check_outputs(out, json, reads=[users_file, allow, deny, new_items], run=run)
-    recommender = _loaded(run)
-    if new_items is not None:
-        recommender.add_items(new_items)
+    recommender = _loaded(run, new_items)
     frames = recommender.recommend_batches(
         users=_asked(users, users_file, recommender.dataset),
         histories=None if history is None else [history],
@@ -134,23 +125,35 @@ def recommend_command(
         write_table(frames, format, None if out is None else Path(out), json, "recommendations")
 
 
+def _check_asked(users: Any, users_file: Any, history: Any, times: Any) -> None:
+    """Refuse flags that exclude each other."""
+    if sum(given is not None for given in (users, users_file, history)) > 1:
+        raise InputError("give one of --users, --users-file and --history")
+    if users == [] or history == []:
+        raise InputError("no id given; write one or more after --users or --history")
+    if times is not None and history is None:
+        raise InputError("--times belong to the items of --history; give both")
+
+
 def _recommend_on_cluster(
     run: str,
     cluster: ClusterConfig | None,
     out: str | None,
     format: str | None,
     json: str | None,
-    files: tuple[list[str] | None, Path | None, Path | None, Path | None],
+    files: tuple[list[str] | None, Path | None, Path | None, Path | None, Path | None],
     overwrite: bool,
     options: dict[str, Any],
 ) -> None:
-    """Recommend on a Ray cluster. ``files`` are users, and the files of users, allowed and denied items."""
+    """Recommend on a Ray cluster. ``files`` are users, and the files of users, allowed, denied and new items."""
+    users, users_file, allow, deny, new_items = files
+    if new_items is not None:
+        raise InputError("--engine ray ranks the items of the run; leave out --new-items, or --engine")
     if out is None or format not in (None, "parquet"):
         raise InputError("--engine ray writes Parquet parts; give --out FOLDER, or a URL, and no other --format")
     from seqrec.cluster.recommend import MANIFEST, recommend_on_cluster
     from seqrec.cluster.runs import open_run
 
-    users, users_file, allow, deny = files
     manifest = None if is_url(out) else Path(out, MANIFEST)
     check_outputs(manifest, json, reads=[users_file, allow, deny], run=None if is_url(run) else run)
     asked = _asked(users, users_file, open_run(run).dataset)
@@ -249,8 +252,9 @@ def report_command(
     write_json(json, {"page": str(out), "pictures": [str(file) for file in files[1:]]})
 
 
-def _loaded(run: str | Path) -> "Recommender":
-    """Open a run. This imports torch."""
+def _loaded(run: str | Path, new_items: Path | None = None) -> "Recommender":
+    """Open a run, and add new items if there are any. This imports torch."""
     from seqrec.recommender import Recommender
 
-    return Recommender.load(run)
+    recommender = Recommender.load(run)
+    return recommender if new_items is None else recommender.add_items(new_items)

@@ -97,6 +97,11 @@ class Vocabulary:
     scaled: Sequence[Scaled]
 
     @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return [one.name for one in self.coded] + [one.name for one in self.scaled]
+
+    @property
     def num_codes(self) -> int:
         """Number of codes C, over all columns."""
         return sum(map(len, self.coded))
@@ -203,15 +208,15 @@ def _learned(table: ItemTable, name: str) -> Coded | Scaled | str:
         return "it is empty"
     if column.dtype == pl.Float64:
         numbers = values.to_numpy()
-        edges = np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS))
+        edges = np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS, method="higher"))
         edges = edges[edges > numbers.min()]
         return Coded(name, edges=edges) if len(edges) else "all its numbers are equal"
     found = pl.DataFrame({"row": rows, "value": values}).unique()["value"].value_counts()
     if column.dtype == pl.String and len(found) > _TELLING * len(values):
         return "its texts differ between most items (give vectors of them)"
     kept = found.filter((pl.col("count") >= LEAST) & (pl.col("count") < len(column)))
-    kept = kept.sort("count", "value", descending=[True, False])["value"].head(MOST)
-    return Coded(name, IdTable(kept.sort())) if len(kept) else "no value is shared by some items and not by others"
+    frequent = kept.sort("count", "value", descending=[True, False])["value"].head(MOST)
+    return Coded(name, IdTable(frequent.sort())) if len(kept) else "no value is shared by some items and not by others"
 
 
 def _scaled(name: str, vectors: np.ndarray) -> Scaled | str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from seqrec.errors import InputError
 from seqrec.export.attention import bert4rec, esasrec, hstu, sasrec, ssept, tisasrec
@@ -113,7 +114,8 @@ def _scores(model: Model, padded: Padded) -> Value:
         states, rest = hidden.slice(1, 0, dim), hidden.slice(1, dim)
         if isinstance(model, SSEPT):
             return _product(states, graph.constant(model.item_embedding.weight)) + rest
-        table, elu = model.item_embedding, 0.0
+        table: nn.Embedding = model.item_embedding
+        elu = 0.0
         if isinstance(model, GRU4Rec):
             table, elu = model.output_embedding or table, model.config.elu
         logits = _product(states, graph.constant(table.weight), graph.constant(model.item_bias.weight[:, 0]))

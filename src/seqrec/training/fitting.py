@@ -32,6 +32,7 @@ from seqrec.training.refitting import refit
 from seqrec.training.step import epoch_of
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
+BY_ITEMS = "num_codes", "num_values"  # options that follow from the item table, which is compared itself
 LATE = 0.1  # of a time limit, by which a refit may be late
 
 
@@ -240,7 +241,7 @@ def _trained(
     # All checks, and the counting of a counted model, come before the first write.
     if model.COUNTED:
         found.epochs, found.summary = counted(model, split.train)
-    run = Run.resume(place, config, training.resumable) if place is not None and resume else None
+    run = Run.resume(place, config, (*training.resumable, *BY_ITEMS)) if place is not None and resume else None
     if run is not None:
         check_items(run, dataset, "category" in model.READS or bool(config.model_config.get("features")))
     if place is not None and run is None:

@@ -241,11 +241,12 @@ def settle_features(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any
             f"features is {asked!r}, but there is no item table; give items (--items FILE), or leave it out"
         )
     vocabulary, left_out = vocabulary_of(table, asked)
-    columns = [one.name for one in (*vocabulary.coded, *vocabulary.scaled)]
-    found = {"features": ",".join(columns), "num_codes": vocabulary.num_codes, "num_values": vocabulary.num_values}
+    sizes = replace(
+        sizes, features=",".join(vocabulary.columns), num_codes=vocabulary.num_codes, num_values=vocabulary.num_values
+    )
     not_learned = [f"{column} ({reason})" for column, reason in left_out.items()]
     said = ", ".join(vocabulary.lines()) + (f"; not {', '.join(not_learned)}" if not_learned else "")
-    return replace(sizes, **found), {"features": f"{name} learns {said}"}
+    return sizes, {"features": f"{name} learns {said}"}
 
 
 def check_items(run: Run, dataset: Dataset, reads: bool) -> None:
