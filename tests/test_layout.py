@@ -22,6 +22,7 @@ LEVELS: list[set[str]] = [
     {"models"},
     {"ranking", "run"},
     {"predictor", "training"},
+    {"answering"},
     {"recommender"},
     {"report", "export"},
     {"serve", "cluster", "tools"},
