@@ -209,7 +209,8 @@ def _begun(
     given |= {"categories": _categories(dataset) if "category" in MODELS[name].READS else None}
     facts = study.facts()
     if facts is None:
-        plan = plan_of(dataset, model, options, budget=budget)
+        of_trial = None if budget is None else Budget(TRIAL_SHARE * budget.minutes, clock=budget.clock)
+        plan = plan_of(dataset, model, options, budget=of_trial)  # the recipe for as long as a trial takes
         say_plan(plan, console)
         base = base_of(plan.recipe, name)
     else:
