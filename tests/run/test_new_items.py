@@ -261,6 +261,6 @@ def test_the_item_table_that_nobody_learns_is_said(tmp_path: Path, capsys):
     options = ["--epochs", "1", "--embedding-dim", "8", "--batch-size", "64", "--ensemble", "1", "--transitions", "off"]
     arguments = ["fit", str(tmp_path / "log.csv"), "--items", str(tmp_path / "items.parquet"), "--split", "last-two"]
     assert main([*arguments, "--model", "sasrec", *options, "--out", str(tmp_path / "run")]) == 0
-    assert "features none: the item table is not learned; --features all would" in " ".join(
+    assert "not learned: the items' categories, price, vector; --features all would" in " ".join(
         capsys.readouterr().out.split()
     )

@@ -26,6 +26,7 @@ _TRAINING: dict[str, Domain] = {
     "table_learning_rate": _RATE,
     "batch_size": (16, 32, 64, 128, 256),
     "average_decay": (0.0, 0.6, 0.8, 0.9),
+    "ensemble": (1,),  # besides as many models as the recipe chose, because more trials fit then
 }
 _SIZES: dict[str, Domain] = {"max_length": (20, 50, 100, 200), "embedding_dim": (32, 64, 128)}
 _DROPOUT: dict[str, Domain] = {"dropout": Span(0.0, 0.7)}
@@ -75,6 +76,8 @@ def searched(model: str, options: Mapping[str, Any], base: Mapping[str, Any]) ->
             continue
         if name == "max_length" and value is not None:
             domain = tuple(one for one in domain if value / 4 <= one <= 2 * value)
+        if name == "ensemble" and value in (None, 1):
+            continue
         if name == "loss" and value != "cross-entropy":
             domain = tuple(one for one in domain if one != "cross-entropy")
         found[name] = domain if value is None or value in domain else (*domain, value)

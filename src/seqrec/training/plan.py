@@ -160,7 +160,17 @@ def resolved_recipe(recipe: Recipe, name: str, split: Split) -> Recipe:
 def say_plan(plan: Plan, console: Console | None) -> None:
     """Say how a log was split and what was chosen from it. Without a console, only warn if its times are ignored."""
     say_split(plan.split, console)
-    say(lines(plan.recipe) + lines_of(plan.config), console)
+    say(lines(plan.recipe) + lines_of(plan.config) + _left_out(plan), console)
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """A remark about an item table that a model which takes features does not learn."""
+    table, sizes = plan.split.train.dataset.item_table, plan.recipe.sizes
+    if table is None or getattr(sizes, "features", "") is not None:
+        return []
+    known = ["categories"] if table.categories is not None else []
+    known += [name for name, kind in table.kinds.items() if kind != "text"]
+    return [f"not learned: the items' {', '.join(known)}; --features all would"] if known else []
 
 
 def opened(init_from: Any, place: Place | None, resume: bool) -> Earlier:
@@ -234,8 +244,7 @@ def settle_features(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any
     """
     asked = getattr(sizes, "features", None)
     if not asked:
-        known = hasattr(sizes, "features") and table is not None and len(table.frame.columns) > 1
-        return sizes, {"features": "the item table is not learned; --features all would"} if known else {}
+        return sizes, {}
     if table is None:
         raise InputError(
             f"features is {asked!r}, but there is no item table; give items (--items FILE), or leave it out"

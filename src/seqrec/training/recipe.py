@@ -147,8 +147,7 @@ def again(configs: Sequence[RunConfig], model: str, sizes: Any, training: TrainC
 
 def lines(recipe: Recipe) -> list[str]:
     """What was chosen and why, for people."""
-    shown = {name: "none" if recipe.get(name) is None else recipe.get(name) for name in recipe.reasons}
-    chosen = [f"  {name} {shown[name]}: {reason}" for name, reason in recipe.reasons.items()]
+    chosen = [f"  {name} {recipe.get(name)}: {reason}" for name, reason in recipe.reasons.items()]
     return ["chosen from the log, as not given:", *chosen] if chosen else []
 
 
