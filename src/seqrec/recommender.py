@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +33,7 @@ from seqrec.training.budget import Budget, budget_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.fitting import fitted
 from seqrec.training.plan import opened, planned, say_plan
+from seqrec.training.tracking import Tracking
 
 BLOCK = 2 * USERS_AT_ONCE  # users per frame
 
@@ -92,6 +92,7 @@ class Recommender:
         progress: bool = False,
         minutes: float | Budget | None = None,
         stop: Callable[[], bool] | None = None,
+        track: Literal["mlflow", "tensorboard"] | None = None,
         console: Console | None = None,
     ) -> "Recommender":
         """Prepare a log, split it and train; then test, and train again if ``refit`` says so.
@@ -114,6 +115,8 @@ class Recommender:
                 cannot be reproduced byte for byte.
             stop: function that is called after every training step and ends training by returning True; see
                 :func:`train`. A refit is not stopped.
+            track: what records options, epochs and tests: ``mlflow``, where MLflow's own settings say, or
+                ``tensorboard``, in ``$TENSORBOARD_LOGGING_DIR`` or the folder ``tensorboard`` beside ``out``.
             console: console that says, before training, how the log was split and what :meth:`Split.check` found. By
                 default nothing is said, except for a warning if the log has times that can't be used for the split.
 
@@ -128,9 +131,11 @@ class Recommender:
         del log  # frees the frame before training, unless the caller still holds it
         # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
+            ways: dict[str, Any] = {"progress": progress, "stop": stop, "budget": budget}
+            ways["tracking"] = None if track is None else Tracking(track, out, console)
             resume = place.settle(resume, overwrite) if place is not None else False
             known = None if init_from is None else opened(init_from, place, resume)
-            self._fit(given, items, known, place, resume, console, progress=progress, stop=stop, budget=budget)
+            self._fit(given, items, known, place, resume, console, **ways)
         return self
 
     def _fit(self, log: list[Any], items: Any, known: Any, place: Any, resume: bool, console: Any, **ways: Any) -> None:
@@ -143,10 +148,9 @@ class Recommender:
         say_plan(plan, console)
         found = fitted(dataset, plan, place, resume=resume, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
-        self._trained_on, self._first = found.trained_on, found.first
+        self._trained_on, self._first, self.interrupted = found.trained_on, found.first, found.interrupted
         self.epochs, self.metrics, self.evaluations = found.epochs, found.metrics, found.evaluations
-        self.refit_evaluations = found.refit_evaluations
-        self.interrupted, self.summary = found.interrupted, found.summary
+        self.refit_evaluations, self.summary = found.refit_evaluations, found.summary
 
     def recommend(
         self,
@@ -350,21 +354,17 @@ class Recommender:
     @classmethod
     def _load(cls, run: Run) -> "Recommender":
         config = run.config
-        options = {**config.model_config, **config.training, **asdict(config.prepare), **asdict(config.split)}
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         try:
             check_fields(TrainConfig, config.training)
-            recommender = cls(config.model, refit=config.refit, **options)
+            recommender = cls(config.model, refit=config.refit, **config.options)
         except (TypeError, ValueError) as error:
             raise InputError(f"{run.folder / CONFIG}: is damaged ({one_line(error)}); train again") from error
-        recommender._config = config
-        recommender._model = run.model()
+        recommender._config, recommender._model = config, run.model()
         assert run.trained_on is not None
-        recommender._trained_on, recommender._first = run.trained_on, run
+        recommender._trained_on, recommender._first, recommender._split = run.trained_on, run, run
         recommender._dataset = run.dataset
         if run.dataset.item_table is not None:
             run.dataset.item_table.read()
-        recommender._split = run
         run.check_scores(recommender._model)
         recommender.epochs, recommender.metrics = run.epochs().to_dicts(), run.metrics()
         return recommender

@@ -64,6 +64,12 @@ class RunConfig:
         """The model's name in tables."""
         return "mixed ensemble" if self.training.get("ensemble_kinds") == "mixed" else self.model
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the model, of training, of the filters and of the split, by name."""
+        found = self.model_config | self.training | asdict(self.prepare) | asdict(self.split)
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
     def build(self) -> Model:
         """A model of these sizes with fresh weights."""
 
