@@ -112,8 +112,9 @@ def of_tensorboard(folder: Path) -> Record:
         about = found.SummaryMetadata(tag).plugin_data
         if about.plugin_name == "text":
             for event in found.Tensors(tag):
-                lines = event.tensor_proto.string_val[0].decode().splitlines()
-                texts |= dict(line.strip("| ").replace(r"\|", "|").split(" | ", 1) for line in lines[2:])
+                text = event.tensor_proto.string_val[0].decode()
+                table = [line.strip("| ").replace(r"\|", "|").split(" | ", 1) for line in text.splitlines()[2:]]
+                texts |= dict(table) if text.startswith("|") else {tag: text}
         elif tag == metadata.SESSION_START_INFO_TAG:
             given = metadata.parse_session_start_info_plugin_data(about.content).hparams
             options = {name: getattr(value, value.WhichOneof("kind")) for name, value in given.items()}
@@ -263,8 +264,8 @@ def test_an_error_leaves_a_record(
         Recommender(**SMALL).fit(dataset, tmp_path / "run", stop=at_step(steps_of(dataset) + 1, fail), track=kind)  # type: ignore[arg-type]
     (record,) = records()
     assert (record.status, record.steps("train/loss")) == (status, [1])
-    assert record.texts["error"].startswith(type(error).__name__)
-    assert str(error) in record.texts["error"]
+    assert record.texts["summary"].startswith(type(error).__name__)
+    assert str(error) in record.texts["summary"]
 
 
 @BOTH

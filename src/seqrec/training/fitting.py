@@ -120,11 +120,11 @@ def _recorded(found: Fitted) -> Iterator[None]:
         yield
     except BaseException as error:
         status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        tracking.end(status, found.metrics, {"error": f"{type(error).__name__}: {one_line(error)}"})
+        tracking.end(status, found.metrics, f"{type(error).__name__}: {one_line(error)}")
         raise
     for row in found.epochs if found.model.COUNTED else ():
         tracking.epoch(row)
-    tracking.end("KILLED" if found.interrupted else "FINISHED", found.metrics, {"summary": found.summary})
+    tracking.end("KILLED" if found.interrupted else "FINISHED", found.metrics, found.summary)
 
 
 def _fit(

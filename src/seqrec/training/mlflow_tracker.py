@@ -140,8 +140,9 @@ class MLflowTracker:
                 for start in range(0, len(values), _BATCH):
                     self._client.log_batch(self._run, synchronous=True, **{kind: values[start : start + _BATCH]})
 
-    def end(self, status: str) -> None:
+    def end(self, status: str, step: int) -> None:
         """End the run."""
+        del step
         with _quiet():
             self._client.set_terminated(self._run, status)
 

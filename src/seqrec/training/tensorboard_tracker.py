@@ -117,11 +117,12 @@ class TensorBoardTracker:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(Summary(value=scalars), step, moment)
 
-    def end(self, status: str) -> None:
-        """Note a finished training. TensorBoard keeps the first such note, so one to be resumed gets none."""
+    def end(self, status: str, step: int) -> None:
+        """Write the status as text, and for the table of hparams if it is the last one: there the first one counts."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
+        self._write_text("status", status, step)
         if status == "FINISHED":
             over = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
             about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=over))

@@ -55,8 +55,8 @@ class Tracker(Protocol):
     def write_values(self, values: Mapping[str, float], step: int, moment: float) -> None:
         """Write the values of a step, measured at a moment in seconds since 1970."""
 
-    def end(self, status: Status) -> None:
-        """Note how the training ended."""
+    def end(self, status: Status, step: int) -> None:
+        """Note how the training ended, and after which epoch."""
 
 
 def check_tracker(kind: str) -> None:
@@ -155,13 +155,13 @@ class Tracking:
         """Record the row of an epoch of a refit."""
         self.epoch(row, "refit")
 
-    def end(self, status: Status, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+    def end(self, status: Status, metrics: Mapping[str, Any], summary: str) -> None:
         """Record the tests, and how the training ended. Nothing if it never began.
 
         Args:
             status: how it ended.
             metrics: content of ``metrics.json``, as far as it is known.
-            texts: what else there is to say.
+            summary: the same in a line, or the error.
         """
         if not self._begun:
             return
@@ -169,10 +169,10 @@ class Tracking:
         for title, test in tests.items():
             values = {f"{title}/{name}": value for name, value in test["metrics"].items()}
             self._record(values, metrics.get("best_epoch", self._last))
-        said = {title: protocol_of(test) for title, test in tests.items()}
+        said = {title: protocol_of(test) for title, test in tests.items()} | {"summary": summary}
         said |= {name: str(metrics[name]) for name in ("best_epoch", "trained_on") if name in metrics}
-        said |= texts | {"status": status}
-        self._left += [partial(self._tracker.write_texts, "end", said, self._last), partial(self._tracker.end, status)]
+        self._left.append(partial(self._tracker.write_texts, "end", said, self._last))
+        self._left.append(partial(self._tracker.end, status, self._last))
         self._write()
 
     def _record(self, values: Mapping[str, float], step: int) -> None:
@@ -194,7 +194,7 @@ class Tracking:
                 if not self._failed:
                     warn(
                         f"{self._tracker.title} can't be written ({one_line(error)}); training goes on, and what is "
-                        "missing is added at its end or by --resume if that works then",
+                        "missing is added at its end, or by --resume, if that works then",
                         TrainingWarning,
                     )
                 self._failed = True
