@@ -26,6 +26,7 @@ from seqrec.training.budget import Budget, budget_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.fitting import fitted
 from seqrec.training.plan import opened, planned, say_plan
+from seqrec.training.tracking import Tracking
 
 
 class Recommender(Answering):
@@ -82,6 +83,7 @@ class Recommender(Answering):
         progress: bool = False,
         minutes: float | Budget | None = None,
         stop: Callable[[], bool] | None = None,
+        track: Literal["mlflow", "tensorboard"] | None = None,
         console: Console | None = None,
     ) -> "Recommender":
         """Prepare a log, split it and train; then test, and train again if ``refit`` says so.
@@ -104,6 +106,8 @@ class Recommender(Answering):
                 cannot be reproduced byte for byte.
             stop: function that is called after every training step and ends training by returning True; see
                 :func:`train`. A refit is not stopped.
+            track: what records options, epochs and tests: ``mlflow``, where MLflow's own settings say, or
+                ``tensorboard``, in ``$TENSORBOARD_LOGGING_DIR`` or the folder ``tensorboard`` beside ``out``.
             console: console that says, before training, how the log was split and what :meth:`Split.check` found. By
                 default nothing is said, except for a warning if the log has times that can't be used for the split.
 
@@ -118,9 +122,11 @@ class Recommender(Answering):
         del log  # frees the frame before training, unless the caller still holds it
         # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
+            ways: dict[str, Any] = {"progress": progress, "stop": stop, "budget": budget}
+            ways["tracking"] = None if track is None else Tracking(track, out, console)
             resume = place.settle(resume, overwrite) if place is not None else False
             known = None if init_from is None else opened(init_from, place, resume)
-            self._fit(given, items, known, place, resume, console, progress=progress, stop=stop, budget=budget)
+            self._fit(given, items, known, place, resume, console, **ways)
         return self
 
     def _fit(self, log: list[Any], items: Any, known: Any, place: Any, resume: bool, console: Any, **ways: Any) -> None:

@@ -69,6 +69,19 @@ def test_several_processes_have_the_losses_of_one(processes, log, alone, tmp_pat
     check_equal(epochs_of(tmp_path / "run"), alone)
 
 
+def test_several_processes_leave_one_record(log, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    process = started(2, log, tmp_path / "run", "--track", "tensorboard")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["run"]
+    found = EventAccumulator(str(tmp_path / "tensorboard" / "run"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.value for event in found.Scalars("train/loss")] == pytest.approx(epochs_of(tmp_path / "run")["loss"])
+
+
 def test_several_processes_start_from_an_earlier_run(log, tmp_path):
     start = "--init-from", str(tmp_path / "old")
     for name, processes, more in (("old", 1, ()), ("new1", 1, start), ("new2", 2, start)):

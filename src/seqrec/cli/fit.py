@@ -18,7 +18,7 @@ from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, 
 from seqrec.cluster.config import ClusterConfig
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import TRAINED, SplitConfig
-from seqrec.errors import TrainingWarning, warn
+from seqrec.errors import InputError, TrainingWarning, warn
 from seqrec.models import AUTO, MODELS, named_model
 from seqrec.report.tables import groups_table, table
 from seqrec.run.outputs import check_log, check_outputs
@@ -57,6 +57,7 @@ def fit_command(model: str) -> Any:
         minutes: Annotated[float | None, Parameter(group=TRAINING)] = None,
         init_from: Annotated[Path | None, Parameter(group=TRAINING)] = None,
         cluster: ClusterConfig | None = None,
+        track: Annotated[Literal["mlflow", "tensorboard"] | None, Parameter(group=OUTPUT)] = None,
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         json: Json = None,
@@ -77,6 +78,9 @@ def fit_command(model: str) -> Any:
             init_from: Run folder to start from instead of anew: the weights of items and users with the same ids are
                 kept, and options of the model and of training that are not given are those of that run. For a newer log
                 of the same catalogue; training then stops sooner.
+            track: Also record options, epochs and tests, in local files. mlflow: where MLflow's own settings say, by
+                default mlflow.db in the current folder; tensorboard: in the folder that TENSORBOARD_LOGGING_DIR names,
+                by default tensorboard beside the run folder.
             resume: Continue the run in the folder exactly where its last checkpoint left off.
             overwrite: Replace the run in the folder.
         """
@@ -85,7 +89,7 @@ def fit_command(model: str) -> Any:
                 return 0
             budget = Budget(minutes, began()) if minutes is not None else None
             options = given_options(sizes, training, split, filters) | {"refit": refit}
-            where = _Where(log, out, items, init_from, resume, overwrite, json)
+            where = _Where(log, out, items, init_from, track, resume, overwrite, json)
             if MODELS[named_model(model)[0]].COUNTED:
                 _warn_of_unused(model, training)
             return _fit(where, model, options, read, filters, budget, cluster or ClusterConfig())
@@ -101,6 +105,7 @@ class _Where:
     out: Path
     items: Path | None
     init_from: Path | None
+    track: Literal["mlflow", "tensorboard"] | None
     resume: bool
     overwrite: bool
     json: str | None
@@ -114,9 +119,15 @@ def _fit(
     from seqrec.recommender import Recommender  # the help does not need it
     from seqrec.run.folder import Run
     from seqrec.run.place import check_free, reading
+    from seqrec.training.tracking import check_tracker
 
     out, json = where.out, where.json
+    is_counted = MODELS[named_model(model)[0]].COUNTED
     cluster.check()
+    if where.track is not None:
+        if cluster.engine == "ray" and not is_counted:
+            raise InputError("track is not available with engine ray; leave out one of them")
+        check_tracker(where.track)
     check_outputs(json, reads=[where.log, where.items], run=out)
     check_log(where.log, out)
     if not where.resume:
@@ -130,7 +141,6 @@ def _fit(
     ways: dict[str, Any] = {"progress": json != "-", "console": console, "minutes": budget}
     ways |= {"resume": where.resume, "overwrite": where.overwrite, "init_from": where.init_from}
     fit: Recommender | Outcome
-    is_counted = MODELS[named_model(model)[0]].COUNTED
     if cluster.engine == "ray" and is_counted:
         warn(f"{model} is counted in one pass, which this process does instead of the cluster", TrainingWarning)
     if cluster.engine == "ray" and not is_counted:
@@ -138,7 +148,7 @@ def _fit(
 
         fit = fit_on_cluster(dataset, out, cluster, model, options, **ways)
     else:
-        fit = recommender.fit(dataset, out, **ways)
+        fit = recommender.fit(dataset, out, track=where.track, **ways)
     show_end = _say_stopped if fit.interrupted else _show_result
     show_end(console, fit, out, where.overwrite)
     facts = {"run": str(out), "interrupted": fit.interrupted, "log": log_facts(dataset, summary)}

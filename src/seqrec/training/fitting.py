@@ -1,6 +1,7 @@
 """A fit, from a dataset to a finished run: training, the test, and the refit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
-from seqrec.errors import InputError, TrainingWarning, warn
+from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
 from seqrec.models.transitions import Transitions, TransitionsConfig
 from seqrec.ranking.additions import counted_addition
@@ -30,6 +31,7 @@ from seqrec.training.plan import Plan, check_items, counted
 from seqrec.training.processes import Processes, joined
 from seqrec.training.refitting import refit
 from seqrec.training.step import epoch_of
+from seqrec.training.tracking import Status, Tracking
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
 BY_ITEMS = "num_codes", "num_values"  # options that follow from the item table, which is compared itself
@@ -57,6 +59,7 @@ class Fitted:
         constants: constants of transition counts, once they were chosen.
         limit: what ends training in time, if there is a time limit.
         start: function that returns the weights of another run that training starts from.
+        tracking: record of the training, if there is one.
     """
 
     config: RunConfig
@@ -75,6 +78,7 @@ class Fitted:
     constants: TransitionsConfig | None = None
     limit: Limit | None = None
     start: Callable[[], Start] | None = None
+    tracking: Tracking | None = None
 
 
 def fitted(
@@ -86,6 +90,7 @@ def fitted(
     progress: bool = False,
     stop: Callable[[], bool] | None = None,
     budget: Budget | None = None,
+    tracking: Tracking | None = None,
 ) -> Fitted:
     """Train, test and refit a model as planned.
 
@@ -97,9 +102,44 @@ def fitted(
         progress: show a progress bar.
         stop: see :func:`seqrec.train`. The refit is not stopped.
         budget: time limit, which ends training early enough for everything after it.
+        tracking: record of the training.
     """
+    found = Fitted(plan.config, plan.split, plan.model, plan.model, tracking=tracking)
+    with _recorded(found):
+        _fit(found, dataset, plan, place, resume, progress, stop, budget)
+    return found
+
+
+@contextmanager
+def _recorded(found: Fitted) -> Iterator[None]:
+    """Record how a fit ends, if it is recorded."""
+    tracking = found.tracking
+    if tracking is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        tracking.end(status, found.metrics, f"{type(error).__name__}: {one_line(error)}")
+        raise
+    for row in found.epochs if found.model.COUNTED else ():
+        tracking.epoch(row)
+    tracking.end("KILLED" if found.interrupted else "FINISHED", found.metrics, found.summary)
+
+
+def _fit(
+    found: Fitted,
+    dataset: Dataset,
+    plan: Plan,
+    place: Place | None,
+    resume: bool,
+    progress: bool,
+    stop: Callable[[], bool] | None,
+    budget: Budget | None,
+) -> None:
+    """Train, test and refit; what each leaves goes to ``found``."""
     config, split, model, training = plan.config, plan.split, plan.model, plan.recipe.training
-    found = Fitted(config, split, model, model)
     if model.COUNTED and budget is not None:
         warn(f"{config.model} is counted in one pass, which minutes do not shorten", TrainingWarning)
     processes = joined()
@@ -111,7 +151,7 @@ def fitted(
     model.eval()
     if found.interrupted:
         _dismiss(processes)
-        return found
+        return
     if not model.COUNTED and training.transitions == "auto":
         _add_transitions(found, dataset, training)
     if run is not None:
@@ -133,7 +173,6 @@ def fitted(
         run.check_there()
         found.metrics["trained_on"] = found.trained_on
         run.save_metrics(found.metrics)
-    return found
 
 
 def _dismiss(processes: Processes | None) -> None:
@@ -252,10 +291,14 @@ def _trained(
         run.save_epochs(found.epochs)
     if config.init_from:
         found.start = partial(_start_of, plan, run)
+    if found.tracking is not None:
+        found.tracking.begin(config, resume)
     if not model.COUNTED:
         if budget is not None:
             stop = _limit(found, training, run, resume, stop, budget)
         ways: dict[str, Any] = {"run": run, "resume": resume, "progress": progress, "stop": stop, "start": found.start}
+        if found.tracking is not None:
+            ways["watch"] = found.tracking.epoch
         if processes is not None and run is not None:
             processes.same_on_all(Job(config, training, str((run.folder / DATA).resolve())))
             ways["processes"] = processes
@@ -299,7 +342,9 @@ def _train_again(
 ) -> None:
     """Refit, and test the weights if they have not seen the test items."""
     plan = RefitPlan(found.config.refit, found.best_epoch)
-    model, found.interrupted = refit(found.config, found.split, training, plan, run, progress, processes, found.start)
+    watch = None if found.tracking is None else found.tracking.refit_epoch
+    ways = run, progress, processes, found.start, watch
+    model, found.interrupted = refit(found.config, found.split, training, plan, *ways)
     if model is None:
         return
     model.addition = found.first.addition

@@ -96,7 +96,8 @@ def train(
             of the learning rate still spans ``config.epochs``.
         processes: processes that train together, each of which makes this call, the first one with the run. The model
             is trained as by one process, up to rounding. The first process holds the best weights afterwards.
-        watch: function that is called with the row of every epoch. An exception that it raises ends training.
+        watch: function that is called with the row of every epoch and its ``learning_rate``; when training resumes,
+            first with those of the epochs before. An exception that it raises ends training.
         start: function that returns weights of another run to start from.
 
     Raises:
@@ -117,11 +118,9 @@ def train(
     with usual_torch(), own_random_state(device), threads(config.threads) as count, _stop_signals(processes) as stopped:
         work = _Work(model, split, config, device, run, keep_seen, refit, processes)
         with closing(work.optimizer), epoch_bar(progress, work.tokens, "refit " if refit else "") as bar:
+            bar.say(described(device, count) if refit is None else f"refit: training again {TRAINED[refit.trained_on]}")
             if refit is None:
-                bar.say(described(device, count))
                 warn_of_users_without_negatives(split, work.objective, work.sampler)
-            else:
-                bar.say(f"refit: training again {TRAINED[refit.trained_on]}")
             work.start(resume, start)
             return work.until_the_end(bar, stopped, stop, watch)
 
@@ -193,6 +192,9 @@ class _Work:
         """Run epoch after epoch, starting from the current state."""
         state, config = self.state, self.config
         ended: Ending = "running"
+        if watch is not None:
+            for row in state.rows:
+                watch(self._with_rate(row))
         state.start_clock()
         while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, self.steps):
             bar.start(state.epoch + 1, self.epochs)
@@ -204,7 +206,7 @@ class _Work:
             row = self._end_of_epoch(cut=how == "stopped")
             bar.row(row)
             if watch is not None:
-                watch(row)
+                watch(self._with_rate(row))
             if self._any(stopped()):  # during validation
                 return self._ended("interrupted")
         if ended == "stopped":
@@ -298,6 +300,11 @@ class _Work:
                 state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
         self._save(row)
         return row
+
+    def _with_rate(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of an epoch with the learning rate of its last step."""
+        last = min(row["epoch"] * self.steps, self.optimizer.steps)  # a time limit may have ended an epoch early
+        return row | {"learning_rate": self.optimizer.learning_rate * self.optimizer.share(last)}
 
     def _accuracy(self) -> dict[str, float]:
         """NDCG@10 and HR@10 of the validation users in the full ranking."""

@@ -135,7 +135,7 @@ class RowAdam:
     def step(self) -> None:
         """Move the dense parameters and the touched rows."""
         self.steps += 1
-        share = 1.0 if self.schedule is None else float(self.schedule(np.array([self.steps]))[0])
+        share = self.share(self.steps)
         self._step_dense(self.learning_rate * share)
         beta1, beta2 = self.betas
         rate = self.table_learning_rate * share
@@ -167,6 +167,10 @@ class RowAdam:
             table.weight.index_copy_(0, rows, table.weight[rows].add_(change))
             table.last.index_fill_(0, rows, self.steps)
             table.summed = None
+
+    def share(self, step: int) -> float:
+        """The factor of the learning rates in a step, counted from 1."""
+        return 1.0 if self.schedule is None else float(self.schedule(np.array([step]))[0])
 
     def _step_dense(self, rate: float) -> None:
         """``torch.optim.Adam.step`` without its bookkeeping, which takes longer than the arithmetic."""

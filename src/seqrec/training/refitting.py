@@ -26,6 +26,7 @@ def refit(
     progress: bool = False,
     processes: Processes | None = None,
     start: Callable[[], Start] | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[Model | None, bool]:
     """Train the recipe of a run again from its first weights, with the same seed, for a fixed number of epochs.
 
@@ -40,6 +41,7 @@ def refit(
         progress: show a progress bar.
         processes: processes that train together; the others follow.
         start: function that returns the weights of another run that the first training started from.
+        watch: function that is called with the row of every epoch; see :func:`seqrec.train`.
 
     Returns:
         The model in evaluation mode, or None if the refit is not complete; and whether it was interrupted.
@@ -63,8 +65,9 @@ def refit(
         if processes is not None and files is not None:
             processes.same_on_all(Job(config, training, str((files.folder / DATA).resolve()), plan))
         ways: dict[str, Any] = {"run": files, "resume": True, "progress": progress, "processes": processes}
+        ways |= {"start": start, "watch": watch}
         try:
-            trained = train(model, again, training, refit=plan, start=start, **ways)
+            trained = train(model, again, training, refit=plan, **ways)
         except InputError as error:
             error.args = (f"the refit failed: {error}",)
             raise
