@@ -1,6 +1,7 @@
-"""Confidence intervals and tests over users."""
+"""Confidence intervals and tests over users, and over trainings of a model with several seeds."""
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -10,7 +11,56 @@ from seqrec.ranking.metrics import coverage
 DOUBT = 8.0  # users; about 2 z^2. With less, intervals of MRR over a few hundred users keep their level less well
 
 
-def gain_intervals(values: np.ndarray, *, level: float = 0.95) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How much a mean over several trainings of a model varies with their seeds.
+
+    Users and trainings are both samples, and every training is tested on all users (a crossed design). The mean over
+    N trainings and U users then varies by what it would with other users and by what it would with other seeds:
+
+        V = s_u^2 / U + s_t^2 / N
+
+    ``s_u^2`` is the variance over users of their means over trainings, ``s_t^2`` that over trainings of their means
+    over users. Both contain the noise of a single value, which therefore counts twice: the sum is slightly too large,
+    never too small (Owen & Eckles 2012). As few trainings tell little about ``s_t``, Student's t has the degrees of
+    freedom of Satterthwaite 1946, as for studies in which readers and cases are both random (Hillis 2007):
+
+        f = V^2 / sum of v_k^2 / f_k    over the parts v_k of V, each with f_k degrees of freedom
+
+    Bouthillier et al. 2021 ("Accounting for Variance in Machine Learning Benchmarks") show why intervals over users
+    alone are too narrow to tell models apart.
+
+    Args:
+        variance: ``s_t^2 / N`` of each of n means, ``float64[n]``.
+        doubt: ``(s_t^2 / N)^2 / (N - 1)``, its part in Satterthwaite's sum, ``float64[n]``.
+    """
+
+    variance: np.ndarray
+    doubt: np.ndarray
+
+    @classmethod
+    def of(cls, means: np.ndarray) -> "Spread":
+        """The spread of N trainings with these means, ``float64[N, n]``. One alone tells nothing: its spread is 0."""
+        count, width = means.shape
+        if count < 2:
+            return cls(np.zeros(width), np.zeros(width))
+        variance = means.var(axis=0, ddof=1) / count
+        return cls(variance, variance**2 / (count - 1))
+
+    def __add__(self, other: "Spread") -> "Spread":
+        """The spread of the sum or difference of two means whose trainings are independent (Welch 1947)."""
+        return Spread(self.variance + other.variance, self.doubt + other.doubt)
+
+    def __getitem__(self, columns: slice) -> "Spread":
+        """The spread of some of the means."""
+        return Spread(self.variance[columns], self.doubt[columns])
+
+    def times(self, factor: float) -> "Spread":
+        """The spread of the means multiplied by a factor."""
+        return Spread(self.variance * factor**2, self.doubt * factor**4)
+
+
+def gain_intervals(values: np.ndarray, *, level: float = 0.95, spread: Spread | None = None) -> np.ndarray:
     """Confidence intervals of the means of gains between 0 and 1, such as hits or NDCG, over users.
 
     For hits and misses this is the interval of Agresti & Coull 1998: Wilson's score interval (1927) with the variance
@@ -28,6 +78,8 @@ def gain_intervals(values: np.ndarray, *, level: float = 0.95) -> np.ndarray:
     Args:
         values: gains, ``float64[U, n]``, a column per metric.
         level: probability with which the interval should contain the true mean.
+        spread: how much the means vary between trainings, if ``values`` are means over several. The intervals then
+            include it.
 
     Returns:
         Lower and upper ends, ``float64[n, 2]``.
@@ -40,10 +92,11 @@ def gain_intervals(values: np.ndarray, *, level: float = 0.95) -> np.ndarray:
     count = users * (users + DOUBT) / (users * share + DOUBT)
     middle = (count * centre + z * z / 2) / (count + z * z)
     half = z * np.sqrt(middle * (1 - middle) / (count + z * z))
-    return np.column_stack([np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)])
+    ends = np.column_stack([np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)])
+    return _widened(centre, ends, spread, level).clip(0.0, 1.0)
 
 
-def difference_intervals(differences: np.ndarray, *, level: float = 0.95) -> np.ndarray:
+def difference_intervals(differences: np.ndarray, *, level: float = 0.95, spread: Spread | None = None) -> np.ndarray:
     """Confidence intervals of the means of differences of two gains, each between -1 and 1, over users.
 
     Positive parts (gains, mean g) and negative parts (losses, mean l) have an interval each (:func:`gain_intervals`).
@@ -56,6 +109,7 @@ def difference_intervals(differences: np.ndarray, *, level: float = 0.95) -> np.
     Args:
         differences: differences, ``float64[U, n]``, a row per user, a column per comparison.
         level: probability with which the interval should contain the true mean.
+        spread: how much the means vary between trainings, as for :func:`gain_intervals`.
 
     Returns:
         Lower and upper ends, ``float64[n, 2]``.
@@ -73,7 +127,44 @@ def difference_intervals(differences: np.ndarray, *, level: float = 0.95) -> np.
 
     low = gain - loss - joined(gain - gain_low, loss_high - loss)
     high = gain - loss + joined(gain_high - gain, loss - loss_low)
-    return np.column_stack([low.clip(-1.0, 1.0), high.clip(-1.0, 1.0)])
+    ends = np.column_stack([low.clip(-1.0, 1.0), high.clip(-1.0, 1.0)])
+    return _widened(gain - loss, ends, spread, level).clip(-1.0, 1.0)
+
+
+def ratio_interval(
+    over: np.ndarray, under: np.ndarray, spreads: tuple[Spread, Spread], *, level: float = 0.95
+) -> tuple[float, float] | None:
+    """Confidence interval of the mean of ``over`` by that of ``under``, for the same users (Fieller 1954).
+
+    A ratio r is in the interval if the mean of ``over - r * under`` does not differ from 0 by more than chance. With
+    the means m, and their variances and covariance V over users and trainings, the ends are the roots of
+
+        r^2 (m_u^2 - t^2 V_uu) - 2 r (m_o m_u - t^2 V_ou) + m_o^2 - t^2 V_oo = 0
+
+    Args:
+        over: values of each user, ``float64[U]``, means over trainings.
+        under: the same for the denominator.
+        spreads: how much each of the two means varies between trainings, which are independent.
+        level: probability with which the interval should contain the true ratio.
+
+    Returns:
+        Lower and upper end; None if the denominator could be 0 or there are fewer than two users, as the interval then
+        has no end.
+    """
+    users = len(over)
+    if users < 2 or under.mean() == 0:
+        return None
+    top, bottom = float(over.mean()), float(under.mean())
+    ratio = top / bottom
+    both = spreads[0] + spreads[1].times(ratio)
+    rest = (over - ratio * under).var(ddof=1) / users
+    bound = _t_quantile(level, float(_freedom(rest, users, both)[0])) ** 2
+    (oo, ou), (_, uu) = np.cov(over, under) / users + np.diag([float(one.variance[0]) for one in spreads])
+    first, second, third = bottom**2 - bound * uu, top * bottom - bound * ou, top**2 - bound * oo
+    if first <= 0:
+        return None
+    root = math.sqrt(max(second**2 - first * third, 0.0))
+    return float((second - root) / first), float((second + root) / first)
 
 
 def mean_intervals(values: np.ndarray, highest: float, *, level: float = 0.95) -> np.ndarray:
@@ -121,7 +212,7 @@ def coverage_interval(
     return float(low), float(high)
 
 
-def paired_t_test(differences: np.ndarray) -> np.ndarray:
+def paired_t_test(differences: np.ndarray, spread: Spread | None = None) -> np.ndarray:
     """Two-sided p-values of the paired t-test (Student 1908).
 
     The test assumes that the mean over users is approximately normal, not that the differences are. Of the tests in use
@@ -130,6 +221,8 @@ def paired_t_test(differences: np.ndarray) -> np.ndarray:
     Args:
         differences: metric of one model minus that of another, ``float64[U, n]``, a row per user, a column per
             comparison.
+        spread: how much the means vary between trainings, if the metrics are means over several. The test then asks
+            whether the difference is more than chance for other users and other seeds.
 
     Returns:
         p-values ``float64[n]``; 1 if there are no differences, or fewer than two users.
@@ -139,7 +232,12 @@ def paired_t_test(differences: np.ndarray) -> np.ndarray:
         return np.ones(width)
     centre = differences.mean(axis=0)
     error = differences.std(axis=0, ddof=1) / np.sqrt(users)
-    return np.array([_t_tails(m, e, users - 1) for m, e in zip(centre.tolist(), error.tolist(), strict=True)])
+    freedom = np.full(width, users - 1.0)
+    if spread is not None and spread.variance.any():
+        freedom = _freedom(error**2, users, spread)
+        error = np.sqrt(error**2 + spread.variance)
+    found = zip(centre.tolist(), error.tolist(), freedom.tolist(), strict=True)
+    return np.array([_t_tails(m, e, f) for m, e, f in found])
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -157,18 +255,50 @@ def mean(values: np.ndarray) -> np.ndarray:
     return total / np.maximum(known.sum(axis=0), 1)
 
 
-def _t_quantile(level: float, freedom: int) -> float:
-    """The bound that Student's t stays within, on both sides of 0, with this probability."""
-    low, high = 0.0, 1.0
-    while _t_tails(high, 1.0, freedom) > 1 - level:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_tails(middle, 1.0, freedom) > 1 - level else (low, middle)
-    return high
+def _widened(centre: np.ndarray, ends: np.ndarray, spread: Spread | None, level: float) -> np.ndarray:
+    """Intervals over users, ``float64[n, 2]``, made to include the variation between trainings; see :class:`Spread`.
+
+    An interval may reach further on one side of its mean than on the other, so each side has its own variance, as when
+    the limits of a sum are recovered from those of its parts (Zou & Donner 2008).
+    """
+    if spread is None or not spread.variance.any():
+        return ends
+    reach = np.abs(ends - centre[:, None]) / NormalDist().inv_cdf((1 + level) / 2)
+    variance = reach**2 + spread.variance[:, None]
+    doubt = np.broadcast_to(spread.doubt[:, None], variance.shape)
+    freedom = np.divide(variance**2, doubt, out=np.full_like(variance, np.inf), where=doubt > 0)
+    bounds = np.array([_t_quantile(level, one) for one in freedom.ravel().tolist()]).reshape(freedom.shape)
+    wider: np.ndarray = centre[:, None] + bounds * np.sqrt(variance) * [-1.0, 1.0]
+    return wider
 
 
-def _t_tails(mean: float, error: float, freedom: int) -> float:
+def _freedom(variance: np.ndarray, users: int, spread: Spread) -> np.ndarray:
+    """Satterthwaite's degrees of freedom of ``variance``, that of means over users, plus that of a spread."""
+    doubt = variance**2 / (users - 1) + spread.doubt
+    total = (variance + spread.variance) ** 2
+    return np.divide(total, doubt, out=np.full_like(total, users - 1.0), where=doubt > 0)
+
+
+def _t_quantile(level: float, freedom: float) -> float:
+    """The bound that Student's t stays within, on both sides of 0, with this probability.
+
+    Newton's method from the bound z of the normal distribution. It is lower, and the tails are convex, so no step
+    passes the bound. With many degrees of freedom, the expansion around z (Abramowitz & Stegun 26.7.5) is as exact.
+    """
+    bound = z = NormalDist().inv_cdf((1 + level) / 2)
+    if freedom > 1e4:
+        return z + (z**3 + z) / 4 / freedom + (5 * z**5 + 16 * z**3 + 3 * z) / 96 / freedom**2
+    front = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    for _ in range(100):
+        density = 2 * math.exp(front - (freedom + 1) / 2 * math.log1p(bound * bound / freedom))
+        step = (_t_tails(bound, 1.0, freedom) - (1 - level)) / density
+        bound += step
+        if abs(step) < 1e-12 * bound:
+            break
+    return bound
+
+
+def _t_tails(mean: float, error: float, freedom: float) -> float:
     """Both tails of Student's t beyond ``mean / error``: the incomplete beta function I_x(freedom / 2, 1 / 2)."""
     if mean == 0.0:
         return 1.0
