@@ -141,7 +141,7 @@ def test_what_is_written_and_shown(found: tuple[Comparison, Path, str]) -> None:
     assert written == json.loads(json.dumps(comparison.to_dict()))
     assert (written["seeds"], written["shuffled"], written["training"]["seed"]) == (3, True, 3)
     assert all(
-        name in written["method"] for name in ("Satterthwaite", "Owen & Eckles", "Welch", "Klenitskiy", "Fieller")
+        name in written["method"] for name in ("Cochran & Cox", "Owen & Eckles", "Welch", "Klenitskiy", "Fieller")
     )
     assert "do not include the variation between trainings of the same model" not in written["method"]
     assert [training["seed"] for training in written["models"][0]["trainings"]] == list(SEEDS)

@@ -21,22 +21,32 @@ class Spread:
         V = s_u^2 / U + s_t^2 / N
 
     ``s_u^2`` is the variance over users of their means over trainings, ``s_t^2`` that over trainings of their means
-    over users. Both contain the noise of a single value, which therefore counts twice: the sum is slightly too large,
-    never too small (Owen & Eckles 2012). As few trainings tell little about ``s_t``, Student's t has the degrees of
-    freedom of Satterthwaite 1946, as for studies in which readers and cases are both random (Hillis 2007):
+    over users. Both contain the noise of a single value, which therefore counts twice: the sum is slightly too large on
+    average, never too small (Owen & Eckles 2012). As few trainings tell little about ``s_t``, the bound of Student's t
+    is that of Cochran & Cox 1950, the mean of the bounds of both parts, weighted by their variances:
 
-        f = V^2 / sum of v_k^2 / f_k    over the parts v_k of V, each with f_k degrees of freedom
+        t = (s_u^2 / U t_(U - 1) + s_t^2 / N t_(N - 1)) / V
+
+    It holds its level even with two trainings, where the degrees of freedom of Satterthwaite 1946 promise too much (in
+    simulations, intervals of 95 % contain the true mean in 87 %). For the difference of two models, whose trainings are
+    independent, the degrees of freedom of both spreads are joined as in Welch 1947.
 
     Bouthillier et al. 2021 ("Accounting for Variance in Machine Learning Benchmarks") show why intervals over users
     alone are too narrow to tell models apart.
 
     Args:
         variance: ``s_t^2 / N`` of each of n means, ``float64[n]``.
-        doubt: ``(s_t^2 / N)^2 / (N - 1)``, its part in Satterthwaite's sum, ``float64[n]``.
+        doubt: ``(s_t^2 / N)^2 / (N - 1)``, its part in Welch's sum, ``float64[n]``.
     """
 
     variance: np.ndarray
     doubt: np.ndarray
+
+    @property
+    def freedom(self) -> np.ndarray:
+        """Degrees of freedom of the variance, ``float64[n]``; infinite where it is 0."""
+        square: np.ndarray = self.variance**2
+        return np.divide(square, self.doubt, out=np.full_like(square, np.inf), where=self.doubt > 0)
 
     @classmethod
     def of(cls, means: np.ndarray) -> "Spread":
@@ -117,9 +127,9 @@ def difference_intervals(differences: np.ndarray, *, level: float = 0.95, spread
     gained, lost = np.maximum(differences, 0.0), np.maximum(-differences, 0.0)
     gain, loss = gained.mean(axis=0), lost.mean(axis=0)
     (gain_low, gain_high), (loss_low, loss_high) = (gain_intervals(part, level=level).T for part in (gained, lost))
-    spread = gained.std(axis=0) * lost.std(axis=0)
+    widths = gained.std(axis=0) * lost.std(axis=0)
     # No user has both a gain and a loss, so the mean of the product is 0.
-    correlation = np.divide(-gain * loss, spread, out=np.zeros_like(spread), where=spread > 0).clip(-1.0, 0.0)
+    correlation = np.divide(-gain * loss, widths, out=np.zeros_like(widths), where=widths > 0).clip(-1.0, 0.0)
 
     def joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         total: np.ndarray = np.sqrt(one**2 - 2 * correlation * one * other + other**2)
@@ -158,7 +168,7 @@ def ratio_interval(
     ratio = top / bottom
     both = spreads[0] + spreads[1].times(ratio)
     rest = (over - ratio * under).var(ddof=1) / users
-    bound = _t_quantile(level, float(_freedom(rest, users, both)[0])) ** 2
+    bound = _bound(1 - level, (float(rest), float(both.variance[0])), (users - 1, float(both.freedom[0]))) ** 2
     (oo, ou), (_, uu) = np.cov(over, under) / users + np.diag([float(one.variance[0]) for one in spreads])
     first, second, third = bottom**2 - bound * uu, top * bottom - bound * ou, top**2 - bound * oo
     if first <= 0:
@@ -185,7 +195,7 @@ def mean_intervals(values: np.ndarray, highest: float, *, level: float = 0.95) -
     squares = np.where(known, values - centre, 0.0) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.sqrt(squares.sum(axis=0) / (counts - 1) / counts)
-    quantiles = {count: _t_quantile(level, count - 1) for count in set(counts.tolist()) if count > 1}
+    quantiles = {count: _t_bound(1 - level, count - 1) for count in set(counts.tolist()) if count > 1}
     half = [quantiles[n] * e if n > 1 else np.inf for n, e in zip(counts.tolist(), error.tolist(), strict=True)]
     return np.column_stack([np.maximum(centre - half, 0.0), np.minimum(centre + half, highest)])
 
@@ -232,12 +242,10 @@ def paired_t_test(differences: np.ndarray, spread: Spread | None = None) -> np.n
         return np.ones(width)
     centre = differences.mean(axis=0)
     error = differences.std(axis=0, ddof=1) / np.sqrt(users)
-    freedom = np.full(width, users - 1.0)
-    if spread is not None and spread.variance.any():
-        freedom = _freedom(error**2, users, spread)
-        error = np.sqrt(error**2 + spread.variance)
-    found = zip(centre.tolist(), error.tolist(), freedom.tolist(), strict=True)
-    return np.array([_t_tails(m, e, f) for m, e, f in found])
+    if spread is None or not spread.variance.any():
+        return np.array([_t_tails(m, e, users - 1) for m, e in zip(centre.tolist(), error.tolist(), strict=True)])
+    found = zip(centre.tolist(), (error**2).tolist(), spread.variance.tolist(), spread.freedom.tolist(), strict=True)
+    return np.array([_tails(m, (v, w), (users - 1, f)) for m, v, w, f in found])
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -263,37 +271,49 @@ def _widened(centre: np.ndarray, ends: np.ndarray, spread: Spread | None, level:
     """
     if spread is None or not spread.variance.any():
         return ends
-    reach = np.abs(ends - centre[:, None]) / NormalDist().inv_cdf((1 + level) / 2)
-    variance = reach**2 + spread.variance[:, None]
-    doubt = np.broadcast_to(spread.doubt[:, None], variance.shape)
-    freedom = np.divide(variance**2, doubt, out=np.full_like(variance, np.inf), where=doubt > 0)
-    bounds = np.array([_t_quantile(level, one) for one in freedom.ravel().tolist()]).reshape(freedom.shape)
-    wider: np.ndarray = centre[:, None] + bounds * np.sqrt(variance) * [-1.0, 1.0]
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    t = np.array([_t_bound(1 - level, one) for one in spread.freedom.tolist()])[:, None]
+    over_users, over_trainings = (np.abs(ends - centre[:, None]) / z) ** 2, spread.variance[:, None]
+    total = over_users + over_trainings
+    bound = np.divide(z * over_users + t * over_trainings, total, out=np.full_like(total, z), where=total > 0)
+    wider: np.ndarray = centre[:, None] + bound * np.sqrt(total) * [-1.0, 1.0]
     return wider
 
 
-def _freedom(variance: np.ndarray, users: int, spread: Spread) -> np.ndarray:
-    """Satterthwaite's degrees of freedom of ``variance``, that of means over users, plus that of a spread."""
-    doubt = variance**2 / (users - 1) + spread.doubt
-    total = (variance + spread.variance) ** 2
-    return np.divide(total, doubt, out=np.full_like(total, users - 1.0), where=doubt > 0)
+def _bound(tails: float, variances: tuple[float, float], freedom: tuple[float, float]) -> float:
+    """Cochran & Cox's bound of t for a sum of two variances: the mean of the bounds of both, weighted by them."""
+    if not (total := sum(variances)):
+        return _t_bound(tails, freedom[0])
+    return sum(v * _t_bound(tails, f) for v, f in zip(variances, freedom, strict=True) if v) / total
 
 
-def _t_quantile(level: float, freedom: float) -> float:
-    """The bound that Student's t stays within, on both sides of 0, with this probability.
+def _tails(mean: float, variances: tuple[float, float], freedom: tuple[float, float]) -> float:
+    """The p-value with which a mean reaches the bound of :func:`_bound`, by bisection of its logarithm."""
+    if not variances[1] or not mean:
+        return _t_tails(mean, math.sqrt(variances[0]), freedom[0])
+    reached = abs(mean) / math.sqrt(sum(variances))
+    low, high = -600.0, 0.0
+    for _ in range(45):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _bound(math.exp(middle), variances, freedom) > reached else (low, middle)
+    return math.exp(high) if low > -600 else 0.0
+
+
+def _t_bound(tails: float, freedom: float) -> float:
+    """The bound beyond which Student's t has this probability, on both sides of 0 together.
 
     Newton's method from the bound z of the normal distribution. It is lower, and the tails are convex, so no step
     passes the bound. With many degrees of freedom, the expansion around z (Abramowitz & Stegun 26.7.5) is as exact.
     """
-    bound = z = NormalDist().inv_cdf((1 + level) / 2)
+    bound = z = -NormalDist().inv_cdf(tails / 2)
     if freedom > 1e4:
         return z + (z**3 + z) / 4 / freedom + (5 * z**5 + 16 * z**3 + 3 * z) / 96 / freedom**2
     front = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
-    for _ in range(100):
+    for _ in range(200):
         density = 2 * math.exp(front - (freedom + 1) / 2 * math.log1p(bound * bound / freedom))
-        step = (_t_tails(bound, 1.0, freedom) - (1 - level)) / density
+        step = (_t_tails(bound, 1.0, freedom) - tails) / density
         bound += step
-        if abs(step) < 1e-12 * bound:
+        if abs(step) <= 1e-12 * bound:
             break
     return bound
 

@@ -37,10 +37,10 @@ METHOD = (
 METHOD_OF_SEEDS = (
     f"metrics: means over trainings with different seeds; intervals: 95 %, over users and trainings: that over users "
     f"{_INTERVALS}, widened by the variance between trainings divided by their number (crossed samples, Owen & Eckles "
-    "2012), with Student's t and Satterthwaite's degrees of freedom (1946; Hillis 2007); p: two-sided t-test of the "
-    f"difference in {TESTED} from the reference, paired over users, with the variance between the trainings of both "
-    f"models (Welch 1947); {_HOLM}; counted models are trained once; the intervals of a trained model with only one "
-    "finished training do not include the variation between trainings"
+    "2012), with the bound of Student's t from both (Cochran & Cox 1950); p: two-sided t-test of the difference in "
+    f"{TESTED} from the reference, paired over users, with the variance between the trainings of both models (Welch "
+    f"1947) and the same bound; {_HOLM}; counted models are trained once; the intervals of a trained model with only "
+    "one finished training do not include the variation between trainings"
 )
 METHOD_OF_ORDER = (
     "shuffled: trained and tested on histories whose items are in random order, with the same targets and candidates "
@@ -324,9 +324,10 @@ class Comparison:
                 if one is None or one.results is None:
                     continue
                 result = one.results[protocol]
+                low, high = result["intervals"][TESTED]
                 single = [training.metrics[protocol][TESTED] for training in one.trainings]
                 points = single if len(single) > 1 else []
-                rows.append(Drawn(label, result["metrics"][TESTED], *result["intervals"][TESTED], points, one is entry))
+                rows.append(Drawn(label, result["metrics"][TESTED], low, high, points, one is entry))
         return rows
 
 
