@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -146,10 +147,8 @@ def ratio_interval(
 ) -> tuple[float, float] | None:
     """Confidence interval of the mean of ``over`` by that of ``under``, for the same users (Fieller 1954).
 
-    A ratio r is in the interval if the mean of ``over - r * under`` does not differ from 0 by more than chance. With
-    the means m, and their variances and covariance V over users and trainings, the ends are the roots of
-
-        r^2 (m_u^2 - t^2 V_uu) - 2 r (m_o m_u - t^2 V_ou) + m_o^2 - t^2 V_oo = 0
+    It consists of the ratios r for which :func:`paired_t_test` does not tell ``over`` from ``r * under``, so it agrees
+    with that test about r = 1.
 
     Args:
         over: values of each user, ``float64[U]``, means over trainings.
@@ -165,16 +164,26 @@ def ratio_interval(
     if users < 2 or under.mean() == 0:
         return None
     top, bottom = float(over.mean()), float(under.mean())
-    ratio = top / bottom
-    both = spreads[0] + spreads[1].times(ratio)
-    rest = (over - ratio * under).var(ddof=1) / users
-    bound = _bound(1 - level, (float(rest), float(both.variance[0])), (users - 1, float(both.freedom[0]))) ** 2
-    (oo, ou), (_, uu) = np.cov(over, under) / users + np.diag([float(one.variance[0]) for one in spreads])
-    first, second, third = bottom**2 - bound * uu, top * bottom - bound * ou, top**2 - bound * oo
-    if first <= 0:
-        return None
-    root = math.sqrt(max(second**2 - first * third, 0.0))
-    return float((second - root) / first), float((second + root) / first)
+    (oo, ou), (_, uu) = (np.cov(over, under) / users).tolist()
+
+    def is_rejected(ratio: float) -> bool:
+        both = spreads[0] + spreads[1].times(ratio)
+        variances = max(oo - 2 * ratio * ou + ratio**2 * uu, 0.0), float(both.variance[0])
+        bound = _bound(1 - level, variances, (users - 1, float(both.freedom[0])))
+        return abs(top - ratio * bottom) > bound * math.sqrt(sum(variances))
+
+    ends = []
+    for side in (-1, 1):
+        near, far = 0.0, 1e-3
+        while not is_rejected(top / bottom + side * far):
+            near, far = far, 2 * far
+            if far > 1e4:
+                return None
+        for _ in range(36):
+            middle = (near + far) / 2
+            near, far = (near, middle) if is_rejected(top / bottom + side * middle) else (middle, far)
+        ends.append(top / bottom + side * near)
+    return ends[0], ends[1]
 
 
 def mean_intervals(values: np.ndarray, highest: float, *, level: float = 0.95) -> np.ndarray:
@@ -299,6 +308,7 @@ def _tails(mean: float, variances: tuple[float, float], freedom: tuple[float, fl
     return math.exp(high) if low > -600 else 0.0
 
 
+@lru_cache
 def _t_bound(tails: float, freedom: float) -> float:
     """The bound beyond which Student's t has this probability, on both sides of 0 together.
 

@@ -134,7 +134,7 @@ def comparison_picture(panels: Mapping[str, Sequence[Drawn]], path: str | Path, 
     most = max((len(rows) for rows in panels.values()), default=0)
     if not most:
         raise InputError(f"{path}: there is no model to draw; compare at least one that can be trained")
-    figure = Figure(figsize=(3.9 * len(panels) + 1, 0.34 * most + 1.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(3.9 * len(panels) + 1, 0.34 * most + 1.35), dpi=150, layout="constrained")
     for number, (title, rows) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1)
         for place, (_, value, low, high, trainings, in_order) in enumerate(rows):

@@ -312,7 +312,7 @@ class Comparison:
         titles = {"full": "full ranking", "sampled": f"against {self.config.test_negatives} negatives"}
         panels = {titles[protocol]: self._drawn(protocol) for protocol in PROTOCOLS}
         over = "users" if self.config.seeds == 1 else "users and trainings"
-        comparison_picture(panels, folder / "compare.png", f"NDCG@10, 95 % over {over}")
+        comparison_picture(panels, folder / "compare.png", f"NDCG@10\n95 % over {over}")
 
     def _drawn(self, protocol: Protocol) -> "list[Drawn]":
         """The rows of a panel of ``compare.png``: each model, and below it the same without order."""
