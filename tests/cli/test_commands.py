@@ -478,6 +478,13 @@ def test_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [entry["results"] for entry in written["models"]] == [entry["results"] for entry in found["models"]]
 
 
+def test_compare_seeds_and_order(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = [flag for flag in SMALL if "blocks" not in flag]
+    out = run(capsys, "compare", "log.csv", "--models", "sasrec", *shared, "--seeds", "2", "--shuffled", "--seed", "5")
+    for part in ("sasrec, seed 6, shuffled:", "seeds 5 to 6", "history", "target", "what order is worth", "lost"):
+        assert part in out
+
+
 def test_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = synthetic_log(120, genres=2, items_per_genre=10, mean_length=6)
     monkeypatch.setattr("seqrec.tools.demo.synthetic_log", lambda: small)
@@ -606,6 +613,9 @@ BAD_ARGUMENTS = {
     "compare log.csv --models": "no model given",
     "compare log.csv --models sasrec,gru": "unknown model 'gru'; choose one of sasrec",
     "compare log.csv --models markov --minutes 0": "minutes is 0.0",
+    "compare log.csv --models sasrec --seeds 0": "seeds is 0; give 1 or more",
+    "compare log.csv --models sasrec --seeds 1,1": "1,1",
+    "compare log.csv --models markov,popularity --shuffled": "shuffled needs a model that is trained",
     "compare log.csv --models markov --out log.csv": "log.csv: is a file",
     "compare log.csv --models markov --embedding-dim 8": "none of markov has an option 'embedding_dim'",
     "tune log.csv": "--out",

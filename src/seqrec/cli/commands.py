@@ -179,6 +179,7 @@ def compare_command(
 
     options = merged(training, split, filters)
     found = compare_models(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
-    console.print(found.table())
+    for shown in found.tables():
+        console.print(shown, new_line_start=True)
     write_json(json, found.to_dict())
     return 130 if found.interrupted else 0

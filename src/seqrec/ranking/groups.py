@@ -44,15 +44,17 @@ def grouped(by: str, sizes: np.ndarray, values: Mapping[str, np.ndarray]) -> lis
     Args:
         by: name of the size, a key of :data:`ENDS`.
         sizes: size of each user, ``int64[M]``.
-        values: gains of each user, ``float64[M]``, by the name of the metric.
+        values: gains of each user by the name of the metric: ``float64[M]``, or ``float64[N, M]`` from N trainings
+            with different seeds. Their mean is then taken, and intervals include the variation between trainings.
     """
     found = []
     for least, above in pairwise((*ENDS[by], None)):
         assert least is not None
         chosen = (sizes >= least) & (True if above is None else sizes < above)
         if chosen.any():
-            table = np.column_stack([column[chosen] for column in values.values()])
-            means, ends = statistics.mean(table).tolist(), statistics.gain_intervals(table).tolist()
+            trainings = np.stack([np.atleast_2d(column)[:, chosen] for column in values.values()], axis=-1)
+            table, spread = trainings.mean(axis=0), statistics.Spread.of(trainings.mean(axis=1))
+            means, ends = statistics.mean(table).tolist(), statistics.gain_intervals(table, spread=spread).tolist()
             found.append(
                 Group(
                     least,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -100,16 +100,33 @@ def recommendations_picture(rows: list[dict[str, Any]], path: str | Path, title:
     _save(figure, path)
 
 
-def comparison_picture(
-    panels: Mapping[str, Sequence[tuple[str, float, float, float]]], path: str | Path, metric: str = "NDCG@10"
-) -> None:
+class Drawn(NamedTuple):
+    """A row of :func:`comparison_picture`.
+
+    Args:
+        name: label.
+        value: mean of the metric.
+        low: lower end of its interval.
+        high: upper end.
+        trainings: value of each training, drawn as small marks, if there are several.
+        in_order: whether histories are in order; what is shuffled is drawn in grey.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    trainings: Sequence[float] = ()
+    in_order: bool = True
+
+
+def comparison_picture(panels: Mapping[str, Sequence[Drawn]], path: str | Path, metric: str = "NDCG@10") -> None:
     """Draw one metric of several models with its intervals as a PNG.
 
     Args:
-        panels: for each panel, by title, the models as ``(name, value, low, high)``. A line marks the value of the
-            first model.
+        panels: models for each panel, by title. A line marks the value of the first model.
         path: PNG file to write.
-        metric: name of the metric, shown below each panel.
+        metric: name of the metric and of its intervals, shown below each panel.
 
     Raises:
         InputError: there is no model to draw, or the file cannot be written.
@@ -117,18 +134,19 @@ def comparison_picture(
     most = max((len(rows) for rows in panels.values()), default=0)
     if not most:
         raise InputError(f"{path}: there is no model to draw; compare at least one that can be trained")
-    figure = Figure(figsize=(3.9 * len(panels) + 1, 0.34 * most + 1.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(3.9 * len(panels) + 1, 0.34 * most + 1.35), dpi=150, layout="constrained")
     for number, (title, rows) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        for place, (_, value, low, high) in enumerate(rows):
-            color = _ORANGE if place == 0 else _BLUE
+        for place, (_, value, low, high, trainings, in_order) in enumerate(rows):
+            color = _ORANGE if place == 0 else _BLUE if in_order else _GREY
             # Rounding may put an end on the wrong side of the mean. No whisker is drawn there.
             reach = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
             axes.errorbar([value], [place], xerr=reach, fmt="o", color=color, markersize=4, capsize=3)
-        axes.axvline(rows[0][1], color=_GREY, linestyle="--", linewidth=1, zorder=0)
-        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+            axes.plot(trainings, [place + 0.25] * len(trainings), "|", color=color, markersize=5, alpha=0.7)
+        axes.axvline(rows[0].value, color=_GREY, linestyle="--", linewidth=1, zorder=0)
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(left=min(0.0, *(low for _, _, low, _ in rows)))
+        axes.set_xlim(left=min(0.0, *(row.low for row in rows)))
         axes.set_xlabel(metric)
         axes.set_title(title, loc="left", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)

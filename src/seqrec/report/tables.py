@@ -1,6 +1,6 @@
 """Tables and text for people."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from seqrec.data.split import TRAINED
 from seqrec.data.statistics import Statistics
 
 if TYPE_CHECKING:
+    from seqrec.ranking.groups import Group
     from seqrec.ranking.protocols import Evaluation, Scores
 
 YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # the range of datetime in Unix seconds
@@ -73,22 +74,27 @@ def stated(evaluation: "Evaluation") -> str:
 
 
 def groups_table(evaluation: "Evaluation", name: str = "model") -> Table:
-    """NDCG@10 of the model beside its baselines for groups of users: by length of the history, by popularity.
-
-    ``to_dict`` has the intervals.
-    """
-    columns = _rows(evaluation, name)
-    shown = Table(
-        title=f"{evaluation.split}: NDCG@10 by items in the history, and by interactions of the target in training"
+    """NDCG@10 of the model beside its baselines for groups of users. ``to_dict`` has the intervals."""
+    return groups_side_by_side(
+        evaluation.split, {label: scores.groups for label, scores in _rows(evaluation, name).items()}
     )
+
+
+def groups_side_by_side(tested: str, columns: "Mapping[str, Mapping[str, Sequence[Group]]]") -> Table:
+    """NDCG@10 of several models for groups of users: by length of the history, and by popularity of the target.
+
+    Args:
+        tested: what is tested, for the title.
+        columns: the groups of each model by its name, as in :class:`Scores`; the same groups for all.
+    """
+    shown = Table(title=f"{tested}: NDCG@10 by items in the history, and by interactions of the target in training")
     shown.add_column("group", no_wrap=True)
     for column in ("users", *columns):
         shown.add_column(column, justify="right", overflow="fold")
     for by, what in (("history", "history"), ("popularity", "target")):
-        for number, group in enumerate(evaluation.groups.get(by, [])):
-            same = [scores.groups[by][number] for scores in columns.values()]
+        for same in zip(*(groups.get(by, []) for groups in columns.values()), strict=True):
             cells = [f"{one.metrics['ndcg@10']:.4f}" for one in same]
-            shown.add_row(f"{what} {group.name}", f"{group.users:,}", *cells)
+            shown.add_row(f"{what} {same[0].name}", f"{same[0].users:,}", *cells)
         shown.add_section()
     return shown
 

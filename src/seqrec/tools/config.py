@@ -14,7 +14,11 @@ class CompareConfig(Options):
     """The terms that are the same for all models of a comparison, in addition to the training options.
 
     Args:
-        minutes: Time limit for fitting each model, including validation but not the test. Training may end earlier by
+        seeds: Number of trainings of each model, with --seed and the numbers after it as seeds. The results are means
+            over them, with intervals that include the variation between trainings. Counted models are trained once.
+        shuffled: Also train each trained model on histories in random order, for the same targets and candidates, and
+            show which share of NDCG@10 is lost: what order is worth.
+        minutes: Time limit for each training, including validation but not the test. Training may end earlier by
             --epochs or --patience. A result that this limit ends cannot be reproduced byte for byte.
         test_negatives: Number of random items that the sampled protocol ranks each target against.
         embedding_dim: Width of the embeddings, for models that have them. By default each model's own.
@@ -22,6 +26,8 @@ class CompareConfig(Options):
             model.
     """
 
+    seeds: Count = 1
+    shuffled: bool = False
     minutes: Annotated[float, Range(above=0, most=MOST_MINUTES)] | None = None
     test_negatives: Count = 100
     embedding_dim: Count | None = None
