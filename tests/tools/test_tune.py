@@ -304,6 +304,18 @@ def test_given_options_are_not_searched(dataset: Dataset) -> None:
     assert "cross-entropy" not in no_cross_entropy  # type: ignore[operator]
 
 
+def test_a_trial_may_train_one_model_where_the_recipe_mixes_several(dataset: Dataset) -> None:
+    options = {"ensemble": 3, "ensemble_kinds": "mixed"}
+    base = base_of(plan_of(dataset, "sasrec", options).recipe, "sasrec")
+    assert "ensemble" not in searched("sasrec", options, base)
+    assert searched("sasrec", {}, base)["ensemble"] == (1, 3)
+    assert "ensemble" not in searched("sasrec", {}, base | {"ensemble": 1})
+    training = plan_of(dataset, "sasrec", applied({}, base, {"ensemble": 1})).config.training
+    assert (training["ensemble"], training["ensemble_kinds"]) == (1, "same")
+    training = plan_of(dataset, "sasrec", applied({}, base, {"ensemble": 3})).config.training
+    assert (training["ensemble"], training["ensemble_kinds"]) == (3, "mixed")
+
+
 def test_a_trial_ends_in_time_to_be_repeated() -> None:
     now = time.time()
     job = Job(0, "sasrec", {}, ends=now + 100, kept=20, repeat=10, most=30)

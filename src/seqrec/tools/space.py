@@ -106,6 +106,8 @@ def drawn(trial: Any, space: Mapping[str, Domain], base: Mapping[str, Any]) -> d
 def applied(options: Mapping[str, Any], base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a trial: those of the caller, what the recipe chose, and the values of the trial."""
     rules = {name: value for name, value in base.items() if name in RULES}
+    if values.get("ensemble") == 1:  # the recipe may have mixed several kinds
+        rules["ensemble_kinds"] = "same"
     return {**options, **rules, **values}
 
 
