@@ -18,7 +18,7 @@ from seqrec.ranking.statistics import (
 )
 
 Z = 1.959963984540054
-SAMPLES, USERS = 1000, 200
+SAMPLES, USERS = 800, 200
 
 
 def spread_by_hand(means: np.ndarray) -> tuple[float, float]:
@@ -131,8 +131,8 @@ def holds(ends: np.ndarray, truth: float) -> float:
     return float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
 
 
-@pytest.mark.parametrize("trainings", [2, 3, 5])
-@pytest.mark.parametrize("share", [0.0, 0.3, 3.0, 10.0])
+@pytest.mark.parametrize("trainings", [2, 4])
+@pytest.mark.parametrize("share", [0.0, 3.0, 10.0])
 def test_intervals_over_trainings_hold_the_true_mean(trainings: int, share: float) -> None:
     random = np.random.default_rng([trainings, int(10 * share)])
     users = random.random((USERS, SAMPLES)) < 0.5
@@ -145,7 +145,7 @@ def test_intervals_over_trainings_hold_the_true_mean(trainings: int, share: floa
     ends = difference_intervals(change, spread=spreads[0] + spreads[1])
     assert holds(ends, 0.0) >= least
     assert (np.abs(change.mean(axis=0)) > t_ends(change, spreads)).mean() <= 1 - least
-    some = slice(150)  # finding p takes long
+    some = slice(40)  # finding p takes long
     p = paired_t_test(change[:, some], (spreads[0] + spreads[1])[some])
     np.testing.assert_array_equal(p < 0.05, np.abs(change.mean(axis=0)[some]) > t_ends(change, spreads)[some])
     if share == 0:  # nothing is wasted

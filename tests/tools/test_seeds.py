@@ -245,6 +245,7 @@ def chain(users: int, ordered: bool) -> Dataset:
     return prepare(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
 def test_order_is_worth_something_only_where_there_is_one(ordered: bool) -> None:
     options = OPTIONS | {"epochs": 12, "embedding_dim": 16, "learning_rate": 0.01, "patience": 0, "split": "last-two"}
