@@ -143,6 +143,20 @@ def test_ranking_is_a_full_sort(kind: str, added: bool, chosen: list[int] | None
                     assert (found.greater[state], found.ties[state]) == expected
 
 
+def test_any_number_of_threads_gives_the_same() -> None:
+    random = np.random.default_rng(4)
+    model = Given(PRIORS["near"](random), scores_of(random, 100, 30, True))
+    pairs = np.sort(random.integers(100, size=300)), random.integers(1, ITEMS + 1, 300)
+    targets, hidden = random.integers(1, ITEMS + 1, 100), torch.arange(100)[:, None]
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(rank_sparse(Catalogue(model), hidden, 6, left_out=pairs, targets=targets))
+    for found in results[1:]:
+        for one, other in zip(results[0], found, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("states", [0, 3])
 def test_nothing_to_rank(states: int) -> None:
