@@ -41,8 +41,8 @@ def fastest(functions: dict[str, Callable[[], Any]], times: int = 9) -> dict[str
     return found
 
 
-def synthetic(random: np.random.Generator, interactions: int, num_items: int) -> Dataset:
-    """A log of histories of 20 items on average."""
+def synthetic(random: np.random.Generator, interactions: int, num_items: int, dated: bool = False) -> Dataset:
+    """A log of histories of 20 items on average; with times, a minute after another, if it is dated."""
     chances = np.cumsum(np.arange(1, num_items + 1) ** -0.9)
     places = np.searchsorted(chances / chances[-1], random.random(interactions))
     items = (random.permutation(num_items) + 1).astype(np.int32)[places]
@@ -52,7 +52,7 @@ def synthetic(random: np.random.Generator, interactions: int, num_items: int) ->
         IdTable(pl.Series(f"{kind}_id", np.arange(count)))
         for kind, count in (("user", len(offsets) - 1), ("item", num_items))
     )
-    return Dataset(items, np.arange(interactions), offsets, users, catalogue, has_timestamps=False)
+    return Dataset(items, np.arange(interactions) * 60, offsets, users, catalogue, has_timestamps=dated)
 
 
 def memory() -> float:

@@ -132,6 +132,16 @@ def rank() -> dict[str, Any]:
             "added": (longs(0, 0, 4), longs(0, 6, 1), floats(3))}  # fmt: skip
 
 
+def rank_sparse() -> dict[str, Any]:
+    rows = kernels.Rows(longs(0, 1, 1), longs(3), floats(1))
+    return {"prior": (floats(4), ints(1, 2, 3), floats(3)), "which": longs(0, 1), "norms": floats(2), "rows": rows,
+            "added": False, "k": 5, "left_out": (longs(0, 1), longs(2, 0)), "targets": longs(1, 3)}  # fmt: skip
+
+
+def entries_but(**wrong: Tensor) -> dict[str, Any]:
+    return {"rows": rank_sparse()["rows"]._replace(**wrong)}
+
+
 def rank_by_codes() -> dict[str, Any]:
     vectors = floats(7, 3)
     return {"states": floats(5, 3), "vectors": vectors, "codes": kernels.codes_of(vectors), "k": 2,
@@ -264,6 +274,18 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"added": (longs(0, 0, 4), longs(0, 6, -1), floats(3))},
         {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(2))}, {"added": (longs(0, 4), longs(0, 6, 1), floats(3))},
         {"added": (longs(0, 0, 4), longs(0, 6, 1), floats(3).double())},
+    ]),
+    (kernels.rank_sparse, rank_sparse, [
+        {"k": -1}, {"which": longs(0, 2)}, {"which": longs(0, -1)}, {"which": longs(0)}, {"which": floats(2)},
+        {"norms": floats(3)}, {"norms": floats(2).double()}, {"targets": longs(1, 4)}, {"targets": longs(1, -1)},
+        {"targets": longs(1)}, {"left_out": (longs(1, 0), longs(2, 0))}, {"left_out": (longs(0, 2), longs(2, 0))},
+        {"left_out": (longs(0, 1), longs(2, 4))}, {"left_out": (longs(0, 1), longs(2))},
+        entries_but(offsets=longs(0, 1)), entries_but(offsets=longs(0, 2, 1)), entries_but(offsets=longs(1, 1, 1)),
+        entries_but(offsets=longs(0, 1, 2)), entries_but(columns=longs(4)), entries_but(columns=longs(-1)),
+        entries_but(columns=longs(1, 2)), entries_but(values=floats(2)), entries_but(values=floats(1).double()),
+        {"prior": (floats(4), ints(1, 2, 4), floats(3))}, {"prior": (floats(4), ints(1, 2, -1), floats(3))},
+        {"prior": (floats(4), longs(1, 2, 3), floats(3))}, {"prior": (floats(4), ints(1, 2, 3), floats(2))},
+        {"prior": (floats(4).double(), ints(1, 2, 3), floats(3))}, {"prior": (floats(3), ints(1, 2, 0), floats(3))},
     ]),
     (kernels.rank_by_codes, rank_by_codes, [
         {"k": 8}, {"k": 0}, {"states": floats(3)}, {"states": floats(5, 2)}, {"states": floats(5, 3).double()},

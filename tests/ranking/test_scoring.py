@@ -8,7 +8,8 @@ import torch
 
 from seqrec.errors import InputError
 from seqrec.models.sasrec import SASRec, SASRecConfig
-from seqrec.ranking.scoring import Catalogue, Ranking, evaluation_mode, largest, rank
+from seqrec.ranking.dense import largest
+from seqrec.ranking.scoring import Catalogue, Ranking, evaluation_mode, rank
 
 ITEMS = 60
 

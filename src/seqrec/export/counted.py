@@ -17,8 +17,7 @@ from seqrec.models.transitions import Transitions
 def scores_by_counts(model: Model, padded: Padded) -> Value:
     """Scores ``[B, I + 1]`` of a model with ``COUNTED``."""
     if isinstance(model, Popularity | RecentPopularity):
-        with torch.no_grad():
-            return _for_everybody(model.score(torch.ones(1, 1))[0], padded)
+        return _for_everybody(model.prior(), padded)
     if isinstance(model, Transitions):
         return with_transitions(model, 1.0, _for_everybody(model.prior(), padded), padded)
     if isinstance(model, Markov):
@@ -66,7 +65,7 @@ def _for_everybody(values: Tensor, padded: Padded) -> Value:
 
 def _markov(model: Markov, padded: Padded) -> Value:
     """``log P(item | last)``: the prior, over which the few items that ever followed the last one are written."""
-    graph, prior = padded.graph, model._prior()
+    graph, prior = padded.graph, model.pseudo_counts()
     followers = model.keys % (model.num_items + 1)
     values = torch.log(model.times + prior[followers])
     last = padded.items.slice(1, -1).squeeze(1)

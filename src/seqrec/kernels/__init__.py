@@ -15,10 +15,11 @@ from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward
 from seqrec.kernels.loader import library, usable
 from seqrec.kernels.recurrence import recurrent_block
 from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, rank, score, softmax_loss
+from seqrec.kernels.sparse import rank_sparse
 
 __all__ = [
     "Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "adam_catch_up", "adam_dense", "adam_step", "adam_sum",
     "attention", "attention_block", "binary_loss", "codes_of", "cross_entropy", "dropout", "dropped_words",
-    "feedforward", "gated_attention", "library", "positions", "product", "rank", "rank_by_codes", "recurrent_block",
-    "score", "softmax_loss", "sum_rows", "time_buckets", "usable", "weigh_pairs",
+    "feedforward", "gated_attention", "library", "positions", "product", "rank", "rank_by_codes", "rank_sparse",
+    "recurrent_block", "score", "softmax_loss", "sum_rows", "time_buckets", "usable", "weigh_pairs",
 ]  # fmt: skip

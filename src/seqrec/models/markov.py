@@ -10,8 +10,9 @@ from torch import Tensor
 from seqrec.data.batches import Batch, pack, trainable
 from seqrec.data.fields import Length, Options, Range
 from seqrec.data.split import Histories
-from seqrec.models.base import Model
+from seqrec.models.counting import Rows
 from seqrec.models.popularity import check_counts
+from seqrec.models.sparse import SparseModel, SparseScores
 
 _HISTORIES_AT_ONCE = 65_536
 
@@ -29,7 +30,7 @@ class MarkovConfig(Options):
     max_length: Length = 1
 
 
-class Markov(Model):
+class Markov(SparseModel):
     """First-order Markov chain over items, smoothed by popularity (a Dirichlet prior).
 
     ``P(j | i) = (c_ij + alpha p_j) / (c_i + alpha)``, where c_ij counts how often j came right after i in
@@ -41,8 +42,6 @@ class Markov(Model):
     """
 
     Config = MarkovConfig
-    FACTORED = False
-    COUNTED = True
     LENGTHS_OF_THE_LOG = frozenset({"keys", "times"})
     config: MarkovConfig
     counts: Tensor
@@ -110,35 +109,36 @@ class Markov(Model):
         """The items themselves, ``int64[T, 1]``."""
         return batch.items[:, None]
 
-    def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """``log P(item | last)`` in the shapes of :meth:`Model.score`; -inf for the padding."""
-        last = hidden[:, 0]
-        prior = self._prior()
-        norm = torch.log(self.outgoing[last].to(prior.dtype) + self.config.alpha)[:, None]
-        if items is not None and items.dim() == 2:
-            return torch.log(self._times_of(last[:, None] * (self.num_items + 1) + items) + prior[items]) - norm
-        # Start from the prior in every row, then overwrite the few items that ever followed the last one.
-        if items is None:
-            unique, again = None, None
-            logits = torch.log(prior) - norm
-        else:
-            unique, again = torch.unique(items, return_inverse=True)
-            logits = torch.log(prior[unique]) - norm
+    def prior(self) -> Tensor:
+        """``log(alpha p_j)``, ``float32[I + 1]``; -inf for the padding."""
+        return torch.log(self.pseudo_counts())
+
+    def sparse_scores(self, hidden: Tensor) -> SparseScores:
+        """``log(c_ij + alpha p_j) - log(c_i + alpha)`` for the items j that ever followed the last one, i.
+
+        Those of an item are listed once, however many states it is the last item of.
+        """
+        last, which = torch.unique(hidden[:, 0], return_inverse=True)
         low = self.starts[last]
         lengths = self.starts[last + 1] - low
-        rows = torch.repeat_interleave(torch.arange(len(last), device=last.device), lengths)
-        first = lengths.cumsum(0) - lengths
-        entries = torch.arange(len(rows), device=last.device) - first[rows] + low[rows]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        owners = torch.repeat_interleave(torch.arange(len(last), device=last.device), lengths)
+        entries = torch.arange(len(owners), device=last.device) + (low - offsets[:-1])[owners]
         followers = self.keys[entries] % (self.num_items + 1)
-        values = torch.log(self.times[entries] + prior[followers]) - norm[rows, 0]
-        if unique is None:
-            logits[rows, followers] = values
-            return logits
-        column = self.keys.new_full((self.num_items + 1,), -1)
-        column[unique] = torch.arange(len(unique), device=last.device)
-        there = column[followers] >= 0
-        logits[rows[there], column[followers[there]]] = values[there]
-        return logits[:, again]
+        norms = self._norms(last)
+        values = torch.log(self.times[entries] + self.pseudo_counts(followers)) - norms[owners]
+        parts = (part.cpu().numpy() for part in (which, norms, offsets, followers, values))
+        return SparseScores(next(parts), next(parts), Rows(*parts))
+
+    def score_candidates(self, hidden: Tensor, items: Tensor) -> Tensor:
+        """As for :class:`SparseModel`, without listing all that followed the last items."""
+        last = hidden[:, 0]
+        times = self._times_of(last[:, None] * (self.num_items + 1) + items)
+        return torch.log(times + self.pseudo_counts(items)) - self._norms(last)[:, None]
+
+    def _norms(self, last: Tensor) -> Tensor:
+        """``log(c_i + alpha)`` for items ``int64[R]``: ``float32[R]``."""
+        return torch.log(self.outgoing[last].float() + self.config.alpha)
 
     def _times_of(self, keys: Tensor) -> Tensor:
         """Count of each transition, in the shape of ``keys``."""
@@ -147,8 +147,10 @@ class Markov(Model):
         place = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
         return torch.where(self.keys[place] == keys, self.times[place], 0)
 
-    def _prior(self) -> Tensor:
-        """``alpha p_j``, ``float32[I + 1]``; 0 for the padding."""
-        prior = self.config.alpha * (self.counts + 1.0) / (self.counts.sum() + self.num_items)
-        prior[0] = 0.0
-        return prior
+    def pseudo_counts(self, items: Tensor | None = None) -> Tensor:
+        """``alpha p_j`` of all items, ``float32[I + 1]``, or of some, in the shape of ``items``; 0 for the padding."""
+        counts = self.counts if items is None else self.counts[items]
+        found = self.config.alpha * (counts + 1.0) / (self.counts.sum() + self.num_items)
+        if items is None:
+            found[0] = 0.0
+        return found if items is None else torch.where(items > 0, found, 0.0)

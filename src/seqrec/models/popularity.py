@@ -8,7 +8,7 @@ from torch import Tensor
 from seqrec.data.batches import Batch
 from seqrec.data.fields import Length, Options
 from seqrec.data.split import Histories
-from seqrec.models.base import Model
+from seqrec.models.sparse import SparseModel
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,10 @@ class PopularityConfig(Options):
     max_length: Length = 1
 
 
-class Popularity(Model):
+class Popularity(SparseModel):
     """Scores an item by its number of interactions in training, exactly up to 2^24."""
 
     Config = PopularityConfig
-    # A dot product would be rounded on hardware that multiplies with less precision than float32.
-    FACTORED = False
-    COUNTED = True
     config: PopularityConfig
     counts: Tensor
 
@@ -53,18 +50,9 @@ class Popularity(Model):
         """Ones, ``[T, 1]``, since scores do not depend on the history."""
         return torch.ones(len(batch.items), 1, device=batch.items.device)
 
-    def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Counts as float32, in the shapes of :meth:`Model.score`."""
-        return same_for_all(self.counts.float(), hidden, items)
-
-
-def same_for_all(values: Tensor, hidden: Tensor, items: Tensor | None) -> Tensor:
-    """The scores ``values[I + 1]`` in the shapes of :meth:`Model.score`, the same for all hidden states ``[R, D]``."""
-    if items is None:
-        return values.expand(len(hidden), -1)
-    if items.dim() == 1:
-        return values[items].expand(len(hidden), -1)
-    return values[items]
+    def prior(self) -> Tensor:
+        """The counts, ``float32[I + 1]``."""
+        return self.counts.float()
 
 
 def check_counts(counts: Tensor, name: str) -> None:

@@ -11,8 +11,8 @@ from seqrec.data.batches import Batch, pack
 from seqrec.data.fields import Length, Options, Range
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
-from seqrec.models.base import Model
-from seqrec.models.popularity import check_counts, same_for_all
+from seqrec.models.popularity import check_counts
+from seqrec.models.sparse import SparseModel
 
 _SECONDS_PER_DAY = 86_400
 _HISTORIES_AT_ONCE = 65_536
@@ -31,7 +31,7 @@ class RecentPopularityConfig(Options):
     max_length: Length = 1
 
 
-class RecentPopularity(Model):
+class RecentPopularity(SparseModel):
     """Scores an item by its interactions in the last days of the training log, and breaks ties by all interactions.
 
     The score is the recent count plus a fraction below 1 that grows with the total count. Among items without recent
@@ -39,8 +39,6 @@ class RecentPopularity(Model):
     """
 
     Config = RecentPopularityConfig
-    FACTORED = False
-    COUNTED = True
     config: RecentPopularityConfig
     recent: Tensor
     counts: Tensor
@@ -77,12 +75,12 @@ class RecentPopularity(Model):
         """Ones, ``[T, 1]``, since scores do not depend on the history."""
         return torch.ones(len(batch.items), 1, device=batch.items.device)
 
-    def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Recent count plus fraction as float32, in the shapes of :meth:`Model.score`."""
+    def prior(self) -> Tensor:
+        """The recent count plus the fraction, ``float32[I + 1]``."""
         # The fraction comes from the rank of the count among the distinct counts, not from the count itself. There are
         # few distinct counts, so float32 can represent the sum while the recent count times their number is below 2^24.
         different, place = torch.unique(self.counts, return_inverse=True)
-        return same_for_all(self.recent.float() + place.float() / len(different), hidden, items)
+        return self.recent.float() + place.float() / len(different)
 
 
 def recent_counts(histories: Histories, days: float) -> np.ndarray:

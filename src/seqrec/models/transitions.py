@@ -10,10 +10,10 @@ from torch import Tensor
 from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Options, Range
 from seqrec.data.split import Histories
-from seqrec.models.base import Model
 from seqrec.models.counting import Rows, sum_rows, weigh_pairs
 from seqrec.models.popularity import check_counts
 from seqrec.models.recent_popularity import recent_counts
+from seqrec.models.sparse import SparseModel, SparseScores, look_up
 
 #: Number of items j that are kept for each item i by default, and in all.
 SUCCESSORS, ENTRIES = 400, 10**8
@@ -64,7 +64,7 @@ class TransitionsConfig(Options):
         )
 
 
-class Transitions(Model):
+class Transitions(SparseModel):
     """Weighted counts of the items that came after each item, and of those that occur beside it.
 
     After Petrov et al., "Do Sequential Recommendation Benchmarks Really Require Higher-Order Sequence Modelling?"
@@ -83,8 +83,6 @@ class Transitions(Model):
     """
 
     Config = TransitionsConfig
-    FACTORED = False
-    COUNTED = True
     LENGTHS_OF_THE_LOG = frozenset({"columns", "values"})
     config: TransitionsConfig
     counts: Tensor
@@ -209,29 +207,13 @@ class Transitions(Model):
         recent, popular = self.recent_scores(), PRIOR * logs / logs.max().clamp(min=1)
         return popular if recent is None else popular + recent
 
-    def score(self, hidden: Tensor, items: Tensor | None = None) -> Tensor:
-        """Scores in the shapes of :meth:`Model.score`."""
-        prior = self.prior()
-        if items is not None and items.dim() == 2:
-            return self.looked_up(hidden, items) + prior[items]
-        rows = self.rows(hidden)
-        scores = prior.repeat(len(hidden), 1)
-        pairs = rows.owners, rows.columns.astype(np.int64)
-        places = tuple(torch.from_numpy(part).to(scores.device) for part in pairs)
-        scores[places] += torch.from_numpy(rows.values).to(scores.device)
-        return scores if items is None else scores[:, items]
+    def sparse_scores(self, hidden: Tensor) -> SparseScores:
+        """The scores of :meth:`rows`, to add to the prior."""
+        return SparseScores(np.arange(len(hidden)), np.zeros(len(hidden), np.float32), self.rows(hidden), added=True)
 
     def looked_up(self, hidden: Tensor, items: Tensor) -> Tensor:
         """Scores of each row's own candidates ``int64[R, C]``, without popularity: ``float32[R, C]``."""
-        rows = self.rows(hidden)
-        width = self.num_items + 1
-        keys = torch.from_numpy(rows.owners * width + rows.columns)
-        asked = (torch.arange(len(hidden))[:, None] * width + items.cpu()).contiguous()
-        if len(keys) == 0:
-            return torch.zeros(asked.shape, device=items.device)
-        place = torch.searchsorted(keys, asked).clamp_(max=len(keys) - 1)
-        found = torch.where(keys[place] == asked, torch.from_numpy(rows.values)[place], 0.0)
-        return found.to(items.device)
+        return look_up(self.rows(hidden), np.arange(len(hidden)), items)[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,16 @@
-"""Ranking with transition counts, alone or added to the scores of a model, for the few items that have any."""
+"""Ranking with transition counts added to the scores of a model, for the few items that have any."""
 
 import copy
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
+from seqrec.models.sparse import SparseModel
 from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
 from seqrec.ranking.scoring import Catalogue, Pairs, Ranking, of_rows, rank
+from seqrec.ranking.sparse import rank_sparse
 
 ROWS = 2048  # histories whose counts are held at once; after each, some thousand items have any
 
@@ -50,23 +51,13 @@ def rank_after(
     targets: np.ndarray | None = None,
     batch_size: int = 512,
 ) -> Ranking:
-    """As :func:`rank`, with the model's addition, if it has one. ``states`` are those after ``histories``.
-
-    Transitions alone are ranked as an addition to popularity, so that no score is computed for the many items that
-    never came after an item of the history.
-    """
-    model, addition = catalogue.model, catalogue.model.addition
-    if isinstance(model, Transitions):
-        addition = Addition(model, 1.0)
-        prior = model.prior()[:, None]
-        if catalogue.items is not None:
-            prior = prior[torch.from_numpy(catalogue.items).to(prior.device)]
-        catalogue = Catalogue(model, catalogue.items, prior)
-        states = torch.ones(len(states), 1, device=states.device)
-    else:
-        states = catalogue.with_constant(states)
+    """As :func:`rank`, with the model's addition, if it has one. ``states`` are those after ``histories``."""
+    addition = catalogue.model.addition
     if addition is None or addition.weight == 0:
+        if isinstance(catalogue.model, SparseModel):
+            return rank_sparse(catalogue, states, k, left_out=left_out, denied=denied, targets=targets)
         return rank(catalogue, states, k, left_out=left_out, denied=denied, targets=targets, batch_size=batch_size)
+    states = catalogue.with_constant(states)
     parts = []
     for start in range(0, max(len(states), 1), ROWS):
         part = slice(start, start + ROWS)

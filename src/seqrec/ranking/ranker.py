@@ -14,7 +14,8 @@ from seqrec.data.split import Targets
 from seqrec.models.base import Model
 from seqrec.ranking import scoring
 from seqrec.ranking.additions import rank_after, score_after
-from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states, require_numbers
+from seqrec.ranking.dense import require_numbers
+from seqrec.ranking.scoring import Catalogue, evaluation_mode, last_states
 
 # Number of targets whose negatives are drawn with one seed. Changing it changes every sampled result.
 _DRAWN_TOGETHER = 1024

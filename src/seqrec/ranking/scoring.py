@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -13,8 +14,10 @@ from torch import Tensor
 from seqrec import kernels
 from seqrec.data.batches import pack
 from seqrec.data.split import Histories
-from seqrec.errors import InputError
 from seqrec.models.base import Model
+from seqrec.models.sparse import SparseModel
+from seqrec.ranking.dense import largest, require, require_numbers
+from seqrec.ranking.prior import SortedPrior
 
 CELLS = 2**24  # number of scores held at once: 64 MiB
 USERS_AT_ONCE = 8192  # number of histories encoded before scoring
@@ -109,6 +112,12 @@ class Catalogue:
         #: Codes of the vectors for a first pass; see :mod:`seqrec.ranking.approximate`.
         self.codes: kernels.Codes | None = None
 
+    @cached_property
+    def prior(self) -> SortedPrior:
+        """The scores whatever the history, of a model of sparse scores, sorted at the first use."""
+        assert isinstance(self.model, SparseModel)
+        return SortedPrior.of(self.model, self.items)
+
     def coded(self) -> "Catalogue":
         """The same catalogue with the codes of a first pass. The vectors must be finite, and float32 on the CPU."""
         catalogue = copy.copy(self)
@@ -122,6 +131,8 @@ class Catalogue:
         catalogue = Catalogue(self.model, items, vectors)
         if self.offsets is not None:
             catalogue.offsets = self.offsets[torch.from_numpy(items).to(self.device)]
+        if isinstance(self.model, SparseModel):
+            catalogue.prior = self.prior.only(items)
         return catalogue
 
     def with_constant(self, states: Tensor) -> Tensor:
@@ -201,6 +212,13 @@ class Ranking(NamedTuple):
     greater: np.ndarray | None  # int64[R], number of columns that score above the target; -1 if the target scores -inf
     ties: np.ndarray | None  # int64[R], number of other columns with the target's score
 
+    @classmethod
+    def empty(cls, count: int, k: int, targets: bool) -> "Ranking":
+        """The result for R states before anything is found; with ranks if there are targets."""
+        columns, scores = np.full((count, k), -1, dtype=np.int64), np.full((count, k), -np.inf, dtype=np.float32)
+        greater, ties = (np.zeros(count, dtype=np.int64) if targets else None for _ in range(2))
+        return cls(columns, scores, greater, ties)
+
 
 def rank(
     catalogue: Catalogue,
@@ -235,9 +253,7 @@ def rank(
     if catalogue.items is None:
         denied = np.append(denied, 0)
     count = len(states)
-    columns, scores = np.full((count, k), -1, dtype=np.int64), np.full((count, k), -np.inf, dtype=np.float32)
-    greater, ties = (None if targets is None else np.zeros(count, dtype=np.int64) for _ in range(2))
-    ranking = Ranking(columns, scores, greater, ties)
+    ranking = Ranking.empty(count, k, targets is not None)
     if count == 0 or catalogue.columns == 0:
         return ranking
     vectors = catalogue.vectors
@@ -335,59 +351,6 @@ def _count(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
         greater[row] = np.count_nonzero(all_scores[row] > value)
         ties[row] = np.count_nonzero(all_scores[row] == value) - 1
     return greater, ties
-
-
-def largest(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest of each row of ``scores[R, C]``: ``columns int64[R, k]``, ``values float32[R, k]``.
-
-    They are sorted by value, highest first, then by column. -1 and -inf follow if fewer than k are above -inf.
-
-    Raises:
-        InputError: a score is NaN.
-    """
-    rows, width = scores.shape
-    columns, values = np.full((rows, k), -1, dtype=np.int64), np.full((rows, k), -np.inf, dtype=np.float32)
-    if rows == 0 or width == 0:
-        return columns, values
-    k = min(k, width)
-    # One more than k shows whether the last place is tied. For so few numbers numpy is faster than torch.
-    top, place = (part.cpu().numpy() for part in torch.topk(scores, min(k + 1, width), dim=1))
-    require(not np.isnan(top[:, 0]).any())  # NaN sorts first
-    if k < width:
-        top, place = top[:, :k], _settle_ties(scores, top, place)
-    order = np.lexsort((place, -top), axis=1)
-    top, place = np.take_along_axis(top, order, 1), np.take_along_axis(place, order, 1)
-    values[:, :k] = top
-    columns[:, :k] = np.where(top > -np.inf, place, -1)
-    return columns, values
-
-
-def _settle_ties(scores: Tensor, top: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """The columns of the first k of the k + 1 highest; among columns that tie for the last place, the lowest ones.
-
-    ``torch.topk`` returns arbitrary ones of them. Only rows in which a tied column is left out need a correction.
-    """
-    k = top.shape[1] - 1
-    cut = top[:, k - 1]
-    tied = np.flatnonzero((cut == top[:, k]) & (cut > -np.inf)).tolist()
-    if tied:
-        # Usually only a few rows, but all of them for a model that scores by counts.
-        all_scores = scores.cpu().numpy()
-        for row in tied:
-            above = np.count_nonzero(top[row, :k] > cut[row])
-            place[row, above:k] = np.flatnonzero(all_scores[row] == cut[row])[: k - above]
-    return place[:, :k]
-
-
-def require_numbers(scores: Tensor) -> None:
-    """Raise an InputError if a score is NaN."""
-    require(not bool(scores.isnan().any()))
-
-
-def require(numbers: bool) -> None:
-    """Raise an InputError unless all scores are numbers."""
-    if not numbers:
-        raise InputError("the model's scores are not numbers: its training diverged; lower the learning rate")
 
 
 def at_least_float32(x: Tensor) -> Tensor:

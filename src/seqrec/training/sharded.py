@@ -18,7 +18,8 @@ from seqrec.device import not_compiled, own_random_state
 from seqrec.errors import InputError, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.ranking.scoring import evaluation_mode, last_states, require_numbers
+from seqrec.ranking.dense import require_numbers
+from seqrec.ranking.scoring import evaluation_mode, last_states
 from seqrec.run.config import RunConfig
 from seqrec.training.config import TrainConfig
 from seqrec.training.processes import Processes
