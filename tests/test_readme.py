@@ -16,6 +16,7 @@ import seqrec
 from seqrec.cli.app import main
 from seqrec.cli.parser import COMMANDS, make_app
 from seqrec.models import MODELS
+from seqrec.report.svg import rendered
 
 pytestmark = pytest.mark.usefixtures("few_constants")
 
@@ -65,6 +66,8 @@ def test_what_a_page_shows_runs(
     for name in ("interactions.csv", "items.csv"):
         shutil.copy(folder / name, tmp_path)
     monkeypatch.chdir(tmp_path)
+    # Drawing as PNG takes most of the time of a report.
+    monkeypatch.setattr("seqrec.report.page.rendered", lambda picture, folder: rendered(picture, None))
     for name, *arguments in commands(TEXTS[page]):
         if name == "seqrec":
             # The real commands train until validation no longer improves, which takes too long for a test.
