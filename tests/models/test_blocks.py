@@ -130,7 +130,7 @@ def test_dropout_passes_gradients_of_what_it_keeps():
 # ---------------------------------------------------------------- grouping
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.one_of(st.integers(0, 4), st.integers(0, 90)), max_size=20),
     width=st.sampled_from([1, 4, 64]),

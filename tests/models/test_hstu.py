@@ -114,8 +114,11 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("values", CONFIGS, ids=str)
-@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize(
+    ("values", "with_targets"),
+    [*((values, False) for values in CONFIGS), ({}, True), ({"max_length": 1}, True)],
+    ids=str,
+)
 def test_packed_is_one_by_one(values, with_targets, monkeypatch):
     """Both in compiled loops and in torch."""
     model = model_of(**values)
