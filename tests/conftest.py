@@ -48,6 +48,25 @@ def pytest_collection_finish() -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Files are not flushed to the disk, which takes milliseconds each and would only show if the power failed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_constants() -> Iterator[None]:
+    """Fits try only one value of each constant of transition counts. test_chosen_additions.py tries them all."""
+    from seqrec.training import additions  # not where tests are only collected
+
+    few = {name: values[:1] for name, values in additions.VALUES.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(additions, "VALUES", few)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Reset the number of threads, on which the rounding of sums depends, even if a test failed."""

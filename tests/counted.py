@@ -67,10 +67,9 @@ def naive_sums(
 
 def rows_of(offsets: np.ndarray, columns: np.ndarray, values: np.ndarray) -> dict[tuple[int, int], float]:
     """Rows as {(row, column): value}; that columns ascend in each row is asserted."""
-    found = {}
-    for row, (low, high) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-        own = columns[low:high].tolist()
-        assert own == sorted(set(own))
-        found |= {(row, column): value for column, value in zip(own, values[low:high].tolist(), strict=True)}
-    assert len(found) == len(columns) == len(values)
-    return found
+    offsets, columns, values = map(np.asarray, (offsets, columns, values))
+    assert offsets[0] == 0
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    assert len(rows) == len(columns) == len(values)
+    assert ((np.diff(rows) > 0) | (np.diff(columns) > 0)).all()
+    return dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), values.tolist(), strict=True))

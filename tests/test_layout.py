@@ -1,8 +1,10 @@
 """DESIGN's rules about files and imports, read from the source without running it."""
 
 import ast
+import functools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,13 +53,24 @@ def module_of(file: Path) -> str:
 
 
 MODULES = {module_of(file): file for file in FILES}
+parsed = functools.cache(ast.parse)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_the_trees() -> Iterator[None]:
+    yield
+    parsed.cache_clear()
+
+
+def text_of(module: str) -> str:
+    return MODULES[module].read_text(encoding="utf-8")
 
 
 def imports_of(module: str, text: str) -> set[str]:
     """Modules of the package that a file imports, including imports inside functions."""
     is_package = MODULES.get(module, Path()).name == "__init__.py"
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -100,13 +113,13 @@ def offences(module: str, text: str) -> set[str]:
     return {name for name in imports_of(module, text) if not may_import(module, name)}
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - TOP))
-def test_imports_point_down(module):
-    assert offences(module, MODULES[module].read_text()) == set()
+def test_imports_point_down():
+    found = {module: offences(module, text_of(module)) for module in sorted(set(MODULES) - TOP)}
+    assert {module: names for module, names in found.items() if names} == {}
 
 
 def test_the_package_itself_does_not_import_the_top():
-    imported = imports_of("", MODULES[""].read_text())
+    imported = imports_of("", text_of(""))
     assert not any(name.startswith(("cli", "serve", "cluster", "tools", "report")) for name in imported)
 
 
@@ -135,7 +148,7 @@ def test_the_rule_finds_offences(module, text, expected):
 
 
 def test_no_import_goes_round_in_circles():
-    graph = {module: imports_of(module, file.read_text()) - {module} for module, file in MODULES.items()}
+    graph = {module: imports_of(module, text_of(module)) - {module} for module in MODULES}
     graph.pop("")
     while graph:
         leaves = [module for module, imported in graph.items() if not imported & set(graph)]
@@ -144,15 +157,13 @@ def test_no_import_goes_round_in_circles():
             del graph[module]
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_file_is_long(module):
-    assert len(MODULES[module].read_text().splitlines()) <= 400
+def test_no_file_is_long():
+    lengths = {module: len(text_of(module).splitlines()) for module in MODULES}
+    assert {module: length for module, length in lengths.items() if length > 400} == {}
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_every_module_has_a_docstring(module):
-    tree = ast.parse(MODULES[module].read_text())
-    assert ast.get_docstring(tree)
+def test_every_module_has_a_docstring():
+    assert [module for module in MODULES if not ast.get_docstring(parsed(text_of(module)))] == []
 
 
 def runs_at_import(tree: ast.Module) -> list[str]:
@@ -171,9 +182,9 @@ def runs_at_import(tree: ast.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_nothing_runs_at_import(module):
-    assert runs_at_import(ast.parse(MODULES[module].read_text())) == []
+def test_nothing_runs_at_import():
+    found = {module: runs_at_import(parsed(text_of(module))) for module in MODULES}
+    assert {module: lines for module, lines in found.items() if lines} == {}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +207,7 @@ def test_public_names_are_sorted_and_there():
     # In ruff's order: CONSTANTS, Classes, functions.
     assert names == sorted(set(names), key=lambda name: (not name.isupper(), name[0].islower(), name))
     assert all(hasattr(seqrec, name) for name in names)
-    imports = [node for node in ast.walk(ast.parse(MODULES[""].read_text())) if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in ast.walk(parsed(text_of(""))) if isinstance(node, ast.ImportFrom)]
     typed = {alias.name: node.module for node in imports for alias in node.names if "seqrec" in (node.module or "")}
     assert sorted(typed) == sorted(names) == sorted(seqrec._MODULES)
     assert typed == {name: f"seqrec.{module}" for name, module in seqrec._MODULES.items()}
@@ -206,8 +217,8 @@ def test_no_function_has_the_name_of_its_module() -> None:
     allowed = {"prepare", "fetch"}  # public functions of modules that DESIGN.md names
     found = {
         node.name
-        for module, file in MODULES.items()
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        for module in MODULES
+        for node in parsed(text_of(module)).body
         if isinstance(node, ast.FunctionDef) and node.name == module.rpartition(".")[2]
     }
     assert found == allowed
@@ -216,8 +227,8 @@ def test_no_function_has_the_name_of_its_module() -> None:
 def test_functions_fit_on_a_screen() -> None:
     long = [
         f"{module}.{node.name}"
-        for module, file in MODULES.items()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for module in MODULES
+        for node in ast.walk(parsed(text_of(module)))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
     ]
     assert long == []

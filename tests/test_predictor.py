@@ -17,6 +17,8 @@ import torch
 from seqrec import MODELS, Dataset, InputError, Predictor, Recommendations, Recommender, SASRec, UnknownIdWarning
 from seqrec.errors import MissingTimesWarning, TrainingWarning
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 OPTIONS: dict[str, Any] = {"embedding_dim": 8, "max_length": 5, "epochs": 1, "batch_size": 40, "threads": 1,
                            "evaluate_every": 0}  # fmt: skip
 ITEMS = 30
@@ -263,7 +265,7 @@ def test_many_threads_get_the_answers_of_one(every: tuple[Recommender, Predictor
     recommender, _ = every
     predictor = Predictor(recommender.model, recommender.dataset)  # it has not answered before
     known = list(people().values())
-    count = 250 if isinstance(predictor.model, SASRec) else 40
+    count = 120 if isinstance(predictor.model, SASRec) else 40
     asked = [number % len(known) for number in range(count)]
 
     def ask(row: int) -> tuple[Any, ...]:

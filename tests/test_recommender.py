@@ -18,6 +18,8 @@ from seqrec.data.batches import pack
 from seqrec.data.split import all_histories
 from seqrec.ranking.topk import best, best_of
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 OPTIONS: dict[str, Any] = {"embedding_dim": 8, "num_blocks": 1, "max_length": 5, "epochs": 3, "batch_size": 8,
                            "learning_rate": 0.01, "feedforward_dims": (6,)}  # fmt: skip
 ITEMS = 15

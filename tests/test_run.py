@@ -22,6 +22,8 @@ from seqrec.run.config import RunConfig, fingerprint
 from seqrec.run.folder import Run, check_free
 from seqrec.run.tensors import load_tensors
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 DATA = {f"data/{name}" for name in ("dataset.json", "items.npy", "timestamps.npy", "offsets.npy", "user_ids.npy",
                                     "user_id_offsets.npy", "item_ids.npy", "item_id_offsets.npy")}  # fmt: skip
 SIZES = {"embedding_dim": 8, "num_blocks": 1, "max_length": 6, "feedforward_dims": (12, 8)}

@@ -60,7 +60,7 @@ def naive(histories: Histories, max_length: int, with_targets: bool) -> list:
     return result
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(lengths=LENGTHS, max_length=st.integers(1, 12), with_targets=st.booleans(), data=st.data())
 def test_pack_is_the_naive_loop(lengths, max_length, with_targets, data):
     histories = split_last_two(dataset_of(lengths)).train
@@ -249,7 +249,7 @@ def naive_windows(histories: Histories, max_length: int) -> list[tuple[int, list
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     max_length=st.integers(1, 12),
@@ -281,7 +281,7 @@ def test_all_windows_cover_every_interaction_once(lengths, max_length, batch_siz
         assert [unpack(batch) for batch in every] == [unpack(batch) for batch in last]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=25),
     world=st.integers(1, 6),

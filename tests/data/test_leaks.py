@@ -67,7 +67,7 @@ def naive(split: Split) -> dict[str, float]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows=ROWS, cut=st.integers(1, 11), by_time=st.booleans())
 def test_what_a_check_counts_is_the_naive_loop(rows, cut, by_time):
     dataset = dataset_of(rows)
@@ -210,7 +210,7 @@ def test_a_split_that_leaks_is_not_trained_on():
         train(model, leaking, TrainConfig(epochs=1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows=ROWS, data=st.data())
 def test_any_interaction_moved_into_training_is_found(rows, data):
     """Whatever target is added to training, as a history of its own, is found; whatever is no target is not a leak."""

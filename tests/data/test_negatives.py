@@ -224,14 +224,14 @@ def test_popularity_power_and_no_counts():
         PopularitySampler(np.array([5, 0, 0]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(keys=st.lists(st.integers(0, 30)), asked=st.lists(st.integers(-3, 35)))
 def test_contains_is_the_naive_loop(keys, asked):
     found = contains(np.array(sorted(keys), dtype=np.int64), np.array(asked, dtype=np.int64))
     assert found.tolist() == [key in keys for key in asked]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(negatives=st.lists(st.integers(0, 12), max_size=20), items=st.lists(st.integers(0, 12), max_size=20))
 def test_collisions_are_the_naive_loop(negatives, items):
     which, where = collisions(np.array(negatives, dtype=np.int64), np.array(items, dtype=np.int64))

@@ -20,6 +20,8 @@ from seqrec import Dataset, InputError, PrepareConfig, Recommender, UnknownIdWar
 from seqrec.cli.app import main
 from seqrec.errors import MissingTimesWarning
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 SMALL: dict[str, Any] = {"embedding_dim": 8, "max_length": 5, "epochs": 1, "batch_size": 40, "threads": 1,
                          "evaluate_every": 0}  # fmt: skip
 

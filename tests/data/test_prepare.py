@@ -85,7 +85,7 @@ def check_arrays(dataset: Dataset) -> None:
         assert ids.to_list() == sorted(set(ids.to_list()))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=ROWS,
     has_timestamps=st.booleans(),

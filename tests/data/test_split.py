@@ -42,7 +42,7 @@ def pairs(targets) -> list[tuple[int, list[int], int]]:
     return [(*row, int(item)) for row, item in zip(items_of(targets.histories), targets.items, strict=True)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows=ROWS)
 def test_last_two_is_the_naive_loop(rows):
     dataset = dataset_of(rows)
@@ -96,7 +96,7 @@ def test_nobody_to_test_and_an_unknown_name():
         split.targets("train")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows=ROWS, cuts=st.tuples(st.integers(-1, 14), st.integers(-1, 14)), shift=st.sampled_from([0, 0.5]))
 def test_by_time_is_the_naive_loop(rows, cuts, shift):
     dataset = dataset_of(rows)

@@ -57,7 +57,7 @@ def vectors_of(kind: str, count: int, dim: int) -> Tensor:
 
 
 @pytest.mark.loops
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["random", "whole", "close", "tails"]),
     sizes=st.tuples(st.integers(0, 10), st.integers(1, 700), st.integers(1, 70)),

@@ -53,7 +53,7 @@ def by_pairs(
     return torch.stack(rows) if rows else mixed.new_zeros(0, dim)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 6, 9, 11])  # of 1, 2 and 3 heads, and of windows of 3 to 26
 def test_it_is_the_definition_for_random_shapes(seed):
     random = np.random.default_rng(seed)
     heads, window = int(random.choice([1, 2, 3])), int(random.integers(1, 30))
@@ -81,10 +81,13 @@ def test_it_is_the_definition_for_random_shapes(seed):
             assert error < 2e-3
 
 
-@pytest.mark.parametrize(("heads", "dim"), [(1, 12), (3, 12), (2, 34)])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("buckets", [0, 128])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("heads", "dim", "dropout", "buckets", "threads"),
+    [  # every two of them meet
+        (1, 12, 0.0, 0, 1), (1, 12, 0.4, 128, 3), (3, 12, 0.0, 128, 1), (3, 12, 0.4, 0, 3), (2, 34, 0.0, 128, 3),
+        (2, 34, 0.4, 0, 1), (2, 34, 0.4, 128, 1),
+    ],
+)  # fmt: skip
 def test_a_layer_is_that_of_torch_in_float64(heads, dim, dropout, buckets, threads):
     lengths = [1, 7, 150, 3, 0, 12, *[5] * 40]
     torch.manual_seed(0)

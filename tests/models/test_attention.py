@@ -79,7 +79,8 @@ def weights_of_the_forward_pass(model: Model, batch: Batch, monkeypatch: pytest.
 @pytest.mark.parametrize(("name", "values"), CASES, ids=str)
 def test_the_weights_are_those_of_the_forward_pass(name, values, dataset, monkeypatch):
     model = model_of(name, dataset, **values)
-    histories = all_histories(dataset)
+    # Of 1, 2, 5, 8, 9, 10, 11 and 19 items, and of other users.
+    histories = all_histories(dataset).take(np.array([0, 1, 4, 7, 8, 9, 10, 18, 20, 30, 40]))
     found = attention_of(model, pack(histories, model.max_length))
     assert found is not None
     assert len(found) == len(histories)

@@ -97,7 +97,7 @@ CONFIGS = [
 @pytest.mark.parametrize("values", CONFIGS, ids=str)
 def test_packed_is_one_by_one(values):
     model = model_of(**values)
-    lists = random_lists(longest=70 if values.get("max_length") == 80 else 14)
+    lists = random_lists(users=5, longest=70) if values.get("max_length") == 80 else random_lists()
     batch = batch_of(lists, model.config.max_length)
     table = model.item_embedding.weight.detach().double()
     with torch.no_grad():

@@ -23,7 +23,8 @@ from seqrec.training.objective import Objective, draw_task, training_loss
 
 SIZES = {"embedding_dim": 8, "max_length": 6}
 FACTORED = [name for name, kind in MODELS.items() if kind.FACTORED and not kind.COUNTED]
-SMALL = {**SIZES, "num_blocks": 1, "batch_size": 16, "epochs": 3, "ensemble": 2, "split": "last-two"}
+SMALL = {**SIZES, "num_blocks": 1, "batch_size": 16, "epochs": 3, "ensemble": 2, "split": "last-two",
+         "transitions": "off"}  # fmt: skip
 
 
 def log(users: int = 60, items: int = 20) -> pl.DataFrame:
@@ -182,7 +183,7 @@ def test_kinds_that_cannot_be_mixed_are_refused(model, options, message, tmp_pat
 
 
 def test_a_run_keeps_an_ensemble(tmp_path: Path):
-    recommender = Recommender(**SMALL).fit(log(), tmp_path / "run")
+    recommender = Recommender(**SMALL | {"transitions": "auto"}).fit(log(), tmp_path / "run")
     assert len(recommender.model.parts) == 2
     one, other = (part.item_embedding.weight for part in recommender.model.parts)
     assert not torch.allclose(one, other)

@@ -120,7 +120,7 @@ CONFIGS = [
 @pytest.mark.parametrize("values", CONFIGS, ids=str)
 def test_packed_is_one_by_one(values):
     model = model_of(**values).eval()
-    lists = random_lists(longest=70 if values.get("max_length") == 80 else 14)
+    lists = random_lists(users=5, longest=70) if values.get("max_length") == 80 else random_lists()
     batch = batch_of(lists, model.max_length)
     with torch.no_grad():
         states, last = model.encode(batch).double().numpy(), model.encode_last(batch).double().numpy()
@@ -134,7 +134,7 @@ def test_packed_is_one_by_one(values):
         np.testing.assert_allclose(scores[row], table @ expected[-1], rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_gradients_of_random_shapes_are_those_of_finite_differences(seed):
     random = np.random.default_rng(seed)
     heads = int(random.integers(1, 4))
@@ -324,10 +324,11 @@ def test_it_learns_from_two_items():
 
 @pytest.mark.parametrize("loss", ["sampled-softmax", "cross-entropy", "bce", "gbce", "bpr-max", "top1-max"])
 def test_every_loss_trains_and_a_loaded_run_recommends_the_same(loss, tmp_path: Path):
-    negatives = {} if loss == "cross-entropy" else {"negatives": 3}
+    options = {"transitions": "off"} if loss == "cross-entropy" else {"transitions": "off", "negatives": 3}
     recommender = Recommender(
-        "esasrec", loss=loss, epochs=2, embedding_dim=8, max_length=6, num_heads=2, threads=1, **negatives
-    ).fit(walks(60, 1), tmp_path / "run")
+        "esasrec", loss=loss, epochs=2, embedding_dim=8, max_length=6, num_heads=2, threads=1, **options
+    ).fit(walks(60, 1))
+    recommender.save(tmp_path / "run")
     assert (recommender.model.item_embedding.weight[0] == 0).all()
     assert (recommender.model.item_embedding.weight[1:] != 0).any()
     again = Recommender.load(tmp_path / "run")

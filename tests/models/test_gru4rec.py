@@ -88,11 +88,14 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("values", CONFIGS, ids=str)
-@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize(
+    ("values", "with_targets"),
+    [*((values, False) for values in CONFIGS), ({}, True), ({"max_length": 1}, True)],
+    ids=str,
+)
 def test_packed_is_step_by_step(values, with_targets):
     model = model_of(**values)
-    lists = random_lists(longest=70 if values.get("max_length") == 80 else 14)
+    lists = random_lists(users=5, longest=70) if values.get("max_length") == 80 else random_lists()
     batch = batch_of(lists, model.config.max_length, with_targets)
     hidden = model.encode(batch)
     assert hidden.shape == (len(batch.items), (model.config.hidden_dim or model.config.embedding_dim) + 1)
@@ -389,7 +392,7 @@ def test_remembers_what_came_long_before(loss):
         "negatives": 64,
     }
     found = {}
-    for length in (20, 1):
+    for length in (20, 1) if loss == "bpr-max" else (20,):  # one loss shows that the last item is not enough
         torch.manual_seed(0)
         values = {"embedding_dropout": 0.0, "hidden_dropout": 0.0, "embedding_dim": 32, "max_length": length}
         model = GRU4Rec(GRU4RecConfig(**values), split.train.dataset.num_items)
@@ -400,7 +403,7 @@ def test_remembers_what_came_long_before(loss):
         other.count(split.train)
         found[name] = answers_right(other, split)
     assert found[20] > 0.9
-    assert max(found[1], found["markov"], found["popularity"]) < 0.2
+    assert max(found.get(1, 0.0), found["markov"], found["popularity"]) < 0.2
 
 
 def test_fit_recommend_save_and_load(tmp_path):

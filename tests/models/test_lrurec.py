@@ -92,28 +92,31 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("values", CONFIGS, ids=str)
 @pytest.mark.parametrize("with_targets", [False, True])
-def test_packed_is_step_by_step(values, with_targets, compiled, monkeypatch):
-    if not compiled:
-        monkeypatch.setattr(loader, "library", lambda: None)
+def test_packed_is_step_by_step(values, with_targets, monkeypatch):
+    """Both in compiled loops and in torch."""
     model = model_of(**values)
     lists = random_lists(longest=220 if values.get("max_length") == 250 else 14, users=6)
     batch = batch_of(lists, model.config.max_length, with_targets)
-    hidden = model.encode(batch).detach()
-    assert hidden.shape == (len(batch.items), model.config.embedding_dim + 1)
-    assert (hidden[:, -1] == 1).all()
-    scores = model.score(hidden).detach()
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(loader, "library", lambda: None)
+        hidden = model.encode(batch).detach()
+        assert hidden.shape == (len(batch.items), model.config.embedding_dim + 1)
+        assert (hidden[:, -1] == 1).all()
+        found.append((hidden, model.score(hidden).detach()))
     table = torch.cat([model.item_embedding.weight, model.item_bias.weight], dim=1).detach().double().numpy()
     for row, items in enumerate(lists):
         inputs = items[:-1] if with_targets else items
         if inputs:
             mine = slice(batch.offsets[row], batch.offsets[row + 1])
             expected = naive_states(model, inputs)
-            np.testing.assert_allclose(hidden[mine, :-1], expected, rtol=1e-3, atol=2e-4)
-            expected = np.concatenate([expected, np.ones((len(expected), 1))], axis=1) @ table.T
-            np.testing.assert_allclose(scores[mine], expected, rtol=1e-3, atol=1e-3)
+            of_scores = np.concatenate([expected, np.ones((len(expected), 1))], axis=1) @ table.T
+            for hidden, scores in found:
+                np.testing.assert_allclose(hidden[mine, :-1], expected, rtol=1e-3, atol=2e-4)
+                np.testing.assert_allclose(scores[mine], of_scores, rtol=1e-3, atol=1e-3)
 
 
 def naive_recurrence(x: Tensor, factors: Tensor, lengths: list[int]) -> np.ndarray:
@@ -313,7 +316,7 @@ def test_remembers_what_came_long_before(loss):
     split = remembered()
     options: dict[str, Any] = {"epochs": 20, "batch_size": 50, "learning_rate": 0.003, "evaluate_every": 0}
     found = {}
-    for length in (20, 1):
+    for length in (20, 1) if loss == "cross-entropy" else (20,):  # one loss shows that the last item is not enough
         torch.manual_seed(0)
         config = LRURecConfig(dropout=0.0, embedding_dim=32, max_length=length)
         model = LRURec(config, split.train.dataset.num_items)
@@ -322,14 +325,15 @@ def test_remembers_what_came_long_before(loss):
     counted = MODELS["markov"](MODELS["markov"].Config(), split.train.dataset.num_items)
     counted.count(split.train)
     assert found[20] > 0.9
-    assert max(found[1], answers_right(counted, split)) < 0.35
+    assert max(found.get(1, 0.0), answers_right(counted, split)) < 0.35
 
 
 @pytest.mark.parametrize("loss", ["sampled-softmax", "gbce", "bpr-max", "top1-max", "bce", "cross-entropy"])
 def test_fit_recommend_save_and_load(loss, tmp_path):
     random = np.random.default_rng(0)
     log = pl.DataFrame({"user_id": np.repeat(np.arange(30), 6), "item_id": random.integers(0, 25, 180)})
-    fitted = Recommender("lrurec", epochs=2, max_length=5, embedding_dim=8, loss=loss).fit(log)
+    options = {"epochs": 2, "max_length": 5, "embedding_dim": 8, "loss": loss, "transitions": "off"}
+    fitted = Recommender("lrurec", **options).fit(log)
     expected = fitted.recommend(users=[3, 4], k=5)
     assert expected.height == 10
     fitted.save(tmp_path / "run")

@@ -112,11 +112,14 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("values", CONFIGS, ids=str)
-@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize(
+    ("values", "with_targets"),
+    [*((values, False) for values in CONFIGS), ({}, True), ({"max_length": 1}, True)],
+    ids=str,
+)
 def test_packed_is_padded(values, with_targets):
     model = model_of(**values)
-    lists = random_lists(longest=70 if values.get("max_length") == 80 else 14)
+    lists = random_lists(users=5, longest=70) if values.get("max_length") == 80 else random_lists()
     batch = batch_of(lists, model.config.max_length, with_targets)
     hidden = model.encode(batch)
     assert hidden.shape == (int(batch.offsets[-1]), model.config.embedding_dim)

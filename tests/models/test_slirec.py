@@ -165,8 +165,11 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("values", CONFIGS, ids=str)
-@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize(
+    ("values", "with_targets"),
+    [*((values, False) for values in CONFIGS), ({}, True), ({"max_length": 1}, True)],
+    ids=str,
+)
 def test_packed_is_one_by_one(values, with_targets):
     model = model_of(**values)
     histories = random_histories(users=5, longest=12)
@@ -221,7 +224,7 @@ def test_gradients_of_packed_and_one_by_one():
 @pytest.mark.parametrize("cells", [30, 100, 1000])
 def test_scores_in_blocks_of_any_size(cells, monkeypatch):
     model = model_of()
-    hidden = model.encode(batch_of(random_histories(), 10))
+    hidden = model.encode(batch_of(random_histories(users=4), 10))
     each = torch.randint(1, NUM_ITEMS + 1, (len(hidden), 5), generator=torch.Generator().manual_seed(0))
     full, some = model.score(hidden), model.score(hidden, each)
     monkeypatch.setattr(slirec, "_CELLS", cells)
@@ -412,7 +415,7 @@ def test_categories_of_the_items_are_learnt(tmp_path: Path):
 def test_categories_can_be_turned_off():
     log, items = log_of_categories(users=20)
     log = log.join(items.with_columns(pl.col("categories").list.first()), on="item_id")  # the log has the column itself
-    options = {"embedding_dim": 20, "epochs": 1, "evaluate_every": 0}
+    options = {"embedding_dim": 20, "epochs": 1, "evaluate_every": 0, "transitions": "off"}
     with_all = Recommender("slirec", **options).fit(log)
     assert with_all.model.config.num_categories == 6
     assert Recommender("slirec", **options, num_categories=2).fit(log).model.config.num_categories == 2

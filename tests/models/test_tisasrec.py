@@ -119,11 +119,14 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("values", CONFIGS, ids=str)
-@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize(
+    ("values", "with_targets"),
+    [*((values, False) for values in CONFIGS), ({}, True), ({"max_length": 1}, True)],
+    ids=str,
+)
 def test_packed_is_one_by_one(values, with_targets):
     model = model_of(**values)
-    histories = random_histories(longest=70 if values.get("max_length") == 80 else 14)
+    histories = random_histories(users=5, longest=70) if values.get("max_length") == 80 else random_histories()
     batch = batch_of(histories, model.config.max_length, with_targets)
     hidden = model.encode(batch)
     assert hidden.shape == (int(batch.offsets[-1]), model.config.embedding_dim)

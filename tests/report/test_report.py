@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from seqrec import InputError, Recommender
@@ -23,7 +24,10 @@ from seqrec.report.html import escaped, table, tag
 from seqrec.report.layout import neighbour_map
 from seqrec.report.measures import shares_by_popularity
 from seqrec.report.page import labels_of, write_report
+from seqrec.report.svg import Picture, rendered
 from seqrec.run.folder import Run
+
+pytestmark = pytest.mark.usefixtures("few_constants")
 
 HOSTILE = [
     "<script>alert(1)</script>", '"onerror="alert(2)', "'><img src=x onerror=alert(3)>", "$x^{ $ \\frac",
@@ -66,15 +70,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def page_of(*runs: Path) -> str:
+    """The page of some runs, without PNG files, which take most of the time."""
+    out = runs[0].with_suffix(".html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqrec.report.page.rendered", lambda picture, folder: rendered(picture, None))
+        write_report(runs, out)
+    return out.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def pages(runs: Path) -> dict[str, str]:
     """Pages of each run alone and of several."""
-    found = {}
-    for name, of in {"one": ["one"], "two": ["two"], "counted": ["counted"], "mixed": ["<i>mixed"],
-                     "both": ["one", "two"], "all": ["one", "two", "counted", "<i>mixed"]}.items():  # fmt: skip
-        write_report([runs / run for run in of], runs / f"{name}.html")
-        found[name] = (runs / f"{name}.html").read_text(encoding="utf-8")
-    return found
+    kinds = {"one": ["one"], "two": ["two"], "counted": ["counted"], "mixed": ["<i>mixed"], "both": ["one", "two"],
+             "all": ["one", "two", "counted", "<i>mixed"]}  # fmt: skip
+    return {kind: page_of(*(runs / name for name in names)) for kind, names in kinds.items()}
 
 
 class Reader(HTMLParser):
@@ -233,7 +243,7 @@ def test_the_command_repeats_the_run(runs: Path, pages: dict[str, str], name: st
         assert getattr(again, part) == getattr(before, part)
 
 
-def test_pictures_are_written_beside_the_page(runs: Path, tmp_path: Path) -> None:
+def test_pictures_are_written_beside_the_page(runs: Path, pages: dict[str, str], tmp_path: Path) -> None:
     files = write_report([runs / "one"], tmp_path / "deep" / "page.html")
     assert files[0] == tmp_path / "deep/page.html"
     assert {file for file in (tmp_path / "deep").rglob("*") if file.is_file()} == set(files)
@@ -245,9 +255,18 @@ def test_pictures_are_written_beside_the_page(runs: Path, tmp_path: Path) -> Non
     for file in files[1:]:
         assert file.parent == tmp_path / "deep/page-pictures"
         assert imread(file).std() > 0.01
-    before = [file.read_bytes() for file in files]
-    write_report([runs / "one"], tmp_path / "deep" / "page.html")
-    assert [file.read_bytes() for file in files] == before
+    assert page_of(runs / "one") == pages["one"]  # the same again
+
+
+def test_a_picture_is_the_same_again(tmp_path: Path) -> None:
+    def draw() -> Figure:
+        figure = Figure(figsize=(3, 2))
+        figure.subplots().plot([1, 3, 2], label="<b>")
+        return figure
+
+    texts = [rendered(Picture("line", "A line", "A line that rises and falls.", draw), tmp_path / n) for n in "ab"]
+    assert texts[0] == texts[1]
+    assert (tmp_path / "a/line.png").read_bytes() == (tmp_path / "b/line.png").read_bytes()
 
 
 def test_what_does_not_exist_is_left_out(runs: Path, pages: dict[str, str], tmp_path: Path) -> None:
@@ -255,13 +274,11 @@ def test_what_does_not_exist_is_left_out(runs: Path, pages: dict[str, str], tmp_
     assert not re.search('training-loss|id="attention"|id="item-map"', pages["counted"])
     shutil.copytree(runs / "one", tmp_path / "half")
     (tmp_path / "half/metrics.json").unlink()
-    write_report([tmp_path / "half"], tmp_path / "half.html")
-    half = (tmp_path / "half.html").read_text()
+    half = page_of(tmp_path / "half")
     assert "training has not ended, so there is no test yet" in half
     assert "training-loss" in half
     (tmp_path / "half/weights.safetensors").unlink()
-    write_report([tmp_path / "half", runs / "one"], tmp_path / "half.html")
-    half = (tmp_path / "half.html").read_text()
+    half = page_of(tmp_path / "half", runs / "one")
     assert "there are no weights yet" in half
     assert numbers(json.loads((runs / "one/metrics.json").read_text())["test"]["full"]["metrics"]) <= {
         *re.findall(r"<td>([^<]*)</td>", half)
@@ -320,7 +337,7 @@ def test_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     page = tmp_path / "a page.html"
     command = [
         "report",
-        str(runs / "one"),
+        str(runs / "counted"),
         "--out",
         str(page),
         "--title",
@@ -330,7 +347,7 @@ def test_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert main(command) == 0
     out, errors = capsys.readouterr()
-    assert out == f"report written to {page}; its 10 pictures are in {tmp_path / 'a page-pictures'}\n"
+    assert out == f"report written to {page}; its 6 pictures are in {tmp_path / 'a page-pictures'}\n"
     assert errors == ""
     assert "<h1>&lt;b&gt;Two &amp; more</h1>" in page.read_text()
     facts = json.loads((tmp_path / "facts").read_text())

@@ -19,6 +19,8 @@ from seqrec.errors import RunWarning
 from seqrec.run.lock import InUseError, Lock
 from seqrec.run.place import Place
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 SMALL: dict[str, Any] = {"embedding_dim": 4, "num_blocks": 1, "max_length": 5, "batch_size": 8, "threads": 1}
 
 

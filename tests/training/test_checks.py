@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from seqrec.cli.app import main
 from seqrec.models import MODELS
 from seqrec.training.checks import MOST_TENSORS
 
-TINY: dict[str, Any] = {"epochs": 1, "batch_size": 16, "threads": 1, "evaluate_every": 1}
+TINY: dict[str, Any] = {"epochs": 1, "batch_size": 16, "threads": 1, "evaluate_every": 1, "transitions": "off"}
 TRAINED = [name for name, model in MODELS.items() if not model.COUNTED]
 
 
@@ -168,7 +169,7 @@ def test_seen_items_are_removed_where_a_person_says_so() -> None:
 def test_nothing_is_said_where_few_items_repeat(asked: bool | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fitted = Recommender(**TINY, keep_seen=asked, split="last-two").fit(walks())
+        fitted = Recommender(**TINY | {"transitions": "auto"}, keep_seen=asked, split="last-two").fit(walks())
     assert fitted.evaluate().seen == ("kept" if asked else "removed")
 
 
@@ -213,20 +214,30 @@ WAYS: list[Callable[[], AbstractContextManager[Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["no_grad", "inference_mode", "default_dtype", "autocast", "device"])
+def small(model: str) -> Recommender:
+    options = TINY | {"epochs": 2, "embedding_dim": 8, "transitions": "auto"} if model != "markov" else {}
+    return Recommender(model, **options).fit(walks())
+
+
+@pytest.fixture(scope="module")
+def plain() -> Callable[[str], Recommender]:
+    """A function that returns a fitted model of a kind, always the same."""
+    return cache(small)
+
+
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec", "bert4rec", "markov"])
+@pytest.mark.parametrize("way", WAYS, ids=["no_grad", "inference_mode", "default_dtype", "autocast", "device"])
 def test_fit_is_the_same_whatever_the_program_set_and_leaves_it_so(
-    model: str, way: Callable[[], AbstractContextManager[Any]]
+    plain: Callable[[str], Recommender], model: str, way: Callable[[], AbstractContextManager[Any]]
 ) -> None:
-    options = TINY | {"epochs": 2, "embedding_dim": 8} if model != "markov" else {}
-    plain = Recommender(model, **options).fit(walks())
+    wanted = plain(model).model.state_dict()
     torch.manual_seed(5)
     with way():
         before = torch_state()
-        fitted = Recommender(model, **options).fit(walks())
+        fitted = small(model)
         assert torch_state() == before
     for name, weight in fitted.model.state_dict().items():
-        assert torch.equal(weight, plain.model.state_dict()[name])
+        assert torch.equal(weight, wanted[name])
 
 
 def test_a_second_fit_has_nothing_of_the_first(tmp_path: Path) -> None:

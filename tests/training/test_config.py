@@ -73,7 +73,7 @@ OPEN = {"clip_norm", "threads"} | OF_NEGATIVES
 def test_config_json_holds_what_was_used(name: str, tmp_path: Path) -> None:
     rows = [(u, (u + i) % 7, i) for u in range(9) for i in range(5)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    options = {"epochs": 1, "embedding_dim": 8, "evaluate_every": None}
+    options = {"epochs": 1, "embedding_dim": 8, "evaluate_every": None, "transitions": "off"}
     first = Recommender(name, **options).fit(log, tmp_path / "run")
     values = json.loads((tmp_path / "run" / "config.json").read_text())
     training = values["training"]

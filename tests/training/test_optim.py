@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqrec.training import rows as tables_by_row
+from seqrec.training.drift import Factors
 from seqrec.training.optim import RowAdam, clip_gradients
 from seqrec.training.schedule import Schedule
 
@@ -82,24 +83,25 @@ class Both:
 
 
 def rare_rows(random: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
-    """Rows for each step: a few common ones at every step, others rarely, some after hundreds of steps, some never."""
+    """Rows for each step: a few common ones at every step, others rarely, some after 147 steps, some never."""
     items = random.integers(1, 8, 6)
     if random.random() < 0.3:
         items[0] = random.integers(8, 30)
-    if step in (3, 300, 301, 390):
+    if step in (3, 150, 151, 195):
         items[1:3] = [30, 31]
     users = np.minimum(random.geometric(0.2, 6), 20)
     return torch.from_numpy(items), torch.from_numpy(users)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
-@pytest.mark.parametrize("table_rate", [None, 0.03])
+@pytest.mark.parametrize(
+    ("table_rate", "dtype", "tolerance"), [(None, torch.float64, 1e-5), (0.03, torch.float32, 2e-4)]
+)
 def test_row_adam_is_dense_adam(table_rate, dtype, tolerance):
     both = Both(table_rate=table_rate, dtype=dtype)
     random = np.random.default_rng(0)
-    for step in range(400):
+    for step in range(200):
         both.step(*rare_rows(random, step))
-        if step in (0, 1, 10, 100, 299):
+        if step in (0, 1, 10, 100, 149):
             # A catch_up in between must not change the result.
             assert both.difference() < tolerance
     assert both.difference() < tolerance
@@ -107,9 +109,15 @@ def test_row_adam_is_dense_adam(table_rate, dtype, tolerance):
     assert (both.ours.items.weight[0] == 0).all()  # the padding
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
-@pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("turns", [True, False])
+@pytest.mark.parametrize(
+    ("clip", "turns", "dtype", "tolerance"),
+    [
+        (None, True, torch.float64, 1e-5),
+        (0.5, True, torch.float32, 2e-4),
+        (None, False, torch.float32, 2e-4),
+        (0.5, False, torch.float64, 1e-5),
+    ],
+)
 def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, tolerance, clip, turns):
     both = Both(dtype=dtype, table_rate=0.02)
     random = np.random.default_rng(0)
@@ -123,32 +131,36 @@ def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, toleran
     assert both.difference() < tolerance
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.99), (0.0, 0.9), (0.5, 0.9999), (0.95, 0.98), (0.9, 1 - 1e-8)])
+@pytest.mark.parametrize("betas", [(0.0, 0.9), (0.5, 0.9999), (0.95, 0.98), (0.9, 1 - 1e-8)])
 def test_row_adam_with_other_betas(betas):
     both = Both(betas=betas)
     random = np.random.default_rng(7)
-    for step in range(400):
+    for step in range(200):
         both.step(*rare_rows(random, step))
     assert both.difference() < 1e-5
 
 
-@pytest.mark.parametrize("beta2", [0.95, 0.98, 0.9999, 1 - 1e-8])
+@pytest.mark.parametrize("beta2", [0.95, 0.9999, 1 - 1e-8])
 def test_row_adam_in_float32(beta2):
     """Near 1, float32 loses the difference of the second beta from 1."""
     both = Both(betas=(0.9, beta2), dtype=torch.float32)
     random = np.random.default_rng(7)
-    for step in range(400):
+    for step in range(200):
         both.step(*rare_rows(random, step))
     assert both.difference() < 3e-4
 
 
-SCHEDULES = {
-    "linear": Schedule("linear", 40, 400),
-    "cosine": Schedule("cosine", 150, 400),
-    "warm-up": Schedule("constant", 300, 400),
-    "short": Schedule("cosine", 0, 250),  # the rate is 0 after step 250
-    "jumps": lambda steps: np.where(np.asarray(steps) // 10 % 2, 1.0, 0.01),
-}
+def schedules(steps: int) -> dict[str, Factors]:
+    return {
+        "linear": Schedule("linear", steps // 10, steps),
+        "cosine": Schedule("cosine", 3 * steps // 8, steps),
+        "warm-up": Schedule("constant", 3 * steps // 4, steps),
+        "short": Schedule("cosine", 0, 5 * steps // 8),  # then the rate is 0
+        "jumps": lambda steps: np.where(np.asarray(steps) // 10 % 2, 1.0, 0.01),
+    }
+
+
+SCHEDULES = schedules(400)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +168,15 @@ SCHEDULES = {
 )
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
-    both = Both(table_rate=0.03, dtype=dtype, schedule=SCHEDULES[name])
+    both = Both(table_rate=0.03, dtype=dtype, schedule=schedules(200)[name])
     random = np.random.default_rng(0)
-    for step in range(400):
-        both.ours.reads_all = both.theirs.reads_all = step in (200, 201)
-        if step == 200:
+    for step in range(200):
+        both.ours.reads_all = both.theirs.reads_all = step in (100, 101)
+        if step == 100:
             both.row_adam.catch_up()
         both.step(*rare_rows(random, step))
         # The first movements of a warm-up are as small as the rounding of weights in float32.
-        if step in ((1, 10, 100, 299) if dtype == torch.float64 else (299,)):
+        if step in ((1, 10, 50, 149) if dtype == torch.float64 else (149,)):
             assert both.difference() < tolerance
     assert both.difference() < tolerance
 
@@ -229,13 +241,19 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(RowAdam, "_catch_up_rows", catch_up)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 2e-4)])
-@pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("schedule", [None, Schedule("cosine", 20, 400)])
+@pytest.mark.parametrize(
+    ("clip", "schedule", "dtype", "tolerance"),
+    [
+        (None, None, torch.float64, 1e-5),
+        (0.5, None, torch.float32, 2e-4),
+        (None, Schedule("cosine", 10, 200), torch.float32, 2e-4),
+        (0.5, Schedule("cosine", 10, 200), torch.float64, 1e-5),
+    ],
+)
 def test_without_selecting_rows_row_adam_is_dense_adam(clip, schedule, dtype, tolerance, as_on_a_gpu):
     both = Both(dtype=dtype, schedule=schedule)
     random = np.random.default_rng(1)
-    for step in range(400):
+    for step in range(200):
         both.step(*rare_rows(random, step), clip=clip)
         if step in (0, 1, 100):
             assert both.difference() < tolerance
@@ -320,7 +338,7 @@ def test_a_row_that_is_missing_for_very_long():
     common = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3])
     rare = torch.tensor([30, 30, 1]), torch.tensor([20, 20, 1])
     both.step(*rare)
-    for _ in range(1500):  # beyond the first table of drifts, when the momentum is gone
+    for _ in range(1030):  # beyond the first table of drifts, when the momentum is gone
         both.step(*common)
     both.step(*rare)
     both.step(*common)

@@ -123,7 +123,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 ids = st.lists(texts.filter(lambda text: text.strip()), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=ids, kind=st.sampled_from(["csv", "jsonl", "parquet"]))
 def test_any_id_can_be_named(tmp_path: Path, ids: list[str], kind: str) -> None:
     path = tmp_path / f"ids.{kind}"

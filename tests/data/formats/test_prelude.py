@@ -248,7 +248,7 @@ def test_quoted_carriage_returns_are_part_of_an_id(tmp_path: Path) -> None:
 fields = st.text('a",;\n\r #', min_size=1, max_size=4).map(lambda text: f"x{text}x")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(st.tuples(fields, fields), min_size=1, max_size=6), ends=st.sampled_from(["\n", "\r\n"]))
 def test_any_quoted_fields_as_the_csv_module_has_them(tmp_path: Path, records: list, ends: str) -> None:
     buffer = io.StringIO(newline="")

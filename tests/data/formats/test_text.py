@@ -225,7 +225,7 @@ def test_any_log_in_any_blocks(tmp_path, monkeypatch, rows, end, header, size):
     assert outcome(path, monkeypatch, size, **options) == outcome(path, monkeypatch, None, **options)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(fields=st.lists(st.lists(st.text('a",\n\r', max_size=4), min_size=2, max_size=2), min_size=1, max_size=8))
 def test_well_formed_quotes_are_safe_in_any_blocks(fields):
     """Each block of a file that polars wrote is read alone as it stands in the file."""
@@ -254,7 +254,7 @@ def test_digits(numbers):
     assert delimited._digits(values) == sum(len(str(number)) for number in numbers if number is not None)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.lists(st.none() | integers | odd | st.from_regex(r"[+-]?0*[0-9]{1,20}", fullmatch=True), max_size=5))
 def test_a_column_becomes_integers_only_where_it_can_become_the_same_text_again(values):
     text = pl.DataFrame({"1": pl.Series(values, dtype=pl.String)})
