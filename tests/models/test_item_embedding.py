@@ -199,7 +199,7 @@ def test_features_that_do_not_fit():
 def test_options():
     assert SASRecConfig(features="all").resolved().id_dropout == 0.1
     assert SASRecConfig(features="all", id_dropout=0.0).resolved().id_dropout == 0.0
-    assert SASRecConfig().resolved().id_dropout is None
+    assert SASRecConfig().resolved().id_dropout == 0.0
     with pytest.raises(InputError, match=r"id_dropout is 0\.2, but there are no features; give features, or leave it"):
         SASRecConfig(id_dropout=0.2)
     with pytest.raises(InputError, match="features are shared by input and output; leave out separate_output"):

@@ -23,7 +23,7 @@ class FeatureOptions(Options):
     """Features of items, from the item table.
 
     Args:
-        features: Columns of the item table (``--items``) that item vectors are made of, besides a vector of the item's
+        features: Columns of the item table (--items FILE) that item vectors are made of, besides a vector of the item's
             own: names separated by commas, or ``all`` for those that there is something to learn of. By default none.
         id_dropout: Probability that training replaces an item's own vector by zeros, so that an item without a history
             can be ranked by its features (Volkovs et al. 2017). By default 0.1 with features.
@@ -44,9 +44,10 @@ class FeatureOptions(Options):
             )
 
     def resolved(self) -> Self:
-        """A copy in which the probability of dropping ids is settled too."""
-        found = super().resolved()
-        return replace(found, id_dropout=0.1) if found.features and found.id_dropout is None else found
+        """A copy in which the probability of dropping ids, and the sizes where there are no features, are settled too."""
+        dropped = self.id_dropout if self.id_dropout is not None else 0.1 if self.features else 0.0
+        sizes = {"num_codes": self.num_codes or 0, "num_values": self.num_values or 0}
+        return replace(super().resolved(), features=self.features or "", id_dropout=dropped, **sizes)
 
 
 class IdDropout(Dropout):

@@ -166,7 +166,7 @@ def say_plan(plan: Plan, console: Console | None) -> None:
 def _left_out(plan: Plan) -> list[str]:
     """A remark about an item table that a model which takes features does not learn."""
     table, sizes = plan.split.train.dataset.item_table, plan.recipe.sizes
-    if table is None or getattr(sizes, "features", "") is not None:
+    if table is None or getattr(sizes, "features", None) != "":
         return []
     known = ["categories"] if table.categories is not None else []
     known += [name for name, kind in table.kinds.items() if kind != "text"]
