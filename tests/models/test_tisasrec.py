@@ -337,7 +337,7 @@ def test_save_load_recommend(tmp_path: Path):
     recommender = Recommender("tisasrec", embedding_dim=8, max_length=6, epochs=2, time_span=9, num_heads=2)
     recommender.fit(log, tmp_path / "run")
     again = Recommender.load(tmp_path / "run")
-    assert again.model_config == recommender.model_config
+    assert again.model_config == recommender.model_config.resolved()
     expected = recommender.recommend(users=[3, 5], k=4)
     assert expected.height == 8
     assert again.recommend(users=[3, 5], k=4).equals(expected)

@@ -44,7 +44,7 @@ class FeatureOptions(Options):
             )
 
     def resolved(self) -> Self:
-        """A copy in which the probability of dropping ids, and the sizes where there are no features, are settled too."""
+        """A copy in which the probability of dropping ids is settled too, and the sizes where there are no features."""
         dropped = self.id_dropout if self.id_dropout is not None else 0.1 if self.features else 0.0
         sizes = {"num_codes": self.num_codes or 0, "num_values": self.num_values or 0}
         return replace(super().resolved(), features=self.features or "", id_dropout=dropped, **sizes)

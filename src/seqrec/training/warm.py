@@ -259,7 +259,7 @@ def lines_of(config: RunConfig) -> list[str]:
     facts = config.init_from
     if not facts:
         return []
-    sizes = ", ".join(f"{name} {value}" for name, value in config.model_config.items() if value not in (None, 0, 0.0))
+    sizes = ", ".join(f"{name} {value}" for name, value in config.model_config.items() if value)
     kinds = [
         f"{kind}: {facts[kind]['kept']:,} kept, {facts[kind]['new']:,} new, {facts[kind]['gone']:,} gone"
         for kind in ("items", "users", "categories", "features")
