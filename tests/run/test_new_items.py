@@ -264,3 +264,20 @@ def test_the_item_table_that_nobody_learns_is_said(tmp_path: Path, capsys):
     assert "not learned: the items' categories, price, vector; --features all would" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_an_onnx_file_has_the_features_in_its_table(run: Path, tmp_path: Path):
+    from seqrec import export_onnx, onnx_predictor
+
+    assert export_onnx(run, tmp_path / "model.onnx").difference < 1e-4  # from the scores of the run
+    found = dict(onnx_predictor(run).recommend(["102", "203", "304"], k=20))
+    assert found == pytest.approx(dict(Predictor.load(run).recommend(["102", "203", "304"], k=20)), abs=1e-4)
+
+
+def test_a_mixed_ensemble_learns_features(tmp_path: Path):
+    options = SMALL | {"ensemble": 3, "ensemble_kinds": "mixed", "epochs": 1, "embedding_dim": 8, "features": "price"}
+    Recommender("auto", **options).fit(log(), tmp_path / "run", items=described(NEW, SIZE))
+    recommender = Recommender.load(tmp_path / "run")
+    tables = [part.item_embedding for part in recommender.model.parts]
+    assert all(isinstance(table, ItemEmbedding) and table.encoder is not None for table in tables)
+    assert len(scores_of(recommender.add_items(described(0, NEW)), ["102"])) == GROUPS * SIZE
