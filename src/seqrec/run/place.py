@@ -312,6 +312,7 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
         real = Path(os.path.realpath(shown))
         holder = _before_reading(real, shown)
     error: InputError | None = None
+    replaced = True  # what was wrong may be a mixture of two runs
     for _ in range(10):
         held = _Held(real) if real.is_dir() else None
         try:
@@ -323,6 +324,7 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
         except InputError as caught:
             error = caught
             if held is not None and held.is_still(real):
+                replaced = False
                 break
             holder = holder or _before_reading(real, shown)
             if held is None and not holder and not real.is_dir():
@@ -331,7 +333,7 @@ def reading(folder: str | Path, read: Callable[[], Result]) -> Result:
         finally:
             if held is not None:
                 held.close()
-    if error is None:
+    if error is None or (replaced and real.is_dir()):
         raise InputError(f"{shown}: {holder or 'another process'} keeps replacing it; try again later")
     if holder:
         raise InputError(f"{error}; {holder} writes there, try again later") from error
