@@ -72,6 +72,10 @@ class ShardedEmbedding(nn.Module):
         """The whole table, which no process has."""
         raise InputError("this needs all rows of the item table at once, but shard_items divides it; leave one out")
 
+    def all(self) -> Tensor:
+        """As :attr:`weight`."""
+        return self.weight
+
     @not_compiled
     def forward(self, rows: Tensor) -> Tensor:
         """The vectors ``[..., D]`` of rows, ``int64[...]``."""
