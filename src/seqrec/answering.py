@@ -84,7 +84,10 @@ class Answering:
 
         Args:
             out: file name, ending in .parquet, .csv or .jsonl. The file appears only when it is complete.
-            users, histories, k, more: as for :meth:`recommend_batches`.
+            users: user ids, as for :meth:`recommend`.
+            histories: histories, as for :meth:`recommend`.
+            k: number of items per user.
+            more: other keywords of :meth:`recommend_batches`.
         """
         check_outputs(out)
         check_polars("writing a table")
