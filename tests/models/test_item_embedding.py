@@ -105,7 +105,7 @@ def test_every_model_reads_and_scores_by_the_vectors(name: str, dataset: Dataset
     with torch.no_grad():
         before = model.score(model.encode(batch))
         assert torch.allclose(model.vectors_of(torch.arange(ITEMS + 1)), model.item_vectors(), atol=1e-6)
-        plain = build_model(name, {**vars(model.config), "features": None, "id_dropout": None, "num_codes": None,
+        plain = build_model(name, {**vars(model.config), "features": None, "id_dropout": 0.0, "num_codes": None,
                                    "num_values": None}, ITEMS, 20)  # fmt: skip
         plain.load_state_dict({n: w for n, w in model.state_dict().items() if ".encoder." not in n})
         plain.item_embedding.weight.copy_(model.item_embedding.all())  # type: ignore[union-attr, operator]
@@ -197,9 +197,8 @@ def test_features_that_do_not_fit():
 
 
 def test_options():
-    assert SASRecConfig(features="all").resolved().id_dropout == 0.1
-    assert SASRecConfig(features="all", id_dropout=0.0).resolved().id_dropout == 0.0
-    assert SASRecConfig().resolved().id_dropout == 0.0
+    assert SASRecConfig().resolved().features == ""
+    assert SASRecConfig(features="all").resolved().features == "all"
     with pytest.raises(InputError, match=r"id_dropout is 0\.2, but there are no features; give features, or leave it"):
         SASRecConfig(id_dropout=0.2)
     with pytest.raises(InputError, match="features are shared by input and output; leave out separate_output"):

@@ -53,7 +53,7 @@ def described(low: int, high: int, text_ids: bool = True) -> pl.DataFrame:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("features") / "run"
-    recommender = Recommender("sasrec", **SMALL, features="all")
+    recommender = Recommender("sasrec", **SMALL, features="all", id_dropout=0.1)
     recommender.fit(log(), folder, items=described(NEW, SIZE))
     return folder
 

@@ -26,13 +26,13 @@ class FeatureOptions(Options):
         features: Columns of the item table (--items FILE) that item vectors are made of, besides a vector of the item's
             own: names separated by commas, or ``all`` for those that there is something to learn of. By default none.
         id_dropout: Probability that training replaces an item's own vector by zeros, so that an item without a history
-            can be ranked by its features (Volkovs et al. 2017). By default 0.1 with features.
+            is ranked better by its features (Volkovs et al. 2017). Other items are ranked worse.
         num_codes: Number of values that the features have, settled by the item table.
         num_values: Number of numbers in the vectors among the features, settled by the item table.
     """
 
     features: str | None = None
-    id_dropout: Dropped | None = None
+    id_dropout: Dropped = 0.0
     num_codes: int | None = field(default=None, metadata={"settled": True})
     num_values: int | None = field(default=None, metadata={"settled": True})
 
@@ -44,10 +44,9 @@ class FeatureOptions(Options):
             )
 
     def resolved(self) -> Self:
-        """A copy in which the probability of dropping ids is settled too, and the sizes where there are no features."""
-        dropped = self.id_dropout if self.id_dropout is not None else 0.1 if self.features else 0.0
+        """A copy in which the sizes are settled too where there are no features."""
         sizes = {"num_codes": self.num_codes or 0, "num_values": self.num_values or 0}
-        return replace(super().resolved(), features=self.features or "", id_dropout=dropped, **sizes)
+        return replace(super().resolved(), features=self.features or "", **sizes)
 
 
 class IdDropout(Dropout):
@@ -151,7 +150,7 @@ class ItemEmbedding(nn.Embedding):
         super().__init__(num_items + 1, dim)
         sizes = options.num_codes or 0, options.num_values or 0
         self.encoder = ItemEncoder(num_items, dim, *sizes) if any(sizes) else None
-        self.id_dropout = IdDropout(options.id_dropout or 0.0) if any(sizes) else None
+        self.id_dropout = IdDropout(options.id_dropout) if any(sizes) else None
 
     def reset_rest(self, std: float) -> None:
         """Initialise what the table does not hold: features' vectors get this standard deviation; the padding is 0."""
