@@ -63,8 +63,7 @@ class Coded:
         else:
             assert self.values is not None
             codes = self.values.find(values)
-        pairs = np.unique(rows[codes >= 0] * len(self) + codes[codes >= 0])
-        return pairs // max(len(self), 1), pairs % max(len(self), 1)
+        return np.divmod(np.unique(rows[codes >= 0] * len(self) + codes[codes >= 0]), len(self))
 
 
 @dataclass(frozen=True, eq=False)

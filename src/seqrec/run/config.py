@@ -67,8 +67,7 @@ class RunConfig:
     @property
     def options(self) -> dict[str, Any]:
         """The options of the model, of training, and of preparing and splitting the log."""
-        found = self.model_config | self.training | asdict(self.prepare) | asdict(self.split)
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return self.model_config | self.training | asdict(self.prepare) | asdict(self.split)
 
     def build(self) -> Model:
         """A model of these sizes with fresh weights."""

@@ -48,7 +48,7 @@ def with_new_items(config: RunConfig, dataset: Dataset, model: Model, items: Any
     vocabulary, _ = vocabulary_of(table, asked)
     frame, summary = read_items_with_summary(items)
     fresh = _fresh(dataset, frame, summary)
-    missing = [name for name in asked.split(",") if name not in fresh.columns]
+    missing = [name for name in vocabulary.columns if name not in fresh.columns]
     if missing:
         raise InputError(f"{summary.name}: has no {missing[0]}, which the model reads; give the columns {asked}")
     joined = pl.concat([table.frame, _like(table.frame, fresh, summary)])

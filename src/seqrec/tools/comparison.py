@@ -54,7 +54,7 @@ class Training:
     """One training of a model.
 
     Args:
-        seed: seed of everything random in it.
+        seed: seed of its random numbers.
         how: summary of how it ended.
         seconds: time that fitting took, including validation.
         epochs: number of trained epochs; None for a counted model.

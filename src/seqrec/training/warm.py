@@ -112,8 +112,8 @@ class Earlier:
         fixed |= {option: training[option] for option in ("ensemble", "ensemble_kinds") if option in training}
         try:
             check_fields(TrainConfig, config.training)
-            old = kinds[0](**_tuples(config.model_config))
-            new = kinds[0](**_tuples(config.model_config) | self._categories() | sizes)
+            old = kinds[0](**config.model_config)
+            new = kinds[0](**config.model_config | self._categories() | sizes)
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.shown}/{CONFIG}: does not fit ({one_line(error)}); leave out init_from") from error
         for option in fixed:
@@ -310,10 +310,6 @@ def _feature_names(dataset: Dataset, config: RunConfig) -> list[str]:
     if dataset.item_table is None:
         return []
     return vocabulary_of(dataset.item_table, config.model_config["features"])[0].names
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _some(ids: Any) -> str:
