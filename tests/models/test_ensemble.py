@@ -15,7 +15,7 @@ from seqrec.data.prepare import prepare
 from seqrec.data.split import all_histories, split_last_two
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
-from seqrec.models.ensemble import MIXED, Ensemble
+from seqrec.models.ensemble import BEFORE_MIXED, MIXED, Ensemble
 from seqrec.models.gru4rec import GRU4Rec
 from seqrec.models.ssept import SSEPT
 from seqrec.run.config import RunConfig
@@ -109,9 +109,11 @@ def test_kinds_take_turns_beginning_with_the_one_that_was_asked_for(first):
     assert not torch.equal(one.item_embedding.weight, again.item_embedding.weight)
 
 
-def test_lrurec_goes_before_the_kinds_that_take_turns():
-    model = mixed("lrurec", 5, dropout=0.125)
-    assert [type(part).__name__ for part in model.parts] == ["LRURec", "SASRec", "SSEPT", "GRU4Rec", "LRURec"]
+@pytest.mark.parametrize("first", BEFORE_MIXED)
+def test_hstu_and_lrurec_go_before_the_kinds_that_take_turns(first):
+    model = mixed(first, 5, dropout=0.125)
+    turns = ["HSTU", "LRURec", "SASRec", "SSEPT", "GRU4Rec", "LRURec"]
+    assert [type(part).__name__ for part in model.parts] == (turns[:5] if first == "hstu" else turns[1:])
     assert {part.config.max_length for part in model.parts} == {6}
     assert [getattr(part.config, "dropout", 0.125) for part in model.parts] == [0.125] * 5
 
@@ -140,7 +142,7 @@ def test_in_a_mixed_ensemble_each_kind_sees_its_own_batch_and_predicts_the_same_
     assert moved.others[0] is moved.others[3] or len({id(one) for one in (moved.batch, *moved.others)}) == 2
 
 
-@pytest.mark.parametrize("first", MIXED)
+@pytest.mark.parametrize("first", [*MIXED, *BEFORE_MIXED])
 def test_scores_of_a_mixed_ensemble_are_the_mean_of_those_of_its_members(first, histories):
     model = mixed(first, 3).eval()
     batch = pack(histories, model.max_length)
@@ -169,7 +171,7 @@ def test_a_run_keeps_a_mixed_ensemble_and_resumes_it_to_the_same_bytes(tmp_path:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("caser", {"ensemble": 2}, "is for sasrec, ssept, gru4rec, lrurec; caser takes same"),
+        ("caser", {"ensemble": 2}, "is for sasrec, ssept, gru4rec, hstu, lrurec; caser takes same"),
         ("ssept", {"ensemble": 2, "sse_target": 0.1}, "leave out sse_target"),
         ("gru4rec", {"ensemble": 2, "elu": 0.5, "loss": "bpr-max"}, "can't be averaged"),
         ("sasrec", {"ensemble": 1}, "give more models"),

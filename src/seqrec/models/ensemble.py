@@ -16,8 +16,8 @@ from seqrec.models.base import Model
 
 #: The kinds of model that take turns in a mixed ensemble, beginning with the one that was asked for.
 MIXED = ("sasrec", "ssept", "gru4rec")
-#: Models that these kinds may follow in a mixed ensemble, if they are asked for.
-BEFORE_MIXED = ("lrurec",)
+#: Models that the later ones of these, and then the kinds above, follow in a mixed ensemble if they are asked for.
+BEFORE_MIXED = ("hstu", "lrurec")
 #: Sizes that are the same in all members of a mixed ensemble, where they have them.
 SHARED = ("max_length", "embedding_dim", "num_blocks", "num_heads", "dropout", "norm", "features", "id_dropout",
           "num_codes", "num_values")  # fmt: skip
@@ -34,7 +34,7 @@ def kinds_of(model: str, count: int, kinds: str) -> list[str]:
     able = (*MIXED, *BEFORE_MIXED)
     if model not in able:
         raise InputError(f"ensemble_kinds is mixed, which is for {', '.join(able)}; {model} takes same")
-    turns = MIXED if model in MIXED else (model, *MIXED)
+    turns = MIXED if model in MIXED else (*BEFORE_MIXED[BEFORE_MIXED.index(model) :], *MIXED)
     first = turns.index(model)
     return [turns[(first + number) % len(turns)] for number in range(count)]
 

@@ -60,7 +60,8 @@ class TrainConfig(Options):
         ensemble: Number of models with different first weights to train side by side. Their scores are averaged, which
             ranks better than one of them; time, memory and size grow with the number. By default chosen from the log.
         ensemble_kinds: Kinds of these models. same: all of the model that is trained; mixed: sasrec, ssept and gru4rec
-            take turns, which ranks better than as many of one kind. By default chosen from the log.
+            take turns, which ranks better than as many of one kind; with hstu also lrurec before them, and with lrurec
+            itself. By default chosen from the log.
         item_init: Item embeddings that training starts from. random: small random numbers; spectral: eigenvectors of
             how often items occur together in the training histories, which needs fewer epochs and ranks better, for
             sasrec, ssept, gru4rec, tisasrec, esasrec, lrurec and hstu. By default chosen from the log.
