@@ -33,6 +33,7 @@ from seqrec.ranking.topk import (
     unit_vectors,
 )
 from seqrec.run.folder import Run
+from seqrec.run.new_items import with_more_items, with_new_items
 from seqrec.run.place import reading
 
 
@@ -91,7 +92,9 @@ class Predictor:
         _ = self.catalogue  # computed now, so that the first call is not slower
 
     @classmethod
-    def load(cls, folder: str | Path, first_pass: bool | None = None, mapped: bool = False) -> "Predictor":
+    def load(
+        cls, folder: str | Path, first_pass: bool | None = None, mapped: bool = False, new_items: Any = None
+    ) -> "Predictor":
         """Open a run folder. This reads the weights, the item ids and a few histories, not the complete dataset.
 
         Args:
@@ -99,21 +102,27 @@ class Predictor:
             first_pass: as for the class.
             mapped: whether the weights stay in their file, memory-mapped, so that processes share them. The file must
                 not be changed in place then; ``fit`` replaces it.
+            new_items: descriptions of items that training never saw, in any form that :func:`read_items` accepts. A
+                model that learned features ranks them too, as after :meth:`Recommender.add_items`.
 
         Raises:
-            InputError: the folder is not a run or is damaged, its weights give no usable ranking, or ``first_pass`` is
-                True but not possible.
+            InputError: the folder is not a run or is damaged, its weights give no usable ranking, ``first_pass`` is
+                True but not possible, or the new items can't be ranked.
         """
         watch_forks()
         check_polars("loading a run")
-        return reading(folder, lambda: cls._load(Run(folder), first_pass, mapped))
+        return reading(folder, lambda: cls._load(Run(folder), first_pass, mapped, new_items))
 
     @classmethod
-    def _load(cls, run: Run, first_pass: bool | None, mapped: bool) -> "Predictor":
+    def _load(cls, run: Run, first_pass: bool | None, mapped: bool, new_items: Any) -> "Predictor":
+        dataset = run.dataset
+        if new_items is not None:
+            dataset = with_new_items(run.config, dataset, new_items)
         model = run.model(mapped=mapped)
         run.check_scores(model)
+        if new_items is not None:
+            _, model = with_more_items(run.config, model, dataset)
         fold_features(model)
-        dataset = run.dataset
         _ = dataset.item_ids  # load the ids now, and verify their checksums
         return cls(model, dataset, bool(run.config.split.keep_seen), first_pass)
 

@@ -20,7 +20,7 @@ from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Blocks, Evaluation, in_turn
 from seqrec.run.config import CONFIG, Refit, RunConfig
 from seqrec.run.folder import Run
-from seqrec.run.new_items import with_new_items
+from seqrec.run.new_items import with_more_items, with_new_items
 from seqrec.run.place import Place, check_ways, reading
 from seqrec.training.budget import Budget, budget_of
 from seqrec.training.config import TrainConfig
@@ -154,7 +154,8 @@ class Recommender(Answering):
         """
         model, dataset = self._ready()
         assert self._config is not None
-        self._config, self._dataset, self._model = with_new_items(self._config, dataset, model, items)
+        self._dataset = with_new_items(self._config, dataset, items)
+        self._config, self._model = with_more_items(self._config, model, self._dataset)
         self._split = self._first = None
         return self
 

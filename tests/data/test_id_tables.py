@@ -168,6 +168,18 @@ def test_a_table_that_is_not_sorted() -> None:
     assert IdTable(pl.Series(long)).find(ids_of(["999", "aa", "b"])).tolist() == [1, 0, -1]
 
 
+def test_a_table_that_is_followed_by_more_ids(tmp_path: Path) -> None:
+    more = [pl.Series(["10", "11.0", "8"]), pl.Series([10, 11, 99])]
+    for ids, new in [(TEXTS, more[0]), (NUMBERS, more[1])]:
+        for first in (IdTable(ids), in_files(ids, tmp_path)):
+            table = first.followed_by(new).followed_by(new.head(0)).followed_by(pl.Series(["01", "9"]).cast(new.dtype))
+            every = [*ids.to_list(), *new.to_list(), *table.series.to_list()[-2:]]
+            assert table.series.to_list() == table.values(np.arange(len(table))) == every
+            assert table.find(ids_of(every)).tolist() == list(range(len(every)))
+            assert table.find(ids_of(["11", 128, None, "nowhere"])).tolist() == [len(ids) + 1, every.index(ids[-1])
+                   if ids is NUMBERS else 1, -1, -1]  # fmt: skip
+
+
 def test_whole_floats_come_back_as_integers() -> None:
     assert ids_of([128.0, float("nan")]).to_list() == [128, None]
     assert ids_of(pd.Series([128.0, 7.0])).dtype == pl.Int64

@@ -92,6 +92,16 @@ def test_bins_hold_about_as_many_items_each_whatever_the_scale():
         assert np.bincount(codes).tolist() == [2000 // BINS] * BINS
 
 
+def test_a_vocabulary_is_found_once_whatever_it_is_called(monkeypatch):
+    some = random_table(1)
+    vocabulary, left_out = vocabulary_of(some, "all")
+    monkeypatch.setattr("seqrec.data.features._learned", None)
+    assert vocabulary_of(some, "all") == (vocabulary, left_out)
+    assert vocabulary_of(some, "categories,colour,price,vector") == (vocabulary, {})  # the name in a run
+    with pytest.raises(TypeError):
+        vocabulary_of(random_table(1), "all")  # another table
+
+
 def test_values_that_tell_nothing_are_left_out():
     lists = [["root", "a"], ["root", "a", "rare"], ["root", "b"], ["b", "root", "b"]]
     vocabulary, _ = vocabulary_of(table(4, categories=pl.Series(lists)), "all")

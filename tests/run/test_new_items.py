@@ -103,6 +103,17 @@ def test_features_rank_new_items(run: Path):
     assert {int(item) // 100 for item in similar} == {4}
 
 
+def test_items_may_be_added_one_by_one(run: Path):
+    together, apart = Recommender.load(run).add_items(described(0, NEW)), Recommender.load(run)
+    for row in range(GROUPS * NEW):
+        apart.add_items(described(0, NEW)[row])
+    history = ["102", "200", "304"]  # 200 is new
+    assert scores_of(apart, history) == pytest.approx(scores_of(together, history), abs=1e-5)
+    found = apart.dataset.item_indices([400, "401", 9, "302"])
+    assert apart.dataset.catalogue.values(found[found > 0] - 1) == ["400", "401", "302"]
+    assert found.tolist().index(0) == 2
+
+
 def test_a_new_item_scores_as_one_with_its_features_and_without_a_vector(run: Path):
     recommender = Recommender.load(run)
     index = int(recommender.dataset.item_indices(["302"])[0])
@@ -188,6 +199,8 @@ def test_the_command(run: Path, tmp_path: Path, capsys):
     assert len(shown) - len(known) == GROUPS * NEW
     assert main([*asked, "9", "--new-items", str(tmp_path / "none.csv")]) != 0
     assert "none.csv" in capsys.readouterr().err
+    assert main(["similar", str(run), "100", "-k", "1", "--new-items", str(items), "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("100,title 100,101,title 101,")
 
 
 def test_resuming_and_refitting_read_the_same_features(tmp_path: Path):

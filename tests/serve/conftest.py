@@ -46,7 +46,8 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
     def start(*folders: Path, tokens: tuple[str, ...] = (), **options: Any) -> TestClient:
         config = ServeConfig(**{"watch_seconds": 0.0} | options)
         store = open_store(str(tmp_path / f"events{len(clients)}.db"))
-        server = Server(Runs(list(folders)), store, config, Measures())
+        runs = Runs(list(folders), config.engine, new_items=config.new_items)
+        server = Server(runs, store, config, Measures())
         client = TestClient(create_app(server, Tokens(list(tokens))), base_url="http://localhost:8000")
         client.__enter__()
         clients.append(client)

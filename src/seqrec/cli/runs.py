@@ -203,6 +203,7 @@ def similar_command(
     run: Annotated[Path, Parameter(group=INPUT)],
     *items: Annotated[str, Parameter(allow_leading_hyphen=True, group=INPUT)],
     k: _K = 10,
+    new_items: Annotated[Path | None, Parameter(group=INPUT)] = None,
     out: Out = None,
     format: Format = None,
     json: Json = None,
@@ -213,12 +214,13 @@ def similar_command(
         run: Run folder.
         items: Item ids.
         k: Number of similar items per item.
+        new_items: File that describes items which training never saw, as for recommend.
         out: File to write to. By default standard output.
     """
     if not items:
         raise InputError("no item given; write its id after the run folder")
-    check_outputs(out, json, run=run)
-    frame = _loaded(run).similar(items, k, strict=True)
+    check_outputs(out, json, reads=[new_items], run=run)
+    frame = _loaded(run, new_items).similar(items, k, strict=True)
     write_table([frame], format, out, json, "similar items")
 
 

@@ -63,7 +63,11 @@ class Coded:
         else:
             assert self.values is not None
             codes = self.values.find(values)
-        return np.divmod(np.unique(rows[codes >= 0] * len(self) + codes[codes >= 0]), len(self))
+        known = codes >= 0
+        if not isinstance(column.dtype, pl.List):
+            return rows[known], codes[known]
+        pairs = np.sort(rows[known] * len(self) + codes[known])  # np.unique hashes, which takes many times as long
+        return np.divmod(pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]], len(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +144,7 @@ class Vocabulary:
 
 
 def vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, str]]:
-    """What a model learns of an item table.
+    """What a model learns of an item table. It is found once, and then kept with the table.
 
     Args:
         table: item table.
@@ -152,6 +156,14 @@ def vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, s
     Raises:
         InputError: there is no such column, or nothing to learn of it.
     """
+    if asked not in table.learned:
+        found, left_out = _vocabulary_of(table, asked)
+        table.learned[asked] = found, left_out
+        table.learned.setdefault(",".join(found.columns), (found, {}))  # what a run calls it
+    return table.learned[asked]
+
+
+def _vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, str]]:
     there = [name for name in table.frame.columns if name != "item_id"]
     names = there if asked == ALL else [name.strip() for name in asked.split(",")]
     columns: list[Coded | Scaled] = []
@@ -210,7 +222,11 @@ def _learned(table: ItemTable, name: str) -> Coded | Scaled | str:
         edges = np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS, method="higher"))
         edges = edges[edges > numbers.min()]
         return Coded(name, edges=edges) if len(edges) else "all its numbers are equal"
-    found = pl.DataFrame({"row": rows, "value": values}).unique()["value"].value_counts()
+    if isinstance(column.dtype, pl.List):  # an item may have a value twice
+        counts = pl.col("row").n_unique().alias("count")
+        found = pl.DataFrame({"row": rows, "value": values}).group_by("value").agg(counts)
+    else:
+        found = values.alias("value").value_counts()
     if column.dtype == pl.String and len(found) > _TELLING * len(values):
         return "its texts differ between most items (give vectors of them)"
     kept = found.filter((pl.col("count") >= LEAST) & (pl.col("count") < len(column)))

@@ -29,10 +29,14 @@ class ItemTable:
             values are null, an empty list of categories, or a vector of NaN. May also be a function that reads this
             frame from a file; it is called at the first use.
         summary: summary of how the descriptions were understood; None for a table that was loaded.
+
+    Attributes:
+        learned: what :func:`seqrec.data.features.vocabulary_of` found in it, by what was asked for.
     """
 
     def __init__(self, frame: pl.DataFrame | Callable[[], pl.DataFrame], summary: ItemSummary | None = None) -> None:
         self._frame, self.summary = frame, summary
+        self.learned: dict[str, Any] = {}
 
     @cached_property
     def frame(self) -> pl.DataFrame:

@@ -118,16 +118,17 @@ class OnnxModel(Model):
         return self.model.score(hidden, items)
 
 
-def onnx_predictor(folder: str | Path, threads: int = 1, mapped: bool = False) -> Predictor:
+def onnx_predictor(folder: str | Path, threads: int = 1, mapped: bool = False, new_items: Any = None) -> Predictor:
     """Open a run folder as :meth:`Predictor.load` does, to encode histories with onnxruntime. No file is written.
 
     Args:
         folder: run folder.
         threads: number of threads that one call encodes on.
         mapped: as for :meth:`Predictor.load`.
+        new_items: as for :meth:`Predictor.load`.
 
     Raises:
         InputError: as for :meth:`Predictor.load`; or the model counts, or the extra ``onnx`` is not installed.
     """
-    plain = Predictor.load(folder, first_pass=False, mapped=mapped)  # the first pass is measured below, once
+    plain = Predictor.load(folder, False, mapped, new_items)  # the first pass is measured below, once
     return Predictor(OnnxModel(plain.model, threads), plain.dataset, plain.keep_seen)

@@ -14,52 +14,66 @@ from seqrec.data.features import vocabulary_of
 from seqrec.data.formats.item_columns import ItemSummary
 from seqrec.data.formats.items import read_items_with_summary
 from seqrec.data.formats.summary import some_of
-from seqrec.data.id_table import IdTable
 from seqrec.data.ids import integers_of, texts_of
 from seqrec.data.items import ItemTable
 from seqrec.errors import InputError
 from seqrec.models.base import Model
+from seqrec.models.features import give_features
 from seqrec.models.transitions import Addition, Transitions
 from seqrec.run.config import RunConfig
 from seqrec.run.start import row_kinds
 
 
-def with_new_items(config: RunConfig, dataset: Dataset, model: Model, items: Any) -> tuple[RunConfig, Dataset, Model]:
-    """A configuration, dataset and model with more items, after those that were there.
+class NothingToAdd(InputError):
+    """No item can be added, whatever the descriptions hold: the model learned no features, or the log has them all."""
 
-    A new item has no vector of its own, only that of its features, and no transition counts.
+
+def with_new_items(config: RunConfig, dataset: Dataset, items: Any) -> Dataset:
+    """A dataset with more items, after those that were there and sorted by id.
 
     Args:
         config: configuration of the run.
         dataset: its dataset, with the item table.
-        model: its model, in evaluation mode.
         items: descriptions of the new items, in any form that :func:`read_items_with_summary` takes.
 
     Raises:
-        InputError: the model reads no features, a column that it reads is missing, or no item is new.
+        NothingToAdd: the model reads no features, or no item is new.
+        InputError: the descriptions can't be read, or a column that the model reads is missing or of another kind.
     """
     asked, table = config.model_config.get("features"), dataset.item_table
     if not asked or table is None:
-        raise InputError(
+        raise NothingToAdd(
             f"{config.label} learned no features of items, so it can't rank items that training never saw; train with "
             "features (--items FILE --features all), or on a log with these items"
         )
-    dataset.check()
     vocabulary, _ = vocabulary_of(table, asked)
     frame, summary = read_items_with_summary(items)
-    fresh = _fresh(dataset, frame, summary)
+    fresh = _fresh(dataset, frame, summary).sort("item_id")
     missing = [name for name in vocabulary.columns if name not in fresh.columns]
     if missing:
         raise InputError(f"{summary.name}: has no {missing[0]}, which the model reads; give the columns {asked}")
-    joined = pl.concat([table.frame, _like(table.frame, fresh, summary)])
-    larger = replace(config, num_items=len(joined))
-    grown = larger.build()
-    grown.load_state_dict(_grown(model.state_dict(), grown.state_dict(), row_kinds(config)))
-    described = ItemTable(joined)
-    grown.set_features(vocabulary.encode(described))
-    grown.addition = _added(model.addition, len(joined))
-    catalogue = IdTable(joined["item_id"].rename(dataset.catalogue.name))
-    return larger, replace(dataset, catalogue=catalogue, item_table=described), grown.eval()
+    described = ItemTable(pl.concat([table.frame, _like(table.frame, fresh, summary)]))
+    described.learned = table.learned  # what the model reads follows from the items of its training alone
+    return replace(dataset, catalogue=dataset.catalogue.followed_by(fresh["item_id"]), item_table=described)
+
+
+def with_more_items(config: RunConfig, model: Model, dataset: Dataset) -> tuple[RunConfig, Model]:
+    """The configuration and model of a run with the items of a dataset from :func:`with_new_items`.
+
+    A new item has no vector of its own, only that of its features, and no transition counts. Weights that are not of
+    items are shared with the model that is given.
+
+    Args:
+        config: configuration of the run.
+        model: its model, in evaluation mode.
+        dataset: the larger dataset.
+    """
+    weights, larger = model.state_dict(), replace(config, num_items=dataset.num_items)
+    grown = larger.outline(len(weights))
+    grown.load_state_dict(_grown(weights, grown.state_dict(), row_kinds(config)), assign=True)
+    give_features(grown, dataset.item_table)
+    grown.addition = _added(model.addition, dataset.num_items)
+    return larger, grown.eval()
 
 
 def _fresh(dataset: Dataset, frame: pl.DataFrame, summary: ItemSummary) -> pl.DataFrame:
@@ -67,7 +81,7 @@ def _fresh(dataset: Dataset, frame: pl.DataFrame, summary: ItemSummary) -> pl.Da
     known = dataset.catalogue.find(frame["item_id"]) >= 0
     new = frame.filter(pl.Series(~known)).unique("item_id", keep="first", maintain_order=True)
     if new.is_empty():
-        raise InputError(f"{summary.name}: the log has all of its {len(frame):,} items; give items that are new")
+        raise NothingToAdd(f"{summary.name}: the log has all of its {len(frame):,} items; give items that are new")
     ids, kind = new["item_id"], dataset.catalogue.dtype
     if kind == pl.String:
         ids = pl.Series("item_id", texts_of(ids), dtype=pl.String)

@@ -32,6 +32,8 @@ class ServeConfig(Options):
         queue: Number of requests that may wait to be scored; more are answered with 503.
         watch_seconds: Seconds between looks at the run folder for a new run; 0 turns this off.
         engine: What computes the model: torch or onnx.
+        new_items: File that describes items which training never saw; runs that learned features rank them too. When it
+            changes, the server reads it again.
         log: Requests to log: all, or those with an error.
     """
 
@@ -45,6 +47,7 @@ class ServeConfig(Options):
     queue: Annotated[int, Range(1, 10**6)] = 512
     watch_seconds: Annotated[float, Range(0, 86400)] = 2.0
     engine: Literal["torch", "onnx"] = "torch"
+    new_items: Path | None = None
     log: Literal["all", "errors"] = "errors"
 
     @property

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
 
+from seqrec.data.dataset import Dataset
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.predictor import Predictor
@@ -23,10 +24,19 @@ from seqrec.ranking.additions import recounted
 from seqrec.run.folder import Run
 from seqrec.run.layout import EPOCHS, TRANSITIONS
 from seqrec.run.lock import Lock
+from seqrec.run.new_items import NothingToAdd
 from seqrec.run.place import reading
 from seqrec.run.tensors import read_header
 from seqrec.serve.finding import Finder
-from seqrec.serve.snapshots import Signature, Snapshots, signature_of
+from seqrec.serve.snapshots import Signature, Snapshots, signature_of, signature_of_items
+
+
+class NewItems(NamedTuple):
+    """What became of a file of items that training never saw; see :class:`seqrec.serve.schemas.NewItems`."""
+
+    file: str
+    added: int
+    note: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +53,12 @@ class Live:
     epochs: pl.DataFrame | None
     loaded: datetime
     signature: Signature
+    new_items: NewItems | None = None
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the model learned features of items, so that it can rank new ones."""
+        return bool(self.config["model_config"].get("features"))
 
     @property
     def model(self) -> Model:
@@ -75,7 +91,13 @@ class Live:
         return None if addition is None else float(addition.weight)
 
 
-def load(folder: Path, name: str, engine: str = "torch", snapshots: Snapshots | None = None) -> Live:
+def load(
+    folder: Path,
+    name: str,
+    engine: str = "torch",
+    snapshots: Snapshots | None = None,
+    new_items: Path | None = None,
+) -> Live:
     """Open a run folder for serving, from a private copy.
 
     Args:
@@ -83,35 +105,40 @@ def load(folder: Path, name: str, engine: str = "torch", snapshots: Snapshots | 
         name: name of the run.
         engine: what computes the model, torch or onnx.
         snapshots: where the copy is made. By default in a folder that is removed at once: mapped files outlive it.
+        new_items: file of items to add. A run that knows them all, or learned no features, is served without them.
 
     Raises:
-        InputError: the folder is not a run, is damaged, or can't be served.
+        InputError: the folder is not a run, is damaged, or can't be served, or the file of items can't be used.
     """
     if snapshots is None:
         with tempfile.TemporaryDirectory(prefix="seqrec-run-") as root:
-            return load(folder, name, engine, Snapshots(Path(root)))
+            return load(folder, name, engine, Snapshots(Path(root)), new_items)
 
     def open_it() -> Live:
-        signature = signature_of(folder)
+        signature, items = signature_of(folder), signature_of_items(new_items)
         copy = snapshots.of(folder, name, signature)
         if signature_of(folder) != signature:
             shutil.rmtree(copy, ignore_errors=True)
             raise InputError(f"{folder}: is being written to; try again later")
-        live = snapshots.reading(folder, copy, lambda: _live(folder, name, engine, copy, signature))
+        live = snapshots.reading(folder, copy, lambda: _live(folder, name, engine, copy, signature + items, new_items))
+        if signature_of_items(new_items) != items:
+            raise InputError(f"{new_items}: is being written to; try again later")
         snapshots.forget(name, copy)
         return live
 
     return reading(folder, open_it)
 
 
-def _live(folder: Path, name: str, engine: str, copy: Path, signature: Signature) -> Live:
+def _live(
+    folder: Path, name: str, engine: str, copy: Path, signature: Signature, new_items: Path | None = None
+) -> Live:
     run = Run(copy)
-    if engine == "onnx":
-        from seqrec.export.session import onnx_predictor
-
-        predictor = onnx_predictor(copy, torch.get_num_threads(), mapped=True)
-    else:
-        predictor = Predictor.load(copy, mapped=True)
+    note: str | None = None
+    try:
+        predictor = _predictor(copy, engine, new_items)
+    except NothingToAdd as error:
+        predictor, note = _predictor(copy, engine), str(error)
+    added = predictor.dataset.num_items - run.config.num_items
     table = predictor.dataset.item_table
     if table is not None:
         table.read()
@@ -119,23 +146,39 @@ def _live(folder: Path, name: str, engine: str, copy: Path, signature: Signature
         name=name,
         folder=folder,
         predictor=predictor,
-        version=_version(run),
+        version=_version(run, predictor.dataset if added else None),
         label=run.config.label,
         config=json.loads(json.dumps(asdict(run.config), default=str)),
         metrics=run.metrics(),
         epochs=run.epochs() if (copy / EPOCHS).exists() else None,
         loaded=datetime.now(UTC),
         signature=signature,
+        new_items=None if new_items is None else NewItems(str(new_items), added, note),
     )
 
 
-def _version(run: Run) -> str:
-    """A digest of the run's options, data and weights: the same on every machine that has the same run."""
+def _predictor(copy: Path, engine: str, new_items: Path | None = None) -> Predictor:
+    if engine == "onnx":
+        from seqrec.export.session import onnx_predictor
+
+        return onnx_predictor(copy, torch.get_num_threads(), mapped=True, new_items=new_items)
+    return Predictor.load(copy, mapped=True, new_items=new_items)
+
+
+def _version(run: Run, larger: Dataset | None = None) -> str:
+    """A digest of the run's options, data and weights, and of new items: the same on every machine that has the same.
+
+    Args:
+        run: the run.
+        larger: dataset with new items after those of the run.
+    """
     digest = hashlib.sha256(run.id.encode())
     for path in (run.weights_path(), run.folder / TRANSITIONS):
         if path.exists():
             header = read_header(path)
             digest.update(json.dumps(header.metadata, sort_keys=True).encode())
+    if larger is not None and larger.item_table is not None:
+        digest.update(larger.item_table.frame[run.config.num_items :].write_ndjson().encode())
     return digest.hexdigest()[:12]
 
 
@@ -171,9 +214,11 @@ class Runs:
         engine: what computes the model.
         report: called with the name, and the new version or the error, when a run was replaced or refused.
         snapshots: where copies of the runs are made.
+        new_items: file of items that training never saw. Runs that learned features rank them too. A changed file is
+            read again, like a changed run.
 
     Raises:
-        InputError: a folder can't be served, or two have the same name.
+        InputError: a folder can't be served, two have the same name, or no run can rank new items.
     """
 
     def __init__(
@@ -182,8 +227,9 @@ class Runs:
         engine: str = "torch",
         report: Callable[[str, str | Exception], None] | None = None,
         snapshots: Snapshots | None = None,
+        new_items: Path | None = None,
     ) -> None:
-        self._snapshots = snapshots
+        self._snapshots, self._new_items = snapshots, new_items
         self._engine, self._report = engine, report or (lambda name, result: None)
         self._lock = threading.Lock()
         names = [Path(os.path.realpath(folder)).name for folder in folders]
@@ -191,8 +237,14 @@ class Runs:
             if name in names[:number]:
                 raise InputError(f"two runs have the name {name}; rename one of the folders")
         self.current = Lives(
-            {name: load(folder, name, engine, snapshots) for name, folder in zip(names, folders, strict=True)}
+            {
+                name: load(folder, name, engine, snapshots, new_items)
+                for name, folder in zip(names, folders, strict=True)
+            }
         )
+        notes = [live.new_items.note for live in self.all() if live.new_items is not None and not live.has_features]
+        if notes and len(notes) == len(folders):
+            raise InputError(f"{new_items}: {notes[0]}")
         self._seen: dict[str, Signature] = {}
         self.refused: dict[str, str] = {}
 
@@ -217,7 +269,7 @@ class Runs:
         errors: dict[str, Exception] = {}
         with self._lock:
             for live in self.all():
-                now = signature_of(live.folder)
+                now = signature_of(live.folder) + signature_of_items(self._new_items)
                 if now == live.signature:
                     self.refused.pop(live.name, None)
                     continue
@@ -227,7 +279,7 @@ class Runs:
                 if settled and (before != now or live.name in self.refused or _is_written(live.folder)):
                     continue
                 try:
-                    new = load(live.folder, live.name, self._engine, self._snapshots)
+                    new = load(live.folder, live.name, self._engine, self._snapshots, self._new_items)
                     self.current = Lives(self.current.by_name | {live.name: new})
                     self.refused.pop(live.name, None)
                     self._report(live.name, new.version)

@@ -201,6 +201,7 @@ def _card(server: Server, live: Live) -> dict[str, Any]:
         "transitions_weight": live.transitions_weight,
         "first_pass": None if live.predictor.recall is None else live.predictor.recall._asdict(),
         "trained_on": str(live.metrics.get("trained_on", "unknown")),
+        "new_items": None if live.new_items is None else live.new_items._asdict(),
         "refused": server.runs.refused.get(live.name),
         "config": live.config,
         "metrics": live.metrics,

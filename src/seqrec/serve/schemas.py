@@ -248,6 +248,14 @@ class FirstPass(BaseModel):
     scored: float = Field(description="Mean number of items that are scored exactly after the first pass.")
 
 
+class NewItems(BaseModel):
+    """Items that training never saw, given with --new-items."""
+
+    file: str
+    added: int = Field(description="Items of the file that the run ranks by their features.")
+    note: str | None = Field(description="Why it ranks none; null if it ranks some.")
+
+
 class Card(BaseModel):
     """A run: what it is, what it was trained on, and how well it ranks."""
 
@@ -265,6 +273,7 @@ class Card(BaseModel):
     transitions_weight: float | None
     first_pass: FirstPass | None = Field(description="Null if every item is scored exactly.")
     trained_on: str
+    new_items: NewItems | None = Field(description="Null without --new-items.")
     refused: str | None = Field(description="Why the run folder's current content is not in use; null if it is.")
     config: dict[str, Any]
     metrics: dict[str, Any]

@@ -35,6 +35,21 @@ def signature_of(folder: Path) -> Signature:
     return tuple(found)
 
 
+def signature_of_items(path: Path | None) -> Signature:
+    """The same for a file of items, or a folder of such files; empty for None."""
+    if path is None:
+        return ()
+    names = sorted(os.listdir(path)) if path.is_dir() else []
+    found = []
+    for one in [path, *(path / name for name in names)]:
+        try:
+            facts = os.stat(one)
+            found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        except OSError:
+            found.append((0, 0, 0))
+    return tuple(found)
+
+
 class Snapshots:
     """Copies of runs in one folder, named by what was copied.
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from seqrec.errors import InputError
 from seqrec.serve.config import ServeConfig, read_tokens
-from seqrec.serve.live import Runs
+from seqrec.serve.live import Live, Runs
 from seqrec.serve.snapshots import Snapshots
 from seqrec.serve.store import EventStore, StoreError, open_store
 
 WORKER = "SEQREC_SERVE"  # environment variable with the options of a worker process
 BACKLOG = 2048  # connections that wait to be accepted
+_PATHS = ("token_file", "new_items")  # options that are files
 DRAIN_SECONDS = 30  # for requests in progress when the server is told to stop
 _SWITCH_SECONDS = 0.0005  # how long a thread keeps the interpreter while another wants it; Python's 5 ms add to answers
 
@@ -39,7 +40,8 @@ def serve(folders: Sequence[Path], config: ServeConfig, say: Callable[[str], Non
     read_tokens(config)
     place = config.store or str(Path(os.path.abspath(folders[0])).parent / "events.db")
     listening = _listen(config)
-    options = asdict(config) | {"store": place, "token_file": config.token_file and str(config.token_file)}
+    options = asdict(config) | {"store": place}
+    options |= {name: options[name] and str(options[name]) for name in _PATHS}
     given = {"folders": [str(folder) for folder in folders], "config": options}
     if threading.current_thread() is threading.main_thread():
         # uvicorn sends itself the signal again once it has stopped; the folder below must be removed before the end.
@@ -99,7 +101,7 @@ def _app() -> Any:
     from seqrec.serve.server import Server
 
     options = json.loads(os.environ[WORKER])
-    config = ServeConfig(**options["config"] | {"token_file": _path(options["config"]["token_file"])})
+    config = _config(options)
     _log_as_json()
     sys.setswitchinterval(_SWITCH_SECONDS)
     torch.set_num_threads(config.threads)
@@ -114,10 +116,12 @@ def _app() -> Any:
         else:
             measures.model.labels(name, result).set_to_current_time()
             log.info(json.dumps({"event": "run replaced", "run": name, "version": result}))
+            _say_new_items(runs.get(name))
 
     runs = _runs(options, report)
     for live in runs.all():
         measures.model.labels(live.name, live.version).set_to_current_time()
+        _say_new_items(live)
     store = _opened(str(config.store))
     server = Server(runs, store, config, measures)
     return create_app(server, read_tokens(config))
@@ -126,7 +130,15 @@ def _app() -> Any:
 def _runs(options: dict[str, Any], report: Callable[[str, str | Exception], None] | None = None) -> Runs:
     """The runs that :func:`serve` was given."""
     folders, copies = [Path(folder) for folder in options["folders"]], Snapshots(Path(options["copies"]))
-    return Runs(folders, options["config"]["engine"], report, copies)
+    config = _config(options)
+    return Runs(folders, config.engine, report, copies, config.new_items)
+
+
+def _say_new_items(live: Live) -> None:
+    """Log how many new items a run ranks, or why it does not."""
+    if live.new_items is not None:
+        facts = {"run": live.name, "added": live.new_items.added, "note": live.new_items.note}
+        logging.getLogger("seqrec.serve").info(json.dumps({"event": "new items"} | facts))
 
 
 def _opened(place: str) -> EventStore:
@@ -137,8 +149,10 @@ def _opened(place: str) -> EventStore:
         raise InputError(f"{error}; start it, or give another --store") from error
 
 
-def _path(given: str | None) -> Path | None:
-    return None if given is None else Path(given)
+def _config(options: dict[str, Any]) -> ServeConfig:
+    """The options of the server that :func:`serve` was given."""
+    given = options["config"]
+    return ServeConfig(**given | {name: None if given[name] is None else Path(given[name]) for name in _PATHS})
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -80,6 +80,7 @@ function facts(card) {
     ["Reads", `the last ${some(card.max_length, "item")}`],
     ["Transitions", card.transitions_weight ? `counted, weight ${Number(card.transitions_weight.toPrecision(3))}` : "not used"],
     ["Categories", card.categories ? whole(card.categories) : "none"],
+    ...(card.new_items ? [["New items", card.new_items.added ? `${whole(card.new_items.added)}, ranked by their features` : `none: ${card.new_items.note}`]] : []),
     ["Loaded", h("time", { datetime: card.loaded }, when.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }))],
   ];
   return rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
