@@ -160,8 +160,11 @@ def test_an_epoch_is_assumed_to_take_as_long_as_was_measured(model: str) -> None
     rows = [line.strip("| ").split(" | ") for line in MODELS_PAGE.read_text().splitlines() if line.startswith("| `")]
     measured = {row[0].strip("`"): row[-1] for row in rows}
     facts = Facts(np.full(31_000, 7), 23_715, 10.0)
-    epochs = {name: rules.epochs_within(name, facts, chosen(name, facts.lengths, 23_715, loss=MODELS[name].LOSS),
-                                        default_negatives(MODELS[name].LOSS)) for name in ("sasrec", model)}  # fmt: skip
+    epochs = {}
+    for name in ("sasrec", model):
+        loss = MODELS[name].LOSS
+        recipe = chosen(name, facts.lengths, facts.num_items, loss=loss)
+        epochs[name] = rules.epochs_within(name, facts, recipe, default_negatives(loss))
     assert epochs["sasrec"] / epochs[model] == pytest.approx(float(measured[model]), rel=0.04)
 
 
