@@ -297,13 +297,15 @@ fitting.train = train
 log = synthetic_log(120, genres=2, items_per_genre=12, mean_length=6)
 compare.compare_models(prepare(log.frame), ["sasrec", "markov"], compare.CompareConfig(seeds=3, test_negatives=7),
                        out=sys.argv[1], seed=3, batch_size=32, num_blocks=1, embedding_dim=8, max_length=10, epochs=2,
-                       transitions="off", evaluate_every=1)
+                       transitions="off")
 """
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, options = tmp_path / "out", OPTIONS | {"evaluate_every": 1}
+def test_a_killed_comparison_goes_on(
+    dataset: Dataset, found: tuple[Comparison, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for _ in range(3):  # seed 3 has ended, seed 4 is in the middle
@@ -320,11 +322,10 @@ def test_a_killed_comparison_goes_on(dataset: Dataset, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(compare, "_fit", begin)
     terms = CompareConfig(seeds=3, test_negatives=7)
-    again = compare_models(dataset, MODELS, terms, out=out, seed=3, **options)
+    again = compare_models(dataset, MODELS, terms, out=out, seed=3, **OPTIONS)
     assert "sasrec-seed-3" not in [name for name, _ in resumed]
     assert ("sasrec-seed-5", False) in resumed
-    whole = compare_models(dataset, MODELS, terms, seed=3, **options)
-    assert [entry.results for entry in again.entries] == [entry.results for entry in whole.entries]
+    assert [entry.results for entry in again.entries] == [entry.results for entry in found[0].entries]
 
 
 @pytest.mark.parametrize(
