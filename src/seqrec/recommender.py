@@ -16,6 +16,7 @@ from seqrec.device import check_polars, threads, usual_torch, watch_forks
 from seqrec.errors import InputError, RunWarning, check_whole, one_line, unchanged_by_failure, warn
 from seqrec.models import AUTO, MODELS, named_model
 from seqrec.models.base import Model
+from seqrec.models.transitions import TransitionsConfig
 from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Blocks, Evaluation, in_turn
 from seqrec.run.config import CONFIG, Refit, RunConfig
@@ -64,6 +65,7 @@ class Recommender(Answering):
         self._model: Model | None = None
         self._split: Split | Run | None = None  # a loaded run is split when the split is first needed
         self._trained_on: TrainedOn = "train"
+        self._constants: TransitionsConfig | None = None  # of transition counts, if they are known before
         self._first: Model | Run | None = None  # the model from before a refit; a loaded run reads it when needed
         self.epochs: list[dict[str, Any]] = []
         self.metrics: dict[str, Any] = {}
@@ -83,7 +85,7 @@ class Recommender(Answering):
         progress: bool = False,
         minutes: float | Budget | None = None,
         stop: Callable[[], bool] | None = None,
-        track: Literal["mlflow", "tensorboard"] | None = None,
+        track: Literal["mlflow", "tensorboard"] | Tracking | None = None,
         console: Console | None = None,
     ) -> "Recommender":
         """Prepare a log, split it and train; then test, and train again if ``refit`` says so.
@@ -123,7 +125,7 @@ class Recommender(Answering):
         # ``Place`` locks the folder, so that no other process writes to it between the first check and the last file.
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             ways: dict[str, Any] = {"progress": progress, "stop": stop, "budget": budget}
-            ways["tracking"] = None if track is None else Tracking(track, out, console)
+            ways["tracking"] = Tracking(track, out, console) if isinstance(track, str) else track
             resume = place.settle(resume, overwrite) if place is not None else False
             known = None if init_from is None else opened(init_from, place, resume)
             self._fit(given, items, known, place, resume, console, **ways)
@@ -137,7 +139,7 @@ class Recommender(Answering):
         kinds = sizes, training, self.prepare_config, self.split_config
         plan = planned(dataset, name, *kinds, self.refit, **more)
         say_plan(plan, console)
-        found = fitted(dataset, plan, place, resume=resume, **ways)
+        found = fitted(dataset, plan, place, resume=resume, constants=self._constants, **ways)
         self._config, self._dataset, self._split, self._model = found.config, dataset, found.split, found.model
         self._trained_on, self._first, self.interrupted = found.trained_on, found.first, found.interrupted
         self.epochs, self.metrics, self.summary = found.epochs, found.metrics, found.summary

@@ -142,7 +142,8 @@ def test_differences_are_tested_user_by_user(dataset: Dataset, found: tuple[Comp
 
 def test_what_is_written(found: tuple[Comparison, Path]) -> None:
     comparison, folder = found
-    assert sorted(path.name for path in folder.iterdir()) == ["compare.csv", "compare.json", "compare.png"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["compare.csv", "compare.json", "compare.png", "trainings"]
     written = json.loads((folder / "compare.json").read_text())
     assert written == json.loads(json.dumps(comparison.to_dict()))
     assert (written["reference"], written["users"], written["test_negatives"]) == ("sasrec", 120, 7)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +228,140 @@ def test_an_interruption_keeps_whole_rounds(dataset: Dataset, tmp_path: Path, mo
     comparison = compare_models(dataset, ["markov", "sasrec"], CompareConfig(seeds=5), out=tmp_path, **OPTIONS)
     assert comparison.interrupted
     markov, sasrec = comparison.entries
-    assert (markov.failed, sasrec.failed) == (None, "with seed 2, its training was interrupted")
+    why = "with seed 2, its training was interrupted; the same command goes on with it"
+    assert (markov.failed, sasrec.failed) == (None, why)
     assert [training.seed for training in sasrec.trainings] == [0, 1]
     written = json.loads((tmp_path / "compare.json").read_text())["models"][1]
     assert [training["seed"] for training in written["trainings"]] == [0, 1]
     assert written["results"]["full"]["metrics"] == (sasrec.results or {})["full"]["metrics"]
+
+
+TERMS = {"seeds": 3, "shuffled": True, "test_negatives": 7}
+
+
+def test_the_same_call_goes_on_where_it_was_stopped(
+    dataset: Dataset, found: tuple[Comparison, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, fit = SASRec.encode, compare._fit
+    fits: list[tuple[str, int, str]] = []
+    calls: list[int] = []
+
+    def begin(entry: Any, split: Any, options: Any, minutes: Any, progress: Any, folder: Path, *rest: Any) -> Any:
+        fits.append((entry.model, options["seed"], folder.name))
+        calls.clear()
+        return fit(entry, split, options, minutes, progress, folder, *rest)
+
+    def press(self: SASRec, batch: Any) -> Any:
+        calls.append(1)
+        if fits[-1][2] == "sasrec-seed-4" and len(calls) == 7:  # in the second epoch
+            signal.raise_signal(signal.SIGINT)
+        return encode(self, batch)
+
+    monkeypatch.setattr(compare, "_fit", begin)
+    with monkeypatch.context() as patch:
+        patch.setattr(SASRec, "encode", press)
+        first = compare_models(dataset, MODELS, CompareConfig(**TERMS), out=tmp_path, seed=3, **OPTIONS)
+    assert first.interrupted
+    kept = tmp_path / "trainings"
+    assert (kept / "sasrec-seed-4" / "state" / "training.safetensors").exists()
+    fits.clear()
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    again = compare_models(dataset, MODELS, CompareConfig(**TERMS), out=tmp_path, console=console, seed=3, **OPTIONS)
+    assert [name for _, _, name in fits] == [
+        "sasrec-seed-4", "sasrec-seed-4-shuffled", "sasrec-seed-5", "sasrec-seed-5-shuffled"
+    ]  # fmt: skip
+    assert console.export_text().count("(kept from before)") == 3
+    for one, other in zip(again.entries, found[0].entries, strict=True):
+        assert one.results == other.results  # as those of the comparison that nothing stopped
+        assert (one.shuffled and one.shuffled.results) == (other.shuffled and other.shuffled.results)
+        assert [training.epochs for training in one.trainings] == [training.epochs for training in other.trainings]
+    assert not [path for path in kept.iterdir() if path.is_dir()]  # the checkpoints have served
+    fits.clear()
+    fewer = CompareConfig(**TERMS | {"seeds": 1})
+    added = compare_models(dataset, [*MODELS, "popularity"], fewer, out=tmp_path, seed=3, **OPTIONS)
+    assert [name for name, _, _ in fits] == ["popularity"]
+    assert [len(entry.trainings) for entry in added.entries] == [1, 1, 1]
+
+
+KILLED = """
+import sys
+from seqrec import prepare, synthetic_log
+from seqrec.tools import compare
+from seqrec.training import fitting
+real = fitting.train
+def train(*args, **more):
+    def watch(row):
+        print("epoch", flush=True)
+    return real(*args, watch=watch, **more)
+fitting.train = train
+log = synthetic_log(120, genres=2, items_per_genre=12, mean_length=6)
+compare.compare_models(prepare(log.frame), ["sasrec", "markov"], compare.CompareConfig(seeds=3, test_negatives=7),
+                       out=sys.argv[1], seed=3, batch_size=32, num_blocks=1, embedding_dim=8, max_length=10, epochs=2,
+                       transitions="off")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on(
+    dataset: Dataset, found: tuple[Comparison, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for _ in range(3):  # seed 3 has ended, seed 4 is in the middle
+        assert child.stdout.readline() == "epoch\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    kept = out / "trainings"
+    assert (kept / "sasrec-seed-3.safetensors").exists()
+    fit, resumed = compare._fit, []
+
+    def begin(entry: Any, split: Any, options: Any, minutes: Any, progress: Any, folder: Path, *rest: Any) -> Any:
+        resumed.append((folder.name, (folder / "state" / "training.safetensors").exists()))
+        return fit(entry, split, options, minutes, progress, folder, *rest)
+
+    monkeypatch.setattr(compare, "_fit", begin)
+    terms = CompareConfig(seeds=3, test_negatives=7)
+    again = compare_models(dataset, MODELS, terms, out=out, seed=3, **OPTIONS)
+    assert "sasrec-seed-3" not in [name for name, _ in resumed]
+    assert ("sasrec-seed-5", False) in resumed
+    assert [entry.results for entry in again.entries] == [entry.results for entry in found[0].entries]
+
+
+@pytest.mark.parametrize(
+    ("terms", "options", "text"),
+    [
+        ({}, {"epochs": 3}, "started with epochs of sasrec = 2, not 3; give the same options, or --overwrite"),
+        ({}, {"seed": 4}, "seed = 3, not 4"),
+        ({}, {"keep_seen": True}, "keep_seen of sasrec = False, not True"),
+        ({"test_negatives": 8}, {}, "test_negatives = 7, not 8"),
+        ({"minutes": 1.0}, {}, "minutes = None, not 1.0"),
+    ],
+)
+def test_changed_options_are_refused(
+    dataset: Dataset, found: tuple[Comparison, Path, str], terms: dict[str, Any], options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        compare_models(
+            dataset, MODELS, CompareConfig(**TERMS | terms), out=found[1], **{"seed": 3, **OPTIONS, **options}
+        )
+    assert text in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_logs_and_damaged_files_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    compare_models(dataset, ["markov"], out=tmp_path)
+    other = prepare(synthetic_log(60, genres=2, items_per_genre=12, mean_length=6).frame)
+    with pytest.raises(InputError, match="was started on another log"):
+        compare_models(other, ["markov"], out=tmp_path)
+    file = tmp_path / "trainings" / "markov-seed-0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    for damaged in (bytes(content), b"", bytes(content[:-8])):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"markov-seed-0\.safetensors: is damaged"):
+            compare_models(dataset, ["markov"], out=tmp_path)
+    assert compare_models(other, ["markov"], out=tmp_path, overwrite=True).entries[0].results is not None
 
 
 def chain(users: int, ordered: bool) -> Dataset:

@@ -21,7 +21,7 @@ from seqrec.data.dataset import Dataset
 from seqrec.models import MODELS
 from seqrec.tools.config import TuneConfig
 from seqrec.tools.space import SPACE, Span, applied, base_of, defaults, searched
-from seqrec.tools.study import Study
+from seqrec.tools.study import ALONE, SUMMED, Study
 from seqrec.tools.trial import Job, OneByOne, Outcome, attempted, plan_of
 from seqrec.tools.tune import STUDY, study_folder, tune_model
 from seqrec.training.budget import Budget
@@ -81,6 +81,50 @@ def test_the_study_is_one_of_optuna(tuned) -> None:
     assert [trial.number for trial in study.trials] == [0, 1, 2, 3]
     # every validation is reported, one per epoch here
     assert all(len(trial.intermediate_values) == 2 for trial in study.trials if trial.state.name == "COMPLETE")
+
+
+def test_trials_are_compared_with_the_counts_that_the_fit_adds(dataset: Dataset, tmp_path: Path) -> None:
+    found = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=2), **SMALL | {"transitions": "auto"})
+    best, metrics = found.best, found.recommender.metrics["transitions"]
+    assert best.weight == metrics["weight"] > 0
+    assert (best.value, best.alone) == (metrics["validation"]["summed"], metrics["validation"]["alone"])
+    alone = Recommender(**SMALL | {"transitions": "auto"}).fit(dataset)
+    first = found.rows[0]
+    assert (first.alone, first.weight) == (max(row["ndcg@10"] for row in alone.epochs), alone.model.addition.weight)
+    for name in ("decay", "distance", "neighbours"):
+        assert metrics["constants"][name] == getattr(alone.model.addition.transitions.config, name)
+
+
+def test_the_best_trial_is_that_of_the_best_sum(dataset: Dataset, tmp_path: Path) -> None:
+    class Given(OneByOne):
+        def wait(self, judge):
+            job = self.jobs.pop(0)
+            assert job.constants is not None
+            sums, alone = ((0.3, 0.1), (0.2, 0.2))[job.number]
+            judge(job.number, 1, alone)
+            return [(job.number, Outcome("complete", sums, alone=alone, weight=1.0))]
+
+    workers, console = Given(dataset), Console(width=150, record=True, file=io.StringIO())
+    small = SMALL | {"transitions": "auto", "epochs": 1}
+    found = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=2), workers=workers, **small)
+    assert (found.best.trial, found.best.value, found.best.alone) == (0, 0.3, 0.1)
+    console.print(found.table())
+    text = console.export_text()
+    assert "with transition counts where they help" in text
+    assert [line.split()[:3] for line in text.splitlines() if "complete" in line] == [
+        ["0", "0.3000", "0.1000"],
+        ["1", "0.2000", "0.2000"],
+    ]
+
+
+def test_a_study_that_compared_models_alone(tmp_path: Path) -> None:
+    study, given = Study(tmp_path / STUDY, 0), {"fingerprint": "x", "model": "auto", "epochs": 2}
+    study.begin({"given": given})  # as an earlier seqrec did
+    study.check(given | {"compared": ALONE})
+    with pytest.raises(InputError, match="compared models alone, not with transition counts; --overwrite") as found:
+        study.check(given | {"compared": SUMMED})
+    assert "\n" not in str(found.value)
+    study.close()
 
 
 def test_test_items_are_not_read(dataset: Dataset, tuned, tmp_path: Path) -> None:
@@ -254,7 +298,7 @@ def test_bad_trials_are_pruned(dataset: Dataset, tmp_path: Path) -> None:
     found = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=6), workers=Given(dataset), **SMALL)
     assert [row.state for row in found.rows] == ["complete"] * 4 + ["pruned"] * 2
     assert told[4] == [False, False, True]
-    assert found.rows[4].value == 0.1
+    assert (found.rows[4].value, found.rows[4].alone) == (None, 0.1)
     assert found.best.trial == 0
 
 
@@ -267,7 +311,8 @@ def test_a_pruned_trial_stops_training(dataset: Dataset) -> None:
 
     outcome = attempted(dataset, Job(0, "sasrec", {**SMALL, "epochs": 9}), report)
     assert (outcome.state, outcome.epochs, steps) == ("pruned", 2, [1, 2])
-    assert outcome.value is not None
+    assert outcome.value is None
+    assert outcome.alone is not None
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if not MODELS[name].COUNTED])
@@ -317,6 +362,9 @@ def test_a_trial_may_train_one_model_where_the_recipe_mixes_several(dataset: Dat
 
 
 def test_a_trial_ends_in_time_to_be_repeated() -> None:
+    late = Job(0, "sasrec", {}, ends=time.time() + 100, kept=20, choosing=15)
+    assert late.is_late(70)  # 15 s for its own counts, 70 s once more and 20 s do not fit
+    assert not late.is_late(60)
     now = time.time()
     job = Job(0, "sasrec", {}, ends=now + 100, kept=20, repeat=10, most=30)
     assert not job.is_late(29)

@@ -15,8 +15,10 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.split import all_histories
 from seqrec.run.config import run_id
 from seqrec.training import recipe as rules
+from seqrec.training.config import default_negatives
 from seqrec.training.recipe import Facts, Recipe, choose, facts_of, lines
 
+MODELS_PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 TRAINED = [name for name in MODELS if not MODELS[name].COUNTED]
 OTHERS: dict[str, Any] = {
     "max_length": 7, "dropout": 0.1, "windows": "all", "loss": "bce", "batch_size": 3, "learning_rate": 0.5,
@@ -141,11 +143,29 @@ def test_where_item_vectors_start(model: str, items: int, minutes: float | None,
         ("sasrec", 499, {"ensemble_kinds": "mixed"}, 2),
         ("gru4rec", 31_000, {}, 6), ("gru4rec", 31_000, {"elu": 0.5}, 1), ("slirec", 31_000, {}, 1),
         ("sasrec", 3_000_000, {}, 1), ("sasrec", 300_000, {"minutes": 1.0}, 1),
+        # the slower an epoch, the fewer models
+        ("bert4rec", 31_000, {"minutes": 4.0}, 2), ("hstu", 31_000, {"minutes": 4.0}, 3),
+        ("lrurec", 31_000, {"minutes": 4.0}, 3), ("lrurec", 31_000, {"minutes": 3.0}, 2),
+        ("hstu", 31_000, {"minutes": 3.0}, 2), ("esasrec", 31_000, {"minutes": 3.0}, 1),
     ],
 )  # fmt: skip
 def test_how_many_models(model: str, users: int, given: dict[str, Any], count: int) -> None:
     minutes = given.pop("minutes", None)
     assert chosen(model, np.full(users, 7), 23_715, minutes, **given).get("ensemble") == count
+
+
+@pytest.mark.parametrize("model", TRAINED)
+def test_an_epoch_is_assumed_to_take_as_long_as_was_measured(model: str) -> None:
+    """The last column of the table in docs/models.md, beside SASRec with its loss."""
+    rows = [line.strip("| ").split(" | ") for line in MODELS_PAGE.read_text().splitlines() if line.startswith("| `")]
+    measured = {row[0].strip("`"): row[-1] for row in rows}
+    facts = Facts(np.full(31_000, 7), 23_715, 10.0)
+    epochs = {}
+    for name in ("sasrec", model):
+        loss = MODELS[name].LOSS
+        recipe = chosen(name, facts.lengths, facts.num_items, loss=loss)
+        epochs[name] = rules.epochs_within(name, facts, recipe, default_negatives(loss))
+    assert epochs["sasrec"] / epochs[model] == pytest.approx(float(measured[model]), rel=0.04)
 
 
 def test_nothing_is_chosen_without_histories() -> None:

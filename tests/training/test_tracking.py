@@ -24,6 +24,9 @@ from seqrec.cli.app import main
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split
 from seqrec.models.sasrec import SASRec, SASRecConfig
+from seqrec.tools.compare import CompareConfig, compare_models
+from seqrec.tools.config import TuneConfig
+from seqrec.tools.tune import tune_model
 from seqrec.training.mlflow_tracker import _shown
 from seqrec.training.tensorboard_tracker import TensorBoardTracker
 from seqrec.training.tracking import Tracking
@@ -434,6 +437,79 @@ def test_by_default_mlflow_writes_to_its_own_default(
         assert file.execute("select name, status from runs").fetchall() == [("run", "FINISHED")]
 
 
+def of_group(kind: str, records: Any, name: str) -> tuple[Record, dict[str, Record]]:
+    """The record of a search or a comparison, and those below it."""
+    if kind == "tensorboard":
+        folder = Path("tensorboard") / name
+        below = [of_tensorboard(path) for path in folder.iterdir() if path.is_dir()]
+        return of_tensorboard(folder), {record.name: record for record in below}
+    (above,) = [record for record in records() if record.name == name and "mlflow.parentRunId" not in record.texts]
+    below = [record for record in records() if "mlflow.parentRunId" in record.texts]
+    assert len(records()) == 1 + len(below)
+    client = importlib.import_module("mlflow").MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    (parent,) = {record.texts["mlflow.parentRunId"] for record in below}
+    assert client.get_run(parent).info.run_name == name
+    return above, {record.name: record for record in below}
+
+
+@BOTH
+def test_a_search_has_a_record_and_its_trials_below(kind: str, records: Any, dataset: Dataset, tmp_path: Path) -> None:
+    for trials in (1, 2):  # the second call goes on with the record
+        found = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=trials), track=kind, **SMALL)  # type: ignore[arg-type]
+    search, below = of_group(kind, records, "run.tune")
+    assert search.status == "FINISHED"
+    values = [row.value for row in found.rows]
+    assert search.values["compared/ndcg_at_10"] == [(n, pytest.approx(v, rel=1e-6)) for n, v in enumerate(values)]
+    assert {"trial-0", "trial-1", "run"} <= set(below)
+    for row in found.rows:
+        trial = below[f"trial-{row.trial}"]
+        assert (trial.status, trial.steps("train/loss")) == ("FINISHED", [1, 2])
+        assert max(value for _, value in trial.values["valid/ndcg_at_10"]) == pytest.approx(row.alone, rel=1e-6)
+        assert trial.values["compared/ndcg_at_10"] == [(2, pytest.approx(row.value, rel=1e-6))]
+        assert_option(kind, trial, "learning_rate", row.options["learning_rate"])
+    test = found.recommender.metrics["test"]["full"]["metrics"]["ndcg@10"]  # type: ignore[union-attr]
+    fits = [record for name, record in below.items() if name.startswith("run")]  # two, if the second trial was better
+    tested = [value for record in fits for _, value in record.values["test/full/ndcg_at_10"]]
+    assert any(value == pytest.approx(test, rel=1e-6) for value in tested)
+
+
+@BOTH
+def test_a_comparison_has_a_record_and_its_trainings_below(
+    kind: str, records: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    for seeds in (1, 2):
+        terms = CompareConfig(seeds=seeds, test_negatives=7)
+        found = compare_models(dataset, ["sasrec", "popularity"], terms, out=tmp_path / "out", track=kind, **SMALL)  # type: ignore[arg-type]
+    comparison, below = of_group(kind, records, "out")
+    sasrec = found.entries[0]
+    assert comparison.status == "FINISHED"
+    assert set(below) == {"sasrec-seed-0", "sasrec-seed-1", "popularity-seed-0"}
+    for training in sasrec.trainings:
+        record, name = below[f"sasrec-seed-{training.seed}"], "test/full/ndcg_at_10"
+        wanted = pytest.approx(training.metrics["full"]["ndcg@10"], rel=1e-6)
+        assert (record.status, record.steps("train/loss")) == ("FINISHED", [1, 2])
+        assert record.values[name] == [(2, wanted)]
+        assert comparison.values[f"sasrec/{name}"][training.seed] == (training.seed, wanted)
+
+
+def test_a_record_that_fails_in_the_middle_ends_no_comparison(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = TensorBoardTracker.begin
+
+    def begin(self: TensorBoardTracker, key: str, name: str, resume: bool) -> Any:
+        if name == "markov-seed-0":
+            raise OSError("No space left on device")
+        return real(self, key, name, resume)
+
+    monkeypatch.setattr(TensorBoardTracker, "begin", begin)
+    with pytest.warns(TrainingWarning, match="No space left on device.*markov-seed-0 is not recorded"):
+        found = compare_models(dataset, ["markov", "popularity"], out=tmp_path / "out", track="tensorboard")
+    assert all(entry.results for entry in found.entries)
+    assert set(of_group("tensorboard", None, "out")[1]) == {"popularity-seed-0"}
+
+
 @pytest.mark.parametrize("kind", ["mlflow", "tensorboard"])
 def test_a_missing_library_is_one_line_before_anything_is_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -483,8 +559,8 @@ def test_what_cannot_be_used_is_one_line_and_no_run(
     [
         ("fit log.csv --out run --track wandb", "--track"),
         ("fit log.csv --out run --track mlflow --engine ray", "track is not available with engine ray"),
-        ("tune log.csv --out run --track mlflow", "Unknown option: --track"),
-        ("compare log.csv --models sasrec --track mlflow", "Unknown option: --track"),
+        ("tune log.csv --out run --track mlflow --engine ray", "track is not available with engine ray"),
+        ("compare log.csv --models sasrec --track wandb", "--track"),
     ],
 )
 def test_where_there_is_no_tracking_one_line_says_so(

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, Items, Json, Out, with_flags
+from seqrec.cli.flags import INPUT, OUTPUT, Items, Json, Out, Track, with_flags
 from seqrec.cluster.config import ClusterConfig
 from seqrec.data.dataset import Dataset
 from seqrec.data.fetch import fetch
@@ -160,6 +160,8 @@ def compare_command(
     read: ReadConfig | None = None,
     filters: PrepareConfig | None = None,
     out: Out = None,
+    track: Track = None,
+    overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
     json: Json = None,
 ) -> int:
     """Train several models under one budget.
@@ -167,10 +169,19 @@ def compare_command(
     Args:
         log: Log file, or folder of Parquet parts.
         models: Names of the models, separated by commas or spaces. The others are tested against the first.
-        out: Folder for compare.csv, compare.json and compare.png. Existing files are replaced.
+        out: Folder for compare.csv, compare.json and compare.png. What is trained is kept there too: the same command
+            goes on after a crash, also with more --seeds or --models.
+        track: Also record each training, as fit --track does, below one record of the comparison.
+        overwrite: Begin anew if the folder holds a comparison.
     """
     written = [out / f"compare.{ending}" for ending in ("csv", "json", "png")] if out is not None else []
     check_outputs(*written, json, reads=[log, items])
+    if overwrite and out is None:
+        raise InputError("overwrite needs a folder; give --out")
+    if track is not None:
+        from seqrec.training.tracking import check_tracker  # before the log is read
+
+        check_tracker(track)
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
     dataset, summary = prepared(log, read, filters, items)
     console = output(json)
@@ -178,7 +189,8 @@ def compare_command(
     from seqrec.tools.compare import compare_models  # imports torch
 
     options = merged(training, split, filters)
-    found = compare_models(dataset, names, terms, out=out, progress=json != "-", console=console, **options)
+    ways: dict[str, Any] = {"out": out, "overwrite": overwrite, "track": track, "progress": json != "-"}
+    found = compare_models(dataset, names, terms, console=console, **ways, **options)
     for shown in found.tables():
         console.print(shown, new_line_start=True)
     write_json(json, found.to_dict())

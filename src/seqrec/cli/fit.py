@@ -14,7 +14,7 @@ from rich.console import Console
 from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, given_options, log_facts, prepared, show_log
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, flag, with_flags
+from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, Track, flag, with_flags
 from seqrec.cluster.config import ClusterConfig
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import TRAINED, SplitConfig
@@ -57,7 +57,7 @@ def fit_command(model: str) -> Any:
         minutes: Annotated[float | None, Parameter(group=TRAINING)] = None,
         init_from: Annotated[Path | None, Parameter(group=TRAINING)] = None,
         cluster: ClusterConfig | None = None,
-        track: Annotated[Literal["mlflow", "tensorboard"] | None, Parameter(group=OUTPUT)] = None,
+        track: Track = None,
         resume: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         json: Json = None,
@@ -105,7 +105,7 @@ class _Where:
     out: Path
     items: Path | None
     init_from: Path | None
-    track: Literal["mlflow", "tensorboard"] | None
+    track: Track
     resume: bool
     overwrite: bool
     json: str | None

@@ -58,6 +58,7 @@ Items = Annotated[
         group=INPUT,
     ),
 ]
+Track = Annotated[Literal["mlflow", "tensorboard"] | None, Parameter(group=OUTPUT)]
 Out = Annotated[Path | None, Parameter(group=OUTPUT)]
 Format = Annotated[
     Literal["table", "csv", "jsonl", "parquet"] | None,

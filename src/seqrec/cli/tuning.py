@@ -11,7 +11,7 @@ from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
 from seqrec.cli.fit import show_result
-from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, with_flags
+from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, Track, with_flags
 from seqrec.cluster.config import ClusterConfig
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig
@@ -52,6 +52,7 @@ def tune_command(model: str) -> Any:
         filters: PrepareConfig | None = None,
         refit: Annotated[Literal["off", "all", "valid"], Parameter(group=TRAINING)] = "off",
         cluster: ClusterConfig | None = None,
+        track: Track = None,
         overwrite: Annotated[bool, Parameter(group=OUTPUT, show_default=False)] = False,
         json: Json = None,
     ) -> int:
@@ -60,9 +61,9 @@ def tune_command(model: str) -> Any:
         Args:
             log: Log file, or folder of Parquet parts.
             out: Run folder to write. The study is beside it, in OUT.tune; the same command goes on with it.
-            model: Model to tune; --model NAME --help shows its options. Options that are given, and are not the
-                defaults, are not searched.
+            model: Model to tune; --model NAME --help shows its options. Given ones, except defaults, are not searched.
             refit: What to train the best options on once more after the test, as in fit.
+            track: Also record each trial and the fit, as fit --track does, below one record of the search.
             overwrite: Replace the run in the folder, and begin a new study.
         """
         search, cluster = search or TuneConfig(), cluster or ClusterConfig()
@@ -71,13 +72,14 @@ def tune_command(model: str) -> Any:
         cluster.check()
         check_outputs(json, reads=[log, items], run=out)
         check_log(log, out)
-        from seqrec.tools.tune import check_tunable, tune_model  # imports torch
+        from seqrec.tools.tune import check_local, check_tunable, tune_model  # imports torch
 
         check_tunable(model, options["evaluate_every"])
+        check_local(track, cluster.engine == "local")
         dataset, summary = prepared(log, read, filters, items)
         console = output(json)
         show_log(console, dataset, summary)
-        shown: dict[str, Any] = {"overwrite": overwrite, "progress": json != "-", "console": console}
+        shown: dict[str, Any] = {"overwrite": overwrite, "progress": json != "-", "console": console, "track": track}
         with _workers(dataset, cluster) as workers:
             found = tune_model(dataset, out, model, search, workers=workers, budget=budget, **shown, **options)
         console.print(found.table())

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -13,18 +14,28 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.shuffled import without_order
 from seqrec.data.split import Split, SplitConfig
+from seqrec.device import check_polars, usual_torch, watch_forks
 from seqrec.errors import InputError, TrainingWarning, warn
 from seqrec.files import make_folder
 from seqrec.models import MODELS
+from seqrec.models.base import Model
 from seqrec.ranking import metrics, statistics
 from seqrec.ranking.additions import recounted
 from seqrec.ranking.protocols import ranks
 from seqrec.recommender import Recommender
+from seqrec.run.folder import Run
+from seqrec.run.place import Place
 from seqrec.tools.comparison import METRICS, PROTOCOLS, Comparison, Entry, Training
 from seqrec.tools.config import CompareConfig
 from seqrec.tools.judging import judge, sizes_of
+from seqrec.tools.kept import Kept, Ranks, terms_of
+from seqrec.tools.trial import plan_of
+from seqrec.training.budget import Budget
 from seqrec.training.checks import say_split, settle_split
 from seqrec.training.config import TrainConfig
+from seqrec.training.fitting import Fitted, fitted
+from seqrec.training.plan import say_plan
+from seqrec.training.tracking import Records, Tracking, check_tracker, recorded
 
 __all__ = ["CompareConfig", "Comparison", "compare_models"]
 
@@ -37,6 +48,8 @@ def compare_models(
     config: CompareConfig | None = None,
     *,
     out: str | Path | None = None,
+    overwrite: bool = False,
+    track: Literal["mlflow", "tensorboard"] | None = None,
     progress: bool = False,
     console: Console | None = None,
     **options: Any,
@@ -54,42 +67,47 @@ def compare_models(
         dataset: dataset that all models are trained and tested on.
         models: names of models in ``seqrec.MODELS``. The others are tested against the first.
         config: terms that are the same for all models.
-        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``. They are rewritten after each training,
-            so that a crash loses only one.
+        out: folder for ``compare.json``, ``compare.csv`` and ``compare.png``, which are rewritten after each training,
+            and for what is trained, so that the same call continues a killed comparison, or adds models and seeds.
+        overwrite: begin anew in a folder that holds a comparison.
+        track: what records the comparison and each training, as in :meth:`Recommender.fit`.
         progress: show a progress bar.
         console: console for the outcome of each training.
         options: options of :class:`Recommender`. An option that only some models have applies to those.
 
     Raises:
-        InputError: a model or option is unknown, there is no user to test on, or no model could be trained.
+        InputError: a model or option is unknown, there is no user to test on, no model could be trained, or ``out``
+            holds a comparison on another log or with other options.
     """
+    watch_forks()
+    check_polars("compare")
     config = config or CompareConfig()
     sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
     chosen = _options(models, sizes | options)
-    _check_terms(models, config)
+    _check_terms(models, config, track)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
     found, split, same = _planned(plan, dataset, config, console)
     console = console or Console(quiet=True)
-    made = out is not None and make_folder(Path(out))
     work = _Work(found, split, {name: chosen[name] | same for name in models}, progress, console)
-    for training in work.trainings():
-        work.train(*training)
-        if found.interrupted:
-            missing = set(models) - {entry.model for entry in found.entries}
-            found.entries += [Entry(name, failed=NOT_TRAINED) for name in models if name in missing]
-        if out is not None and work.values:
-            found.write(out)
-        if found.interrupted:
-            break
-    if not work.values and made:
-        Path(out or "").rmdir()
+    made = out is not None and make_folder(Path(out))
+    with nullcontext() if out is None else Kept(Path(out)) as work.kept:
+        goes_on = work.kept is not None and work.kept.begin(terms_of(dataset, config, work.options), overwrite)
+        if goes_on:
+            console.print(f"going on with {out}", highlight=False, markup=False, soft_wrap=True)
+        about = {"models": ", ".join(models), "test": f"{found.users:,} users, {found.held_out}"}
+        with recorded(track, out, "", about, goes_on, console) as work.records:
+            work.all_trainings(out)
     if not work.values and not found.interrupted:
+        if made:
+            Path(out or "").rmdir()
         raise InputError("; ".join(f"{entry.model}: {entry.failed}" for entry in found.entries))
     return found
 
 
-def _check_terms(models: Sequence[str], config: CompareConfig) -> None:
-    """Refuse, or warn of, terms that have no effect because no model is trained."""
+def _check_terms(models: Sequence[str], config: CompareConfig, track: str | None) -> None:
+    """Refuse a tracker that can't be used, and refuse, or warn of, terms without effect because no model is trained."""
+    if track is not None:
+        check_tracker(track)
     if not all(MODELS[name].COUNTED for name in models):
         return
     if config.shuffled:
@@ -129,9 +147,31 @@ class _Work:
         self, found: Comparison, split: Split, options: Mapping[str, Any], progress: bool, console: Console
     ) -> None:
         self.found, self.split, self.options, self.progress, self.console = found, split, options, progress, console
+        self.kept: Kept | None = None  # where trainings are kept
+        self.records: Records | None = None  # where they are recorded
         self.sizes = sizes_of(split)
         self.values: dict[str, list[dict[str, np.ndarray]]] = {}
         self.shuffled: dict[str, list[dict[str, np.ndarray]]] = {}
+
+    def all_trainings(self, out: str | Path | None) -> None:
+        """Do all trainings, and write the files after each that is new, or once if none is."""
+        found, is_written = self.found, False
+        for training in self.trainings():
+            is_new = self.train(*training)
+            if found.interrupted:
+                missing = set(self.options) - {entry.model for entry in found.entries}
+                found.entries += [Entry(name, failed=NOT_TRAINED) for name in self.options if name in missing]
+            if out is not None and self.values and is_new:
+                found.write(out)
+                is_written = True
+            if found.interrupted:
+                break
+        if out is not None and self.values and not is_written:
+            found.write(out)
+        if self.kept is not None and not self.values and not found.interrupted:
+            self.kept.clear()
+        if self.records is not None:
+            self.records.interrupted = found.interrupted
 
     def trainings(self) -> Iterator[tuple[str, int, Split | None]]:
         """Model and seed of each training, and for histories in random order their split, when its turn comes."""
@@ -143,37 +183,77 @@ class _Work:
                     if other is not None and not MODELS[name].COUNTED:
                         yield name, seed, other
 
-    def train(self, name: str, seed: int, other: Split | None) -> None:
-        """Train and test a model, unless it failed before, and judge all models anew."""
+    def train(self, name: str, seed: int, other: Split | None) -> bool:
+        """Train and test a model, unless that was done or failed before, and judge all models anew.
+
+        Returns:
+            Whether something was trained.
+        """
         entry, values, split = self.found.entry(name), self.values, self.split
         label = name if self.found.config.seeds == 1 or MODELS[name].COUNTED else f"{name}, seed {seed}"
         if other is not None and entry.failed is None:
             entry.shuffled = entry.shuffled or Entry(name)
             entry, values, split, label = entry.shuffled, self.shuffled, other, f"{label}, shuffled"
         if entry.failed is not None:
-            return
-        self.console.print(f"{label} …", highlight=False)
-        scored = self._tried(entry, split, self.options[name] | {"seed": seed})
+            return False
+        key = f"{name}-seed-{seed}" + "-shuffled" * (other is not None)
+        scored = self._done_before(entry, key)
+        is_new = scored is None
+        if is_new:
+            self.console.print(f"{label} …", highlight=False)
+            scored = self._tried(entry, split, self.options[name] | {"seed": seed}, key)
         if scored is not None:
             values.setdefault(name, []).append(scored)
             judge(self.found, self.values, self.shuffled, self.sizes)
-        self.console.print(f"{label}: {entry.outcome}", highlight=False, markup=False, soft_wrap=True)
+        before = "" if is_new else " (kept from before)"
+        self.console.print(f"{label}: {entry.outcome}{before}", highlight=False, markup=False, soft_wrap=True)
+        return is_new
 
-    def _tried(self, entry: Entry, split: Split, options: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    def _done_before(self, entry: Entry, key: str) -> dict[str, np.ndarray] | None:
+        """Take a training that is kept. Returns its metrics by user, or None if there is none."""
+        known = None if self.kept is None else self.kept.read(key, self.found.users)
+        if known is None:
+            return None
+        training, shared, found = known
+        for name, value in shared.items():
+            if getattr(entry, name) is None:
+                setattr(entry, name, value)
+        entry.add(training)
+        self._record(key, training)
+        return _metrics(found)
+
+    def _record(self, key: str, training: Training, tracking: Tracking | None = None) -> None:
+        """Record the test of a training, in its own record and in that of the comparison."""
+        flat = {f"test/{protocol}/{name}": value
+                for protocol, values in training.metrics.items() for name, value in values.items()}  # fmt: skip
+        if tracking is not None:
+            tracking.add(flat, training.epochs or 1)
+        if self.records is not None:
+            name = key.replace(f"-seed-{training.seed}", "")
+            self.records.add({f"{name}/{one}": value for one, value in flat.items()}, training.seed)
+
+    def _tried(self, entry: Entry, split: Split, options: Mapping[str, Any], key: str) -> dict[str, np.ndarray] | None:
         """Train one model and rank with it. Returns None if it failed or was interrupted; its entry has the reason."""
-        found = self.found
+        found, folder = self.found, None if self.kept is None else self.kept.run(key)
+        tracking = None if self.records is None else self.records.below(key, folder)
         try:
-            training, recommender = _fit(entry, split, options, found.config.minutes, self.progress)
-            if not recommender.interrupted:
-                values = _values(recommender, split, found)
+            training, fit = _fit(entry, split, options, found.config.minutes, self.progress, folder, tracking)
+            if not fit.interrupted:
+                ranked = _ranks(fit.model, split, found)
+                values = _metrics(ranked)
                 training.metrics = {
                     protocol: dict(zip(METRICS, statistics.mean(block).tolist(), strict=True))
                     for protocol, block in values.items()
                 }
+                self._record(key, training, tracking)
+                if self.kept is not None:
+                    self.kept.keep(key, entry, training, ranked)
                 entry.add(training)
                 return values
             found.interrupted = True
             entry.failed = "its training was interrupted"
+            if folder is not None:
+                entry.failed += "; the same command goes on with it"
         except (InputError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
             # If one model does not fit this log or machine, the results of the others must not be lost.
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
@@ -208,31 +288,51 @@ def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dic
 
 
 def _fit(
-    entry: Entry, split: Split, options: Mapping[str, Any], minutes: float | None, progress: bool
-) -> tuple[Training, Recommender]:
-    """Train a model, and fill in what is the same for all of its trainings."""
-    recommender = Recommender(entry.model, **options)
-    entry.config = entry.config or asdict(recommender.model_config)
-    begin = time.monotonic()
-    recommender.fit(split.train.dataset, progress=progress, minutes=minutes)
-    if (used := recommender._config) is not None and not entry.trainings:
-        entry.config, entry.training, entry.recipe = used.model_config, used.training, used.recipe
-    seconds = time.monotonic() - begin
-    model = recommender.model
+    entry: Entry, split: Split, options: Mapping[str, Any], minutes: float | None, progress: bool,
+    folder: Path | None = None, tracking: Tracking | None = None,
+) -> tuple[Training, Fitted]:  # fmt: skip
+    """Train a model, and fill in what is the same for all of its trainings.
+
+    A trained model has a run folder while it is trained, if ``folder`` is given, from which a killed training resumes.
+    """
+    asked = Recommender(entry.model, **options)
+    entry.config = entry.config or asdict(asked.model_config)
+    begin, dataset, is_counted = time.monotonic(), split.train.dataset, MODELS[entry.model].COUNTED
+    with usual_torch(), nullcontext() if folder is None or is_counted else Place(folder) as place:
+        resume = place is not None and place.settle(resume=True, overwrite=False)
+        before = _seconds(place) if place is not None and resume else 0.0
+        budget = None if minutes is None else Budget(minutes, begin - before)
+        plan = plan_of(dataset, entry.model, options, budget=budget, resumed=place if resume else None)
+        say_plan(plan, None)
+        ways: dict[str, Any] = {"progress": progress, "budget": budget, "tracking": tracking, "tests": False}
+        fit = fitted(dataset, plan, place, resume=resume, **ways)
+    if not entry.trainings:
+        entry.config, entry.training, entry.recipe = fit.config.model_config, fit.config.training, fit.config.recipe
+    seconds = before + time.monotonic() - begin
+    model = fit.model
     entry.parameters = sum(weight.numel() for weight in model.parameters())
     entry.bytes = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
-    epochs = None if model.COUNTED else len(recommender.epochs)
+    epochs = None if model.COUNTED else len(fit.epochs)
     weight = None if model.addition is None else model.addition.weight
-    return Training(options["seed"], recommender.summary, seconds, epochs, weight, {}), recommender
+    return Training(options["seed"], fit.summary, seconds, epochs, weight, {}), fit
 
 
-def _values(recommender: Recommender, split: Split, found: Comparison) -> dict[str, np.ndarray]:
-    """The metrics of each user by protocol, ``float64[U, len(METRICS)]``. All trainings rank the same candidates."""
-    # The counts of the recommender are of the whole log.
-    model = recounted(recommender.model, split.train)
-    values: dict[str, np.ndarray] = {}
+def _seconds(place: Place) -> float:
+    """Seconds of the epochs that a killed process trained."""
+    rows = Run(place.folder).epochs()
+    return float(rows["total_seconds"].sum()) if rows.height else 0.0
+
+
+def _ranks(model: Model, split: Split, found: Comparison) -> Ranks:
+    """The ranks of the test users by protocol. All trainings rank the same candidates."""
+    model = recounted(model, split.train)  # the counts of a fit are of the whole log
     more: dict[str, Any] = {"negatives": found.config.test_negatives, "keep_seen": found.keep_seen}
-    for protocol in PROTOCOLS:
-        greater, ties = ranks(model, split.test, protocol=protocol, seed=found.training["seed"], **more)
-        values[protocol] = np.column_stack([metrics.named(name, greater, ties) for name in METRICS])
-    return values
+    seed = found.training["seed"]
+    return {protocol: ranks(model, split.test, protocol=protocol, seed=seed, **more) for protocol in PROTOCOLS}
+
+
+def _metrics(found: Ranks) -> dict[str, np.ndarray]:
+    """The metrics of each user by protocol, ``float64[U, len(METRICS)]``."""
+    return {
+        protocol: np.column_stack([metrics.named(name, *pair) for name in METRICS]) for protocol, pair in found.items()
+    }

@@ -13,6 +13,8 @@ from seqrec.tools.trial import Outcome
 
 NAME = "seqrec"
 FORMAT = 1
+#: What trials are compared by.
+ALONE, SUMMED = "alone", "with transition counts"
 #: Trials with random options before the sampler has something to learn from, beside that of the recipe.
 RANDOM_TRIALS = 5
 #: How often a trial is repeated that did not end, and the reason that the study keeps for it.
@@ -43,7 +45,9 @@ class Row:
     Args:
         trial: its number.
         state: complete, pruned, failed or interrupted.
-        value: best NDCG@10 on validation items.
+        value: NDCG@10 on validation items that trials are compared by; None for a trial that is not complete.
+        alone: best NDCG@10 of the model alone.
+        weight: weight of the transition counts; 0 if they do not help, None if they were not tried.
         options: options that were varied.
         epochs: number of trained epochs.
         seconds: time that it took.
@@ -54,6 +58,8 @@ class Row:
     trial: int
     state: str
     value: float | None
+    alone: float | None
+    weight: float | None
     options: dict[str, Any]
     epochs: int | None
     seconds: float | None
@@ -101,16 +107,22 @@ class Study:
         self._study.set_user_attr("facts", json.dumps(facts, default=str))
 
     def check(self, given: Mapping[str, Any]) -> None:
-        """Refuse another log or other options than those that the study was started with.
+        """Refuse another log or other options than those that the study was started with, and trials that an earlier
+        seqrec compared without transition counts.
 
         Raises:
             InputError: something differs.
         """
-        before = (self.facts() or {}).get("given", {})
+        before = {"compared": ALONE} | (self.facts() or {}).get("given", {})
         now = json.loads(json.dumps(given, default=str))
         if before.get("fingerprint") != now["fingerprint"]:
             raise InputError(f"{self.path}: the study was started on another log; give that log, or --overwrite")
-        for name in sorted(before | now, key=lambda name: (name != "model", name)):
+        for name in sorted(before | now, key=lambda name: (name == "compared", name != "model", name)):
+            if name == "compared" and before[name] != now[name]:
+                raise InputError(
+                    f"{self.path}: the study is of an earlier seqrec, which compared models {before[name]}, not "
+                    f"{now[name]}; --overwrite begins a new one"
+                )
             if before.get(name) != now.get(name):
                 raise InputError(
                     f"{self.path}: the study was started with {name} = {before.get(name)}, not {now.get(name)}; "
@@ -168,7 +180,7 @@ class Study:
         trial, state = self._running.pop(number), self.optuna.trial.TrialState
         if outcome.state == "interrupted":
             return  # the next process finds it running, and repeats it
-        for name in ("seconds", "epochs", "reason"):
+        for name in ("seconds", "epochs", "reason", "weight"):
             trial.set_user_attr(name, getattr(outcome, name))
         states = {"complete": state.COMPLETE, "pruned": state.PRUNED, "failed": state.FAIL}
         value = outcome.value if outcome.state == "complete" else None
@@ -188,12 +200,13 @@ class Study:
             if trial.state == state.WAITING:
                 continue
             known = trial.user_attrs
-            value = trial.value if trial.state == state.COMPLETE else max(trial.intermediate_values.values(),
-                                                                         default=None)  # fmt: skip
+            value = trial.value if trial.state == state.COMPLETE else None
+            alone = max(trial.intermediate_values.values(), default=None)
             found.append(
                 Row(
-                    trial.number, names.get(trial.state, "interrupted"), value, dict(trial.params), known.get("epochs"),
-                    known.get("seconds"), known.get("reason", ""), "recipe" in known,
+                    trial.number, names.get(trial.state, "interrupted"), value, alone, known.get("weight"),
+                    dict(trial.params), known.get("epochs"), known.get("seconds"), known.get("reason", ""),
+                    "recipe" in known,
                 )
             )  # fmt: skip
         return found

@@ -3,18 +3,20 @@
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from seqrec.data.dataset import Dataset
+from seqrec.device import threads
 from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.files import make_folder
 from seqrec.models import MODELS, named_model
+from seqrec.models.transitions import TransitionsConfig
 from seqrec.recommender import Recommender
 from seqrec.run.config import fingerprint
 from seqrec.run.layout import RESUMABLE, is_run
@@ -22,11 +24,13 @@ from seqrec.run.lock import Lock
 from seqrec.run.place import check_free
 from seqrec.tools.config import TuneConfig
 from seqrec.tools.space import Domain, applied, base_of, searched
-from seqrec.tools.study import FORMAT, Row, Study, import_optuna
-from seqrec.tools.trial import Job, Judge, OneByOne, Outcome, plan_of
+from seqrec.tools.study import ALONE, FORMAT, SUMMED, Row, Study, import_optuna
+from seqrec.tools.trial import COMPARED, Job, Judge, OneByOne, Outcome, plan_of
+from seqrec.training.ahead import seconds_of_weight, settled_constants
 from seqrec.training.budget import SECONDS_KEPT, SHARE_KEPT, Budget, budget_of
 from seqrec.training.fitting import seconds_besides_training
-from seqrec.training.plan import say_plan
+from seqrec.training.plan import Plan, say_plan
+from seqrec.training.tracking import Records, check_tracker, recorded
 
 STUDY = "study.db"
 #: Most of the time limit that a trial takes.
@@ -84,16 +88,19 @@ class Tuned:
     def table(self) -> Table:
         """The trials as a table, with the options in which each differs from the recipe."""
         recipe = next((row.options for row in self.rows if row.is_recipe), {})
-        shown = Table(title="trials (NDCG@10 on validation items, full ranking)", box=SIMPLE_HEAD)
-        for name, side in (("trial", "right"), ("NDCG@10", "right"), ("state", "left"), ("options", "left"),
-                           ("epochs", "right"), ("time", "right")):  # fmt: skip
+        tried = any(row.weight is not None for row in self.rows)
+        what = "with transition counts where they help" if tried else "of the model alone"
+        shown = Table(title=f"trials (NDCG@10 on validation items, full ranking, {what})", box=SIMPLE_HEAD)
+        for name, side in (("trial", "right"), ("NDCG@10", "right"), *[("alone", "right")] * tried, ("state", "left"),
+                           ("options", "left"), ("epochs", "right"), ("time", "right")):  # fmt: skip
             shown.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
             changed = [f"{name} {_short(value)}" for name, value in row.options.items() if recipe.get(name) != value]
+            values = (row.value, row.alone) if tried else (row.alone,)
             what = "the recipe" if row.is_recipe else ", ".join(changed)
             shown.add_row(
                 str(row.trial),
-                "" if row.value is None else f"{row.value:.4f}",
+                *(("" if value is None else f"{value:.4f}") for value in values),
                 row.state + " ←" * (self.best is not None and row.trial == self.best.trial),
                 f"{what} ({row.reason})" if row.reason else what,
                 "" if row.epochs is None else str(row.epochs),
@@ -131,6 +138,7 @@ def tune_model(
     workers: Workers | None = None,
     overwrite: bool = False,
     budget: Budget | None = None,
+    track: Literal["mlflow", "tensorboard"] | None = None,
     progress: bool = False,
     console: Console | None = None,
     **options: Any,
@@ -148,6 +156,7 @@ def tune_model(
         workers: what runs the trials. By default they run in this process.
         overwrite: replace the run and the study.
         budget: time limit that began before this call. By default ``config.minutes`` begin now.
+        track: what records the search, each trial and the fit, as in :meth:`Recommender.fit`; not with ``workers``.
         progress: show a progress bar for the fit at the end.
         console: console for the outcome of each trial.
         options: options of :class:`Recommender`. Those that differ from their defaults are not searched.
@@ -157,8 +166,8 @@ def tune_model(
     """
     config, out = config or TuneConfig(), Path(out)
     name = check_tunable(model, options.get("evaluate_every"))
-    budget = budget or budget_of(config.minutes)
-    folder = study_folder(out)
+    check_local(track, workers is None)
+    budget, folder = budget or budget_of(config.minutes), study_folder(out)
     make_folder(folder)
     lock = Lock(folder.resolve(), folder)
     lock.take()
@@ -170,18 +179,29 @@ def tune_model(
         with closing(Study(folder / STUDY, options.get("seed", 0))) as study:
             _check_place(study, out, overwrite)
             search = _begun(study, dataset, name, model, options, budget, console or Console(quiet=True))
-            begun = True
-            search.run(workers or OneByOne(dataset), config.most_trials)
-            found = Tuned(out, study.path, study.rows(), study.best())
-            if not search.interrupted:
-                found.recommender = _fit(found, dataset, search, overwrite, progress)
-            return found
+            with recorded(track, out, folder.name, {"run": str(out)}, not is_new, search.console) as search.records:
+                begun = True
+                search.run(workers or OneByOne(dataset, search.records), config.most_trials)
+                return _ended(search, dataset, out, overwrite, progress)
     finally:
         if is_new and not begun:
             (folder / STUDY).unlink(missing_ok=True)
         lock.release()
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def check_local(track: str | None, is_local: bool) -> None:
+    """Refuse a tracker that is not installed, and one of trials that run in other processes. None is no tracker.
+
+    Raises:
+        InputError: so it is.
+    """
+    if track is None:
+        return
+    if not is_local:
+        raise InputError("track is not available with engine ray; leave out one of them")
+    check_tracker(track)
 
 
 def _check_place(study: Study, out: Path, overwrite: bool) -> None:
@@ -207,6 +227,8 @@ def _begun(
     given = {key: value for one in configs for key, value in vars(one).items() if key not in _MAY_DIFFER}
     given |= {"model": model, "fingerprint": fingerprint(dataset), "format": FORMAT}
     given |= {"categories": _categories(dataset) if "category" in MODELS[name].READS else None}
+    counts = asked.train_config.transitions == "auto"
+    given |= {"compared": SUMMED if counts else ALONE}
     facts = study.facts()
     if facts is None:
         of_trial = None if budget is None else Budget(TRIAL_SHARE * budget.minutes, clock=budget.clock)
@@ -219,16 +241,24 @@ def _begun(
         plan = plan_of(dataset, name, applied(options, base, {}))
     if len(plan.split.valid) == 0:
         raise InputError("there is nothing to tune by, because nobody has a validation item; give a longer log")
+    constants = None
+    if counts and facts is not None:
+        constants = TransitionsConfig(**facts["constants"])
+    elif counts:
+        training, keep_seen = plan.recipe.training, bool(plan.config.split.keep_seen)
+        with threads(training.threads):
+            constants = settled_constants(plan.split, keep_seen, training.seed, budget)
     if facts is None:
-        study.begin({"given": given, "base": base})
+        chosen = None if constants is None else asdict(constants)
+        study.begin({"given": given, "base": base, "constants": chosen})
     space = searched(name, options, base)
     killed = study.repeat_killed({key: base[key] for key in space if key in base})
     if facts is not None:
         left = f", {killed} of them unfinished, which will be repeated" if killed else ""
         console.print(f"going on with {study.path}: {len(study.rows())} trials{left}", soft_wrap=True)
-    search = _Search(study, name, options, base, space, budget, console, refit)
+    search = _Search(study, name, options, base, space, budget, console, refit, constants=constants)
     if budget is not None:
-        search.kept = seconds_besides_training(plan, budget.clock) + SECONDS_KEPT + SHARE_KEPT * 60 * budget.minutes
+        search.keep_time(plan, budget)
     return search
 
 
@@ -251,7 +281,21 @@ class _Search:
     console: Console
     refit: str
     kept: float = 0.0
+    constants: TransitionsConfig | None = None
+    choosing: float = 0.0
+    records: Records | None = None
     interrupted: bool = False
+
+    def keep_time(self, plan: Plan, budget: Budget) -> None:
+        """Estimate the time for everything that is not training, which a few users show."""
+        kept = seconds_besides_training(plan, self.constants, budget.clock)
+        self.kept = kept + SECONDS_KEPT + SHARE_KEPT * 60 * budget.minutes
+        if self.constants is not None:
+            training, keep_seen = plan.recipe.training, bool(plan.config.split.keep_seen)
+            with threads(training.threads):
+                self.choosing = seconds_of_weight(
+                    plan.model, self.constants, plan.split, keep_seen, training.seed, budget.clock
+                )
 
     def run(self, workers: Workers, most: float) -> None:
         """Run trials until there are enough, the time is over, or the user stops."""
@@ -267,6 +311,8 @@ class _Search:
                 self.study.tell(number, outcome)
                 running -= 1
                 self._say(number, outcome)
+                if self.records is not None and outcome.value is not None:
+                    self.records.add({COMPARED: outcome.value}, number)
                 if outcome.state == "interrupted":
                     self.interrupted = True
                     return
@@ -280,10 +326,11 @@ class _Search:
 
     def _job(self, number: int, values: Mapping[str, Any], threads: int | None) -> Job:
         options = self.options_of(values) | ({} if threads is None else {"threads": threads})
+        job = Job(number, self.model, options, constants=self.constants, choosing=self.choosing)
         if self.budget is None:
-            return Job(number, self.model, options)
+            return job
         ends, most = time.time() + self.budget.left(), TRIAL_SHARE * 60 * self.budget.minutes
-        return Job(number, self.model, options, ends, self.kept, self._best_seconds(), most)
+        return replace(job, ends=ends, kept=self.kept, repeat=self._best_seconds(), most=most)
 
     def _has_time(self) -> bool:
         """Whether another trial is worth beginning: for half of the best one and the fit after it."""
@@ -295,10 +342,23 @@ class _Search:
         return 0.0 if best is None or best.seconds is None else best.seconds
 
     def _say(self, number: int, outcome: Outcome) -> None:
-        value = "" if outcome.value is None else f", NDCG@10 {outcome.value:.4f} on validation"
+        value = "" if outcome.alone is None else f", NDCG@10 {outcome.alone:.4f} alone on validation"
+        if outcome.value is not None:
+            alone = f" with transition counts ({outcome.alone:.4f} alone)" if outcome.weight else ""
+            value = f", NDCG@10 {outcome.value:.4f} on validation{alone}"
         reason = f" ({outcome.reason})" if outcome.reason else ""
         text = f"trial {number} {outcome.state} after {outcome.seconds:.1f} s{value}{reason}"
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _ended(search: "_Search", dataset: Dataset, out: Path, overwrite: bool, progress: bool) -> Tuned:
+    """The trials, and the fit with the best options unless the user stopped before."""
+    found = Tuned(out, search.study.path, search.study.rows(), search.study.best())
+    if not search.interrupted:
+        found.recommender = _fit(found, dataset, search, overwrite, progress)
+    if search.records is not None:
+        search.records.interrupted = found.interrupted
+    return found
 
 
 def _fit(found: Tuned, dataset: Dataset, search: _Search, overwrite: bool, progress: bool) -> Recommender:
@@ -317,9 +377,11 @@ def _fit(found: Tuned, dataset: Dataset, search: _Search, overwrite: bool, progr
         f"trial {best.trial} is the best{', the recipe itself' if best.is_recipe else ''}; fitting with its options"
     )
     recommender = Recommender(search.model, refit=search.refit, **search.options_of(best.options))  # type: ignore[arg-type]
+    recommender._constants = search.constants
+    track = None if search.records is None else search.records.below(out=out)
     return recommender.fit(
         dataset, out, resume=resume, overwrite=replaces, progress=progress, minutes=search.budget,
-        console=search.console,
+        console=search.console, track=track,
     )  # fmt: skip
 
 

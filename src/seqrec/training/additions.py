@@ -87,7 +87,14 @@ def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, s
     return best
 
 
-def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> ChosenWeight:
+def choose_weight(
+    model: Model,
+    constants: TransitionsConfig,
+    split: Split,
+    keep_seen: bool,
+    seed: int,
+    counts: Transitions | None = None,
+) -> ChosenWeight:
     """The weight of best NDCG@10 on validation items; 0 unless it is significantly better than the model alone.
 
     The weight is chosen on at most ``MOST_USERS`` users, and compared with 0 on at most ``TESTED_USERS``.
@@ -98,13 +105,16 @@ def choose_weight(model: Model, constants: TransitionsConfig, split: Split, keep
         split: split of the log.
         keep_seen: whether items of the history are ranked too.
         seed: seed of the sample of validation users.
+        counts: the counts of the training histories with these constants, if there are any already.
     """
     targets = validation_sample(split, seed)
     if len(targets) == 0:
         return ChosenWeight(0.0, 0.0, 0.0, 1.0, 0)
     tested = validation_sample(split, seed, TESTED_USERS)
-    transitions = Transitions(constants, model.num_items)
-    transitions.count(split.train, _items_in(tested, constants))
+    transitions = counts
+    if transitions is None:
+        transitions = Transitions(constants, model.num_items)
+        transitions.count(split.train, _items_in(tested, constants))
     transitions.eval()
     with evaluation_mode(model):
         states = last_states(model, targets.histories)

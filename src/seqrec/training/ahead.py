@@ -69,15 +69,9 @@ def look_ahead(
         after += extrapolated(lambda n: ranks(model, some(n), keep_seen=keep_seen), users, USERS, clock)
     addition = None
     if len(valid) and constants is not None:
-        chosen = constants
-        users, compared = (min(len(valid), most) for most in (MOST_USERS, TESTED_USERS))
-        seconds = extrapolated(
-            lambda n: choose_weight(model, chosen, replace(split, valid=some(n)), keep_seen, training.seed),
-            users, USERS, clock,
-        )  # fmt: skip
-        after += seconds * (1 + 2 / len(WEIGHTS) * (compared / users if compared > users else 0))
+        after += seconds_of_weight(model, constants, split, keep_seen, training.seed, clock)
         begin = clock()
-        addition = counted_addition(chosen, 1.0, split.train)
+        addition = counted_addition(constants, 1.0, split.train)
         after += clock() - begin
     if tested and test is not None:
         model.addition = addition
@@ -87,6 +81,18 @@ def look_ahead(
             model.addition = None
         after += once * (1 + (config.refit == "valid"))
     return Ahead(after, _refit(split, config.refit))
+
+
+def seconds_of_weight(
+    model: Model, constants: TransitionsConfig, split: Split, keep_seen: bool, seed: int, clock: Callable[[], float]
+) -> float:
+    """Estimated seconds of choosing the weight of the counts, measured on a few validation users."""
+    users, compared = (min(len(split.valid), most) for most in (MOST_USERS, TESTED_USERS))
+    seconds = extrapolated(
+        lambda n: choose_weight(model, constants, replace(split, valid=split.valid.take(slice(n))), keep_seen, seed),
+        users, USERS, clock,
+    )  # fmt: skip
+    return seconds * (1 + 2 / len(WEIGHTS) * (compared / users if compared > users else 0))
 
 
 def _refit(split: Split, kind: Any) -> float:

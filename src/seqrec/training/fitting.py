@@ -11,7 +11,7 @@ from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
-from seqrec.models.transitions import Transitions, TransitionsConfig
+from seqrec.models.transitions import TransitionsConfig
 from seqrec.ranking.additions import counted_addition
 from seqrec.ranking.baselines import evaluate_beside
 from seqrec.ranking.protocols import Evaluation, Protocol
@@ -22,7 +22,7 @@ from seqrec.run.place import Place
 from seqrec.run.refit import RefitPlan
 from seqrec.run.start import Start, read_start
 from seqrec.training.additions import ChosenWeight, choose_weight, facts_of
-from seqrec.training.ahead import TABLES, look_ahead, settled_constants
+from seqrec.training.ahead import look_ahead, settled_constants
 from seqrec.training.budget import Ahead, Budget, Limit
 from seqrec.training.config import TrainConfig
 from seqrec.training.following import Job
@@ -60,6 +60,7 @@ class Fitted:
         limit: what ends training in time, if there is a time limit.
         start: function that returns the weights of another run that training starts from.
         tracking: record of the training, if there is one.
+        tests: whether the model is tested.
     """
 
     config: RunConfig
@@ -79,6 +80,7 @@ class Fitted:
     limit: Limit | None = None
     start: Callable[[], Start] | None = None
     tracking: Tracking | None = None
+    tests: bool = True
 
 
 def fitted(
@@ -91,6 +93,8 @@ def fitted(
     stop: Callable[[], bool] | None = None,
     budget: Budget | None = None,
     tracking: Tracking | None = None,
+    constants: TransitionsConfig | None = None,
+    tests: bool = True,
 ) -> Fitted:
     """Train, test and refit a model as planned.
 
@@ -103,8 +107,11 @@ def fitted(
         stop: see :func:`seqrec.train`. The refit is not stopped.
         budget: time limit, which ends training early enough for everything after it.
         tracking: record of the training.
+        constants: constants of transition counts. By default chosen on validation items.
+        tests: whether the run is tested.
     """
-    found = Fitted(plan.config, plan.split, plan.model, plan.model, tracking=tracking)
+    found = Fitted(plan.config, plan.split, plan.model, plan.model, tracking=tracking, constants=constants)
+    found.tests = tests and place is not None
     with _recorded(found):
         _fit(found, dataset, plan, place, resume, progress, stop, budget)
     return found
@@ -163,7 +170,8 @@ def _fit(
             found.metrics["budget"] = {"minutes": budget.minutes, "ended_training": reached}
         if found.chosen is not None and model.addition is not None:
             found.metrics["transitions"] = facts_of(model.addition, found.chosen)
-        found.evaluations = _tested(found, training, found.metrics)
+        if found.tests:
+            found.evaluations = _tested(found, training, found.metrics)
     if config.refit != "off" and _has_time(found):
         if run is not None:
             run.save_metrics(found.metrics)  # they do not yet say what the weights in use were trained on
@@ -218,10 +226,10 @@ def _limit(
     """What ends training in time. The constants of transition counts are chosen now, so that their time is known."""
     split = found.split
     with threads(training.threads):
-        if training.transitions == "auto" and len(split.valid):
+        if training.transitions == "auto" and len(split.valid) and found.constants is None:
             keep_seen = bool(found.config.split.keep_seen)
             found.constants = settled_constants(split, keep_seen, training.seed, budget)
-    ahead = _ahead(found, training, budget.clock, tests=run is not None)
+    ahead = _ahead(found, training, budget.clock)
     rows = run.epochs() if run is not None and resume else None
     earlier = rows["total_seconds"].to_list() if rows is not None and rows.height else []
     steps = len(epoch_of(found.model, split.train, training))
@@ -236,7 +244,7 @@ def _limit(
     return found.limit
 
 
-def _ahead(found: Fitted, training: TrainConfig, clock: Callable[[], float], tests: bool) -> Ahead:
+def _ahead(found: Fitted, training: TrainConfig, clock: Callable[[], float]) -> Ahead:
     """Estimate of what follows training."""
 
     def test(model: Model, some: Split) -> None:
@@ -244,24 +252,21 @@ def _ahead(found: Fitted, training: TrainConfig, clock: Callable[[], float], tes
 
     with threads(training.threads):
         return look_ahead(
-            found.model, found.config, found.split, training, found.constants, test if tests else None, clock
+            found.model, found.config, found.split, training, found.constants, test if found.tests else None, clock
         )
 
 
-def seconds_besides_training(plan: Plan, clock: Callable[[], float]) -> float:
+def seconds_besides_training(plan: Plan, constants: TransitionsConfig | None, clock: Callable[[], float]) -> float:
     """Estimated seconds that a fit with a time limit takes in addition to training, with a test and without a refit.
 
-    It measures what the fit itself will measure again, which is part of the estimate.
+    It measures what the fit itself will measure again, which is part of the estimate. ``constants`` are those of the
+    counts, which the fit does not choose again.
     """
-    begin, split, training = clock(), plan.split, plan.recipe.training
-    found = Fitted(replace(plan.config, refit="off"), split, plan.model, plan.model)
-    choosing = 0.0
-    if training.transitions == "auto" and len(split.valid):
-        found.constants = TransitionsConfig().resolved()
-        Transitions(found.constants, split.train.dataset.num_items).count(split.train)
-        choosing = TABLES * (clock() - begin)
-    after = _ahead(found, training, clock, tests=True).after
-    return after + choosing + clock() - begin
+    begin = clock()
+    config = replace(plan.config, refit="off")
+    found = Fitted(config, plan.split, plan.model, plan.model, constants=constants)
+    after = _ahead(found, plan.recipe.training, clock).after
+    return after + clock() - begin
 
 
 def _trained(

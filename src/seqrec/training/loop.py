@@ -154,7 +154,7 @@ class _Work:
         self.optimizer = RowAdam(
             model, config.learning_rate, config.table_learning_rate, (BETA1, config.beta2), schedule=schedule
         )
-        self.validation = _validation(split.valid, config)
+        self.validation = validated_users(split.valid, config)
         self.keep_seen, self.refit = keep_seen, refit
         self.epochs = config.epochs if refit is None else refit.epochs
         self.dropouts = dropouts_of(model)
@@ -312,8 +312,8 @@ class _Work:
         if self.config.shard_items and self.processes is not None:
             from seqrec.training.sharded import sharded_ranks
 
-            return _values(*sharded_ranks(self.model, self.validation, self.keep_seen))
-        found = _values(*ranks(self.model, self.validation, keep_seen=self.keep_seen)) if self.is_first else {}
+            return accuracy_of(*sharded_ranks(self.model, self.validation, self.keep_seen))
+        found = accuracy_of(*ranks(self.model, self.validation, keep_seen=self.keep_seen)) if self.is_first else {}
         return found if self.processes is None else self.processes.same_on_all(found)
 
     def _ended(self, how: Literal["epochs", "early", "interrupted", "stopped"]) -> Trained:
@@ -321,12 +321,12 @@ class _Work:
         return Trained(self.state.rows, self.state.best_epoch, how)
 
 
-def _validation(targets: Targets, config: TrainConfig) -> Targets | None:
+def validated_users(targets: Targets, config: TrainConfig) -> Targets | None:
     """The users to validate on. They are the same at every epoch."""
     return targets.sampled(config.validation_users, [config.seed, 3]) if len(targets) else None
 
 
-def _values(greater: np.ndarray, ties: np.ndarray) -> dict[str, float]:
+def accuracy_of(greater: np.ndarray, ties: np.ndarray) -> dict[str, float]:
     """NDCG@10 and HR@10 of ranks."""
     return {name: float(metrics.named(name, greater, ties).mean()) for name in metrics.MAIN}
 

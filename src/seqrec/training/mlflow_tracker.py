@@ -49,12 +49,16 @@ def _quiet(least: int = logging.CRITICAL + 1) -> Iterator[None]:
 
 
 class MLflowTracker:
-    """A run of MLflow. The active run and experiment of the program stay as they are."""
+    """A run of MLflow. The active run and experiment of the program stay as they are.
+
+    Args:
+        above: id of the run above it. By default the active run, if there is one.
+    """
 
     title = "MLflow"
 
-    def __init__(self) -> None:
-        self._mlflow, self._run, self._name = import_mlflow(), "", ""
+    def __init__(self, above: str = "") -> None:
+        self._mlflow, self._above, self._run, self._name = import_mlflow(), above, "", ""
         self._known: dict[str, str] = {}  # options that the run has, which MLflow never changes
         with _quiet(logging.WARNING):  # it says so when it waits for a store
             self._uri = self._mlflow.get_tracking_uri()
@@ -80,13 +84,13 @@ class MLflowTracker:
         return found
 
     def begin(self, key: str, name: str, resume: bool) -> dict[str, set[int]]:
-        """Start a run, a child of the active one if there is one; or go on with the last one of the same key."""
+        """Start a run, a child of the one above if there is one; or go on with the last one of the same key."""
         with _quiet():
             found = self._last_run(key) if resume else None
             if found is None:
-                tags, parent = {KEY: key}, self._mlflow.active_run()
-                if parent is not None:
-                    tags["mlflow.parentRunId"] = parent.info.run_id
+                tags, parent, active = {KEY: key}, self._above, self._mlflow.active_run()
+                if parent or active is not None:
+                    tags["mlflow.parentRunId"] = parent or active.info.run_id
                 run = self._client.create_run(self._experiment.experiment_id, tags=tags, run_name=name)
                 self._run, self._name = run.info.run_id, name
                 return {}
@@ -104,6 +108,11 @@ class MLflowTracker:
             order_by=["attributes.start_time DESC"],
         )
         return runs[0] if runs else None
+
+    @property
+    def place(self) -> str:
+        """The id of the run."""
+        return self._run
 
     def where(self) -> str:
         """The run, its experiment and store, and the command or the address that shows it."""

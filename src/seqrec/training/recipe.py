@@ -32,7 +32,12 @@ AFFORDABLE = 64 * 10**10
 BATCH_SIZES, FEWEST_STEPS = (128, 64, 32, 16), 150
 # The cost of an epoch is estimated as if every machine computed so many multiply-adds per second in training, of which
 # a token takes as many as this number of candidates in addition to those of its loss; more in the mean of three kinds.
-RATE, CANDIDATES, MIXED_CANDIDATES = 5e10, 2000, 3400
+RATE, MIXED_CANDIDATES = 5e10, 3400
+#: The same number for each model, from the time of its epoch beside SASRec's (docs/models.md).
+CANDIDATES = {
+    "sasrec": 2000, "ssept": 4300, "gru4rec": 2800, "caser": 3000, "bert4rec": 4000, "tisasrec": 4900,
+    "esasrec": 5300, "lrurec": 3500, "hstu": 2600, "slirec": 15_000,
+}  # fmt: skip
 #: Share of ``minutes`` that is left for training, less some seconds for whatever is done once, but at least the other
 #: share.
 TRAINING_SHARE, SECONDS_ONCE, LEAST_SHARE = 0.9, 15, 0.1
@@ -196,8 +201,9 @@ def _loss(model: str, recipe: Recipe, facts: Facts) -> tuple[str | None, str]:
     size = f"{_tokens(recipe, facts):,} tokens × {facts.num_items:,} items per epoch"
     if _tokens(recipe, facts) * facts.num_items * recipe.sizes.embedding_dim > AFFORDABLE:
         return plain, f"{size} are too many for cross-entropy"
-    models = epochs_within(facts, recipe, facts.num_items) / USUAL_EPOCHS
-    dearer = (facts.num_items + CANDIDATES) / (default_negatives(plain) + CANDIDATES)
+    models = epochs_within(model, facts, recipe, facts.num_items) / USUAL_EPOCHS
+    beside = CANDIDATES[model]
+    dearer = (facts.num_items + beside) / (default_negatives(plain) + beside)
     if models < MODELS_WITHIN and (dearer > DEARER or (facts.minutes is not None and models < 0.5)):
         return plain, f"{minutes_of(facts):g} minutes are too few for several models with cross-entropy and {size}"
     return "cross-entropy", f"affordable with {size}"
@@ -216,7 +222,8 @@ def _ensemble(model: str, recipe: Recipe, facts: Facts) -> tuple[int, str]:
     least = 2 if recipe.training.ensemble_kinds == "mixed" else 1
     if not MODELS[model].FACTORED or recipe.get("elu") or len(facts.lengths) < FEW_USERS:
         return least, ""
-    epochs = epochs_within(facts, recipe, _candidates(recipe, facts), _mixes(model, recipe))
+    mixed = recipe.training.ensemble_kinds == "mixed" or _mixes(model, recipe)
+    epochs = epochs_within(model, facts, recipe, _candidates(model, recipe, facts), mixed)
     count = int(min(MOST_MODELS, max(least, epochs // USUAL_EPOCHS)))
     if count == 1:
         return 1, ""
@@ -249,12 +256,11 @@ def _item_init(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
 
 
 def _learning_rate(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str]:
-    del model
     training, plain = recipe.training, TrainConfig.PLAIN["learning_rate"]
     if facts.minutes is None:
         return plain, ""
     mixed = training.ensemble_kinds == "mixed"
-    epochs = epochs_within(facts, recipe, _candidates(recipe, facts), mixed) / (training.ensemble or 1)
+    epochs = epochs_within(model, facts, recipe, _candidates(model, recipe, facts), mixed) / (training.ensemble or 1)
     size = training.batch_size or BATCH_SIZES[0]
     steps = epochs * -(-facts.windows(_length(recipe), training.windows or "last") // size)
     rate = next((fast for few, fast in FAST_RATES if steps < few), plain)
@@ -264,9 +270,9 @@ def _learning_rate(model: str, recipe: Recipe, facts: Facts) -> tuple[float, str
     return rate, f"{facts.minutes:g} minutes are enough for about {max(1, round(steps)):,} steps"
 
 
-def _candidates(recipe: Recipe, facts: Facts) -> int:
+def _candidates(model: str, recipe: Recipe, facts: Facts) -> int:
     """Number of items that each token is scored against in training."""
-    loss = recipe.training.loss or "sampled-softmax"
+    loss = recipe.training.loss or MODELS[model].LOSS
     return facts.num_items if loss == "cross-entropy" else recipe.training.negatives or default_negatives(loss)
 
 
@@ -290,16 +296,17 @@ def minutes_of(facts: Facts) -> float:
     return USUAL_MINUTES if facts.minutes is None else facts.minutes
 
 
-def epochs_within(facts: Facts, recipe: Recipe, candidates: int, mixed: bool = False) -> float:
+def epochs_within(model: str, facts: Facts, recipe: Recipe, candidates: int, mixed: bool = False) -> float:
     """The number of epochs that ``minutes`` are assumed to allow.
 
     Args:
+        model: name of the model.
         facts: what is known of the log.
         recipe: options chosen so far.
         candidates: number of items that each token is scored against.
         mixed: whether the models are of several kinds.
     """
-    candidates += MIXED_CANDIDATES if mixed else CANDIDATES
+    candidates += MIXED_CANDIDATES if mixed else CANDIDATES[model]
     products = 3.0 * _tokens(recipe, facts) * recipe.sizes.embedding_dim * candidates
     seconds = 60 * minutes_of(facts)
     return max(seconds * TRAINING_SHARE - SECONDS_ONCE, seconds * LEAST_SHARE) * RATE / products

@@ -39,6 +39,7 @@ class TensorBoardTracker:
 
     Args:
         out: run folder, beside which the folder of all trainings is by default.
+        above: folder of the record above it, if there is one.
 
     Raises:
         InputError: TensorBoard is not installed, or its folder can't be used.
@@ -46,9 +47,9 @@ class TensorBoardTracker:
 
     title = "TensorBoard"
 
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, above: str = "") -> None:
         import_tensorboard()
-        given = os.environ.get(FOLDER)
+        given = above or os.environ.get(FOLDER)
         self._shown = Path(given) if given else (Path() if out is None else out.parent) / "tensorboard"
         self._root = Path(os.path.realpath(self._shown))
         self._folder, self._file = self._root, ""
@@ -86,6 +87,11 @@ class TensorBoardTracker:
                 continue
             return folder
         raise AssertionError
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self._folder)
 
     def where(self) -> str:
         """The folder, and the command that shows it."""
