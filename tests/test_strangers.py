@@ -24,7 +24,7 @@ from seqrec import InputError, Recommender
 from seqrec.cli.app import main
 from seqrec.models import MODELS
 from seqrec.run.folder import Run
-from seqrec.run.tensors import checksum
+from seqrec.run.tensors import checksum, mark_of
 
 pytestmark = pytest.mark.usefixtures("few_constants")
 
@@ -167,7 +167,9 @@ def test_weights_of_the_same_recipe_are_the_same(run: Path, tmp_path: Path) -> N
 
 def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
     whole = (run / "weights.safetensors").read_bytes()
-    shutil.copy(run / STATE, run / "weights.safetensors")
+    save_file(
+        load_file(run / "weights.safetensors"), run / "weights.safetensors", mark_of(Run(run).id, "training state")
+    )
     assert "training state" in refused(lambda: Recommender.load(run))
     (run / "weights.safetensors").write_bytes(whole)
     save_file(load_file(run / "weights.safetensors"), run / "weights.safetensors")
