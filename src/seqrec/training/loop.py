@@ -264,9 +264,9 @@ class _Work:
         is_due = state.step < self.steps and state.due(self.config.checkpoint_minutes)
         return "saving" if is_due else "running"
 
-    def _save(self, row: dict[str, Any] | None, whole: bool = True) -> None:
-        """Write a checkpoint, with the row of the epoch if one ended; only the rows if not ``whole``."""
-        if whole:
+    def _save(self, row: dict[str, Any] | None, checkpoint: bool = True) -> None:
+        """Write a checkpoint, with the row of the epoch if one ended; or without a checkpoint, only the rows."""
+        if checkpoint:
             self.state.checkpoint()
         else:
             self.state.save_epochs()
@@ -309,7 +309,7 @@ class _Work:
                 row |= self._accuracy()
                 state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
         is_better = state.best_epoch == state.epoch
-        self._save(row, whole=saves or is_better or state.ended_early(config.patience, self.steps))
+        self._save(row, checkpoint=saves or is_better or state.ended_early(config.patience, self.steps))
         return row
 
     def _with_rate(self, row: dict[str, Any]) -> dict[str, Any]:
