@@ -24,7 +24,7 @@ from seqrec import InputError, Recommender
 from seqrec.cli.app import main
 from seqrec.models import MODELS
 from seqrec.run.folder import Run
-from seqrec.run.tensors import checksum
+from seqrec.run.tensors import checksum, mark_of
 
 pytestmark = pytest.mark.usefixtures("few_constants")
 
@@ -33,7 +33,7 @@ OPTIONS = SIZES | {"epochs": 2, "batch_size": 4, "evaluate_every": 1, "patience"
 DATA = [f"data/{name}" for name in ("dataset.json", "items.npy", "timestamps.npy", "offsets.npy", "user_ids.npy",
                                     "user_id_offsets.npy", "item_ids.npy", "item_id_offsets.npy")]  # fmt: skip
 FILES = ["config.json", "weights.safetensors", "transitions.safetensors", *DATA, "metrics.json", "epochs.csv"]
-STATE, MEAN = "state/training.safetensors", "state/mean-2.safetensors"
+STATE = "state/training.safetensors"
 REFIT = ["weights-train.safetensors", "state/refit-all-2-training.safetensors"]
 
 
@@ -128,7 +128,7 @@ def test_files_of_another_run_are_refused(run: Path, tmp_path: Path, what: str) 
     frame = log(shift=4) if what == "log" else log()
     other = tmp_path / "other"
     Recommender("sasrec", **OPTIONS | OTHERS[what]).fit(frame, other)
-    for name in ("weights.safetensors", STATE, MEAN):
+    for name in ("weights.safetensors", STATE):
         folder = Path(shutil.copytree(run, tmp_path / f"mixed-{Path(name).stem}"))
         shutil.copy(other / name, folder / name)
         before = content(folder)
@@ -167,8 +167,10 @@ def test_weights_of_the_same_recipe_are_the_same(run: Path, tmp_path: Path) -> N
 
 def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
     whole = (run / "weights.safetensors").read_bytes()
-    shutil.copy(run / MEAN, run / "weights.safetensors")
-    assert "running mean" in refused(lambda: Recommender.load(run))
+    save_file(
+        load_file(run / "weights.safetensors"), run / "weights.safetensors", mark_of(Run(run).id, "training state")
+    )
+    assert "training state" in refused(lambda: Recommender.load(run))
     (run / "weights.safetensors").write_bytes(whole)
     save_file(load_file(run / "weights.safetensors"), run / "weights.safetensors")
     assert "which run" in refused(lambda: Recommender.load(run))
@@ -179,7 +181,7 @@ def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*FILES, *REFIT, "state", "data", STATE, MEAN, "training.png", "state/mean-77.safetensors", "data/x", "x"],
+    [*FILES, *REFIT, "state", "data", STATE, "training.png", "state/mean-77.safetensors", "data/x", "x"],
 )
 @pytest.mark.parametrize("inside", [False, True])
 def test_links_in_a_run_are_refused_before_anything_is_written(
@@ -219,7 +221,7 @@ def test_hard_links_are_not_written_through(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
-@pytest.mark.parametrize("name", [*FILES, "state", "data", STATE, MEAN])
+@pytest.mark.parametrize("name", [*FILES, "state", "data", STATE])
 def test_what_is_no_file_is_refused_at_once(run: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = run / name
     if path.is_dir():
@@ -301,7 +303,7 @@ def test_sizes_of_every_model(
     assert "train again" in refused(lambda: Recommender.load(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", STATE, MEAN])
+@pytest.mark.parametrize("name", ["weights.safetensors", STATE])
 @pytest.mark.parametrize(
     "head",
     [
@@ -673,6 +675,11 @@ STATES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "weights not finite": lambda s: s | {"model.final_norm.weight": torch.full((8,), torch.inf)},
     "weights of another shape": lambda s: s | {"model.final_norm.weight": torch.zeros(4)},
     "weights of another type": lambda s: s | {"model.final_norm.weight": torch.zeros(8).half()},
+    "mean not finite": lambda s: s | {"mean.final_norm.weight": torch.full((8,), torch.nan)},
+    "mean of another shape": lambda s: s | {"mean.final_norm.weight": torch.zeros(3)},
+    "mean of another type": lambda s: s | {"mean.final_norm.weight": torch.zeros(8).double()},
+    "no mean": lambda s: {k: v for k, v in s.items() if not k.startswith("mean.")},
+    "a mean of more": lambda s: s | {"mean.more": torch.zeros(3)},
     "another part": lambda s: s | {"elsewhere.x": torch.zeros(1)},
     "another weight": lambda s: s | {"model.x": torch.zeros(1), "optimizer.y.first": torch.zeros(1)},
     "nothing": lambda s: {},
@@ -713,23 +720,6 @@ def test_every_fact_of_the_state_is_looked_at(run: Path) -> None:
     assert len(resume(run).epochs) == 3
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda mean: mean | {"final_norm.weight": torch.zeros(3)},
-        lambda mean: mean | {"final_norm.weight": torch.zeros(8).double()},
-        lambda mean: mean | {"final_norm.weight": torch.full((8,), torch.nan)},
-        lambda mean: {},
-        lambda mean: mean | {"more": torch.zeros(3)},
-    ],
-)
-def test_the_running_mean(run: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    rewrite(run / MEAN, change)
-    before = content(run)
-    assert str(run / MEAN) in refused(lambda: resume(run))
-    assert content(run) == before
-
-
 # ---- anything --------------------------------------------------------------------------------------------------------
 
 
@@ -764,12 +754,11 @@ def test_damage_gives_the_same_answer_or_one_line(run: Path, name: str) -> None:
         assert found is None or found.equals(wanted)
 
 
-@pytest.mark.parametrize("name", [STATE, MEAN])
-def test_damage_of_the_state_is_resumed_or_one_line(trained: Path, tmp_path: Path, name: str) -> None:
-    whole = (trained / name).read_bytes()
-    dice = random.Random(f"damage of {name}")
+def test_damage_of_the_state_is_resumed_or_one_line(trained: Path, tmp_path: Path) -> None:
+    whole = (trained / STATE).read_bytes()
+    dice = random.Random(f"damage of {STATE}")
     for number in range(8):
         run = Path(shutil.copytree(trained, tmp_path / str(number)))
-        (run / name).write_bytes(damaged(whole, dice))
+        (run / STATE).write_bytes(damaged(whole, dice))
         answer(run, resume)
         assert Recommender.load(run).recommend(k=1).height == 12  # the weights are good either way

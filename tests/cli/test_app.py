@@ -244,3 +244,19 @@ def test_a_stop_where_nothing_can_catch_it_is_a_stop(
     assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "stopped\n"
     assert sys.unraisablehook is hook
+
+
+@pytest.mark.parametrize(("name", "kept"), [(None, "1000"), ("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", None)])
+def test_threads_wait_briefly_unless_the_user_settles_that(
+    monkeypatch: pytest.MonkeyPatch, name: str | None, kept: str | None
+) -> None:
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(variable, "")  # so that they are restored
+        monkeypatch.delenv(variable)
+    if name is not None:
+        monkeypatch.setenv(name, "7")
+    assert main(["--version"]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == ("7" if name == "GOMP_SPINCOUNT" else None)  # a program's own affair
+    monkeypatch.setattr(sys, "argv", ["seqrec", "--version"])
+    assert main() == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == kept

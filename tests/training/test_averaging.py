@@ -1,21 +1,17 @@
-"""The running mean of the weights, in memory and in the run folder."""
+"""The running mean of the weights, in memory and mapped from files without a name."""
 
+import errno
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from seqrec.errors import InputError
-from seqrec.run.folder import Run
 from seqrec.training import averaging
 from seqrec.training.averaging import RunningMean
-
-
-def run_in(folder: Path) -> Run:
-    run = object.__new__(Run)  # only the folder and the id are needed
-    run.folder, run.id = folder, "a run"
-    return run
 
 
 def weights(seed: int) -> dict[str, Tensor]:
@@ -24,12 +20,25 @@ def weights(seed: int) -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("block", [7, 2**20])
+def is_mapped(value: Tensor) -> bool:
+    address, name = value.data_ptr(), ""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(end, 16) for end in line.split()[0].split("-"))
+        if low <= address < high:
+            name = line
+    return "(deleted)" in name
+
+
+@pytest.fixture
+def all_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averaging, "_MAPPED", 100)
+    monkeypatch.setattr(averaging, "_ZEROS", bytes(64))
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_the_mean_is_that_of_the_definition_in_memory_and_in_a_folder(tmp_path, monkeypatch, block, kind):
-    monkeypatch.setattr(averaging, "_BLOCK", block)
-    decay, run = 0.7, run_in(tmp_path)
-    both = [RunningMean(decay, None), RunningMean(decay, run)]
+def test_the_mean_is_that_of_the_definition_in_memory_and_in_files(tmp_path, all_mapped, kind):
+    decay = 0.7
+    both = [RunningMean(decay, None), RunningMean(decay, tmp_path / "state")]
     expected: dict[str, Tensor] = {}
     for epoch in range(1, 5):
         now = {name: value.to(kind) for name, value in weights(epoch).items()}
@@ -38,66 +47,62 @@ def test_the_mean_is_that_of_the_definition_in_memory_and_in_a_folder(tmp_path, 
             expected[name] = kept + (1 - decay) * value.double()
         for mean in both:
             mine = {name: value.clone() for name, value in now.items()}
-            with mean.in_place(mine, epoch):
+            mean.update(mine)
+            with mean.in_place(mine):
                 for name, value in mine.items():
                     torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-6)
             for name, value in mine.items():  # restored to the last bit
                 assert torch.equal(value, now[name])
-        run.forget_means(but=epoch)
-        assert [path.name for path in (tmp_path / "state").iterdir()] == [f"mean-{epoch}.safetensors"]
+    assert all(torch.equal(value, both[1].values[name]) for name, value in both[0].values.items())
+    assert [is_mapped(both[1].values[name]) for name in ("table", "one")] == [True, False]
+    assert list((tmp_path / "state").iterdir()) == []
 
 
-def test_a_later_process_goes_on_with_the_folders_mean(tmp_path):
+def test_a_later_process_goes_on_with_a_saved_mean():
     found = []
     for processes in (1, 3):
-        run = run_in(tmp_path / str(processes))
-        mean = RunningMean(0.5, run)
+        mean = RunningMean(0.5, None)
         for epoch in range(1, 4):
-            mean = RunningMean(0.5, run) if processes > 1 else mean
-            now = weights(epoch)
-            mean.check(epoch - 1, now)
-            with mean.in_place(now, epoch):
-                last = {name: value.clone() for name, value in now.items()}
-        found.append(last)
+            before, mean = mean, RunningMean(0.5, None) if processes > 1 else mean
+            mean.load(before.values)
+            mean.update(weights(epoch))
+        found.append(mean.values)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_without_a_share_nothing_happens(tmp_path):
     now = weights(0)
-    with RunningMean(0.0, run_in(tmp_path)).in_place(now, 1):
+    mean = RunningMean(0.0, tmp_path)
+    mean.update(now)
+    with mean.in_place(now):
         assert all(torch.equal(value, now[name]) for name, value in weights(0).items())
-    assert not list(tmp_path.iterdir())
+    assert mean.values == {}
 
 
-def test_weights_come_back_where_what_is_within_fails(tmp_path):
-    for run in (None, run_in(tmp_path)):
-        mean = RunningMean(0.5, run)
-        for epoch in (1, 2):
-            now = weights(epoch)
-            with pytest.raises(KeyError), mean.in_place(now, epoch):
-                raise KeyError
-            assert all(torch.equal(value, now[name]) for name, value in weights(epoch).items())
+def test_weights_come_back_where_what_is_within_fails():
+    mean = RunningMean(0.5, None)
+    for epoch in (1, 2):
+        now = weights(epoch)
+        mean.update(now)
+        with pytest.raises(KeyError), mean.in_place(now):
+            raise KeyError
+        assert all(torch.equal(value, now[name]) for name, value in weights(epoch).items())
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "no tensors", "other"])
-def test_a_mean_that_is_damaged_is_said_to_be(tmp_path, harm):
-    run = run_in(tmp_path)
-    mean = RunningMean(0.5, run)
-    now = weights(1)
-    with mean.in_place(now, 1):
-        pass
-    path = run.mean_path(1)
-    if harm == "cut":
-        path.write_bytes(path.read_bytes()[:-9])
-    elif harm == "gone":
-        path.unlink()
-        with pytest.raises(InputError, match="missing"):
-            mean.check(1, now)
-    elif harm == "no tensors":
-        path.write_bytes(b"not what it was")
-    else:
-        run.save_mean({"another": torch.zeros(3)}, 1)
-    with pytest.raises(InputError, match=r"cut off|damaged or missing") as caught, mean.in_place(now, 2):
-        pass
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_file_system_that_maps_no_files(tmp_path, all_mapped, monkeypatch):
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(np, "memmap", refused)
+    mean = RunningMean(0.5, tmp_path)
+    mean.update(weights(1))
+    assert all(torch.equal(mean.values[name], value) for name, value in weights(1).items())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_full_disk_is_said_before_memory_is_written(tmp_path, all_mapped, monkeypatch):
+    full = Path("/dev/full").open("r+b")  # noqa: SIM115 (what is tested closes it)
+    monkeypatch.setattr(averaging.tempfile, "TemporaryFile", lambda dir: full)
+    with pytest.raises(InputError, match="no space left on the disk") as caught:
+        RunningMean(0.5, tmp_path).update(weights(1))
+    assert str(tmp_path) in str(caught.value)

@@ -100,6 +100,37 @@ def test_checkpoints_change_nothing(whole: Path, tmp_path: Path) -> None:
     assert same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("evaluate_every", "states"), [(0, [1, 5]), (3, [1, 3, 5])])
+def test_an_epoch_need_not_end_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate_every: int, states: list[int]
+) -> None:
+    saved: list[int] = []
+    save = Run.save_state
+
+    def counted(run: Run, tensors: Any, facts: Any) -> None:
+        saved.append(facts["epoch"])
+        save(run, tensors, facts)
+
+    def killed() -> bool:
+        saved.append(0)
+        if saved.count(0) == 3 * 4 - 1:  # in epoch 3
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(Run, "save_state", counted)
+    monkeypatch.setattr("seqrec.training.state._TIMES", 10**9)  # as if writing had taken long
+    options = SMALL | {"epochs": 5, "evaluate_every": evaluate_every}
+    Recommender(**options).fit(ring(), tmp_path / "whole")
+    assert saved == states
+    saved.clear()
+    with pytest.raises(KeyboardInterrupt):
+        Recommender(**options).fit(ring(), tmp_path / "run", stop=killed)
+    assert [epoch for epoch in saved if epoch] == [1]
+    assert epochs(tmp_path / "run").height == 2
+    Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_another_thread_trains_the_same(whole: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=lambda: Recommender(**SMALL).fit(ring(), tmp_path / "run"))

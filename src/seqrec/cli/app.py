@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after success, 1 after a bug in seqrec, 2 after input that a person can correct, 130 after Ctrl-C.
     """
     begin.note(of_process=arguments is None)
+    if arguments is None:
+        _wait_briefly()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings(), _interruptions() as interrupted:
@@ -63,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(_with_notes(f"error: {message}", error), "red")
         return code
     return result
+
+
+def _wait_briefly() -> None:
+    """Let OpenMP's threads wait for each other for some 20 µs before they sleep, unless the user settles that.
+
+    By default they wait for milliseconds, computing, so that beside another busy process two threads take several times
+    as long as one. The library reads this when it is loaded, with torch.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & {*os.environ}:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _run(arguments: list[str]) -> int:

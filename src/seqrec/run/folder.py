@@ -7,8 +7,8 @@
 - ``transitions.safetensors``: transition counts that are added to the scores of the model, and their weight
 - ``metrics.json``: the test metrics
 - ``epochs.csv``: one row per epoch
-- ``state/``: ``training.safetensors`` and the running mean of the weights, from which another process can resume; and
-  ``start.safetensors`` if training started from another run
+- ``state/``: ``training.safetensors``, from which another process can resume; and ``start.safetensors`` if training
+  started from another run
 
 Each file is replaced as a whole, so a crash leaves the last good one.
 """
@@ -356,25 +356,6 @@ class Run:
         if not isinstance(facts, dict):
             raise InputError(f"{path}: is damaged (its facts are not an object); train again with --overwrite")
         return header, facts
-
-    def mean_path(self, epoch: int) -> Path:
-        """The file of the running mean of the weights at the end of an epoch."""
-        return self.folder / f"state/{self.prefix}mean-{epoch}.safetensors"
-
-    def mean_part(self, epoch: int) -> str:
-        """The name of the running mean of an epoch as a part of the run, stored in its file."""
-        return f"{self.prefix}running mean of epoch {epoch}"
-
-    def save_mean(self, weights: Mapping[str, Tensor], epoch: int) -> None:
-        """Write the running mean of an epoch. The previous one stays, as the training state still needs it."""
-        self.check_there()
-        save_tensors(self.mean_path(epoch), weights, mark_of(self.id, self.mean_part(epoch)))
-
-    def forget_means(self, but: int) -> None:
-        """Remove the running means of all epochs except the one that the training state now needs."""
-        for path in self.folder.glob(f"state/{self.prefix}mean-*.safetensors"):
-            if path != self.mean_path(but):
-                path.unlink(missing_ok=True)
 
     def save_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace ``epochs.csv``. It has a column for every key of any row."""

@@ -23,6 +23,7 @@ STATE = "state/training.safetensors"
 SHARDED = "state/sharded.json"
 #: The weights of another run that training starts from.
 START = "state/start.safetensors"
+#: ``mean-…`` are running means, which earlier versions wrote to files of their own.
 _STATE = re.compile(r"start\.safetensors|(refit-(all|valid)-\d+-)?((training|mean-\d+)\.safetensors|sharded\.json)")
 _CHECKPOINT = re.compile(r"state/(refit-(all|valid)-\d+-)?sharded-\d+-\d+")
 _SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")

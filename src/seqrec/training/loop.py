@@ -208,6 +208,7 @@ class _Work:
             if watch is not None:
                 watch(self._with_rate(row))
             if self._any(stopped()):  # during validation
+                state.checkpoint()
                 return self._ended("interrupted")
         if ended == "stopped":
             return self._ended("stopped")
@@ -260,12 +261,15 @@ class _Work:
             return "interrupted"
         if stop is not None and stop():
             return "stopped"
-        is_due = state.run is not None and state.step < self.steps and state.due(self.config.checkpoint_minutes)
+        is_due = state.step < self.steps and state.due(self.config.checkpoint_minutes)
         return "saving" if is_due else "running"
 
-    def _save(self, row: dict[str, Any] | None) -> None:
-        """Write a checkpoint, with the row of the epoch if one ended."""
-        self.state.checkpoint()
+    def _save(self, row: dict[str, Any] | None, checkpoint: bool = True) -> None:
+        """Write a checkpoint, with the row of the epoch if one ended; or without a checkpoint, only the rows."""
+        if checkpoint:
+            self.state.checkpoint()
+        else:
+            self.state.save_epochs()
         if self.processes is not None:
             if self.processes.request == ENDINGS.index("saving"):
                 self.processes.request = 0
@@ -283,9 +287,14 @@ class _Work:
         return asked if self.processes is None else bool(self.processes.most_of(int(asked)))
 
     def _end_of_epoch(self, cut: bool) -> dict[str, Any]:
-        """Average, validate and save the weights at the end of an epoch, and return its row."""
+        """Average, validate and save the weights at the end of an epoch, and return its row.
+
+        A checkpoint is written when it is due, with better weights, and at the end. So both are never far apart.
+        """
         state, config = self.state, self.config
         row = state.end_of_epoch()
+        is_last = cut or state.epoch == self.epochs
+        saves = is_last or self._any(state.due(config.checkpoint_minutes))
         with state.averaged():
             if self.first is not None:
                 self.first.check(row["loss"])
@@ -294,11 +303,13 @@ class _Work:
                 if state.epoch == self.epochs:
                     state.keep_weights()
             elif not self.every or not self.validation:
-                state.keep_weights()
-            elif cut or state.epoch % self.every == 0 or state.epoch == config.epochs:
+                if saves or (state.run is None and self.processes is None):
+                    state.keep_weights()
+            elif is_last or state.epoch % self.every == 0:
                 row |= self._accuracy()
                 state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
-        self._save(row)
+        is_better = state.best_epoch == state.epoch
+        self._save(row, checkpoint=saves or is_better or state.ended_early(config.patience, self.steps))
         return row
 
     def _with_rate(self, row: dict[str, Any]) -> dict[str, Any]:

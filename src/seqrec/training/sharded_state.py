@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,10 +46,8 @@ class ShardedState(TrainingState):
         self.best_epoch = self.epoch
         write_together(self.run, self.model, self.processes)
 
-    def checkpoint(self) -> None:
-        """Write everything that :meth:`restore` needs. What was written before stays until this is complete."""
-        self._count_time(steps=True)
-        self.saved_at = time.monotonic()
+    def _write(self) -> None:
+        """Write everything that :meth:`restored` needs. What was written before stays until this is complete."""
         prefix = self.run.prefix if self.run is not None else ""
         name = self.processes.same_on_all(f"{prefix}sharded-{self.epoch}-{self.step}")
         if self.run is not None:
@@ -73,10 +70,6 @@ class ShardedState(TrainingState):
             for old in self.folder.glob(f"{prefix}sharded-*-*"):
                 if old.name != name and old.is_dir():
                     shutil.rmtree(old, ignore_errors=True)
-        self._count_time(steps=False)
-        if self.run is not None:
-            self.run.save_epochs(self.rows)
-            self.run.take_over()
 
     def restored(self, resume: bool, steps: int) -> bool:
         """Continue from the last checkpoint if the first process asks for it and there is one."""

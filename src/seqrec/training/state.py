@@ -22,6 +22,7 @@ from seqrec.training.processes import Processes
 #: Attributes of :class:`TrainingState` in a checkpoint, in addition to the tensors and the sum of losses.
 FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
 _MOST = 2.0**60  # a checkpoint with more tokens, seconds or loss than this is damaged
+_TIMES = 30  # a checkpoint at the end of an epoch waits for this many times as long as the last one took
 
 
 class TrainingState:
@@ -32,12 +33,13 @@ class TrainingState:
     ) -> None:
         self.keeps = keeps  # the best weights; of several processes, only the first one does
         self.model, self.optimizer, self.run = model, optimizer, run
-        self.mean = RunningMean(average_decay, run)
+        self.mean = RunningMean(average_decay, None if run is None else run.folder / "state")
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
         self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
         self.best: dict[str, Tensor] | None = None
-        self.saved_at = time.monotonic()
+        # When the last checkpoint was complete, how long it took, and the epoch and step that it holds.
+        self.saved_at, self.took, self.saved = time.monotonic(), 0.0, (0, 0)
         self.start_clock()
         self._start_epoch()
 
@@ -75,8 +77,15 @@ class TrainingState:
         return 0 < patience <= self.worse and waited >= patience * VALIDATION_STEPS
 
     def due(self, minutes: float) -> bool:
-        """Whether the last checkpoint is at least this many minutes old."""
-        return time.monotonic() - self.saved_at >= 60 * minutes
+        """Whether the last checkpoint is at least this many minutes old, or less after an epoch.
+
+        Within an epoch, the steps since the last checkpoint would be lost. At the end of an epoch a checkpoint is due
+        earlier, but not so early that writing took more than a thirtieth of the time: with 10^6 items it is 1 GB.
+        """
+        if self.run is None:
+            return False
+        age = time.monotonic() - self.saved_at
+        return age >= 60 * minutes or (self.step == 0 and age >= _TIMES * self.took)
 
     def end_of_epoch(self) -> dict[str, Any]:
         """Close the epoch and return its row of ``epochs.csv``."""
@@ -102,9 +111,11 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Bring the weights up to date. Inside the context, they hold their running mean."""
+        """At the end of an epoch, bring the weights up to date. Inside the context, they hold their running mean."""
         self.optimizer.catch_up()
-        with self.mean.in_place(self.model.state_dict(keep_vars=True), self.epoch):
+        weights = self.model.state_dict(keep_vars=True)
+        self.mean.update(weights)
+        with self.mean.in_place(weights):
             yield
 
     def keep_if_better(self, value: float, counts: bool) -> None:
@@ -122,26 +133,43 @@ class TrainingState:
             return
         if self.run is not None:
             self.run.save_weights(self.model.state_dict())
-        else:
+        elif self.best is None:
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        else:
+            for name, value in self.model.state_dict().items():
+                self.best[name].copy_(value)
 
     def checkpoint(self) -> None:
-        """Write everything that ``restore`` needs.
+        """Write everything that ``restore`` needs, unless the last checkpoint holds it.
 
         Table rows are not caught up first, because that would round differently from a run without a checkpoint.
         """
+        if self.saved == (self.epoch, self.step):
+            return
+        began = time.monotonic()
         self._count_time(steps=True)
-        self.saved_at = time.monotonic()
+        self._write()
+        self._count_time(steps=False)
+        self.saved, self.saved_at = (self.epoch, self.step), time.monotonic()
+        self.took = self.saved_at - began
+        self.save_epochs()
+        if self.run is not None:
+            self.run.take_over()
+
+    def save_epochs(self) -> None:
+        """Write ``epochs.csv``."""
+        self._count_time(steps=False)
+        if self.run is not None:
+            self.run.save_epochs(self.rows)
+
+    def _write(self) -> None:
         if self.run is None:
             return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
+        tensors |= {f"mean.{name}": value for name, value in self.mean.values.items()}
         facts = {name: getattr(self, name) for name in FACTS} | {"loss_sum": self.loss_sum.item()}
         self.run.save_state(tensors, facts)
-        self.run.forget_means(but=self.epoch)
-        self._count_time(steps=False)
-        self.run.save_epochs(self.rows)
-        self.run.take_over()
 
     def restored(self, resume: bool, steps: int) -> bool:
         """Continue from the last checkpoint if ``resume`` asks for it and there is one."""
@@ -166,13 +194,16 @@ class TrainingState:
         weights = self.model.state_dict(keep_vars=True)
         try:
             check_facts(facts, steps)
-            names = [name.removeprefix("optimizer.") for name in header.names if name.startswith("optimizer.")]
+            moments = {name for name in header.names if name.startswith("optimizer.")}
+            names = [name.removeprefix("optimizer.") for name in moments]
             expected = {f"model.{name}": value for name, value in weights.items()}
             expected |= {f"optimizer.{name}": value for name, value in self.optimizer.expected_state(names).items()}
+            if self.mean.decay and facts["epoch"]:
+                expected |= {f"mean.{name}": value for name, value in weights.items()}
             header.check_shapes(expected)
             tensors = load_tensors(header)
-            check_finite(header.path, ((name, tensors[name]) for name in tensors if name.startswith("model.")))
-            parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+            check_finite(header.path, ((name, value) for name, value in tensors.items() if name not in moments))
+            parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "mean": {}}
             for name, tensor in tensors.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
@@ -180,11 +211,11 @@ class TrainingState:
             least, most = (facts["epoch"] * each + facts["step"] for each in (1, steps))
             if not least <= int(parts["optimizer"]["steps"]) <= most:
                 raise ValueError(f"the optimizer took {int(parts['optimizer']['steps'])} steps, not {least} to {most}")
-            self.mean.check(facts["epoch"], weights)
             if facts["best_epoch"]:
                 self.run.read_weights(self.model, self.run.trains)  # training will end with these weights
             self.optimizer.load_state_dict(parts["optimizer"])
             self.model.load_state_dict(parts["model"])
+            self.mean.load({name: value.to(weights[name].device) for name, value in parts["mean"].items()})
         except InputError:
             raise
         except (RuntimeError, ValueError) as error:
