@@ -58,6 +58,10 @@ Items = Annotated[
         group=INPUT,
     ),
 ]
+Users = Annotated[
+    Path | None,
+    Parameter(help="File that describes the users. Models learn what --user-features names.", group=INPUT),
+]
 Out = Annotated[Path | None, Parameter(group=OUTPUT)]
 Format = Annotated[
     Literal["table", "csv", "jsonl", "parquet"] | None,

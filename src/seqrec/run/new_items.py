@@ -19,6 +19,7 @@ from seqrec.data.ids import integers_of, texts_of
 from seqrec.data.items import ItemTable
 from seqrec.errors import InputError
 from seqrec.models.base import Model
+from seqrec.models.features import give_features
 from seqrec.models.transitions import Addition, Transitions
 from seqrec.run.config import RunConfig
 from seqrec.run.start import row_kinds
@@ -56,10 +57,12 @@ def with_new_items(config: RunConfig, dataset: Dataset, model: Model, items: Any
     grown = larger.build()
     grown.load_state_dict(_grown(model.state_dict(), grown.state_dict(), row_kinds(config)))
     described = ItemTable(joined)
-    grown.set_features(vocabulary.encode(described))
     grown.addition = _added(model.addition, len(joined))
     catalogue = IdTable(joined["item_id"].rename(dataset.catalogue.name))
-    return larger, replace(dataset, catalogue=catalogue, item_table=described), grown.eval()
+    dataset = replace(dataset, catalogue=catalogue, item_table=described)
+    grown.set_features(vocabulary.encode(described))
+    give_features(grown, dataset, ["user_features"])
+    return larger, dataset, grown.eval()
 
 
 def _fresh(dataset: Dataset, frame: pl.DataFrame, summary: ItemSummary) -> pl.DataFrame:
