@@ -18,6 +18,8 @@ from seqrec.models.blocks import Dropout
 
 #: Options that name columns, each with those for the numbers of codes and values that follow.
 SIZES = {"features": ("num_codes", "num_values"), "user_features": ("num_user_codes", "num_user_values")}
+#: The values of these options without features, which is how runs of earlier versions were trained that lack them.
+WITHOUT = dict.fromkeys(SIZES, "") | {size: 0 for sizes in SIZES.values() for size in sizes}
 #: Name of the column of ``batch.of_users`` whose users' features count, instead of those of ``batch.users``, where a
 #: model shows a history as another user's.
 OWNERS = "owners"
