@@ -1,4 +1,4 @@
-"""Features of users at the input: against models whose items carry the user's vector, in every model that takes them."""
+"""Features of users at the input: against models whose items carry the user's vector, in all that take them."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Features of users from the user table to the ranking: planted data, unknown people, and everything that reads a run."""
+"""Features of users from the user table to the ranking: planted data, unknown people, and all that reads a run."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 
-from seqrec import InputError, LogWarning, Predictor, Recommender, Run, prepare
+from seqrec import InputError, Predictor, Recommender, Run, prepare
 from seqrec.cli.app import main
 from seqrec.data.batches import pack
 from seqrec.data.split import histories_of_users
@@ -293,19 +293,16 @@ def test_the_command(tmp_path: Path, capsys):
     options = ["--epochs", "1", "--embedding-dim", "8", "--batch-size", "64", "--ensemble", "1", "--transitions", "off"]
     given = [str(tmp_path / "log.csv"), "--users", str(tmp_path / "users.csv")]
     fit = ["fit", *given, "--split", "last-two", "--model", "sasrec", *options]
-    with pytest.warns(LogWarning, match="users without a description: 1 of 200") as caught:
-        assert main([*fit, "--out", str(tmp_path / "run")]) == 0
-    (said,) = [str(one.message) for one in caught if "users.csv" in str(one.message)]
-    assert said.endswith(
-        "users without a description: 1 of 200 (7); ignored descriptions of users that are not in the log or were "
-        "filtered out: 2 (5000, 5001); ignored rows that describe a user again: 1 (0)"
-    )
-    shown = " ".join(capsys.readouterr().out.split())
+    assert main([*fit, "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "users.csv: users without a description: 1 of 200 (7); ignored descriptions of users that are not in the log "
+        "or were filtered out: 2 (5000, 5001); ignored rows that describe a user again: 1 (0)"
+    ) in err
+    shown = " ".join(out.split())
     assert "not learned: the users' gender, age; --user-features all would" in shown
     assert "users described: 199 of 200" in shown
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LogWarning)
-        assert main([*fit, "--out", str(tmp_path / "run"), "--overwrite", "--user-features", "all"]) == 0
+    assert main([*fit, "--out", str(tmp_path / "run"), "--overwrite", "--user-features", "all"]) == 0
     assert "sasrec learns of users gender (2 values), age (2 bins)" in " ".join(capsys.readouterr().out.split())
     assert scores_of(Recommender.load(tmp_path / "run"), users=[7])
 
