@@ -66,6 +66,8 @@ def test_features_of_users_count_for_those_of_the_log_alone(serving: Any, tmp_pa
     assert pairs(answer) == list(predictor.recommend_users("u7", 10, keep_seen=True))
     unknown = ask(client, user="nobody", history=own, keep_seen=True)
     assert pairs(unknown) == list(predictor.recommend(own, 10, keep_seen=True))
+    assert unknown["used"]["notes"] == ["the user is not in the log, so features of users count as unknown"]
+    assert answer["used"]["notes"] == []
     assert [item["score"] for item in unknown["items"]] != [item["score"] for item in answer["items"]]
     # What an item of the history is worth is measured with the same person without it.
     dataset, first = predictor.dataset, answer["items"][0]
