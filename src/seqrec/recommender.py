@@ -136,7 +136,7 @@ class Recommender(Answering):
     ) -> None:
         own = self.model_name, self.model_config, self.train_config
         name, sizes, training = own if known is None else known.options(*self._asked)
-        dataset = read_and_prepared(log, *tables, self.prepare_config)
+        dataset = read_and_prepared(log, self.prepare_config, *tables)
         more: dict[str, Any] = {"budget": ways["budget"], "resumed": place if resume else None, "earlier": known}
         kinds = sizes, training, self.prepare_config, self.split_config
         plan = planned(dataset, name, *kinds, self.refit, **more)

@@ -97,15 +97,15 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     )
 
 
-def read_and_prepared(given: list[Any], items: Any, users: Any, config: PrepareConfig) -> Dataset:
+def read_and_prepared(given: list[Any], config: PrepareConfig, items: Any, users: Any) -> Dataset:
     """The dataset of a log, with its tables of items and users.
 
     Args:
         given: the log in any form that :func:`read_log` accepts, or a :class:`Dataset`, as the only entry of a list. It
             is taken out, so that the memory of a frame can be freed before training.
+        config: filters, for a log that is not prepared yet.
         items: descriptions of the items, in any form that :func:`read_items` accepts, or None.
         users: descriptions of the users, in any form that :func:`seqrec.data.users.describe_users` accepts, or None.
-        config: filters, for a log that is not prepared yet.
     """
     log = given.pop()
     if not isinstance(log, Dataset):

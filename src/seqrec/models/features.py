@@ -63,9 +63,8 @@ class FeatureOptions(Options):
 
     def resolved(self) -> Self:
         """A copy in which the sizes are settled too where there are no features."""
-        sizes = {size: getattr(self, size) or 0 for sizes in SIZES.values() for size in sizes}
-        names = {option: getattr(self, option) or "" for option in SIZES}
-        return replace(super().resolved(), **names, **sizes)
+        plain: dict[str, Any] = {name: getattr(self, name) or off for name, off in WITHOUT.items()}
+        return replace(super().resolved(), **plain)
 
 
 class IdDropout(Dropout):
