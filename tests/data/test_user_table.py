@@ -1,6 +1,7 @@
 """The user table: what is read of each form of file, how it meets the users of a log, and its form on disk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_a_dataset_keeps_it(tmp_path: Path):
     plain.save(tmp_path / "plain")
     assert Dataset.load(tmp_path / "plain").user_table is None
     assert "user_table" not in json.loads((tmp_path / "plain/dataset.json").read_text())
-    described = plain.with_users(full().frame)
+    described = replace(plain, user_table=full())
     assert described.fingerprint == plain.fingerprint
     described.save(tmp_path / "described")
     again = Dataset.load(tmp_path / "described").user_table
