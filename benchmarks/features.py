@@ -1,6 +1,7 @@
-"""What features of items gain, and how well items that training never saw are ranked by them.
+"""What features of items or users gain, and how well items that training never saw are ranked by them.
 
     python benchmarks/features.py gain beauty-5core.txt beauty-5core-attributes.json --seeds 2
+    python benchmarks/features.py gain ml-100k.inter --users ml-100k.user --user-features age,gender,occupation
     python benchmarks/features.py cold beauty-5core.txt beauty-5core-attributes.json
 
 ``gain`` trains a model with and without features, with the same seeds, and compares the NDCG@10 of each user: the full
@@ -21,6 +22,7 @@ import polars as pl
 
 from seqrec import Recommender, prepare, read_log
 from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import with_tables
 from seqrec.ranking import metrics, statistics
 from seqrec.ranking.protocols import ranks
 
@@ -28,7 +30,7 @@ K = 10
 
 
 def trained(args: argparse.Namespace, dataset: Dataset, seed: int, features: str | None, **more: Any) -> Recommender:
-    """A model that is trained on a dataset whose item table may be read."""
+    """A model that is trained on a dataset whose tables may be read."""
     options = {"split": "last-two", "ensemble": 1, "transitions": "off", "features": features} | more
     options |= dict(pair.split("=") for pair in args.option)
     values = {name: _value(value) for name, value in options.items()}
@@ -50,11 +52,12 @@ def _value(text: Any) -> Any:
 
 
 def gain(args: argparse.Namespace) -> None:
-    dataset = prepare(read_log(args.log)).with_items(args.items)
+    dataset = with_tables(prepare(read_log(args.log)), args.items, args.users)
+    both = {"features": args.items and args.features, "user_features": args.users and args.user_features}
     found: dict[str, list[np.ndarray]] = {"without": [], "with": []}
     for seed in range(args.seeds):
-        for name, features in (("without", None), ("with", args.features)):
-            recommender = trained(args, dataset, seed, features)
+        for name, read in (("without", {"features": None}), ("with", both)):
+            recommender = trained(args, dataset, seed, **read)
             split = recommender._split
             places = ranks(recommender.model, split.targets("test" if args.test else "valid"))
             found[name].append(metrics.ndcg(*places, K))
@@ -129,9 +132,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["gain", "cold"])
     parser.add_argument("log")
-    parser.add_argument("items")
+    parser.add_argument("items", nargs="?")
     parser.add_argument("--model", default="sasrec")
     parser.add_argument("--features", default="all")
+    parser.add_argument("--users")
+    parser.add_argument("--user-features", default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--test", action="store_true")

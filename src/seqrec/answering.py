@@ -13,8 +13,9 @@ from seqrec.data.formats.write import write_frames
 from seqrec.data.people import given_people, known_items, known_people, listed_items
 from seqrec.data.split import TrainedOn
 from seqrec.device import check_polars, threads
-from seqrec.errors import InputError, check_whole
+from seqrec.errors import InputError, UnknownIdWarning, check_whole, warn
 from seqrec.models.base import Model
+from seqrec.models.features import reads_users
 from seqrec.predictor import Predictor
 from seqrec.ranking.scoring import USERS_AT_ONCE, evaluation_mode
 from seqrec.ranking.tables import recommended_tables, similar_table
@@ -54,7 +55,7 @@ class Answering:
                 the log, unless ``histories`` is given. 128, "128" and 128.0 are the same id.
             histories: item ids of each user in time order: a sequence of lists (``user_id`` is then the index in the
                 sequence), a mapping from names to lists, or anything that :func:`read_log` accepts. The users need
-                not be in the log.
+                not be in the log; features of users count as unknown.
             times: time of each item of ``histories``, in the same shape: numbers since 1970, dates, or ISO strings.
                 Each history is sorted by time (equal times keep their order), and tisasrec, hstu and slirec also
                 read the times. Histories in a file or a frame have them in a column instead.
@@ -126,6 +127,9 @@ class Answering:
             people, asked = known_people(dataset, users, strict)
         else:
             people, asked = given_people(dataset, histories, strict, times, model.USES_TIMES)
+            if reads_users(model):
+                warn("the model reads features of users, which are unknown for the owners of these histories",
+                     UnknownIdWarning)  # fmt: skip
         blocks = self._predictor().rank(people, k, keep_seen=keep_seen, allow=allowed, deny=denied, size=batch_size)
         return recommended_tables(model, dataset, asked, blocks, batch_size, progress)
 

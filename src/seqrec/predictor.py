@@ -140,7 +140,7 @@ class Predictor:
         Args:
             histories: one history, a flat list of item ids in time order, or a list of histories. ``[]`` is one empty
                 history, ``[[]]`` a list with one empty history. Ids and lists cannot be mixed. Arrays, series and
-                iterators work like lists. 128, "128" and 128.0 are the same id.
+                iterators work like lists. 128, "128" and 128.0 are the same id. Features of users count as unknown.
             k: number of items per history.
             times: times of the items, in the shape of ``histories``: numbers since 1970, dates, or ISO texts. Each
                 history is sorted by them (equal times keep their order), and tisasrec, hstu and slirec score with

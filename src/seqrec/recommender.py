@@ -79,6 +79,7 @@ class Recommender(Answering):
         out: str | Path | None = None,
         *,
         items: Any = None,
+        users: Any = None,
         init_from: str | Path | None = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -97,6 +98,7 @@ class Recommender(Answering):
                 metrics. By default everything stays in memory.
             items: descriptions of the items, in any form that :func:`read_items` accepts. Recommendations show their
                 titles, and models learn what ``features`` names (``slirec`` the categories).
+            users: descriptions of the users, in the same forms, of which models learn what ``user_features`` names.
             init_from: run folder whose weights training starts from, matched by the ids of items and users. Options of
                 the model and of training that are not given are those of that run; a few, such as ``epochs``, start
                 anew, and training stops sooner. Weights of a refit are not used, because they know held-out items.
@@ -128,13 +130,15 @@ class Recommender(Answering):
             ways["tracking"] = Tracking(track, out, console) if isinstance(track, str) else track
             resume = place.settle(resume, overwrite) if place is not None else False
             known = None if init_from is None else opened(init_from, place, resume)
-            self._fit(given, items, known, place, resume, console, **ways)
+            self._fit(given, (items, users), known, place, resume, console, **ways)
         return self
 
-    def _fit(self, log: list[Any], items: Any, known: Any, place: Any, resume: bool, console: Any, **ways: Any) -> None:
+    def _fit(
+        self, log: list[Any], tables: Any, known: Any, place: Any, resume: bool, console: Any, **ways: Any
+    ) -> None:
         own = self.model_name, self.model_config, self.train_config
         name, sizes, training = own if known is None else known.options(*self._asked)
-        dataset = read_and_prepared(log, items, self.prepare_config)
+        dataset = read_and_prepared(log, self.prepare_config, *tables)
         more: dict[str, Any] = {"budget": ways["budget"], "resumed": place if resume else None, "earlier": known}
         kinds = sizes, training, self.prepare_config, self.split_config
         plan = planned(dataset, name, *kinds, self.refit, **more)
@@ -242,8 +246,7 @@ class Recommender(Answering):
         made._config, made._model, made._dataset, made._split = config, run.model(), run.dataset, run
         assert run.trained_on is not None
         made._trained_on, made._first = run.trained_on, run
-        if run.dataset.item_table is not None:
-            run.dataset.item_table.read()
+        run.dataset.read_tables()
         run.check_scores(made._model)
         made.epochs, made.metrics = run.epochs().to_dicts(), run.metrics()
         return made

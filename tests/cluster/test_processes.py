@@ -154,8 +154,9 @@ def sharded(processes, out: str, resume: bool = False, killed_after: int | None 
         return False
 
     options = {**asdict(SHARDED), "checkpoint_minutes": 0.0}
-    recommender = Recommender("sasrec", max_length=8, embedding_dim=12, dropout=0.2, **options)
-    recommender.fit(log(), out, resume=resume, stop=stop)
+    recommender = Recommender("sasrec", max_length=8, embedding_dim=12, dropout=0.2, user_features="group", **options)
+    users = pl.DataFrame({"user_id": range(90), "group": [f"g{user % 4}" for user in range(90)]})
+    recommender.fit(log(), out, users=users, resume=resume, stop=stop)
     return {"epochs": recommender.epochs, "metrics": recommender.metrics}
 
 
@@ -206,6 +207,8 @@ def test_a_divided_table_trains_as_a_whole_one(tmp_path: Path) -> None:
     for other in (Run(tmp_path / "3").model(), whole):
         ours, theirs = run.model().item_embedding.weight, other.item_embedding.weight
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=1e-3)
+        by_group = [model.user_encoder.encoder.code_vectors for model in (run.model(), other)]
+        torch.testing.assert_close(*by_group, rtol=0.02, atol=1e-3)
         assert torch.equal(ours[0], torch.zeros(12))
 
 

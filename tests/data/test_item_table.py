@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from seqrec import Dataset, InputError, LogWarning, prepare
-from seqrec.data.items import ITEM_TABLE, ItemTable, describe, load_items, save_items, titles_of
+from seqrec.data.items import ITEM_TABLE, ItemTable, describe, titles_of
+from seqrec.data.table import load_table, save_table
 
 IDS = pl.Series("item_id", ["a", "b", "c", "d"])
 
@@ -103,10 +104,10 @@ def test_titles_beside_ids():
 
 
 def test_it_comes_back_as_it_was(tmp_path: Path):
-    digest = save_items(full(), tmp_path / ITEM_TABLE)
+    digest = save_table(full(), tmp_path / ITEM_TABLE)
     stored = pl.read_parquet(tmp_path / ITEM_TABLE)
     assert stored.null_count().sum_horizontal().item() == 0
-    found = load_items(tmp_path / ITEM_TABLE, IDS, digest)
+    found = load_table(ItemTable, tmp_path / ITEM_TABLE, IDS, digest)
     assert found.frame.equals(full().frame)
     assert found.kinds == full().kinds == {"price": "number", "text": "text", "vector": "vector"}
 
@@ -136,11 +137,11 @@ DAMAGE: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_one_line(kind: str, tmp_path: Path):
     path = tmp_path / ITEM_TABLE
-    save_items(full(), path)
+    save_table(full(), path)
     change, message = DAMAGE[kind]
     change(path)
     with pytest.raises(InputError, match=message) as raised:
-        load_items(path, IDS)
+        load_table(ItemTable, path, IDS)
     assert "\n" not in str(raised.value)
 
 
@@ -148,12 +149,12 @@ def test_damage_is_one_line(kind: str, tmp_path: Path):
 def test_a_long_text_that_many_rows_share_is_not_multiplied(
     column: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("seqrec.data.items.MOST_UNPACKED", 2**20)
-    monkeypatch.setattr("seqrec.data.items.MOST_EXPANSION", 10)
+    monkeypatch.setattr("seqrec.data.table.MOST_UNPACKED", 2**20)
+    monkeypatch.setattr("seqrec.data.table.MOST_EXPANSION", 10)
     ids = pl.Series("item_id", range(3000))
     pl.DataFrame({"item_id": ids, **column}).write_parquet(tmp_path / ITEM_TABLE)
     with pytest.raises(InputError, match=r"has gaps or long texts"):
-        load_items(tmp_path / ITEM_TABLE, ids)
+        load_table(ItemTable, tmp_path / ITEM_TABLE, ids)
 
 
 def dataset() -> Dataset:
@@ -173,7 +174,7 @@ def test_a_dataset_keeps_it(tmp_path: Path):
     assert described.item_table is not None
     assert again.frame.equals(described.item_table.frame)
     shutil.copy(tmp_path / "described" / ITEM_TABLE, tmp_path / "other")
-    save_items(table(title=["other"] * 4), tmp_path / "described" / ITEM_TABLE)
+    save_table(table(title=["other"] * 4), tmp_path / "described" / ITEM_TABLE)
     for use in (Dataset.check, lambda dataset: dataset.item_table.titles):
         opened = Dataset.load(tmp_path / "described")  # nothing is read yet
         with pytest.raises(InputError, match="is not the file that was saved"):

@@ -1,14 +1,18 @@
 """Recommendations over HTTP: they are those of the predictor, after the log, the events and the items sent along."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
-from small_run import fit, make_log
+import torch
+from small_run import OPTIONS, USERS, fit, make_log
 from starlette.testclient import TestClient
 
-from seqrec import Predictor
+from seqrec import Predictor, Recommender
+from seqrec.data.batches import histories_of, pack
 
 HISTORY = ["i3", "i5", "i6"]
 
@@ -50,6 +54,31 @@ def test_items_sent_along_come_after_the_users_own(client: TestClient, predictor
     answer = ask(client, user="u7", history=HISTORY, keep_seen=True)
     assert pairs(answer) == list(predictor.recommend([*own, *HISTORY], 10, keep_seen=True))
     assert answer["used"]["sent"] == 3
+
+
+def test_features_of_users_count_for_those_of_the_log_alone(serving: Any, tmp_path: Path) -> None:
+    users = pl.DataFrame({"user_id": [f"u{user}" for user in range(USERS)], "group": ["a", "b", "b"] * (USERS // 3)})
+    options = OPTIONS | {"user_features": "group", "epochs": 4, "learning_rate": 0.03, "transitions": "off"}
+    Recommender("sasrec", **options).fit(make_log(), users=users).save(tmp_path / "users")
+    client, predictor = serving(tmp_path / "users"), Predictor.load(tmp_path / "users")
+    own = make_log().filter(user_id="u7")["item_id"].to_list()
+    answer = ask(client, user="u7", keep_seen=True, explain=True)
+    assert pairs(answer) == list(predictor.recommend_users("u7", 10, keep_seen=True))
+    unknown = ask(client, user="nobody", history=own, keep_seen=True)
+    assert pairs(unknown) == list(predictor.recommend(own, 10, keep_seen=True))
+    assert unknown["used"]["notes"] == ["the user is not in the log, so features of users count as unknown"]
+    assert answer["used"]["notes"] == []
+    assert [item["score"] for item in unknown["items"]] != [item["score"] for item in answer["items"]]
+    # What an item of the history is worth is measured with the same person without it.
+    dataset, first = predictor.dataset, answer["items"][0]
+    target, user = dataset.item_indices([first["id"]]), dataset.user_indices(["u7"])
+    for why in first["why"]:
+        left = dataset.item_indices([item for item in own[-8:] if item != why["id"]])
+        if len(left) == 7:  # it is there once
+            batch = pack(replace(histories_of(dataset, [left]), users=user), 8)
+            with torch.no_grad():
+                less = predictor.model.score(predictor.model.encode_last(batch), torch.from_numpy(target))
+            assert why["influence"] == pytest.approx(first["score"] - float(less), abs=1e-4)
 
 
 def test_times_set_the_order(client: TestClient, predictor: Predictor) -> None:

@@ -9,14 +9,15 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, OUTPUT, Items, Json, Out, Track, with_flags
+from seqrec.cli.flags import INPUT, OUTPUT, Items, Json, Out, Track, Users, with_flags
 from seqrec.cluster.config import ClusterConfig
 from seqrec.data.dataset import Dataset
 from seqrec.data.fetch import fetch
 from seqrec.data.fields import Options
+from seqrec.data.formats.item_columns import ItemSummary
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.formats.summary import LogSummary
-from seqrec.data.prepare import PrepareConfig, prepare
+from seqrec.data.prepare import PrepareConfig, prepare, with_tables
 from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError, LogWarning, warn
 from seqrec.report.tables import moment, statistics_table, summary_lines
@@ -50,6 +51,7 @@ def inspect(
     log: Annotated[str, Parameter(group=INPUT)],
     *,
     items: Items = None,
+    users: Users = None,
     read: ReadConfig | None = None,
     filters: PrepareConfig | None = None,
     cluster: ClusterConfig | None = None,
@@ -60,8 +62,8 @@ def inspect(
     Args:
         log: Log file, or folder of Parquet parts; with --engine ray also its URL (s3://, gs://, hdfs://).
     """
-    check_outputs(json, reads=[log, items])
-    dataset, summary = prepared(log, read, filters, items, cluster)
+    check_outputs(json, reads=[log, items, users])
+    dataset, summary = prepared(log, read, filters, (items, users), cluster)
     console = output(json)
     show_log(console, dataset, summary)
     before = asdict(dataset.before) if dataset.before else None
@@ -73,11 +75,13 @@ def prepared(
     log: str | Path,
     read: ReadConfig | None,
     filters: PrepareConfig | None,
-    items: Path | None = None,
+    tables: tuple[Path | None, Path | None],
     cluster: ClusterConfig | None = None,
     out: Path | None = None,
 ) -> tuple[Dataset, LogSummary]:
-    """Read and filter a log. Returns the dataset with its item table, and a summary of how the log was read.
+    """Read and filter a log. Returns the dataset with its tables, and a summary of how the log was read.
+
+    ``tables`` are the files that describe the items and the users.
 
     A cluster writes the dataset to a temporary folder: beside ``out``, or in the storage of the cluster, or where this
     machine has its temporary files.
@@ -89,7 +93,7 @@ def prepared(
 
         if can_be_blocks(log):
             dataset, summary = prepare_for_a_while(log, asdict(read or ReadConfig()), filters, cluster, out)
-            return dataset if items is None else dataset.with_items(items), summary
+            return with_tables(dataset, *tables), summary
         warn(f"{log}: is not Parquet, so it is read by this process instead of the cluster", LogWarning)
     elif re.match(r"[a-z][a-z0-9+.-]+://", str(log), re.IGNORECASE):
         raise InputError(f"{log}: is a URL, which only a cluster reads; give --engine ray, or download it")
@@ -100,14 +104,13 @@ def prepared(
     dataset = prepare(frames.pop(), filters)  # keeps no reference to the frame, so that its memory can be freed
     if dataset.item_table is not None and dataset.item_table.summary is not None:
         summary.use(dataset.item_table.summary.columns)
-    return dataset if items is None else dataset.with_items(items), summary
+    return with_tables(dataset, *tables), summary
 
 
 def show_log(console: Console, dataset: Dataset, summary: LogSummary) -> None:
-    """Print how the log and its item table were read, and the statistics of the log."""
+    """Print how the log and its tables were read, and the statistics of the log."""
     lines = summary_lines(summary)
-    described = dataset.item_table.summary if dataset.item_table is not None else None
-    if described is not None and described.described is not None:
+    for described in _described(dataset).values():
         lines += described.lines()
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
@@ -115,12 +118,18 @@ def show_log(console: Console, dataset: Dataset, summary: LogSummary) -> None:
 
 
 def log_facts(dataset: Dataset, summary: LogSummary) -> dict[str, Any]:
-    """How the log and its item table were read, for JSON."""
+    """How the log and its tables were read, for JSON."""
     before = dataset.before or dataset.statistics
     times = {name: getattr(before, name) for name in ("first_time", "last_time")}
     facts = asdict(summary) | {name: None if time is None else moment(time) for name, time in times.items()}
-    described = dataset.item_table.summary if dataset.item_table is not None else None
-    return facts if described is None or described.described is None else facts | {"items": asdict(described)}
+    return facts | {name: asdict(described) for name, described in _described(dataset).items()}
+
+
+def _described(dataset: Dataset) -> dict[str, ItemSummary]:
+    """How files of items and users were understood, if there were any: ``items`` and ``users``."""
+    tables = {"items": dataset.item_table, "users": dataset.user_table}
+    found = {name: table.summary for name, table in tables.items() if table is not None}
+    return {name: one for name, one in found.items() if one is not None and one.described is not None}
 
 
 def given_options(*parts: Options | None) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def compare_command(
 
         check_tracker(track)
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
-    dataset, summary = prepared(log, read, filters, items)
+    dataset, summary = prepared(log, read, filters, (items, None))
     console = output(json)
     show_log(console, dataset, summary)
     from seqrec.tools.compare import compare_models  # imports torch

@@ -14,7 +14,7 @@ from rich.console import Console
 from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, given_options, log_facts, prepared, show_log
 from seqrec.cli.console import output, write_json
-from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, Track, flag, with_flags
+from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, Track, Users, flag, with_flags
 from seqrec.cluster.config import ClusterConfig
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import TRAINED, SplitConfig
@@ -47,6 +47,7 @@ def fit_command(model: str) -> Any:
         *,
         out: Annotated[Path, Parameter(group=OUTPUT)],
         items: Items = None,
+        users: Users = None,
         model: Annotated[Literal[(AUTO, *MODELS)], Parameter(group=MODEL)] = AUTO,  # type: ignore[valid-type]
         sizes: config | None = None,  # type: ignore[valid-type]
         training: TrainConfig | None = None,
@@ -89,7 +90,7 @@ def fit_command(model: str) -> Any:
                 return 0
             budget = Budget(minutes, began()) if minutes is not None else None
             options = given_options(sizes, training, split, filters) | {"refit": refit}
-            where = _Where(log, out, items, init_from, track, resume, overwrite, json)
+            where = _Where(log, out, items, users, init_from, track, resume, overwrite, json)
             if MODELS[named_model(model)[0]].COUNTED:
                 _warn_of_unused(model, training)
             return _fit(where, model, options, read, filters, budget, cluster or ClusterConfig())
@@ -104,6 +105,7 @@ class _Where:
     log: str
     out: Path
     items: Path | None
+    users: Path | None
     init_from: Path | None
     track: Track
     resume: bool
@@ -128,13 +130,13 @@ def _fit(
         if cluster.engine == "ray" and not is_counted:
             raise InputError("track is not available with engine ray; leave out one of them")
         check_tracker(where.track)
-    check_outputs(json, reads=[where.log, where.items], run=out)
+    check_outputs(json, reads=[where.log, where.items, where.users], run=out)
     check_log(where.log, out)
     if not where.resume:
         check_free(out, where.overwrite)  # reading the log may take a while
         if (earlier := where.init_from) is not None:
             reading(earlier, lambda: Run(earlier))
-    dataset, summary = prepared(where.log, read, filters, where.items, cluster, out)
+    dataset, summary = prepared(where.log, read, filters, (where.items, where.users), cluster, out)
     recommender = Recommender(model, **options)
     console = output(json)
     show_log(console, dataset, summary)

@@ -59,6 +59,10 @@ Items = Annotated[
     ),
 ]
 Track = Annotated[Literal["mlflow", "tensorboard"] | None, Parameter(group=OUTPUT)]
+Users = Annotated[
+    Path | None,
+    Parameter(help="File that describes the users. Models learn what --user-features names.", group=INPUT),
+]
 Out = Annotated[Path | None, Parameter(group=OUTPUT)]
 Format = Annotated[
     Literal["table", "csv", "jsonl", "parquet"] | None,

@@ -11,7 +11,7 @@ from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
 from seqrec.cli.console import output, write_json
 from seqrec.cli.fit import show_result
-from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, Track, with_flags
+from seqrec.cli.flags import INPUT, MODEL, OUTPUT, TRAINING, Items, Json, Track, Users, with_flags
 from seqrec.cluster.config import ClusterConfig
 from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import PrepareConfig
@@ -43,6 +43,7 @@ def tune_command(model: str) -> Any:
         *,
         out: Annotated[Path, Parameter(group=OUTPUT)],
         items: Items = None,
+        users: Users = None,
         model: Annotated[Literal[(AUTO, *MODELS)], Parameter(group=MODEL)] = AUTO,  # type: ignore[valid-type]
         search: TuneConfig | None = None,
         sizes: config | None = None,  # type: ignore[valid-type]
@@ -70,13 +71,13 @@ def tune_command(model: str) -> Any:
         budget = Budget(search.minutes, began()) if search.minutes is not None else None
         options = vars(sizes or config()) | merged(training, split, filters) | {"refit": refit}
         cluster.check()
-        check_outputs(json, reads=[log, items], run=out)
+        check_outputs(json, reads=[log, items, users], run=out)
         check_log(log, out)
         from seqrec.tools.tune import check_local, check_tunable, tune_model  # imports torch
 
         check_tunable(model, options["evaluate_every"])
         check_local(track, cluster.engine == "local")
-        dataset, summary = prepared(log, read, filters, items)
+        dataset, summary = prepared(log, read, filters, (items, users))
         console = output(json)
         show_log(console, dataset, summary)
         shown: dict[str, Any] = {"overwrite": overwrite, "progress": json != "-", "console": console, "track": track}

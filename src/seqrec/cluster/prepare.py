@@ -136,6 +136,7 @@ def _prepared(pool: Pool, parts: Parts, folder: Path, config: PrepareConfig, giv
         "before": before,
         "filters": dict(vars(config)),
         "item_table": table_of_log(texts, item_ids),
+        "user_table": None,
     }
     finish(pool, folder, fields, written, met)
     return summary

@@ -15,6 +15,7 @@ from seqrec.data.ids import ids_of
 from seqrec.data.items import ItemTable, describe
 from seqrec.data.saved import Saved, check_replaced, fingerprint_of, write_files
 from seqrec.data.statistics import Statistics, counts_of, statistics_of
+from seqrec.data.users import UserTable, describe_users
 from seqrec.errors import InputError
 from seqrec.files import replacing_folder
 
@@ -39,8 +40,8 @@ class Dataset:
     ``saved`` is set if the dataset was opened from files. The arrays and tables are then memory-mapped, and
     :meth:`check_users` or :meth:`check` must be called before their first use.
 
-    ``item_table`` holds titles, categories and other facts about the items, or is None. It is not part of the
-    fingerprint.
+    ``item_table`` holds titles, categories and other facts about the items, ``user_table`` facts about the users; or
+    they are None. They are not part of the fingerprint.
     """
 
     items: np.ndarray
@@ -54,6 +55,7 @@ class Dataset:
     met_items: np.ndarray | None = None
     met_offsets: np.ndarray | None = None
     item_table: ItemTable | None = field(default=None, compare=False)
+    user_table: UserTable | None = field(default=None, compare=False)
     saved: Saved | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +130,10 @@ class Dataset:
         """The same interactions with an item table made from ``items``, in any form that :func:`read_items` takes."""
         return replace(self, item_table=describe(items, self.item_ids, self.item_table))
 
+    def with_users(self, users: Any) -> "Dataset":
+        """The same interactions with a user table made from ``users``; see :func:`describe_users`."""
+        return replace(self, user_table=describe_users(users, self.user_ids))
+
     def check(self) -> "Dataset":
         """Read and check the files that the dataset was opened from. Does nothing the second time, or without files.
 
@@ -138,10 +144,15 @@ class Dataset:
         """
         if self.saved is not None and not self.saved.checked:
             check_everything(self.saved)
-            if self.saved.item_table is not None:
-                self.saved.item_table.read()
+            self.read_tables()
             self.saved.checked = True
         return self
+
+    def read_tables(self) -> None:
+        """Read and check the tables of items and users now; see :meth:`seqrec.data.table.Table.read`."""
+        for table in (self.item_table, self.user_table):
+            if table is not None:
+                table.read()
 
     def check_users(self, users: np.ndarray) -> None:
         """Like :meth:`check`, but only for the histories of some users, by index; -1 is skipped."""

@@ -1,4 +1,4 @@
-"""Features of items: what an item table says of them, in the form that models learn from."""
+"""Features of items and users: what a table says of them, in the form that models learn from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import numpy as np
 import polars as pl
 
 from seqrec.data.id_table import IdTable
-from seqrec.data.items import ItemTable
+from seqrec.data.table import Table
 from seqrec.errors import InputError
 
 ALL = "all"
 BINS = 20  # quantiles that the values of a number are divided by
-LEAST, MOST = 2, 100_000  # items that share a value, and values of a column, for it to be learned
+LEAST, MOST = 2, 100_000  # rows that share a value, and values of a column, for it to be learned
 _TELLING = 0.5  # largest share of distinct values in a column of texts that are values, not free text
 
 
 class Features(NamedTuple):
-    """The features of all items, in the order of their indices; row 0 is padding and has none.
+    """The features of all items, or users, of a table: those of its row ``i - 1`` are at ``i``; row 0 has none.
 
-    The codes of item ``i``, from 0, are ``codes int64[M]`` from ``offsets[i]`` to ``offsets[i + 1]``; ``offsets`` is
+    The codes of row ``i``, from 0, are ``codes int64[M]`` from ``offsets[i]`` to ``offsets[i + 1]``; ``offsets`` is
     ``int64[I + 2]``. Its numbers are ``values float32[I + 1, V]``.
     """
 
@@ -94,7 +94,7 @@ class Scaled:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What models learn of the columns of an item table; the same for all tables with these columns."""
+    """What models learn of the columns of a table; the same for all tables with these columns."""
 
     coded: Sequence[Coded]
     scaled: Sequence[Scaled]
@@ -111,7 +111,7 @@ class Vocabulary:
 
     @property
     def num_values(self) -> int:
-        """Number of numbers V in the vectors of an item, over all columns."""
+        """Number of numbers V in the vectors of a row, over all columns."""
         return sum(map(len, self.scaled))
 
     @property
@@ -124,8 +124,8 @@ class Vocabulary:
         coded = [f"{one.name} ({len(one):,} {'bins' if one.values is None else 'values'})" for one in self.coded]
         return coded + [f"{one.name} (vectors of {len(one):,})" for one in self.scaled]
 
-    def encode(self, table: ItemTable) -> Features:
-        """The features of the items of a table, which has the same columns."""
+    def encode(self, table: Table) -> Features:
+        """The features of the rows of a table, which has the same columns."""
         rows, codes, first = [], [], 0
         for column in self.coded:
             found = column.encode(_column(table, column.name))
@@ -143,11 +143,11 @@ class Vocabulary:
         return Features(np.append(0, np.cumsum(counts)).astype(np.int64), joined[order], values)
 
 
-def vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, str]]:
-    """What a model learns of an item table. It is found once, and then kept with the table.
+def vocabulary_of(table: Table, asked: str) -> tuple[Vocabulary, dict[str, str]]:
+    """What a model learns of a table. It is found once, and then kept with the table.
 
     Args:
-        table: item table.
+        table: table of items or users.
         asked: names of columns, separated by commas; or ``all`` for those that there is something to learn of.
 
     Returns:
@@ -163,15 +163,17 @@ def vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, s
     return table.learned[asked]
 
 
-def _vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, str]]:
-    there = [name for name in table.frame.columns if name != "item_id"]
+def _vocabulary_of(table: Table, asked: str) -> tuple[Vocabulary, dict[str, str]]:
+    option, what = table.OPTION, table.WHAT
+    there = [name for name in table.frame.columns if name != f"{what}_id"]
     names = there if asked == ALL else [name.strip() for name in asked.split(",")]
     columns: list[Coded | Scaled] = []
     left_out: dict[str, str] = {}
     for name in dict.fromkeys(names):
         if name not in there:
             raise InputError(
-                f"features name {name!r}, but the item table has {', '.join(there) or 'no columns'}; give some of these"
+                f"{option} name {name!r}, but the {what} table has {', '.join(there) or 'no columns'}; give some of "
+                "these"
             )
         found = _learned(table, name)
         if isinstance(found, str):
@@ -180,9 +182,9 @@ def _vocabulary_of(table: ItemTable, asked: str) -> tuple[Vocabulary, dict[str, 
             columns.append(found)
     if left_out and asked != ALL:
         name, reason = next(iter(left_out.items()))
-        raise InputError(f"features name {name!r}, but {reason}; leave it out")
+        raise InputError(f"{option} name {name!r}, but {reason}; leave it out")
     if not columns:
-        raise InputError(f"there is nothing to learn of the item table: {_listed(left_out)}; leave out features")
+        raise InputError(f"there is nothing to learn of the {what} table: {_listed(left_out)}; leave out {option}")
     coded = [one for one in columns if isinstance(one, Coded)]
     return Vocabulary(coded, [one for one in columns if isinstance(one, Scaled)]), left_out
 
@@ -191,9 +193,12 @@ def _listed(left_out: dict[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has only ids"
 
 
-def _column(table: ItemTable, name: str) -> pl.Series:
+def _column(table: Table, name: str) -> pl.Series:
     if name not in table.frame.columns:
-        raise InputError(f"the items have no {name!r}, which the model reads; give items with the columns of training")
+        what = f"{table.WHAT}s"
+        raise InputError(
+            f"the {what} have no {name!r}, which the model reads; give {what} with the columns of training"
+        )
     return table.frame[name]
 
 
@@ -209,7 +214,7 @@ def _entries(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
     return rows[known], values.filter(pl.Series(known))
 
 
-def _learned(table: ItemTable, name: str) -> Coded | Scaled | str:
+def _learned(table: Table, name: str) -> Coded | Scaled | str:
     """What is learned of a column, or the reason why nothing is."""
     column = table.frame[name]
     if isinstance(column.dtype, pl.Array):
@@ -228,10 +233,12 @@ def _learned(table: ItemTable, name: str) -> Coded | Scaled | str:
     else:
         found = values.alias("value").value_counts()
     if column.dtype == pl.String and len(found) > _TELLING * len(values):
-        return "its texts differ between most items (give vectors of them)"
+        return f"its texts differ between most {table.WHAT}s (give vectors of them)"
     kept = found.filter((pl.col("count") >= LEAST) & (pl.col("count") < len(column)))
+    if kept.is_empty():
+        return f"no value is shared by some {table.WHAT}s and not by others"
     frequent = kept.sort("count", "value", descending=[True, False])["value"].head(MOST)
-    return Coded(name, IdTable(frequent.sort())) if len(kept) else "no value is shared by some items and not by others"
+    return Coded(name, IdTable(frequent.sort()))
 
 
 def _scaled(name: str, vectors: np.ndarray) -> Scaled | str:

@@ -97,19 +97,26 @@ def prepare(frame: pl.DataFrame, config: PrepareConfig | None = None) -> Dataset
     )
 
 
-def read_and_prepared(given: list[Any], items: Any, config: PrepareConfig) -> Dataset:
-    """The dataset of a log, with its item table.
+def read_and_prepared(given: list[Any], config: PrepareConfig, items: Any, users: Any) -> Dataset:
+    """The dataset of a log, with its tables of items and users.
 
     Args:
         given: the log in any form that :func:`read_log` accepts, or a :class:`Dataset`, as the only entry of a list. It
             is taken out, so that the memory of a frame can be freed before training.
-        items: descriptions of the items, in any form that :func:`read_items` accepts, or None.
         config: filters, for a log that is not prepared yet.
+        items: descriptions of the items, in any form that :func:`read_items` accepts, or None.
+        users: descriptions of the users, in any form that :func:`seqrec.data.users.describe_users` accepts, or None.
     """
     log = given.pop()
     if not isinstance(log, Dataset):
         log = prepare(read_log_with_summary(log, needs_rating=config.min_rating is not None)[0], config)
-    return log if items is None else log.with_items(items)
+    return with_tables(log, items, users)
+
+
+def with_tables(dataset: Dataset, items: Any, users: Any) -> Dataset:
+    """The dataset with tables made from descriptions of items and of users, where they are given."""
+    dataset = dataset if items is None else dataset.with_items(items)
+    return dataset if users is None else dataset.with_users(users)
 
 
 @dataclass

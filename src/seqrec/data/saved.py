@@ -17,9 +17,11 @@ import numpy as np
 from seqrec.data.checked import check_files, read_json, size_of
 from seqrec.data.fields import check_fields
 from seqrec.data.id_table import IdTable
-from seqrec.data.items import ITEM_TABLE, ItemTable, load_items, save_items
+from seqrec.data.items import ITEM_TABLE, ItemTable
 from seqrec.data.mapped import Mapped, bytes_of, write_array
 from seqrec.data.statistics import Statistics
+from seqrec.data.table import AnyTable, load_table, save_table
+from seqrec.data.users import USER_TABLE, UserTable
 from seqrec.errors import InputError, one_line
 
 FORMAT_VERSION = 2
@@ -29,7 +31,7 @@ _MET = {"met_items": np.int32, "met_offsets": np.int64}  # only if a filter drop
 #: Sorted integers; or the bytes of texts, with the file that says where each text begins.
 _IDS = {"user_ids": "user_id_offsets", "item_ids": "item_id_offsets"}
 #: Names of all files that a saved dataset can have.
-FILES = frozenset({FACTS, ITEM_TABLE, *(f"{name}.npy" for name in (*_ARRAYS, *_MET, *_IDS, *_IDS.values()))})
+FILES = frozenset(f"{name}.npy" for name in (*_ARRAYS, *_MET, *_IDS, *_IDS.values())) | {FACTS, ITEM_TABLE, USER_TABLE}
 FORMER_FILES = frozenset({"users.parquet", "items.parquet"})  # format 1
 MOST_ROWS = 2**62
 
@@ -85,13 +87,16 @@ class Saved:
             IdTable.mapped(name.removesuffix("s"), self.arrays[name], self.arrays.get(offsets))
             for name, offsets in _IDS.items()
         )
-        self.item_table = self._item_table() if "item_table" in self.facts else None
+        self.item_table = self._table("item_table", ItemTable, ITEM_TABLE, self.catalogue)
+        self.user_table = self._table("user_table", UserTable, USER_TABLE, self.users)
 
-    def _item_table(self) -> ItemTable:
-        """The item table, which is read at its first use."""
-        path, digest = self.folder / ITEM_TABLE, self.facts["item_table"]
+    def _table(self, name: str, kind: type[AnyTable], file: str, ids: IdTable) -> AnyTable | None:
+        """A table, which is read at its first use; None if there is none."""
+        if name not in self.facts:
+            return None
+        path, digest = self.folder / file, self.facts[name]
         size_of(path, self.advice)
-        return ItemTable(lambda: load_items(path, self.catalogue.series, digest, self.advice).frame)
+        return kind(lambda: load_table(kind, path, ids.series, digest, self.advice).frame)
 
     def _has(self, name: str) -> bool:
         return name in self.facts["checksums"]
@@ -110,6 +115,7 @@ class Saved:
             "before": None if before is None else Statistics(**before),
             "filters": self.facts["filters"],
             "item_table": self.item_table,
+            "user_table": self.user_table,
             "saved": self,
         }
 
@@ -154,7 +160,7 @@ def write_files(folder: Path, fields: Mapping[str, Any], fingerprint: str) -> No
 def write_rest(
     folder: Path, fields: Mapping[str, Any], interactions: int, fingerprint: str, checksums: dict[str, str]
 ) -> None:
-    """Write the ids, the item table and dataset.json of a dataset, beside its interactions.
+    """Write the ids, the tables of items and users, and dataset.json of a dataset, beside its interactions.
 
     Args:
         folder: folder of the dataset, in which the files of the interactions are.
@@ -179,8 +185,9 @@ def write_rest(
         "filters": fields["filters"],
         "checksums": checksums,  # eight hexadecimal digits per block of each array
     }
-    if fields["item_table"] is not None:
-        facts["item_table"] = save_items(fields["item_table"], folder / ITEM_TABLE)
+    for name, file in (("item_table", ITEM_TABLE), ("user_table", USER_TABLE)):
+        if fields[name] is not None:
+            facts[name] = save_table(fields[name], folder / file)
     (folder / FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
@@ -219,8 +226,9 @@ def _check_facts(facts: dict[str, Any]) -> None:
         raise InputError("fingerprint is not text")
     if not isinstance(facts["filters"], dict | None):
         raise InputError("filters is not an object")
-    if not isinstance(facts.get("item_table", ""), str):
-        raise InputError("item_table is not text")
+    for name in ("item_table", "user_table"):
+        if not isinstance(facts.get(name, ""), str):
+            raise InputError(f"{name} is not text")
     if not isinstance(facts["checksums"], dict):
         raise InputError("checksums is not an object")
     before = facts["before"]

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from seqrec.export.graph import Graph, Value
-from seqrec.export.inputs import Padded
+from seqrec.export.inputs import Padded, embedded
 from seqrec.models.bert4rec import BERT4Rec, BERT4RecBlock
 from seqrec.models.blocks import Attention, FeedForward, UserEmbedding
 from seqrec.models.esasrec import ESASRec, LiGRBlock, SwiGLU
@@ -45,7 +45,7 @@ def user_vectors(table: UserEmbedding, users: Value) -> Value:
 def sasrec(model: SASRec, padded: Padded) -> Value:
     """Hidden states ``[B, D]`` of :class:`SASRec`."""
     graph = padded.graph
-    x = graph.constant(model.item_embedding.weight).rows(padded.items) * model.config.embedding_dim**0.5
+    x = embedded(model.item_embedding, model.user_encoder, padded) * model.config.embedding_dim**0.5
     x = x + _positions(model.position_embedding.weight, padded.length, graph)
     return normed(model.final_norm, _through_blocks(model.blocks, x, padded))
 
@@ -54,7 +54,7 @@ def ssept(model: SSEPT, padded: Padded) -> Value:
     """Hidden states ``[B, embedding_dim + 1]`` of :class:`SSEPT`."""
     graph, config = padded.graph, model.config
     assert padded.users is not None
-    items = graph.constant(model.item_embedding.weight).rows(padded.items) * config.embedding_dim**0.5
+    items = embedded(model.item_embedding, model.user_encoder, padded) * config.embedding_dim**0.5
     users = user_vectors(model.user_embedding, padded.users) * config.user_dim**0.5
     beside = users.unsqueeze(1).expand(1, padded.length, 1)
     x = graph.concat([items, beside], -1) + _positions(model.position_embedding.weight, padded.length, graph)
@@ -85,7 +85,7 @@ def bert4rec(model: BERT4Rec, padded: Padded) -> Value:
 def tisasrec(model: TiSASRec, padded: Padded) -> Value:
     """Hidden states ``[B, D]`` of :class:`TiSASRec`."""
     graph = padded.graph
-    x = graph.constant(model.item_embedding.weight).rows(padded.items) * model.config.embedding_dim**0.5
+    x = embedded(model.item_embedding, model.user_encoder, padded) * model.config.embedding_dim**0.5
     positions = _positions(model.position_embedding.weight, padded.length, graph)
     intervals = _intervals(padded, model.config.time_span)
     for number, block in enumerate(model.blocks, start=1):
@@ -103,7 +103,7 @@ def tisasrec(model: TiSASRec, padded: Padded) -> Value:
 def esasrec(model: ESASRec, padded: Padded) -> Value:
     """Hidden states ``[B, D]`` of :class:`ESASRec`. The last block computes only the last column."""
     graph = padded.graph
-    x = graph.constant(model.item_embedding.weight).rows(padded.items)
+    x = embedded(model.item_embedding, model.user_encoder, padded)
     x = x + _positions(model.position_embedding.weight, padded.length, graph)
     for number, block in enumerate(model.blocks, start=1):
         assert isinstance(block, LiGRBlock)
@@ -127,7 +127,7 @@ def _swiglu(network: SwiGLU, x: Value) -> Value:
 def hstu(model: HSTU, padded: Padded) -> Value:
     """Hidden states ``[B, D]`` of :class:`HSTU`."""
     graph, config = padded.graph, model.config
-    x = graph.constant(model.item_embedding.weight).rows(padded.items) * config.embedding_dim**0.5
+    x = embedded(model.item_embedding, model.user_encoder, padded) * config.embedding_dim**0.5
     x = x + _positions(model.position_embedding.weight, padded.length, graph)
     place = graph.arange(padded.length)
     distances = (place.unsqueeze(1) - place.unsqueeze(0)).op("Max", 0)

@@ -3,15 +3,20 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+from torch import nn
+
 from seqrec.export.graph import Graph, Value
 from seqrec.models.base import Model
 from seqrec.models.caser import Caser
+from seqrec.models.features import UserEncoder, reads_users
 from seqrec.models.ssept import SSEPT
 
 
 def uses_users(model: Model) -> bool:
-    """Whether the model has embeddings of users."""
-    return any(isinstance(part, SSEPT) or (isinstance(part, Caser) and part.user_dim > 0) for part in model.parts)
+    """Whether the model has embeddings of users, or reads features of them."""
+    own = any(isinstance(part, SSEPT) or (isinstance(part, Caser) and part.user_dim > 0) for part in model.parts)
+    return own or reads_users(model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,20 @@ class Padded:
         """The newest items of each history."""
         times = None if self.times is None else self.times.slice(1, -most)
         return replace(self, items=self.items.slice(1, -most), times=times)
+
+
+def embedded(table: nn.Embedding, encoder: UserEncoder, padded: Padded, items: Value | None = None) -> Value:
+    """The input ``[B, L, D]`` before its scale: vectors of the items, and of the features of the users if it has any.
+
+    ``items int64[B, L]`` are by default those of ``padded``.
+    """
+    x = padded.graph.constant(table.weight).rows(padded.items if items is None else items)
+    if encoder.encoder is None:
+        return x
+    assert padded.users is not None
+    known = (padded.users >= 0) & (padded.users < encoder.num_users)
+    every = padded.graph.constant(encoder.vectors(torch.arange(-1, encoder.num_users)))  # row 0: somebody unknown
+    return x + every.rows(known.where(padded.users + 1, 0)).unsqueeze(1)
 
 
 def given(graph: Graph, model: Model) -> Padded:

@@ -8,7 +8,7 @@ from torch import nn
 
 from seqrec.export.attention import gelu, linear, normed, user_vectors
 from seqrec.export.graph import Graph, Value
-from seqrec.export.inputs import Padded
+from seqrec.export.inputs import Padded, embedded
 from seqrec.models.caser import Caser
 from seqrec.models.gru4rec import GRU, GRU4Rec
 from seqrec.models.lrurec import LRURec, LRURecBlock
@@ -25,7 +25,7 @@ def gru4rec(model: GRU4Rec, padded: Padded) -> Value:
     # ONNX expects the padding after the history.
     place = graph.arange(padded.length).unsqueeze(0) + (padded.length - padded.lengths).unsqueeze(1)
     items = padded.items.picked(place.op("Mod", padded.length), axis=1)
-    x = graph.constant(model.item_embedding.weight).rows(items.permute(1, 0))  # [L, B, E]
+    x = embedded(model.item_embedding, model.user_encoder, padded, items).permute(1, 0, 2)  # [L, B, E]
     x = x * model.item_embedding.embedding_dim**0.5
     lengths = padded.lengths.op("Max", 1).cast("int32")
     for number, layer in enumerate(model.layers, start=1):
@@ -51,7 +51,7 @@ def _gru_weights(layer: GRU, graph: Graph) -> list[Value]:
 def lrurec(model: LRURec, padded: Padded) -> Value:
     """Hidden states ``[B, D + 1]`` of :class:`LRURec`; the last column is 1."""
     graph = padded.graph
-    x = normed(model.embedding_norm, graph.constant(model.item_embedding.weight).rows(padded.items))
+    x = normed(model.embedding_norm, embedded(model.item_embedding, model.user_encoder, padded))
     for number, block in enumerate(model.blocks, start=1):
         assert isinstance(block, LRURecBlock)
         last = number == len(model.blocks)

@@ -50,7 +50,8 @@ class Model(nn.Module):
     READS: ClassVar[frozenset[str]] = frozenset()
 
     #: Whether ``item_embedding`` is an :class:`seqrec.models.features.ItemEmbedding`. Training may start from vectors
-    #: of the items, and vectors may be made of features.
+    #: of the items, and vectors may be made of features. ``user_encoder`` is then a
+    #: :class:`seqrec.models.features.UserEncoder`, which adds features of users to the input.
     VECTORS_OF_ITEMS: ClassVar[bool] = False
 
     #: Counts that are added to the scores when items are ranked, but not by :meth:`score`. They are no weights.
@@ -135,6 +136,10 @@ class Model(nn.Module):
     def set_features(self, features: Features) -> None:
         """Set the features of all items, for models whose config names some."""
         self.item_embedding.set_features(features)  # type: ignore[operator, union-attr]
+
+    def set_user_features(self, features: Features) -> None:
+        """Set the features of all users, for models whose config names some."""
+        self.user_encoder.set_features(features)  # type: ignore[operator, union-attr]
 
     def prepare_training(self, histories: Histories) -> None:
         """Prepare for training on ``histories``, one per user of the dataset. Called before the first step."""

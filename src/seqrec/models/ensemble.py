@@ -20,7 +20,7 @@ MIXED = ("sasrec", "ssept", "gru4rec")
 BEFORE_MIXED = ("hstu", "lrurec")
 #: Sizes that are the same in all members of a mixed ensemble, where they have them.
 SHARED = ("max_length", "embedding_dim", "num_blocks", "num_heads", "dropout", "norm", "features", "id_dropout",
-          "num_codes", "num_values")  # fmt: skip
+          "user_features", "num_codes", "num_values", "num_user_codes", "num_user_values")  # fmt: skip
 
 
 def kinds_of(model: str, count: int, kinds: str) -> list[str]:
@@ -129,6 +129,11 @@ class Ensemble(Model):
         """Set the features of all items in all members."""
         for part in self.parts:
             part.set_features(features)
+
+    def set_user_features(self, features: Features) -> None:
+        """Set the features of all users in all members."""
+        for part in self.parts:
+            part.set_user_features(features)
 
     def prepare_training(self, histories: Histories) -> None:
         """Prepare all members."""

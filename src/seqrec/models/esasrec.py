@@ -14,7 +14,7 @@ from seqrec.data.negatives import Loss
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Attention, Dropout, add_positions, reset_layers
-from seqrec.models.features import FeatureOptions, ItemEmbedding
+from seqrec.models.features import FeatureOptions, ItemEmbedding, UserEncoder
 from seqrec.models.grouping import Grouping
 from seqrec.models.sasrec import attention_through_blocks, select_tokens, through_blocks
 
@@ -133,13 +133,13 @@ class ESASRec(Model):
     config: ESASRecConfig
 
     def __init__(self, config: ESASRecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config = config.resolved()
         self.num_items = num_items
         self.random_start = config.random_start
         dim = config.embedding_dim
         self.item_embedding = ItemEmbedding(num_items, dim, config)
+        self.user_encoder = UserEncoder(num_users, dim, config)
         self.position_embedding = nn.Embedding(self.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(LiGRBlock(config) for _ in range(config.num_blocks))
@@ -151,6 +151,7 @@ class ESASRec(Model):
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
         self.item_embedding.reset_rest(0.01)
+        self.user_encoder.reset(0.01)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -165,7 +166,8 @@ class ESASRec(Model):
         return attention_through_blocks(self.blocks, self._embedded(batch), batch)
 
     def _embedded(self, batch: Batch) -> Tensor:
-        return add_positions(self.item_embedding(batch.items), batch, self.position_embedding, self.dropout)
+        x = self.user_encoder(self.item_embedding(batch.items), batch)
+        return add_positions(x, batch, self.position_embedding, self.dropout)
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""

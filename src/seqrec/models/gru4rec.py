@@ -14,7 +14,7 @@ from seqrec.device import not_compiled
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
-from seqrec.models.features import FeatureOptions, ItemEmbedding
+from seqrec.models.features import FeatureOptions, ItemEmbedding, UserEncoder
 from seqrec.models.grouping import Steps
 
 
@@ -110,7 +110,6 @@ class GRU4Rec(Model):
     config: GRU4RecConfig
 
     def __init__(self, config: GRU4RecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config = config.resolved()
         self.num_items = num_items
@@ -118,6 +117,7 @@ class GRU4Rec(Model):
             self.FACTORED = False
         dim = config.hidden_dim or config.embedding_dim
         self.item_embedding = ItemEmbedding(num_items, config.embedding_dim, config)
+        self.user_encoder = UserEncoder(num_users, config.embedding_dim, config)
         self.output_embedding = nn.Embedding(num_items + 1, dim) if config.separate_output else None
         self.item_bias = nn.Embedding(num_items + 1, 1)
         self.embedding_dropout = Dropout(config.embedding_dropout)
@@ -138,6 +138,7 @@ class GRU4Rec(Model):
                 with torch.no_grad():
                     table.weight[0] = 0
         self.item_embedding.reset_rest(0.01)
+        self.user_encoder.reset(0.01)
         nn.init.zeros_(self.item_bias.weight)
         for module in self.modules():
             if isinstance(module, GRU):
@@ -146,7 +147,7 @@ class GRU4Rec(Model):
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D + 1]`` of the tokens; the last column is 1."""
         steps = Steps(batch)
-        x = self.item_embedding(batch.items.index_select(0, steps.tokens))
+        x = self.user_encoder(self.item_embedding(batch.items.index_select(0, steps.tokens)), batch, steps.tokens)
         x = self.embedding_dropout(x * x.shape[1] ** 0.5, steps.tokens)
         for layer in self.layers:
             x = self.hidden_dropout(layer(x, steps), steps.tokens)

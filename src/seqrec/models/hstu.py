@@ -25,7 +25,7 @@ from seqrec.models.blocks import (
     reset_layers,
     split_heads,
 )
-from seqrec.models.features import FeatureOptions, ItemEmbedding
+from seqrec.models.features import FeatureOptions, ItemEmbedding, UserEncoder
 from seqrec.models.grouping import Grouping, group, pairs_within
 
 _EPSILON = 1e-6
@@ -234,7 +234,6 @@ class HSTU(Model):
     config: HSTUConfig
 
     def __init__(self, config: HSTUConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config = config.resolved()
         self.num_items = num_items
@@ -243,6 +242,7 @@ class HSTU(Model):
         assert config.dropout is not None
         dim = config.embedding_dim
         self.item_embedding = ItemEmbedding(num_items, dim, config)
+        self.user_encoder = UserEncoder(num_users, dim, config)
         self.position_embedding = nn.Embedding(self.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(HSTUBlock(config) for _ in range(config.num_blocks))
@@ -261,6 +261,7 @@ class HSTU(Model):
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.02)
         self.item_embedding.reset_rest(0.02)
+        self.user_encoder.reset(0.02)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -279,7 +280,7 @@ class HSTU(Model):
 
     def _through(self, blocks: nn.ModuleList, batch: Batch) -> Tensor:
         """The embedded tokens through some blocks, ``[T, D]``."""
-        x = self.item_embedding(batch.items)
+        x = self.user_encoder(self.item_embedding(batch.items), batch)
         x = add_positions(x, batch, self.position_embedding, self.dropout, self.config.embedding_dim**0.5)
         if len(blocks):
             seeded = not self.dropout.active or self.dropout.random is not None

@@ -16,7 +16,7 @@ from seqrec.data.fields import Count, Dropped, Length, Range
 from seqrec.device import not_compiled
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout
-from seqrec.models.features import FeatureOptions, ItemEmbedding
+from seqrec.models.features import FeatureOptions, ItemEmbedding, UserEncoder
 
 #: Absolute values that the factors of the recurrence start between: the ring of the authors' code.
 RING = 0.8, 0.99
@@ -156,13 +156,13 @@ class LRURec(Model):
     config: LRURecConfig
 
     def __init__(self, config: LRURecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config = config.resolved()
         self.num_items = num_items
         assert config.dropout is not None
         dim = config.embedding_dim
         self.item_embedding = ItemEmbedding(num_items, dim, config)
+        self.user_encoder = UserEncoder(num_users, dim, config)
         self.item_bias = nn.Embedding(num_items + 1, 1)
         self.dropout = Dropout(config.dropout)
         self.embedding_norm = nn.LayerNorm(dim)
@@ -186,6 +186,7 @@ class LRURec(Model):
         nn.init.trunc_normal_(self.item_embedding.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.item_bias.weight)
         self.item_embedding.reset_rest(0.02)
+        self.user_encoder.reset(0.02)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D + 1]`` of the tokens; the last column is 1."""
@@ -196,7 +197,7 @@ class LRURec(Model):
         return self._states(batch, batch.last)
 
     def _states(self, batch: Batch, last: Tensor | None) -> Tensor:
-        x = self.embedding_norm(self.dropout(self.item_embedding(batch.items)))
+        x = self.embedding_norm(self.dropout(self.user_encoder(self.item_embedding(batch.items), batch)))
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, batch, last if number == len(self.blocks) else None)
         x = x if last is None or len(self.blocks) else x.index_select(0, last)

@@ -13,7 +13,7 @@ from seqrec.data.fields import Count, Dropped, Length, Range, Share, Weight
 from seqrec.errors import InputError
 from seqrec.models.base import Model
 from seqrec.models.blocks import Attention, Dropout, FeedForward, add_positions, mean_squared_norm, reset_layers
-from seqrec.models.features import FeatureOptions, ItemEmbedding
+from seqrec.models.features import FeatureOptions, ItemEmbedding, UserEncoder
 from seqrec.models.grouping import Grouping, group
 
 
@@ -192,7 +192,6 @@ class SASRec(Model):
     config: SASRecConfig
 
     def __init__(self, config: SASRecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config = config.resolved()
         self.num_items = num_items
@@ -201,6 +200,7 @@ class SASRec(Model):
         dim = config.embedding_dim
         # No padding_idx: packed batches have no padding, and torch would search every gradient for it.
         self.item_embedding = ItemEmbedding(num_items, dim, config)
+        self.user_encoder = UserEncoder(num_users, dim, config)
         self.position_embedding = nn.Embedding(self.max_length, dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.num_blocks))
@@ -218,6 +218,7 @@ class SASRec(Model):
         for table in (self.item_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
         self.item_embedding.reset_rest(0.01)
+        self.user_encoder.reset(0.01)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -232,7 +233,7 @@ class SASRec(Model):
         return attention_through_blocks(self.blocks, self._embedded(batch), batch)
 
     def _embedded(self, batch: Batch) -> Tensor:
-        x = self.item_embedding(batch.items)
+        x = self.user_encoder(self.item_embedding(batch.items), batch)
         return add_positions(x, batch, self.position_embedding, self.dropout, self.config.embedding_dim**0.5)
 
     def item_vectors(self) -> Tensor:

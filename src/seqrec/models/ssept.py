@@ -15,7 +15,7 @@ from seqrec.data.fields import Count, Dropped, Length, Range, Share, Weight
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, UserEmbedding, add_positions, mean_squared_norm, reset_layers
-from seqrec.models.features import FeatureOptions, ItemEmbedding
+from seqrec.models.features import OWNERS, FeatureOptions, ItemEmbedding, UserEncoder, reads_users
 from seqrec.models.sasrec import SASRecBlock, SASRecConfig, attention_through_blocks, through_blocks
 
 
@@ -138,6 +138,7 @@ class SSEPT(Model):
         assert config.dropout is not None
         blocks = config.blocks()
         self.item_embedding = ItemEmbedding(num_items, config.embedding_dim, config)
+        self.user_encoder = UserEncoder(num_users, config.embedding_dim, config)
         self.user_embedding = UserEmbedding(num_users, config.user_dim)
         self.position_embedding = nn.Embedding(self.max_length, blocks.embedding_dim)
         self.dropout = Dropout(config.dropout)
@@ -151,6 +152,7 @@ class SSEPT(Model):
         for table in (self.item_embedding, self.user_embedding, self.position_embedding):
             nn.init.normal_(table.weight, std=0.01)
         self.item_embedding.reset_rest(0.01)
+        self.user_encoder.reset(0.01)
         with torch.no_grad():
             self.user_embedding.weight[self.num_users] = 0
 
@@ -174,7 +176,7 @@ class SSEPT(Model):
 
     def _embedded(self, batch: Batch, users: Tensor) -> Tensor:
         """The input of the first block, ``[T, embedding_dim + user_dim]``, given the users' vectors."""
-        items = self.item_embedding(batch.items) * self.config.embedding_dim**0.5
+        items = self.user_encoder(self.item_embedding(batch.items), batch) * self.config.embedding_dim**0.5
         joined = torch.cat([items, users.index_select(0, batch.rows)], dim=1)
         return add_positions(joined, batch, self.position_embedding, self.dropout)
 
@@ -199,13 +201,17 @@ class SSEPT(Model):
             self.user_embedding.clear_untrained(histories.lengths)
 
     def corrupt(self, batch: Batch, draws: Draws) -> Batch:
-        """The batch with some users, items and targets replaced (stochastic shared embeddings)."""
+        """The batch with some users, items and targets replaced (stochastic shared embeddings).
+
+        A replaced user has another's embedding, but keeps the own features: they say what is common to many users.
+        """
         config = self.config
         return replace(
             batch,
             users=_replaced(batch.users, config.sse_user, 0, self.num_users, draws, "rows"),
             items=_replaced(batch.items, config.sse_item, 1, self.num_items, draws, "tokens"),
             targets=_replaced(batch.targets, config.sse_target, 1, self.num_items, draws, "tokens"),
+            of_users={**batch.of_users, OWNERS: batch.users} if reads_users(self) else batch.of_users,
         )
 
     def penalty(self, batch: Batch) -> Tensor | None:

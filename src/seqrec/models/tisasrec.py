@@ -13,7 +13,7 @@ from seqrec.errors import InputError
 from seqrec.models.attention import weights_of_queries
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, FeedForward, attend, join_heads, mean_squared_norm, reset_layers, split_heads
-from seqrec.models.features import FeatureOptions, ItemEmbedding
+from seqrec.models.features import FeatureOptions, ItemEmbedding, UserEncoder
 from seqrec.models.grouping import Grouping, group, pairs_within
 
 # Longer than any interval in seconds, and small enough that millions of multiples of it fit into 64 bits.
@@ -213,12 +213,12 @@ class TiSASRec(Model):
     config: TiSASRecConfig
 
     def __init__(self, config: TiSASRecConfig, num_items: int, num_users: int = 0) -> None:
-        del num_users  # the model knows users only by their history
         super().__init__()
         self.config = config = config.resolved()
         self.num_items = num_items
         dim = config.embedding_dim
         self.item_embedding = ItemEmbedding(num_items, dim, config)
+        self.user_encoder = UserEncoder(num_users, dim, config)
         # Vectors for keys and values side by side. All intervals are used at every step, so they need no look-up table.
         self.position_embedding = nn.Embedding(self.max_length, 2 * dim)
         self.interval_vectors = nn.Parameter(torch.empty(config.time_span + 1, 2 * dim))
@@ -233,6 +233,7 @@ class TiSASRec(Model):
         for table in (self.item_embedding.weight, self.position_embedding.weight, self.interval_vectors):
             nn.init.normal_(table, std=0.01)
         self.item_embedding.reset_rest(0.01)
+        self.user_encoder.reset(0.01)
 
     def encode(self, batch: Batch) -> Tensor:
         """Hidden states ``[T, D]`` of the tokens."""
@@ -258,7 +259,8 @@ class TiSASRec(Model):
     def _through(self, blocks: nn.ModuleList, batch: Batch) -> Tensor:
         """The embedded tokens through some blocks, ``[T, D]``."""
         config = self.config
-        x: Tensor = self.dropout(self.item_embedding(batch.items) * config.embedding_dim**0.5)
+        x = self.user_encoder(self.item_embedding(batch.items), batch)
+        x = self.dropout(x * config.embedding_dim**0.5)
         if len(blocks):
             positions = self.dropout(self._positions(batch))
             intervals = self.dropout(self.interval_vectors)

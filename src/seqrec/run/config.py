@@ -17,6 +17,7 @@ from seqrec.errors import InputError, one_line
 from seqrec.models import MODELS, build_model
 from seqrec.models.base import Model
 from seqrec.models.ensemble import Ensemble, kinds_of, sizes_beside
+from seqrec.models.features import WITHOUT
 from seqrec.models.outline import Outline
 from seqrec.run.layout import CONFIG, RESUMABLE
 
@@ -146,6 +147,8 @@ def check_same(folder: Path, before: RunConfig, now: RunConfig, but: Sequence[st
     old, new = asdict(before), asdict(now)
     if old["fingerprint"] != new["fingerprint"]:
         raise InputError(f"{folder}: the run was started on another log; give that log, or --overwrite")
+    options = new["model_config"]
+    old["model_config"] = {name: off for name, off in WITHOUT.items() if name in options} | old["model_config"]
     for one in (old, new):
         one["init_from"] = one["init_from"].get("run")
     parts = ("model", "init_from", "model_config", "prepare", "split", "training", *["refit"] * (now.refit == "off"))

@@ -33,7 +33,7 @@ from seqrec.data.split import Split, TrainedOn, histories_of_users
 from seqrec.errors import InputError, one_line
 from seqrec.files import replacing
 from seqrec.models.base import Model
-from seqrec.models.features import give_features
+from seqrec.models.features import SIZES, give_features
 from seqrec.models.transitions import Addition
 from seqrec.run.additions import read_addition, write_addition
 from seqrec.run.config import CONFIG, FORMAT_VERSION, MOST_CONFIG, Refit, RunConfig, check_same, config_of, run_id
@@ -271,8 +271,8 @@ class Run:
         except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
             raise self._damaged(error) from error
         self.load_weights(model, trained_on, mapped)
-        if config.model_config.get("features"):
-            give_features(model, self.dataset.item_table)
+        if any(config.model_config.get(option) for option in SIZES):
+            give_features(model, self.dataset)
         model.addition = None if model.COUNTED else read_addition(self.folder, self.id, model.num_items)
         return model.eval()
 

@@ -71,7 +71,7 @@ def with_more_items(config: RunConfig, model: Model, dataset: Dataset) -> tuple[
     weights, larger = model.state_dict(), replace(config, num_items=dataset.num_items)
     grown = larger.outline(len(weights))
     grown.load_state_dict(_grown(weights, grown.state_dict(), row_kinds(config)), assign=True)
-    give_features(grown, dataset.item_table)
+    give_features(grown, dataset)
     grown.addition = _added(model.addition, dataset.num_items)
     return larger, grown.eval()
 

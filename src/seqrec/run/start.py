@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seqrec.errors import InputError, one_line
 from seqrec.models.base import Model
+from seqrec.models.features import SIZES
 from seqrec.run.config import RunConfig
 from seqrec.run.layout import START
 from seqrec.run.tensors import check_finite, checksum, load_tensors, mark_of, read_header, write_tensors
@@ -28,8 +29,8 @@ class Start:
 
     Args:
         weights: weight by name.
-        rows: for ``items``, ``users``, ``categories`` and ``features``, where the rows of such tables belong in the
-            tables of the model that starts: ``int64[K]``, ascending.
+        rows: for ``items``, ``users``, ``categories``, ``features`` and ``user_features``, where the rows of such
+            tables belong in the tables of the model that starts: ``int64[K]``, ascending.
         kinds: which of these the rows of a weight are, by name; see :func:`row_kinds`.
     """
 
@@ -55,8 +56,9 @@ def row_kinds(config: RunConfig) -> dict[str, str]:
     }
     if most := config.model_config.get("num_categories"):
         larger["categories"] = shapes(model_config=config.model_config | {"num_categories": most + 1})
-    if most := config.model_config.get("num_codes"):
-        larger["features"] = shapes(model_config=config.model_config | {"num_codes": most + 1})
+    for option, (codes, _) in SIZES.items():
+        if most := config.model_config.get(codes):
+            larger[option] = shapes(model_config=config.model_config | {codes: most + 1})
     return {name: kind for kind, found in larger.items() for name, shape in found.items() if shape != plain[name]}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from seqrec.errors import InputError
+from seqrec.models.features import reads_users
 from seqrec.serve.explaining import reasons_of
 from seqrec.serve.histories import Lookup, Person, joined, people_of
 from seqrec.serve.live import Live, Lives, Runs
@@ -142,6 +143,8 @@ def _answer(live: Live, request: Recommend, person: Person, items: list[dict[str
                 "the user is not in the log and has no recorded events" if person.user < 0 else "the user has no items"
             )
         notes.append(f"{whose}, so these are the most popular items, and scores are numbers of interactions")
+    elif person.user < 0 and reads_users(live.model):
+        notes.append("the user is not in the log, so features of users count as unknown")
     if len(items) < request.k:
         notes.append(f"only {len(items)} items are left after the filters")
     return {

@@ -1,5 +1,6 @@
 """Why an item is recommended: which items of the history led to it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ def _influence(live: Live, one: Histories, history: np.ndarray, items: np.ndarra
     without = flat_histories_of(
         live.predictor.dataset, history[rows], np.full(length, length - 1), np.ascontiguousarray(seconds[rows])
     )
+    # Models that know the user know the same one without the item.
+    without = replace(without, users=np.full(length, one.users[0], dtype=np.int64))
     with torch.inference_mode():
         candidates = torch.from_numpy(items)
         full = model.score(last_states(model, one), candidates)

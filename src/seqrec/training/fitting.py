@@ -11,6 +11,7 @@ from seqrec.data.split import Split, TrainedOn, all_histories
 from seqrec.device import threads
 from seqrec.errors import InputError, TrainingWarning, one_line, warn
 from seqrec.models.base import Model
+from seqrec.models.features import SIZES
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.ranking.additions import counted_addition
 from seqrec.ranking.baselines import evaluate_beside
@@ -27,14 +28,14 @@ from seqrec.training.budget import Ahead, Budget, Limit
 from seqrec.training.config import TrainConfig
 from seqrec.training.following import Job
 from seqrec.training.loop import train
-from seqrec.training.plan import Plan, check_items, counted
+from seqrec.training.plan import Plan, check_tables, counted
 from seqrec.training.processes import Processes, joined
 from seqrec.training.refitting import refit
 from seqrec.training.step import epoch_of
 from seqrec.training.tracking import Status, Tracking
 
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled")
-BY_ITEMS = "num_codes", "num_values"  # options that follow from the item table, which is compared itself
+BY_TABLES = tuple(size for sizes in SIZES.values() for size in sizes)  # follow from tables, which are compared
 LATE = 0.1  # of a time limit, by which a refit may be late
 
 
@@ -285,9 +286,9 @@ def _trained(
     # All checks, and the counting of a counted model, come before the first write.
     if model.COUNTED:
         found.epochs, found.summary = counted(model, split.train)
-    run = Run.resume(place, config, (*training.resumable, *BY_ITEMS)) if place is not None and resume else None
+    run = Run.resume(place, config, (*training.resumable, *BY_TABLES)) if place is not None and resume else None
     if run is not None:
-        check_items(run, dataset, "category" in model.READS or bool(config.model_config.get("features")))
+        check_tables(run, dataset, model)
     if place is not None and run is None:
         more = {"weights": model.state_dict(), "epochs": found.epochs} if model.COUNTED else {}
         run = Run.begin(place, config, dataset, start=plan.start, **more)  # type: ignore[arg-type]

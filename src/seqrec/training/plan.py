@@ -17,7 +17,7 @@ from seqrec.device import own_random_state, pick_device
 from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.models.features import give_features
+from seqrec.models.features import SIZES, give_features
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
@@ -95,7 +95,7 @@ def planned(
     is_counted = MODELS[name].COUNTED
     if "category" in MODELS[name].READS:
         sizes = settle_categories(name, sizes, dataset.item_table)
-    sizes, learned = settle_features(name, sizes, dataset.item_table)
+    sizes, learned = settle_features(name, sizes, dataset)
     if isinstance(sizes, TransitionsConfig):
         sizes = choose_constants(sizes, split, settle_split(split, split_config).keep_seen or False, training.seed)
     recipe = Recipe(sizes.resolved(), training)
@@ -164,13 +164,18 @@ def say_plan(plan: Plan, console: Console | None) -> None:
 
 
 def _left_out(plan: Plan) -> list[str]:
-    """A remark about an item table that a model which takes features does not learn."""
-    table, sizes = plan.split.train.dataset.item_table, plan.recipe.sizes
-    if table is None or getattr(sizes, "features", None) != "":
-        return []
-    known = ["categories"] if table.categories is not None else []
-    known += [name for name, kind in table.kinds.items() if kind != "text"]
-    return [f"not learned: the items' {', '.join(known)}; --features all would"] if known else []
+    """Remarks about tables that the model does not learn: of items, if it could; of users, which have no other use."""
+    dataset, sizes = plan.split.train.dataset, plan.recipe.sizes
+    items, users, said = dataset.item_table, dataset.user_table, []
+    if items is not None and getattr(sizes, "features", None) == "":
+        known = ["categories"] if items.categories is not None else []
+        known += [name for name, kind in items.kinds.items() if kind != "text"]
+        said += [f"not learned: the items' {', '.join(known)}; --features all would"] if known else []
+    if users is not None and not getattr(sizes, "user_features", None):
+        takes = hasattr(sizes, "user_features")
+        why = "--user-features all would" if takes else f"{plan.config.model} takes no features of users"
+        said += [f"not learned: the users' {', '.join(users.kinds) or 'ids'}; {why}"]
+    return said
 
 
 def opened(init_from: Any, place: Place | None, resume: bool) -> Earlier:
@@ -194,7 +199,9 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
     if config.training.get("shard_items"):
         from seqrec.training.sharded import sharded_model
 
-        return sharded_model(config, joined())
+        model = sharded_model(config, joined())
+        give_features(model, dataset)  # those of users; those of items are refused
+        return model
     copies = COPIES if config.training and pick_device(config.training["device"]).type == "cpu" else 1
     copies += config.refit != "off"  # the model of the first training stays, for evaluations
     copies += bool(config.init_from)
@@ -204,7 +211,7 @@ def fresh_model(config: RunConfig, dataset: Dataset) -> Model:
     if most and dataset.item_table is not None:
         codes, _ = dataset.item_table.first_categories(most)
         model.set_categories(torch.from_numpy(codes))
-    give_features(model, dataset.item_table)
+    give_features(model, dataset)
     return model
 
 
@@ -236,47 +243,58 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> Any:
     return replace(sizes, num_categories=0)
 
 
-def settle_features(name: str, sizes: Any, table: ItemTable | None) -> tuple[Any, dict[str, str]]:
-    """The config with ``features`` resolved to names of columns, and what is learned of them, in words.
+def settle_features(name: str, sizes: Any, dataset: Dataset) -> tuple[Any, dict[str, str]]:
+    """The config with the options of features resolved to names of columns, and what is learned of them, in words.
 
     Raises:
-        InputError: the config asks for features, but there is no item table, or nothing to learn of the columns.
+        InputError: the config asks for features, but there is no table, or nothing to learn of the columns.
     """
-    asked = getattr(sizes, "features", None)
-    if not asked:
-        return sizes, {}
-    if table is None:
-        raise InputError(
-            f"features is {asked!r}, but there is no item table; give items (--items FILE), or leave it out"
-        )
-    vocabulary, left_out = vocabulary_of(table, asked)
-    sizes = replace(
-        sizes, features=",".join(vocabulary.columns), num_codes=vocabulary.num_codes, num_values=vocabulary.num_values
-    )
-    not_learned = [f"{column} ({reason})" for column, reason in left_out.items()]
-    said = ", ".join(vocabulary.lines()) + (f"; not {', '.join(not_learned)}" if not_learned else "")
-    return sizes, {"features": f"{name} learns {said}"}
+    reasons = {}
+    for option, what, table in (
+        ("features", "item", dataset.item_table),
+        ("user_features", "user", dataset.user_table),
+    ):
+        asked = getattr(sizes, option, None)
+        if not asked:
+            continue
+        if table is None:
+            raise InputError(
+                f"{option} is {asked!r}, but there is no {what} table; give {what}s (--{what}s FILE), or leave it out"
+            )
+        vocabulary, left_out = vocabulary_of(table, asked)
+        counts = dict(zip(SIZES[option], (vocabulary.num_codes, vocabulary.num_values), strict=True))
+        sizes = replace(sizes, **{option: ",".join(vocabulary.columns)}, **counts)
+        not_learned = [f"{column} ({reason})" for column, reason in left_out.items()]
+        said = ", ".join(vocabulary.lines()) + (f"; not {', '.join(not_learned)}" if not_learned else "")
+        reasons[option] = f"{name} learns {'of users ' if what == 'user' else ''}{said}"
+    return sizes, reasons
 
 
-def check_items(run: Run, dataset: Dataset, reads: bool) -> None:
-    """Compare the item table of a dataset with the one in the run that training resumes.
+def check_tables(run: Run, dataset: Dataset, model: Model) -> None:
+    """Compare the tables of items and users of a dataset with those in the run that training resumes.
 
     Args:
         run: run to resume.
         dataset: dataset that the user gave.
-        reads: whether the model learns from the item table.
+        model: model of the run.
 
     Raises:
-        InputError: the tables differ, and the model learns from them.
+        InputError: two tables differ, and the model learns from them.
     """
-    kept, given = run.dataset.item_table, dataset.item_table
-    if (kept is None and given is None) or (kept is not None and given is not None and kept.frame.equals(given.frame)):
-        return
-    if reads:
-        raise InputError(
-            f"{run.folder}: the run was started with another item table; give the same items, or --overwrite"
-        )
-    warn(f"{run.folder}: the run keeps the item table that it was started with", RunWarning)
+    options = run.config.model_config
+    for what, kept, given, reads in (
+        ("item", run.dataset.item_table, dataset.item_table, "category" in model.READS or options.get("features")),
+        ("user", run.dataset.user_table, dataset.user_table, options.get("user_features")),
+    ):
+        if (kept is None and given is None) or (
+            kept is not None and given is not None and kept.frame.equals(given.frame)
+        ):
+            continue
+        if reads:
+            raise InputError(
+                f"{run.folder}: the run was started with another {what} table; give the same {what}s, or --overwrite"
+            )
+        warn(f"{run.folder}: the run keeps the {what} table that it was started with", RunWarning)
 
 
 def counted(model: Model, histories: Histories) -> tuple[list[dict[str, Any]], str]:

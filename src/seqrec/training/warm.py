@@ -17,11 +17,13 @@ import torch
 from seqrec.data.dataset import Dataset
 from seqrec.data.features import vocabulary_of
 from seqrec.data.fields import by_kind, check_fields
+from seqrec.data.items import ItemTable
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import Histories, Split, SplitConfig, Targets
 from seqrec.errors import InputError, RunWarning, one_line, warn
 from seqrec.models import AUTO, MODELS
 from seqrec.models.base import Model
+from seqrec.models.features import SIZES
 from seqrec.run.config import CONFIG, RunConfig
 from seqrec.run.folder import METRICS, PARTS, Run
 from seqrec.run.place import Place, reading
@@ -261,8 +263,8 @@ def lines_of(config: RunConfig) -> list[str]:
         return []
     sizes = ", ".join(f"{name} {value}" for name, value in config.model_config.items() if value)
     kinds = [
-        f"{kind}: {facts[kind]['kept']:,} kept, {facts[kind]['new']:,} new, {facts[kind]['gone']:,} gone"
-        for kind in ("items", "users", "categories", "features")
+        f"{kind.replace('_', ' ')}: " + ", ".join(f"{facts[kind][part]:,} {part}" for part in ("kept", "new", "gone"))
+        for kind in ("items", "users", "categories", *SIZES)
         if kind in facts
     ]
     patience = config.training["patience"]
@@ -283,33 +285,28 @@ def _matched(
     elif kind == "items":
         there, size = earlier.item_indices(dataset.item_ids) - 1, earlier.num_items
     else:
-        names_of = _categories if kind == "categories" else _feature_names
-        old, new = (names_of(*pair) for pair in ((earlier, before), (dataset, now)))
+        old, new = (_names(kind, *pair) for pair in ((earlier, before), (dataset, now)))
         places = {name: place for place, name in enumerate(old)}
         there, size = np.array([places.get(name, -1) for name in new], dtype=np.int64), len(old)
     found = np.flatnonzero(there >= 0)
     facts = {"kept": len(found), "new": len(there) - len(found), "gone": size - len(np.unique(there[found]))}
     if kind == "users":
         rows = np.append(found, len(there)), np.append(there[found], size)
-    elif kind == "features":
+    elif kind in SIZES:
         rows = found, there[found]
     else:
         rows = np.append(0, found + 1), np.append(0, there[found] + 1)
     return (torch.from_numpy(rows[0]), torch.from_numpy(rows[1])), facts
 
 
-def _categories(dataset: Dataset, config: RunConfig) -> list[str]:
-    """The names of the categories that a model learns, in the order of its table."""
-    if dataset.item_table is None:
+def _names(kind: str, dataset: Dataset, config: RunConfig) -> list[str]:
+    """The names of the categories or features that a model learns, in the order of the rows of their table."""
+    table = dataset.user_table if kind == "user_features" else dataset.item_table
+    if table is None:
         return []
-    return dataset.item_table.first_categories(config.model_config["num_categories"])[1]
-
-
-def _feature_names(dataset: Dataset, config: RunConfig) -> list[str]:
-    """The names of the features that a model learns, in the order of their rows."""
-    if dataset.item_table is None:
-        return []
-    return vocabulary_of(dataset.item_table, config.model_config["features"])[0].names
+    if isinstance(table, ItemTable) and kind == "categories":
+        return table.first_categories(config.model_config["num_categories"])[1]
+    return vocabulary_of(table, config.model_config[kind])[0].names
 
 
 def _some(ids: Any) -> str:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -44,12 +44,12 @@ _NUMERIC = 0.9  # share of numbers from which a text column is numeric and its o
 
 @dataclass
 class ItemSummary:
-    """Summary of how descriptions of items were understood.
+    """Summary of how descriptions of items, or of users, were understood.
 
     Args:
         name: path, or another name for messages.
-        columns: column of each role: ``item``, ``title``, ``categories``.
-        kept: kind of each other column that is kept: ``number``, ``vector`` or ``text``.
+        columns: column of each role: ``item``, ``title``, ``categories``; or ``user``.
+        kept: kind of each other column that is kept: ``number``, ``vector``, ``list`` or ``text``.
         ignored: columns that are not kept, each with the reason.
         described: number of catalogue items with a description; None before they are matched with a catalogue.
         catalogue: number of items in the catalogue.
@@ -57,6 +57,9 @@ class ItemSummary:
         repeated: number of descriptions of items that an earlier row already describes.
         notes: guesses and remarks; each was also a :class:`LogWarning`.
     """
+
+    #: What is described.
+    WHAT: ClassVar[str] = "item"
 
     name: str
     columns: dict[str, str] = field(default_factory=dict)
@@ -77,14 +80,27 @@ class ItemSummary:
         """The summary as lines of text."""
         used = ", ".join(role if role == name else f"{role} = {name}" for role, name in self.columns.items())
         lines = [f"{self.name}: columns used: {used}"]
-        for kind in ("number", "vector", "text"):
+        for kind in ("number", "vector", "list", "text"):
             if names := [name for name, found in self.kept.items() if found == kind]:
                 lines.append(f"{kind}s kept: {some_names(names)}")
         if self.ignored:
             lines.append(f"columns ignored: {some_names(f'{name} ({why})' for name, why in self.ignored.items())}")
         if self.described is not None and self.catalogue is not None:
-            lines.append(f"items described: {self.described:,} of {self.catalogue:,}")
+            lines.append(f"{self.WHAT}s described: {self.described:,} of {self.catalogue:,}")
         return lines
+
+
+class UserSummary(ItemSummary):
+    """The same of users; "items" and "the catalogue" are then the users of the log."""
+
+    WHAT = "user"
+
+
+def kind_of(dtype: pl.DataType) -> str:
+    """Kind of a column of a table: ``number``, ``vector``, ``list`` or ``text``."""
+    if isinstance(dtype, pl.List):
+        return "list"
+    return "number" if dtype == pl.Float64 else "vector" if isinstance(dtype, pl.Array) else "text"
 
 
 def title_names(id_column: str) -> list[str]:

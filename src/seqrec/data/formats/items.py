@@ -3,6 +3,8 @@
 import codecs
 import os
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from seqrec.data.formats.item_columns import (
     as_kept,
     as_texts,
     genres_of,
+    kind_of,
     title_names,
 )
 from seqrec.data.formats.objects import read_objects
@@ -43,10 +46,49 @@ from seqrec.errors import InputError, LogWarning, warn
 
 _OTHERS = ("price", "brand", "description", "author", "authors", "artist", "publisher", "year", "release_year",
            "release_date", "color", "url", "image_url", "language", "popularity", "code")  # fmt: skip
-#: Any of these names makes the first line a header, however its words are separated.
-_HEADER = {f"{name} {mark}": name.replace("_", mark) for name in (*ID_NAMES, *TITLE_NAMES, *CATEGORY_NAMES, *_OTHERS)
-           for mark in ("_", " ", "")}  # fmt: skip
-_ADVICE = "give a file that describes items"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the rows of a file describe.
+
+    Args:
+        name: ``item`` or ``user``.
+        ids: usual names of the id column, best first.
+        names: usual names of all columns. Any of them makes the first line a header.
+    """
+
+    name: str
+    ids: Sequence[str]
+    names: Sequence[str]
+
+    @property
+    def advice(self) -> str:
+        """What to give instead of a file that cannot be read."""
+        return f"give a file that describes {self.name}s"
+
+    @property
+    def header(self) -> Mapping[str, str]:
+        """The usual names, however their words are separated."""
+        return {f"{name} {mark}": name.replace("_", mark) for name in self.names for mark in ("_", " ", "")}
+
+
+_ITEMS = Subject("item", ID_NAMES, (*ID_NAMES, *TITLE_NAMES, *CATEGORY_NAMES, *_OTHERS))
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A file or frame of descriptions as it was read.
+
+    Args:
+        columns: raw columns by name, or by place if there is no header.
+        declared: types that RecBole's header declares.
+        origin: where they come from.
+    """
+
+    columns: dict[str, pl.Series]
+    declared: dict[str, str]
+    origin: Origin
 
 
 def read_items(source: Any, *, item: str | None = None) -> pl.DataFrame:
@@ -76,24 +118,11 @@ def read_items(source: Any, *, item: str | None = None) -> pl.DataFrame:
 @handles_panics
 def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl.DataFrame, ItemSummary]:
     """Like :func:`read_items`, and also return a summary of how the descriptions were understood."""
-    is_path = isinstance(source, str | os.PathLike)
-    if is_path and not os.fspath(source):
-        raise InputError("the path of the item file is empty; give a file")
-    declared: dict[str, str] = {}
-    if is_path:
-        frame, origin, declared = _read_path(Path(os.fsdecode(source)), item)
-    else:
-        frame, origin = from_frame(source)
-    if frame.height == 0 or frame.width == 0:
-        raise InputError(f"{origin.name}: describes no item below the header; {_ADVICE}")
-    if frame.width > MOST_COLUMNS:
-        reason = f"has {frame.width:,} columns, more than {MOST_COLUMNS:,}"
-        raise InputError(f"{origin.name}: {reason}; write numbers as one column of lists")
-    summary = ItemSummary(origin.name)
-    columns = {column.name: column for column in frame.iter_columns()}
-    columns, declared = _named(frame, columns, declared, origin, summary)
+    raw = read_raw(source, _ITEMS, item)
+    origin, summary = raw.origin, ItemSummary(raw.origin.name)
+    columns, declared = _named(raw, summary)
     found: dict[str, pl.Series] = {}
-    id_column = _id_column(list(columns), item, origin, summary)
+    id_column = id_column_of(list(columns), _ITEMS, item, origin, summary)
     found["item_id"] = ids_of(origin, columns.pop(id_column), "item").alias("item_id")
     summary.columns["item"] = id_column
     for role, names in (("title", title_names(id_column)), ("categories", CATEGORY_NAMES)):
@@ -105,19 +134,40 @@ def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl
                 columns.pop(name)
                 break
     for name, values in columns.items():
-        kept = as_kept(values, declared.get(name), summary)
-        if isinstance(kept, str):
-            summary.ignored[name] = kept
-            continue
-        plain = f"{name}_other" if name in found else name
-        found[plain] = kept.alias(plain)
-        summary.kept[plain] = kind_of(kept.dtype)
+        keep(found, name, as_kept(values, declared.get(name), summary), summary)
     return pl.DataFrame(list(found.values())), summary
 
 
-def kind_of(dtype: pl.DataType) -> str:
-    """Kind of a column of an item table: ``number``, ``vector`` or ``text``."""
-    return "number" if dtype == pl.Float64 else "vector" if isinstance(dtype, pl.Array) else "text"
+def read_raw(source: Any, subject: Subject, name: str | None = None) -> Raw:
+    """Read descriptions without interpreting them; ``name`` is that of the id column, if the caller gave it.
+
+    Raises:
+        InputError: the source cannot be read, is empty, or has too many columns.
+    """
+    is_path = isinstance(source, str | os.PathLike)
+    if is_path and not os.fspath(source):
+        raise InputError(f"the path of the {subject.name} file is empty; give a file")
+    declared: dict[str, str] = {}
+    if is_path:
+        frame, origin, declared = _read_path(Path(os.fsdecode(source)), subject, name)
+    else:
+        frame, origin = from_frame(source)
+    if frame.height == 0 or frame.width == 0:
+        raise InputError(f"{origin.name}: describes no {subject.name} below the header; {subject.advice}")
+    if frame.width > MOST_COLUMNS:
+        reason = f"has {frame.width:,} columns, more than {MOST_COLUMNS:,}"
+        raise InputError(f"{origin.name}: {reason}; write numbers as one column of lists")
+    return Raw({column.name: column for column in frame.iter_columns()}, declared, origin)
+
+
+def keep(found: dict[str, pl.Series], name: str, values: pl.Series | str, summary: ItemSummary) -> None:
+    """Add a column to those that are found, or record the reason why it is ignored."""
+    if isinstance(values, str):
+        summary.ignored[name] = values
+        return
+    plain = f"{name}_other" if name in found else name
+    found[plain] = values.alias(plain)
+    summary.kept[plain] = kind_of(values.dtype)
 
 
 def _of_role(role: str, values: pl.Series, declared: str | None, summary: ItemSummary) -> pl.Series | None:
@@ -129,26 +179,26 @@ def _of_role(role: str, values: pl.Series, declared: str | None, summary: ItemSu
     return texts if texts is not None and texts.null_count() < len(texts) else None
 
 
-def _id_column(names: list[str], item: str | None, origin: Origin, summary: ItemSummary) -> str:
+def id_column_of(names: list[str], subject: Subject, asked: str | None, origin: Origin, summary: ItemSummary) -> str:
     """Name of the id column: the one that the caller named, else the best usual name, else the first column."""
-    if item is not None:
-        same = [name for name in names if name.strip().lower() == item.strip().lower()]
+    if asked is not None:
+        same = [name for name in names if name.strip().lower() == asked.strip().lower()]
         if not same:
-            raise InputError(f"{origin.name}: has no column {item!r}; choose from {some_names(names)}")
-        return sorted(same, key=lambda name: name != item)[0]
-    if found := usual_columns(names, ID_NAMES):
+            raise InputError(f"{origin.name}: has no column {asked!r}; choose from {some_names(names)}")
+        return sorted(same, key=lambda name: name != asked)[0]
+    if found := usual_columns(names, subject.ids):
         return found[0]
     if origin.header:
-        summary.warn(f"no column has a usual name for item ids; the first one, {names[0]!r}, is used")
+        summary.warn(f"no column has a usual name for {subject.name} ids; the first one, {names[0]!r}, is used")
     return names[0]
 
 
-def _named(
-    frame: pl.DataFrame, columns: dict[str, pl.Series], declared: dict[str, str], origin: Origin, summary: ItemSummary
-) -> tuple[dict[str, pl.Series], dict[str, str]]:
+def _named(raw: Raw, summary: ItemSummary) -> tuple[dict[str, pl.Series], dict[str, str]]:
     """Name the columns of a file without a header; other columns are returned as they are."""
+    columns, declared, origin = raw.columns, raw.declared, raw.origin
     if origin.header or origin.separator in (None, "\n"):
         return columns, declared
+    frame = pl.DataFrame(columns)
     if (genres := genres_of(frame)) is not None:  # MovieLens' u.item
         names = ("item_id", "title", "release_date", "video_release_date", "imdb_url")
         first = {name: columns[str(number)] for number, name in enumerate(names, 1)}
@@ -170,18 +220,18 @@ def _named(
     return {names_by_place.get(name, name): column for name, column in columns.items()}, declared
 
 
-def _read_path(path: Path, item: str | None) -> tuple[pl.DataFrame, Origin, dict[str, str]]:
+def _read_path(path: Path, subject: Subject, name: str | None) -> tuple[pl.DataFrame, Origin, dict[str, str]]:
     """Raw columns of a file or a folder of Parquet parts, and the types that RecBole's header declares."""
     path, is_folder = expanded(path)
     if is_folder:
         return read_folder(path), Origin(str(path)), {}
     source = open_source(path, array=True)
     if not next(read_pieces(source, SAMPLE_BYTES), b"").strip():
-        raise InputError(f"{path}: is empty; {_ADVICE}")
+        raise InputError(f"{path}: is empty; {subject.advice}")
     if is_parquet(source, None):
         return read_parquet(source), Origin(str(path)), {}
     source = _in_utf8(source)
-    names = _HEADER | ({"item": item} if item else {})
+    names = dict(subject.header) | ({subject.name: name} if name else {})
     source, lines, separator = skip_prelude(source, read_sample(source), names)
     if re.match(r"\s*(\{|\[\s*([\[{]|$))", lines[0]):
         return *read_objects(source), {}
