@@ -278,9 +278,12 @@ def test_the_same_call_goes_on_where_it_was_stopped(
     assert not [path for path in kept.iterdir() if path.is_dir()]  # the checkpoints have served
     fits.clear()
     fewer = CompareConfig(**TERMS | {"seeds": 1})
-    added = compare_models(dataset, [*MODELS, "popularity"], fewer, out=tmp_path, seed=3, **OPTIONS)
+    compare_models(dataset, ["popularity", *MODELS], fewer, out=tmp_path, seed=3, **OPTIONS)
     assert [name for name, _, _ in fits] == ["popularity"]
-    assert [len(entry.trainings) for entry in added.entries] == [1, 1, 1]
+    written = json.loads((tmp_path / "compare.json").read_text())["models"]
+    assert [(one["model"], len(one["trainings"]), one["results"] is not None) for one in written] == [
+        ("popularity", 1, True), ("sasrec", 1, True), ("markov", 1, True)
+    ]  # fmt: skip
 
 
 KILLED = """

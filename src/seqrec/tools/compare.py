@@ -154,16 +154,16 @@ class _Work:
         self.shuffled: dict[str, list[dict[str, np.ndarray]]] = {}
 
     def all_trainings(self, out: str | Path | None) -> None:
-        """Do all trainings, and write the files after each that is new, or once if none is."""
+        """Do all trainings, and write the files after each that is new, and after the last one that was kept."""
         found, is_written = self.found, False
         for training in self.trainings():
             is_new = self.train(*training)
             if found.interrupted:
                 missing = set(self.options) - {entry.model for entry in found.entries}
                 found.entries += [Entry(name, failed=NOT_TRAINED) for name in self.options if name in missing]
-            if out is not None and self.values and is_new:
+            is_written = out is not None and bool(self.values) and is_new
+            if out is not None and is_written:
                 found.write(out)
-                is_written = True
             if found.interrupted:
                 break
         if out is not None and self.values and not is_written:
