@@ -5,8 +5,6 @@
 
 namespace seqrec {
 
-constexpr int64_t TOKENS = 128;  // tokens per chunk: all their intermediate states fit into the cache
-
 // Consecutive users, with about TOKENS tokens.
 struct Chunk {
     int64_t user, users, token, tokens, word, weight;  // the first of each, and the numbers of users and tokens
@@ -16,6 +14,7 @@ struct Chunk {
 struct Plan {
     std::vector<std::vector<Chunk>> chunks;
     int64_t pairs = 0, weights = 0, longest = 0, most = TOKENS;
+    int64_t stride;  // from one head's softmax weights to the next's
 
     // cost: of a user with so many tokens.
     template <typename Cost>
@@ -31,6 +30,7 @@ struct Plan {
             done += cost(n), pairs += n * (n + 1) / 2, weights += n * padded(n);
             longest = std::max(longest, n), most = std::max(most, n);
         }
+        stride = weights;
     }
 };
 
