@@ -52,11 +52,12 @@ class Shared(NamedTuple):
     target_log_probability: float = 0.0  # subtracted from the logits of the targets
 
 
-def words_of_encoder(encoder: Encoder, tokens: int, pairs: int) -> list[int]:
+def words_of_encoder(encoder: Encoder, offsets: Tensor) -> list[int]:
     """Numbers of random words: for the embedded input, and for each block those of ``attention_block``."""
+    lengths = lengths_of(offsets)
+    tokens, pairs = int(lengths.sum()), int((lengths * (lengths + 1)).sum()) // 2
     hidden, dim = (encoder.blocks[0][10].shape[1] if encoder.blocks else 0), encoder.gain.numel()
-    block = [encoder.num_heads * pairs, tokens * hidden, tokens * dim]
-    return [tokens * dim, *(count for _ in encoder.blocks for count in block)]
+    return [tokens * dim, *([encoder.num_heads * pairs, tokens * hidden, tokens * dim] * len(encoder.blocks))]
 
 
 def sasrec_gradients(
@@ -96,10 +97,10 @@ def sasrec_gradients(
     left_out = (_NOTHING, _NOTHING) if shared is None else shared.left_out
     tokens, count = asked.shape
     by_rows = torch.empty(tokens * (1 + count) + len(negatives), dim)
-    by_asked, by_negatives, by_items = by_rows.split([tokens * count, len(negatives), tokens])
-    by_dense = torch.empty(sum(map(torch.numel, dense)))
-    lengths = lengths_of(offsets)
-    pairs = int((lengths * (lengths + 1)).sum()) // 2
+    by_asked, by_negatives, by_items = by_rows.split_with_sizes([tokens * count, len(negatives), tokens])
+    sizes = [x.numel() for x in dense]
+    by_dense = torch.empty(sum(sizes))
+    needed = 0 if words is None else sum(-(-part // 4) * 4 for part in words_of_encoder(encoder, offsets))
     _, losses = _GRADIENTS(
         F=hidden, H=encoder.num_heads, blocks=len(encoder.blocks), norm=NORMS.index(encoder.norm), threshold=threshold,
         kept=kept, epsilon=encoder.epsilon, scale=encoder.scale, share=share, offsets=offsets, items=items, asked=asked,
@@ -107,10 +108,10 @@ def sasrec_gradients(
         negatives=None if shared is None else negatives, left_out=left_out[1], table=encoder.table,
         log_probability=None if shared is None else shared.log_probability, positions=encoder.positions,
         gain=encoder.gain, bias=encoder.bias, parameters=_addresses(encoder, dim, hidden), words=words,
-        W=sum(-(-part // 4) * 4 for part in words_of_encoder(encoder, tokens, pairs)), by_items=by_items,
-        by_asked=by_asked.view(tokens, count, dim), by_negatives=by_negatives, by_dense=by_dense,
+        W=needed, by_items=by_items, by_asked=by_asked.view(tokens, count, dim), by_negatives=by_negatives,
+        by_dense=by_dense,
     )  # fmt: skip
-    parts = by_dense.split([part.numel() for part in dense])
+    parts = by_dense.split_with_sizes(sizes)  # `split` is written in Python
     gradients = [part if x.dim() == 1 else part.view_as(x) for part, x in zip(parts, dense, strict=True)]
     return losses, by_rows, gradients
 
