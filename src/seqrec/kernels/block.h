@@ -57,8 +57,8 @@ struct States {
     }
 };
 
-inline Plan plan_of(const AttentionBlock& b, int64_t threads) {
-    return Plan(b.offsets, b.users, threads, [&](int64_t n) { return double(n) * (3 * b.dim + 2 * b.hidden + n); });
+inline Plan plan_of(const AttentionBlock& b, int64_t threads, int64_t size = TOKENS) {
+    return Plan(b.offsets, b.users, threads, [&](int64_t n) { return double(n) * (3 * b.dim + 2 * b.hidden + n); }, size);
 }
 
 // x = dropout(relu(x)), in place.

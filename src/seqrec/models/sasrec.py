@@ -279,9 +279,8 @@ class SASRec(Model):
             return torch.from_numpy(random.words("tokens", sum(-(-count // 4) * 4 for count in counts)))
         grouping = group(batch)
         drawn = [self.dropout.words("tokens", tokens, counts[0] // tokens)]
-        for block in self.blocks:
-            units = *grouping.unit_pairs, 1, block.attention.num_heads
-            drawn += [block.attention.dropout.words(*units)]
+        for _ in self.blocks:  # all layers share the same source of random numbers
+            drawn += [self.dropout.words(*grouping.unit_pairs, times=encoder.num_heads)]
             drawn += [self.dropout.words("tokens", tokens, count // tokens) for count in counts[2:4]]
         return torch.cat([F.pad(part, (0, -len(part) % 4)) for part in drawn])
 
