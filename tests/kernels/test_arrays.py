@@ -63,6 +63,23 @@ def block() -> dict[str, Any]:
             "norm": "pre", "epsilon": 1e-8, "words": [words(18), words(20), words(30)], "dropout": 0.5}  # fmt: skip
 
 
+def encoder(**wrong: Any) -> dict[str, Any]:
+    made = kernels.Encoder(
+        floats(7, 6), floats(3, 6), [parameters(6, 4)] * 2, floats(6), floats(6), 2, "pre", 1e-8, 1.0, 0.5
+    )
+    return {"encoder": made._replace(**wrong)}
+
+
+def gradients() -> dict[str, Any]:
+    shared = kernels.Shared(longs(1, 6, 0, 2), (longs(0, 4), longs(3, 0)), floats(4))
+    return encoder() | {"items": longs(0, 1, 2, 3, 6), "offsets": offsets_of([2, 3]), "shared": shared, "share": 0.2,
+                        "asked": longs(1, 2, 3, 4, 5)[:, None], "words": words(32 + 2 * (20 + 20 + 32))}  # fmt: skip
+
+
+def shared_but(**wrong: Any) -> dict[str, Any]:
+    return {"shared": gradients()["shared"]._replace(**wrong)}
+
+
 def last_block() -> dict[str, Any]:
     return block() | {"words": None, "last_only": True}
 
@@ -193,6 +210,22 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"parameters": [*parameters(6, 4)[:8], *parameters(6, 5)[8:10], *parameters(6, 4)[10:]]},
         {"words": [words(17), words(20), words(30)]}, {"words": [words(18), words(19), words(30)]},
         {"words": [words(18), words(20), words(29)]}, {"words": [words(18), words(20)]}, {"x": floats(5, 6).double()},
+    ]),
+    (kernels.sasrec_gradients, gradients, [
+        *OFFSETS, {"offsets": offsets_of([1, 4])}, *(encoder(num_heads=heads) for heads in (4, 0, -1, 7)),
+        *(encoder(dropout=wrong) for wrong in PROBABILITIES), encoder(norm="none"), encoder(table=floats(6, 6)),
+        encoder(table=floats(7, 5)), encoder(table=gaps(7, 6)), encoder(positions=floats(2, 6)),
+        encoder(gain=floats(5)), encoder(blocks=[parameters(6, 4), parameters(6, 4)[:11]]),
+        encoder(blocks=[parameters(6, 4), parameters(6, 5)]),
+        encoder(bias=floats(6).double()), {"items": longs(0, 1, 2, 3)}, {"items": longs(0, 1, 2, 3, 7)},
+        {"items": ints(0, 1, 2, 3, 6)}, {"items": longs(0, 1, 2, 3, -1)}, {"asked": longs(1, 2, 3, 4, 7)[:, None]},
+        {"asked": longs(1, 2, 3, 4, 5)}, {"asked": longs(1, 2, 3, 4)[:, None]}, {"asked": torch.ones(5, 2).long()},
+        {"asked": torch.ones(5, 0).long()}, {"words": words(31 + 144)}, {"words": floats(176)},
+        shared_but(negatives=longs(1, 6, 0, 7)), shared_but(negatives=longs(1, 6)),
+        shared_but(log_probability=floats(3)),
+        shared_but(left_out=(longs(4, 0), longs(3, 0))), shared_but(left_out=(longs(0, 5), longs(3, 0))),
+        shared_but(left_out=(longs(0, 4), longs(4, 0))), shared_but(left_out=(longs(0, 4), longs(3))),
+        shared_but(left_out=(longs(0, 4), longs(-1, 0))),
     ]),
     (kernels.recurrent_block, recurrent, [
         *OFFSETS, {"x": floats(4, 6)}, {"x": floats(5, 7)}, {"x": floats(5, 6).double()}, {"dropout": 1.5},
@@ -329,7 +362,8 @@ def test_what_does_not_fit_is_refused(function, right, wrong):
 
 
 def test_every_loop_is_in_the_table():
-    others = {"Codes", "Drifts", "Ranked", "RankedByCodes", "Rows", "codes_of", "dropped_words", "library", "usable"}
+    others = {"Codes", "Drifts", "Encoder", "Ranked", "RankedByCodes", "Rows", "Shared", "codes_of", "dropped_words",
+              "library", "usable", "words_of_encoder"}  # fmt: skip
     assert {function.__name__ for function, *_ in CASES} == set(kernels.__all__) - others
 
 

@@ -130,10 +130,12 @@ void seqrec_adam_step(
     const Drift d{beta1, beta2, rate, epsilon, steps, missed, known};
     const Adam a = of_step(beta1, beta2, rate, epsilon, double(step));
     int64_t unique = 0;
+    std::vector<const float*> sums(count);  // of each slot; rows that occur once need no memory of their own
     for (int64_t n = 0; n < count; ++n) {
         const int64_t row = rows[n], slot = slots[row];
         if (slot < 0 || slot >= unique || touched[slot] != row) {
             slots[row] = int32_t(unique);
+            sums[unique] = gradients + n * dim;
             touched[unique++] = row;
         }
     }
@@ -143,19 +145,21 @@ void seqrec_adam_step(
         const int64_t low = unique * mine / all, high = unique * (mine + 1) / all;
         for (int64_t n = 0, next = 0; n < count; ++n) {
             const int64_t slot = slots[rows[n]];
-            const bool begins = slot == next;  // slots are numbered in the order of the rows' first appearance
-            next += begins;
+            if (slot == next) {  // slots are numbered in the order of the rows' first appearance
+                ++next;
+                continue;
+            }
             if (slot < low || slot >= high) continue;
-            if (begins)
-                std::memcpy(summed + slot * dim, gradients + n * dim, dim * sizeof(float));
-            else
-                add_row(dim, gradients + n * dim, summed + slot * dim);
+            float* sum = summed + slot * dim;
+            if (sums[slot] != sum) std::memcpy(sum, sums[slot], dim * sizeof(float));
+            sums[slot] = sum;
+            add_row(dim, gradients + n * dim, sum);
         }
         for (int64_t slot = low; slot < high; ++slot) {
             if (slot + AHEAD < high) ask_for(weight, first, second, touched[slot + AHEAD], dim);
             const int64_t row = touched[slot], at = row * dim;
             bring_up_to_date(d, dim, step - 1, row, weight, first, second, last);
-            adam_row(a, dim, summed + slot * dim, weight + at, first + at, second + at);
+            adam_row(a, dim, sums[slot], weight + at, first + at, second + at);
             last[row] = int32_t(step);
         }
     }

@@ -113,6 +113,10 @@ inline float highest_of(Vector x) {
 #endif
 }
 
+// Tokens that are processed together: complete panels. Their states in a block, or a tile of their scores with its
+// vectors, fit into the cache.
+constexpr int64_t TOKENS = 128;
+
 // What a product is added to: zeros, the present contents of the result, or a bias row.
 enum Start { ZERO, ADD, BIAS };
 

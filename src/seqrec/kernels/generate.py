@@ -116,7 +116,7 @@ def _passed(argument: Array | Number | Size) -> list[str]:
     if isinstance(argument, Size):
         return [argument.value]
     if isinstance(argument, Number):
-        return [argument.name]
+        return [f"addressof({argument.name})" if argument.kind == "addresses" else argument.name]
     name, width = argument.name, argument.lengths[-1]
     address = f"None if {name} is None else {name}.data_ptr()" if argument.optional else f"{name}.data_ptr()"
     if "strided" in argument.content:

@@ -5,9 +5,7 @@
 
 namespace seqrec {
 
-constexpr int64_t TOKENS = 128;  // tokens per chunk: all their intermediate states fit into the cache
-
-// Consecutive users, with about TOKENS tokens.
+// Consecutive users.
 struct Chunk {
     int64_t user, users, token, tokens, word, weight;  // the first of each, and the numbers of users and tokens
 };
@@ -15,22 +13,25 @@ struct Chunk {
 // The chunks of each thread, balanced by the cost of the computation.
 struct Plan {
     std::vector<std::vector<Chunk>> chunks;
-    int64_t pairs = 0, weights = 0, longest = 0, most = TOKENS;
+    int64_t pairs = 0, weights = 0, longest = 0, most;
+    int64_t stride;  // from one head's softmax weights to the next's
 
-    // cost: of a user with so many tokens.
+    // cost: of a user with so many tokens. size: tokens per chunk, if no user has more.
     template <typename Cost>
-    Plan(const int64_t* offsets, int64_t users, int64_t threads, Cost cost) : chunks(threads) {
+    Plan(const int64_t* offsets, int64_t users, int64_t threads, Cost cost, int64_t size = TOKENS)
+        : chunks(threads), most(size) {
         double all = 0, done = 0;
         for (int64_t u = 0; u < users; ++u) all += cost(offsets[u + 1] - offsets[u]);
         for (int64_t u = 0; u < users; ++u) {
             const int64_t n = offsets[u + 1] - offsets[u];
             const int64_t thread = std::min(threads - 1, int64_t((done + cost(n) / 2) / std::max(all, 1.0) * double(threads)));
             std::vector<Chunk>& own = chunks[thread];
-            if (own.empty() || own.back().tokens + n > TOKENS) own.push_back({u, 0, offsets[u], 0, pairs, weights});
+            if (own.empty() || own.back().tokens + n > size) own.push_back({u, 0, offsets[u], 0, pairs, weights});
             own.back().users += 1, own.back().tokens += n;
             done += cost(n), pairs += n * (n + 1) / 2, weights += n * padded(n);
             longest = std::max(longest, n), most = std::max(most, n);
         }
+        stride = weights;
     }
 };
 

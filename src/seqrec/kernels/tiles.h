@@ -8,7 +8,6 @@
 
 namespace seqrec {
 
-constexpr int64_t TOKENS = 128;  // tokens per tile: complete panels; a tile and its vectors fill half the cache
 constexpr int64_t ITEMS = 240;   // highest number of items per tile: a multiple of ROWS on every processor
 
 // An item to ignore for a token. Tokens count from the first one of the block.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seqrec import kernels
@@ -127,7 +128,8 @@ class SASRecBlock(nn.Module):
         ):
             return None
         parts = (norms[0], *layers[:2], norms[1], *layers[2:])
-        parameters = [parameter for part in parts for parameter in part.parameters(recurse=False)]
+        # `parameters(recurse=False)` takes ten times as long.
+        parameters = [parameter for part in parts for parameter in part._parameters.values() if parameter is not None]
         return parameters if kernels.usable(x, *parameters) else None
 
     def _run_kernel(self, x: Tensor, grouping: Grouping, parameters: list[Tensor], last_only: bool) -> Tensor:
@@ -235,6 +237,53 @@ class SASRec(Model):
     def _embedded(self, batch: Batch) -> Tensor:
         x = self.user_encoder(self.item_embedding(batch.items), batch)
         return add_positions(x, batch, self.position_embedding, self.dropout, self.config.embedding_dim**0.5)
+
+    def compiled(self) -> kernels.Encoder | None:
+        """What ``kernels.sasrec_gradients`` takes in training, or None if it cannot compute this model.
+
+        It computes models of the default shape, in which no layer has been replaced.
+        """
+        table, places, norm, first = self.item_embedding, self.position_embedding, self.final_norm, self.dropout
+        weights = [table.weight, places.weight, norm.weight, norm.bias]
+        if (
+            self.config.l2
+            or table.encoder is not None
+            or (type(table), type(places), type(norm)) != (ItemEmbedding, nn.Embedding, nn.LayerNorm)
+            or not table.sparse
+            or places.sparse
+            or (first.active and first.random is None)
+            or not kernels.usable(*weights)
+        ):
+            return None
+        blocks = []
+        for block in self.blocks:
+            assert isinstance(block, SASRecBlock)
+            dropout = block.feedforward.dropout
+            parameters = block._kernel_parameters(table.weight, None)
+            if parameters is None or (dropout.active, dropout.random) != (first.active, first.random):
+                return None
+            blocks.append(parameters)
+        encoder = kernels.Encoder(
+            table.weight, places.weight, blocks, norm.weight, norm.bias, self.config.num_heads, self.config.norm,
+            norm.eps, self.config.embedding_dim**0.5, first.probability,
+        )  # fmt: skip
+        return encoder if all(x.requires_grad and x.is_contiguous() for x in (table.weight, *encoder.dense)) else None
+
+    def words(self, encoder: kernels.Encoder, batch: Batch) -> Tensor | None:
+        """The random words that ``encode`` would draw, for ``kernels.sasrec_gradients``; None without dropout."""
+        if not self.dropout.active:
+            return None
+        random, tokens = self.dropout.random, len(batch.items)
+        assert random is not None
+        counts = kernels.words_of_encoder(encoder, batch.offsets)
+        if random.part is None:  # drawing all at once gives the same numbers
+            return torch.from_numpy(random.words("tokens", sum(-(-count // 4) * 4 for count in counts)))
+        grouping = group(batch)
+        drawn = [self.dropout.words("tokens", tokens, counts[0] // tokens)]
+        for _ in self.blocks:  # all layers share the same source of random numbers
+            drawn += [self.dropout.words(*grouping.unit_pairs, times=encoder.num_heads)]
+            drawn += [self.dropout.words("tokens", tokens, count // tokens) for count in counts[2:4]]
+        return torch.cat([F.pad(part, (0, -len(part) % 4)) for part in drawn])
 
     def item_vectors(self) -> Tensor:
         """The item embeddings ``[I + 1, D]``, shared by input and output."""

@@ -229,13 +229,13 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective) -> Ten
     target_logits = model.score(hidden, items[:, None])[:, 0].float()
     assert task.shared is not None
     assert task.left_out is not None
-    correction, target_correction = task.correction, None
+    correction, of_targets = task.correction, None
     if objective.logq_correction == "all":
-        target_correction = _target_correction(model.num_items, len(task.shared))
+        of_targets = target_correction(model.num_items, len(task.shared))
     if objective.loss == "sampled-softmax" and blocked:
         vectors = model.vectors_of(task.shared)
         return blocked_sampled_softmax(
-            hidden, vectors, target_logits, task.left_out, target_correction, correction,
+            hidden, vectors, target_logits, task.left_out, of_targets, correction,
             host_tokens=task.host_left_out,
         )  # fmt: skip
     negative_logits = model.score(hidden, task.shared).float()
@@ -247,7 +247,7 @@ def _loss(model: Model, hidden: Tensor, task: Task, objective: Objective) -> Ten
         return bpr_max(target_logits, negative_logits, objective.bpr_penalty)
     if objective.loss == "top1-max":
         return top1_max(target_logits, negative_logits)
-    return sampled_softmax(target_logits, negative_logits, target_correction, correction)
+    return sampled_softmax(target_logits, negative_logits, of_targets, correction)
 
 
 def _shared(sampler: Sampler, random: np.random.Generator, count: int) -> np.ndarray:
@@ -264,7 +264,7 @@ def _correction(sampler: Sampler, shared: np.ndarray) -> Tensor | None:
     return torch.from_numpy((sampler.log_probability(shared) + np.log(sampler.num_items)).astype(np.float32))
 
 
-def _target_correction(num_items: int, negatives: int) -> float:
+def target_correction(num_items: int, negatives: int) -> float:
     """The term that sampled softmax subtracts from the targets' logits: -log N, plus log I as for the negatives."""
     return math.log(num_items / negatives)
 

@@ -232,6 +232,16 @@ class RowAdam:
             for rows in table.blocks():
                 self._catch_up_rows(table, rows, self.steps)
 
+    def table_of(self, weight: Tensor) -> str | None:
+        """The name of the table with these weights; None if they are not updated by row."""
+        return next((name for name, table in self.tables.items() if table.weight is weight), None)
+
+    @torch.no_grad()
+    def before_reading(self, name: str, rows: Tensor) -> None:
+        """Bring rows of a table up to date, as every lookup does by itself."""
+        if self.steps:
+            self._catch_up_rows(self.tables[name], rows, self.steps)
+
     def _before_reading(self, table: "Table") -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         @not_compiled
         def bring_up_to_date(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

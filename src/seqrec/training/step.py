@@ -11,6 +11,7 @@ from seqrec.data.negatives import Sampler
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.blocks import Dropout, seed_dropout
+from seqrec.training.compiled import compiled_gradients
 from seqrec.training.config import TrainConfig
 from seqrec.training.objective import Objective, Task, draw_task, training_loss
 from seqrec.training.optim import RowAdam, clip_gradients
@@ -103,17 +104,24 @@ def optimizer_step(
         device: device of the model.
         clip_norm: maximum joint norm of the gradients.
         reduce: function that combines the gradients of several processes, as described above.
-        ended: function that is called with the name of each phase when it ends: forward, backward, optimizer.
+        ended: function that is called with the name of each phase when it ends: forward, backward, optimizer. If
+            one compiled call does both, forward is the time of both.
 
     Returns:
         The loss, a mean over the predictions of all processes.
     """
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        loss = training_loss(model, task, objective, device)
+    optimizer.zero_grad()
+    predictions = None if reduce is None else task.predictions
+    found = compiled_gradients(model, optimizer, task, objective, predictions) if device.type == "cpu" else None
+    if found is not None:
+        loss = found
+    else:
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            loss = training_loss(model, task, objective, device)
     if ended is not None:
         ended("forward")
-    optimizer.zero_grad()
-    loss.backward(None if reduce is None else loss.new_full((), task.predictions))
+    if found is None:
+        loss.backward(None if predictions is None else loss.new_full((), predictions))
     if ended is not None:
         ended("backward")
     if reduce is not None:
