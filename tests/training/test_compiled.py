@@ -111,6 +111,7 @@ def doubled(model: SASRec) -> None:
     [
         ({"l2": 0.1}, BCE, None),
         ({"features": "genre", "num_codes": 3}, BCE, None),
+        ({"user_features": "age", "num_user_codes": 3}, BCE, None),
         ({"attention_dim": 24}, BCE, None),
         ({"feedforward_dims": (8, 8)}, BCE, None),
         ({}, Objective("gbce", 30, 0.0, 0.0), None),

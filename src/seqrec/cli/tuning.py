@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from seqrec.cli.begin import began
 from seqrec.cli.commands import ReadConfig, log_facts, merged, prepared, show_log
@@ -23,7 +24,7 @@ from seqrec.training.budget import Budget
 from seqrec.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from seqrec.tools.tune import Workers
+    from seqrec.tools.tune import Tuned, Workers
 
 
 def __getattr__(name: str) -> Any:
@@ -83,14 +84,7 @@ def tune_command(model: str) -> Any:
         shown: dict[str, Any] = {"overwrite": overwrite, "progress": json != "-", "console": console, "track": track}
         with _workers(dataset, cluster) as workers:
             found = tune_model(dataset, out, model, search, workers=workers, budget=budget, **shown, **options)
-        console.print(found.table())
-        facts = {"run": str(out), "interrupted": found.interrupted, "log": log_facts(dataset, summary)}
-        done = found.recommender
-        if done is not None and not done.interrupted:
-            show_result(console, done, out, "the same command with --refit all")
-        else:
-            console.print(f"stopped; {found.study} has the trials, the same command goes on", soft_wrap=True)
-        write_json(json, facts | found.to_dict() | (done.metrics if done is not None else {}))
+        _show(console, found, out, json, log_facts(dataset, summary))
         return 130 if found.interrupted else 0
 
     return tune
@@ -111,3 +105,15 @@ def _workers(dataset: Dataset, cluster: ClusterConfig) -> Iterator["Workers | No
 
     with connected(cluster) as ray:
         yield SideBySide(ray, cluster, attempted, failed, dataset)
+
+
+def _show(console: Console, found: "Tuned", out: Path, json: str | None, log: dict[str, Any]) -> None:
+    """Print and write what the search found."""
+    console.print(found.table())
+    facts = {"run": str(out), "interrupted": found.interrupted, "log": log}
+    done = found.recommender
+    if done is not None and not done.interrupted:
+        show_result(console, done, out, "the same command with --refit all")
+    else:
+        console.print(f"stopped; {found.study} has the trials, the same command goes on", soft_wrap=True)
+    write_json(json, facts | found.to_dict() | (done.metrics if done is not None else {}))

@@ -248,6 +248,7 @@ class SASRec(Model):
         if (
             self.config.l2
             or table.encoder is not None
+            or self.user_encoder.encoder is not None
             or (type(table), type(places), type(norm)) != (ItemEmbedding, nn.Embedding, nn.LayerNorm)
             or not table.sparse
             or places.sparse
