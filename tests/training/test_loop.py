@@ -249,13 +249,13 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
 
 def test_a_stop_while_the_last_epoch_is_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["seqrec.training.loop"]
-    values = module._values  # type: ignore[attr-defined]
+    values = module.accuracy_of  # type: ignore[attr-defined]
 
     def interrupted(*arguments: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return values(*arguments)
 
-    monkeypatch.setattr(module, "_values", interrupted)
+    monkeypatch.setattr(module, "accuracy_of", interrupted)
     options = SMALL | {"epochs": 1}
     assert Recommender(**options).fit(ring(), tmp_path / "run").interrupted
     assert Run(tmp_path / "run").metrics() == {}
