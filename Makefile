@@ -11,11 +11,11 @@ unexport PYTHONDONTWRITEBYTECODE
 
 install: $(VENV)/.installed
 
+# Without bytecode: most modules are never imported, and Python compiles the others when they are.
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard src/seqrec/kernels/*.cpp src/seqrec/kernels/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "seqrec needs Python 3.11 or newer; name one with make PYTHON=python3.11 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	# Most modules are never imported; the others are compiled when they are.
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -470,7 +470,8 @@ def test_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         " ".join(out.split())
     )
     assert {path.name for path in (place / "deep/compared").iterdir()} == {
-        f"compare.{e}" for e in ("csv", "json", "png")
+        *(f"compare.{e}" for e in ("csv", "json", "png")),
+        "trainings",
     }
     found = strict_json(json_of(capsys, *arguments))
     assert [entry["model"] for entry in found["models"]] == ["sasrec", "markov", "popularity"]
@@ -487,6 +488,7 @@ def test_compare_seeds_and_order(place: Path, capsys: pytest.CaptureFixture[str]
         assert part in out
 
 
+@pytest.mark.slow
 def test_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = synthetic_log(120, genres=2, items_per_genre=10, mean_length=6)
     monkeypatch.setattr("seqrec.tools.demo.synthetic_log", lambda: small)
