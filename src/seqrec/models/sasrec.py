@@ -244,16 +244,16 @@ class SASRec(Model):
         It computes models of the default shape, in which no layer has been replaced.
         """
         table, places, norm, first = self.item_embedding, self.position_embedding, self.final_norm, self.dropout
-        weights = [table.weight, places.weight, norm.weight, norm.bias]
+        if (type(table), type(places), type(norm)) != (ItemEmbedding, nn.Embedding, nn.LayerNorm):
+            return None  # a divided table has no weight that could be looked at
         if (
             self.config.l2
             or table.encoder is not None
             or self.user_encoder.encoder is not None
-            or (type(table), type(places), type(norm)) != (ItemEmbedding, nn.Embedding, nn.LayerNorm)
             or not table.sparse
             or places.sparse
             or (first.active and first.random is None)
-            or not kernels.usable(*weights)
+            or not kernels.usable(table.weight, places.weight, norm.weight, norm.bias)
         ):
             return None
         blocks = []
