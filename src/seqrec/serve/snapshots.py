@@ -6,7 +6,7 @@ A mapped file that somebody overwrites in place would change the answers, or end
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,19 +20,12 @@ _FILES = (CONFIG, WEIGHTS, TRAIN_WEIGHTS, TRANSITIONS, METRICS, EPOCHS)
 
 def signature_of(folder: Path) -> Signature:
     """What tells whether a run folder changed: the inode, size and time of each file, in the same order."""
-    found = []
     data = folder / DATA
     try:
         names = sorted(os.listdir(data))
     except OSError:  # it is being replaced
         names = []
-    for path in [*(folder / name for name in _FILES), *(data / name for name in names)]:
-        try:
-            facts = os.stat(path)
-            found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
-        except OSError:
-            found.append((0, 0, 0))
-    return tuple(found)
+    return _signature([*(folder / name for name in _FILES), *(data / name for name in names)])
 
 
 def signature_of_items(path: Path | None) -> Signature:
@@ -40,10 +33,14 @@ def signature_of_items(path: Path | None) -> Signature:
     if path is None:
         return ()
     names = sorted(os.listdir(path)) if path.is_dir() else []
+    return _signature([path, *(path / name for name in names)])
+
+
+def _signature(paths: Iterable[Path]) -> Signature:
     found = []
-    for one in [path, *(path / name for name in names)]:
+    for path in paths:
         try:
-            facts = os.stat(one)
+            facts = os.stat(path)
             found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
         except OSError:
             found.append((0, 0, 0))
