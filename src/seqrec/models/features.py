@@ -12,6 +12,7 @@ from seqrec.data.batches import Batch
 from seqrec.data.dataset import Dataset
 from seqrec.data.features import Features, vocabulary_of
 from seqrec.data.fields import Dropped, Options
+from seqrec.data.table import Table
 from seqrec.device import not_compiled
 from seqrec.errors import InputError
 from seqrec.models.blocks import Dropout
@@ -288,6 +289,11 @@ def reads_users(model: Any) -> bool:
     return any(getattr(getattr(part, "user_encoder", None), "encoder", None) is not None for part in model.parts)
 
 
+def tables_of(dataset: Dataset) -> list[tuple[str, str, Table | None]]:
+    """Each option of :data:`SIZES`, what a row of its table describes, and the table of a dataset, if there is one."""
+    return [("features", "item", dataset.item_table), ("user_features", "user", dataset.user_table)]
+
+
 def give_features(model: Any, dataset: Dataset, options: Iterable[str] = tuple(SIZES)) -> None:
     """Give a model the features that its config names, from the tables of its dataset. Others stay as they are.
 
@@ -300,10 +306,7 @@ def give_features(model: Any, dataset: Dataset, options: Iterable[str] = tuple(S
         InputError: a table is missing, or does not fit the model.
     """
     config = model.parts[0].config
-    for option, what, table in (
-        ("features", "item", dataset.item_table),
-        ("user_features", "user", dataset.user_table),
-    ):
+    for option, what, table in tables_of(dataset):
         asked = getattr(config, option, None)
         if not asked or option not in options:
             continue

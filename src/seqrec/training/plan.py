@@ -17,7 +17,7 @@ from seqrec.device import own_random_state, pick_device
 from seqrec.errors import InputError, RunWarning, TrainingWarning, warn
 from seqrec.models import MODELS
 from seqrec.models.base import Model
-from seqrec.models.features import SIZES, give_features
+from seqrec.models.features import SIZES, give_features, tables_of
 from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.config import Refit, RunConfig, fingerprint
 from seqrec.run.folder import Run
@@ -250,10 +250,7 @@ def settle_features(name: str, sizes: Any, dataset: Dataset) -> tuple[Any, dict[
         InputError: the config asks for features, but there is no table, or nothing to learn of the columns.
     """
     reasons = {}
-    for option, what, table in (
-        ("features", "item", dataset.item_table),
-        ("user_features", "user", dataset.user_table),
-    ):
+    for option, what, table in tables_of(dataset):
         asked = getattr(sizes, option, None)
         if not asked:
             continue
@@ -282,15 +279,12 @@ def check_tables(run: Run, dataset: Dataset, model: Model) -> None:
         InputError: two tables differ, and the model learns from them.
     """
     options = run.config.model_config
-    for what, kept, given, reads in (
-        ("item", run.dataset.item_table, dataset.item_table, "category" in model.READS or options.get("features")),
-        ("user", run.dataset.user_table, dataset.user_table, options.get("user_features")),
-    ):
+    for (option, what, kept), (_, _, given) in zip(tables_of(run.dataset), tables_of(dataset), strict=True):
         if (kept is None and given is None) or (
             kept is not None and given is not None and kept.frame.equals(given.frame)
         ):
             continue
-        if reads:
+        if options.get(option) or (what == "item" and "category" in model.READS):
             raise InputError(
                 f"{run.folder}: the run was started with another {what} table; give the same {what}s, or --overwrite"
             )
