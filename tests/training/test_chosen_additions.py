@@ -81,6 +81,25 @@ def test_constants_are_the_best_of_each_in_turn(given: dict[str, Any]) -> None:
     assert {name: getattr(found, name) for name in given} == given
 
 
+def test_near_constants_are_tried_in_turn() -> None:
+    """For each, only the next smaller and the next larger value; all values of a constant that is not known."""
+    split = split_last_two(prepare(rings()))
+    near = {"scale": 7.0, "damping": 0.5, "neighbours": 0.0, "decay": 0.4, "distance": 20, "recency": 1.0}
+    beside = {"scale": (5, 10), "damping": (0.25,), "neighbours": (1,), "decay": (0.5,), "distance": (5, 50),
+              "recency": (0.3, 3.0), "days": VALUES["days"]}  # fmt: skip
+    best = TransitionsConfig(**near).resolved()  # type: ignore[arg-type]
+    highest = quality(counted(best, split), split).mean()
+    for name in VALUES:
+        for value in beside[name]:
+            asked = TransitionsConfig(**{**vars(best), name: value})
+            if asked != best and (mean := quality(counted(asked, split), split).mean()) > highest:
+                best, highest = asked, mean
+    assert choose_constants(TransitionsConfig(), split, keep_seen=False, seed=0, near=near) == best
+    untimed = split_last_two(prepare(rings().drop("timestamp")))
+    found = choose_constants(TransitionsConfig(), untimed, keep_seen=False, seed=0, near=near)
+    assert (found.recency, found.days) == (0.0, 7.0)
+
+
 def test_neither_constants_nor_weight_depend_on_test_items() -> None:
     dataset = prepare(rings())
     split, changed = split_last_two(dataset), with_other_test_items(dataset)

@@ -26,6 +26,7 @@ from seqrec.errors import RunWarning
 from seqrec.run.layout import START
 from seqrec.run.start import row_kinds
 from seqrec.run.tensors import read_header
+from seqrec.training.additions import VALUES
 from seqrec.training.start import DISTANCE, SHRINKAGE
 from seqrec.training.warm import PATIENCE
 
@@ -348,6 +349,21 @@ def test_a_model_that_is_named_is_not_mixed() -> None:
     for more in ({}, {"ensemble_kinds": None}):
         assert Recommender("sasrec", **more).train_config.ensemble_kinds == "same"
         assert Recommender("auto", **more).train_config.ensemble_kinds is None
+
+
+def test_constants_of_counts_are_near_those_of_the_earlier_run(tmp_path: Path) -> None:
+    fitted("sasrec", tmp_path / "old", log(), transitions="auto")
+    warm = Recommender(**STILL).fit(later(), tmp_path / "new", init_from=tmp_path / "old")
+    before, after = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("old", "new"))
+    old, new = (one["transitions"]["constants"] for one in (before, after))
+    assert Run(tmp_path / "new").config.init_from["constants"] == {name: old[name] for name in VALUES}
+    for name, values in VALUES.items():
+        places = sorted({*values, old[name]})
+        assert abs(places.index(new[name]) - places.index(old[name])) <= 1
+    assert warm.model.addition is not None
+    config = tmp_path / "new/config.json"
+    config.write_text(config.read_text().replace('"decay"', '"dacey"'))
+    assert "init_from has constants that do not fit" in one_line(lambda: Run(tmp_path / "new").config)
 
 
 # ---- figures stay honest ---------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from seqrec.models.base import Model
 from seqrec.models.ensemble import Ensemble, kinds_of, sizes_beside
 from seqrec.models.features import WITHOUT
 from seqrec.models.outline import Outline
+from seqrec.models.transitions import TransitionsConfig
 from seqrec.run.layout import CONFIG, RESUMABLE
 
 __all__ = [
@@ -44,7 +45,8 @@ class RunConfig:
 
     ``refit`` says on what the recipe is trained again after the test: ``all``, or all but the test items (``valid``).
     ``recipe`` has the reason for each option that was chosen from the log. ``init_from`` says which run the weights
-    started from, and how many of its items and users were kept; it is empty if they started anew.
+    started from, how many of its items and users were kept, and the constants of its transition counts; it is empty if
+    they started anew.
     """
 
     model: str
@@ -165,7 +167,11 @@ def check_same(folder: Path, before: RunConfig, now: RunConfig, but: Sequence[st
 
 def _check_start(facts: Mapping[str, Any]) -> None:
     """Check what a run says of the one that it started from."""
-    kinds = [value for value in facts.values() if isinstance(value, dict)]
+    try:
+        TransitionsConfig(**check_fields(TransitionsConfig, facts.get("constants", {})))
+    except (InputError, TypeError) as error:
+        raise InputError(f"init_from has constants that do not fit ({one_line(error)})") from error
+    kinds = [value for name, value in facts.items() if isinstance(value, dict) and name != "constants"]
     counts = [[kind.get(name) for name in ("kept", "new", "gone")] for kind in kinds]
     if facts and not (isinstance(facts.get("run"), str) and all(type(one) is int for count in counts for one in count)):
         raise InputError("init_from does not say how many items and users were kept")

@@ -1,6 +1,6 @@
 """Transition counts beside a model: their constants and their weight are chosen on validation items."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,13 +55,26 @@ def validation_sample(split: Split, seed: int, most: int | None = None) -> Targe
     return split.valid.sampled(most or MOST_USERS, [seed, 4])
 
 
-def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, seed: int) -> TransitionsConfig:
+def choose_constants(
+    config: TransitionsConfig, split: Split, keep_seen: bool, seed: int, near: Mapping[str, float] | None = None
+) -> TransitionsConfig:
     """The config with each constant that is not given set to the value of best NDCG@10 on validation items.
 
     The constants are chosen one after another. Only the successors of items in the histories of these users are
     counted, so this takes little longer than ranking.
+
+    Args:
+        config: constants that are given; the others are None.
+        split: split of the log.
+        keep_seen: whether items of the history are ranked too.
+        seed: seed of the sample of validation users.
+        near: constants of an earlier run of the same catalogue. The search begins with them and tries only the next
+            smaller and the next larger value of each. It begins with plain values of the others, and tries all.
     """
-    best, targets = config.resolved(), validation_sample(split, seed)
+    unknown = () if split.train.dataset.has_timestamps else NEED_TIMES
+    open_ones = [name for name in VALUES if getattr(config, name) is None and name not in unknown]
+    known = {name: value for name, value in (near or {}).items() if name in open_ones}
+    best, targets = replace(config, **known).resolved(), validation_sample(split, seed)  # type: ignore[arg-type]
     if len(targets) == 0:
         return best
     num_items = split.train.dataset.num_items
@@ -78,13 +91,20 @@ def choose_constants(config: TransitionsConfig, split: Split, keep_seen: bool, s
         return float(metrics.named("ndcg@10", *ranks(model, targets, keep_seen=keep_seen)).mean())
 
     highest = quality(best)
-    for name, values in VALUES.items():
-        fixed = getattr(config, name) is not None or (name in NEED_TIMES and not split.train.dataset.has_timestamps)
-        for value in () if fixed else values:
+    for name in open_ones:
+        for value in _beside(VALUES[name], known.get(name)):
             asked = replace(best, **{name: value})  # type: ignore[arg-type]
             if asked != best and (found := quality(asked)) > highest:
                 best, highest = asked, found
     return best
+
+
+def _beside(values: tuple[float, ...], near: float | None) -> tuple[float, ...]:
+    """The next smaller and the next larger of ascending values; all of them if there is nothing to be near."""
+    if near is None:
+        return values
+    smaller, larger = [one for one in values if one < near], [one for one in values if one > near]
+    return (*smaller[-1:], *larger[:1])
 
 
 def choose_weight(
@@ -163,6 +183,12 @@ def _items_in(targets: Targets, constants: TransitionsConfig) -> np.ndarray:
     found = np.zeros(num_items + 1, dtype=bool)
     found[Transitions(replace(constants, decay=1.0), num_items).newest(targets.histories).cpu().numpy()] = True
     return found
+
+
+def constants_of(addition: Addition, has_timestamps: bool) -> dict[str, float]:
+    """The constants that were chosen; those of times only if the log had times."""
+    names = [name for name in VALUES if has_timestamps or name not in NEED_TIMES]
+    return {name: getattr(addition.transitions.config, name) for name in names}
 
 
 def facts_of(addition: Addition, chosen: ChosenWeight) -> dict[str, Any]:

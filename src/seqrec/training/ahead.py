@@ -1,6 +1,6 @@
 """How long everything after training will take, measured before it on a few users."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,22 +20,25 @@ TABLES = 20
 SHARE = 0.2  # of the time left that choosing these constants may take
 
 
-def settled_constants(split: Split, keep_seen: bool, seed: int, budget: Budget | None = None) -> TransitionsConfig:
+def settled_constants(
+    split: Split, keep_seen: bool, seed: int, budget: Budget | None = None, near: Mapping[str, float] | None = None
+) -> TransitionsConfig:
     """Constants of transition counts, chosen on validation items.
 
     Args:
         split: split of the log.
         keep_seen: whether items of the history are ranked too.
         seed: seed of the sample of validation users.
-        budget: time limit. If it leaves little time, the constants are the plain ones.
+        budget: time limit. If it leaves little time, the constants are the plain ones, or those in ``near``.
+        near: constants of the run whose weights training started from, if it had counts.
     """
-    plain = TransitionsConfig().resolved()
+    plain = TransitionsConfig(**near or {}).resolved()  # type: ignore[arg-type]
     if budget is not None:
         begin = budget.clock()
         Transitions(plain, split.train.dataset.num_items).count(split.train)
         if TABLES * (budget.clock() - begin) > SHARE * budget.left():
             return plain
-    return choose_constants(TransitionsConfig(), split, keep_seen, seed)
+    return choose_constants(TransitionsConfig(), split, keep_seen, seed, near)
 
 
 def look_ahead(

@@ -216,9 +216,14 @@ def _add_transitions(found: Fitted, dataset: Dataset, training: TrainConfig) -> 
         return
     keep_seen = bool(found.config.split.keep_seen)
     with threads(training.threads):
-        constants = found.constants or settled_constants(split, keep_seen, training.seed)
+        constants = found.constants or settled_constants(split, keep_seen, training.seed, near=_near(found))
         found.chosen = choose_weight(model, constants, split, keep_seen, training.seed)
         model.addition = counted_addition(constants, found.chosen.weight, all_histories(dataset))
+
+
+def _near(found: Fitted) -> dict[str, float] | None:
+    """The constants of the counts of the run that training started from, if it did and there were any."""
+    return found.config.init_from.get("constants")
 
 
 def _limit(
@@ -229,7 +234,7 @@ def _limit(
     with threads(training.threads):
         if training.transitions == "auto" and len(split.valid) and found.constants is None:
             keep_seen = bool(found.config.split.keep_seen)
-            found.constants = settled_constants(split, keep_seen, training.seed, budget)
+            found.constants = settled_constants(split, keep_seen, training.seed, budget, _near(found))
     ahead = _ahead(found, training, budget.clock)
     rows = run.epochs() if run is not None and resume else None
     earlier = rows["total_seconds"].to_list() if rows is not None and rows.height else []

@@ -29,6 +29,7 @@ from seqrec.run.folder import METRICS, PARTS, Run
 from seqrec.run.place import Place, reading
 from seqrec.run.start import Start, row_kinds
 from seqrec.run.tensors import read_header
+from seqrec.training.additions import constants_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.start import start_near_neighbours
 
@@ -161,6 +162,8 @@ class Earlier:
         facts: dict[str, Any] = {"run": self.shown, "id": self.run.id}
         path = self.run.weights_path("train")
         facts["checksum"] = read_header(path).check_mark(self.run.id, PARTS["train"]).get("crc32")
+        if self.model.addition is not None:
+            facts["constants"] = constants_of(self.model.addition, self.config.has_timestamps)
         rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for kind in sorted({*kinds.values()}):
             rows[kind], facts[kind] = _matched(kind, earlier, dataset, self.config, config)
