@@ -265,7 +265,7 @@ def test_many_threads_get_the_answers_of_one(every: tuple[Recommender, Predictor
     recommender, _ = every
     predictor = Predictor(recommender.model, recommender.dataset)  # it has not answered before
     known = list(people().values())
-    count = 120 if isinstance(predictor.model, SASRec) else 40
+    count = 80 if isinstance(predictor.model, SASRec) else 16
     asked = [number % len(known) for number in range(count)]
 
     def ask(row: int) -> tuple[Any, ...]:

@@ -104,9 +104,8 @@ def naive(prior: np.ndarray, scores: SparseScores, state: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", PRIORS)
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("chosen", [None, [2, 3, 5, 11, 17, 18, 19, 30, 40], [7]])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_ranking_is_a_full_sort(kind: str, added: bool, chosen: list[int] | None, seed: int) -> None:
-    random = np.random.default_rng([seed, added, len(kind)])
+def test_ranking_is_a_full_sort(kind: str, added: bool, chosen: list[int] | None) -> None:
+    random = np.random.default_rng([added, len(kind)])
     states = 18
     prior, scores = PRIORS[kind](random), scores_of(random, states, 11, added)
     model = Given(prior, scores)
