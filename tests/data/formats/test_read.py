@@ -710,7 +710,12 @@ def test_any_ids_round_trip(tmp_path, format, rows):
     users, items, times = (list(column) for column in zip(*rows, strict=True))
     missing = set(values.MISSING.split())
     # Between numbers, a word like 'none' is a missing value, which is an error.
-    assume(all(missing.isdisjoint(ids) or re.search("[A-DF-Za-df-z]", "".join(set(ids) - missing)) for ids in (users, items)))
+    assume(
+        all(
+            missing.isdisjoint(ids) or re.search("[A-DF-Za-df-z]", "".join(set(ids) - missing))
+            for ids in (users, items)
+        )
+    )
     frame = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times})
     path = tmp_path / f"log.{format}"
     if format == "parquet":
