@@ -42,8 +42,9 @@ test-gpu: install gpu
 	$(BIN)/python -m pytest -m cuda
 
 # Those of `make test` whose code calls the compiled loops itself, without the loops: on the same code in torch. Reading
-# logs, the command line, run folders, reports and the server do not depend on which of the two computes.
-PLAIN := $(addprefix tests/,kernels models ranking training test_contract.py test_predictor.py test_recommender.py)
+# logs, planning, refits, the command line, run folders, reports and the server do not depend on which of the two computes.
+STEPS := $(addprefix training/test_,averaging.py loop.py losses.py objective.py optim.py prefetch.py start.py step.py)
+PLAIN := $(addprefix tests/,kernels models ranking $(STEPS) test_contract.py test_predictor.py test_recommender.py)
 
 test-plain: install
 	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not web and not cluster" $(PLAIN)
