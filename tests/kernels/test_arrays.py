@@ -221,6 +221,7 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"items": ints(0, 1, 2, 3, 6)}, {"items": longs(0, 1, 2, 3, -1)}, {"asked": longs(1, 2, 3, 4, 7)[:, None]},
         {"asked": longs(1, 2, 3, 4, 5)}, {"asked": longs(1, 2, 3, 4)[:, None]}, {"asked": torch.ones(5, 2).long()},
         {"asked": torch.ones(5, 0).long()}, {"words": words(31 + 144)}, {"words": floats(176)},
+        {"to": kernels.Dense(floats(9), [], kernels.Remembered())},
         shared_but(negatives=longs(1, 6, 0, 7)), shared_but(negatives=longs(1, 6)),
         shared_but(log_probability=floats(3)),
         shared_but(left_out=(longs(4, 0), longs(3, 0))), shared_but(left_out=(longs(0, 5), longs(3, 0))),
@@ -361,9 +362,21 @@ def test_what_does_not_fit_is_refused(function, right, wrong):
             function(**right() | wrong)
 
 
+def test_remembered_tensors_are_checked_again_if_they_change():
+    known, tensors = kernels.Remembered(), [floats(3, 2), floats(4)]
+    found = known.addresses("weights", tensors, [6, 4])
+    assert known.addresses("weights", tensors, [6, 4]) is found
+    tensors[0].data = tensors[0].data.clone()
+    moved = known.addresses("weights", tensors, [6, 4])
+    assert list(moved) == [x.data_ptr() for x in tensors] != list(found)
+    for wrong in ([tensors[0]], [tensors[0], tensors[1][:3]], [tensors[0], tensors[1].double()]):
+        with pytest.raises(ValueError, match=r"numbers|sizes"):
+            known.addresses("weights", wrong, [6, 4])
+
+
 def test_every_loop_is_in_the_table():
-    others = {"Codes", "Drifts", "Encoder", "Ranked", "RankedByCodes", "Rows", "Shared", "codes_of", "dropped_words",
-              "library", "usable", "words_of_encoder"}  # fmt: skip
+    others = {"Codes", "Dense", "Drifts", "Encoder", "Ranked", "RankedByCodes", "Remembered", "Rows", "Shared",
+              "codes_of", "dropped_words", "library", "usable", "words_of_encoder"}  # fmt: skip
     assert {function.__name__ for function, *_ in CASES} == set(kernels.__all__) - others
 
 

@@ -129,6 +129,20 @@ def test_what_the_compiled_call_does_not_compute_takes_the_usual_way(sizes, obje
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("change", [
+    lambda model: model.position_embedding.weight.requires_grad_(False), lambda model: model.double(),
+    lambda model: model.eval(), lambda model: setattr(model.dropout, "probability", 0.1),
+])  # fmt: skip
+def test_a_model_that_changes_between_two_steps_takes_the_usual_way(change):
+    model, task = model_of(embedding_dim=12, dropout=0.0), task_of(BCE)
+    optimizer = RowAdam(model)
+    assert compiled_gradients(model, optimizer, task, BCE, None) is not None
+    optimizer.zero_grad()
+    change(model)
+    assert compiled_gradients(model, optimizer, task, BCE, None) is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_other_models_and_chosen_tokens_take_the_usual_way():
     task = task_of(BCE)
     other = HSTU(HSTUConfig(max_length=150, embedding_dim=12, time_buckets=0), ITEMS).train()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,10 +78,14 @@ class Draws:
 
     def __init__(self, seed: Sequence[int], part: Part | None = None) -> None:
         self.seed, self.part = [*seed], part
-        self._generator = np.random.PCG64DXSM(np.random.SeedSequence(self.seed))
         self._drawn = 0  # numbers that the generator has drawn or skipped
         self._used = 0  # numbers of all processes that are used up
         self._others: np.random.PCG64DXSM | None = None
+
+    @cached_property
+    def _generator(self) -> np.random.PCG64DXSM:
+        # Made when it is first asked for: many draws only have children.
+        return np.random.PCG64DXSM(np.random.SeedSequence(self.seed))
 
     def child(self, number: int) -> "Draws":
         """Other random numbers for the same rows."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from seqrec.kernels.arrays import Loop, addresses, integers
+from seqrec.kernels.arrays import Loop, Remembered, integers
 
 _RATES = "beta1: float64", "beta2: float64", "rate: float64", "epsilon: float64"
 _DRIFTS = "steps: float64[S, 2]", "missed: float64[M, 4]", "M"
@@ -86,16 +86,20 @@ def adam_sum(rows: Tensor, gradients: Tensor, slots: Tensor) -> tuple[Tensor, Te
 
 def adam_dense(
     weights: list[Tensor], gradients: list[Tensor], firsts: list[Tensor], seconds: list[Tensor], steps: list[Tensor],
-    betas: tuple[float, float], rate: float, epsilon: float,
+    betas: tuple[float, float], rate: float, epsilon: float, known: Remembered | None = None,
 ) -> None:  # fmt: skip
-    """Take one step of Adam on dense, contiguous tensors. Each counter in ``steps``, ``float32``, goes up by one."""
+    """Take one step of Adam on dense, contiguous tensors. Each counter in ``steps``, ``float32``, goes up by one.
+
+    With ``known``, tensors that it remembers from the last step are not checked again.
+    """
+    find = (known or Remembered()).addresses
     gradients = [gradient.contiguous() for gradient in gradients]
     sizes = [weight.numel() for weight in weights]
     count = len(sizes)
     _DENSE(
-        weights=addresses(weights, sizes), gradients=addresses(gradients, sizes), firsts=addresses(firsts, sizes),
-        seconds=addresses(seconds, sizes), counts=addresses(steps, [1] * count),
-        sizes=(ctypes.c_int64 * count)(*sizes), count=count,
+        weights=find("weights", weights, sizes), gradients=find("gradients", gradients, sizes),
+        firsts=find("firsts", firsts, sizes), seconds=find("seconds", seconds, sizes),
+        counts=find("counts", steps, [1] * count), sizes=(ctypes.c_int64 * count)(*sizes), count=count,
         beta1=betas[0], beta2=betas[1], rate=rate, epsilon=epsilon,
     )  # fmt: skip
     increment_version(weights)

@@ -7,6 +7,7 @@ to keep the checks cheap, a Python function is generated from each declaration (
 
 import ctypes
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,28 @@ def addresses(tensors: list[Tensor], sizes: list[int]) -> ctypes.Array[ctypes.c_
         ):
             raise ValueError(f"a tensor is {x.dtype}{list(x.shape)}, not contiguous float32 with {size} numbers")
     return (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
+
+
+class Remembered:
+    """:func:`addresses` for lists of tensors that are mostly those of the call before, by name.
+
+    It checks a list again if it has other tensors, or if one of them has moved. It keeps the tensors alive, so that no
+    other one can take the place of one of them.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[list[Tensor], list[int], list[int], ctypes.Array[ctypes.c_void_p]]] = {}
+
+    def addresses(self, name: str, tensors: list[Tensor], sizes: list[int]) -> ctypes.Array[ctypes.c_void_p]:
+        """The same as :func:`addresses`."""
+        places = [x.data_ptr() for x in tensors]
+        if name in self._known:
+            before, before_sizes, before_places, found = self._known[name]
+            if places == before_places and sizes == before_sizes and all(map(is_, tensors, before)):
+                return found
+        found = addresses(tensors, sizes)
+        self._known[name] = [*tensors], [*sizes], places, found
+        return found
 
 
 def require_probability(probability: float) -> None:

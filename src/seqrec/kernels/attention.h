@@ -77,12 +77,13 @@ inline const float* dropped(const Attention& a, const float* weights, float* mem
     if (!a.words) return weights;
     const int64_t width = a.width();
     const int16_t* words = a.words;
+    const Dropping dropping = a.dropping;  // a copy, which stores to memory can't change
     for (int64_t i = 0; i < a.length; ++i) {
         const int64_t seen = a.seen(i);
         const float* from = weights + i * width;
         float* to = memory + i * width;
 #pragma omp simd
-        for (int64_t j = 0; j < seen; ++j) to[j] = from[j] * a.dropping.of(words[j]);
+        for (int64_t j = 0; j < seen; ++j) to[j] = from[j] * dropping.of(words[j]);
         for (int64_t j = seen; j < width; ++j) to[j] = 0;
         words += seen;
     }
@@ -117,6 +118,7 @@ inline void attention_backward(
     const Panels values = panels(transposed(a.value, a.key_row), a.dim, n, memory);
     float *by_scores = memory + panel_size(a.dim, n), *rest = by_scores + n * width;
     const int16_t* words = a.words;
+    const Dropping dropping = a.dropping;
     for (int64_t i = 0; i < n; i += ROWS) {
         const int64_t rows = std::min<int64_t>(ROWS, n - i), most = a.seen(i + rows - 1);
         product<ZERO>(rows, most, a.dim, plain(by_out + i * out_row, out_row), values, by_scores + i * width, width);
@@ -126,7 +128,7 @@ inline void attention_backward(
             float* by = by_scores + r * width;
             if (words) {
 #pragma omp simd
-                for (int64_t j = 0; j < seen; ++j) by[j] *= a.dropping.of(words[j]);
+                for (int64_t j = 0; j < seen; ++j) by[j] *= dropping.of(words[j]);
                 words += seen;
             }
             for (int64_t j = seen; j < width; ++j) by[j] = 0;

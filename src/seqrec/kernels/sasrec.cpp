@@ -121,32 +121,48 @@ struct Gradients {
     }
 };
 
+// Rows are scattered over a table that is larger than the cache, so they are asked for this many tokens ahead.
+constexpr int64_t AHEAD = 4;
+
+inline void ask_for(const Step& s, int64_t row) {
+#if defined(__GNUC__)
+    for (int64_t k = 0; k < s.dim; k += 16) __builtin_prefetch(s.table + row * s.dim + k);
+#endif
+}
+
 // dropout(scale * item + position)
 void embed(const Step& s, const Chunk& c, float* out) {
+    const Dropping d = s.dropping();
+    const float scale = s.scale;
     for (int64_t u = c.user; u < c.user + c.users; ++u)
         for (int64_t t = s.offsets[u]; t < s.offsets[u + 1]; ++t, out += s.dim) {
+            if (t + AHEAD < c.token + c.tokens) ask_for(s, s.items[t + AHEAD]);
             const float* item = s.table + s.items[t] * s.dim;
             const float* place = s.places + (s.positions + t - s.offsets[u + 1]) * s.dim;
             const int16_t* words = s.words ? s.words + t * s.dim : nullptr;
             if (words)
 #pragma omp simd
-                for (int64_t k = 0; k < s.dim; ++k)
-                    out[k] = words[k] >= s.threshold ? (s.scale * item[k] + place[k]) * s.kept : 0.0f;
+                for (int64_t k = 0; k < s.dim; ++k) {
+                    const float x = (scale * item[k] + place[k]) * d.kept;
+                    out[k] = words[k] >= d.threshold ? x : 0.0f;
+                }
             else
 #pragma omp simd
-                for (int64_t k = 0; k < s.dim; ++k) out[k] = s.scale * item[k] + place[k];
+                for (int64_t k = 0; k < s.dim; ++k) out[k] = scale * item[k] + place[k];
         }
 }
 
 void embed_backward(const Step& s, const Chunk& c, const float* by, float* by_places) {
+    const Dropping d = s.dropping();
+    const float scale = s.scale;
     for (int64_t u = c.user; u < c.user + c.users; ++u)
         for (int64_t t = s.offsets[u]; t < s.offsets[u + 1]; ++t, by += s.dim) {
             float *by_item = s.by_items + t * s.dim, *by_place = by_places + (s.positions + t - s.offsets[u + 1]) * s.dim;
             const int16_t* words = s.words ? s.words + t * s.dim : nullptr;
 #pragma omp simd
             for (int64_t k = 0; k < s.dim; ++k) {
-                const float kept = !words ? by[k] : words[k] >= s.threshold ? by[k] * s.kept : 0.0f;
-                by_item[k] = s.scale * kept;
+                const float kept = !words ? by[k] : words[k] >= d.threshold ? by[k] * d.kept : 0.0f;
+                by_item[k] = scale * kept;
                 by_place[k] += kept;
             }
         }
@@ -166,11 +182,13 @@ inline void times(int64_t count, float factor, const float* x, float* to) {
 
 // Binary cross-entropy of each token's target against its own negatives.
 void binary_loss(const Step& s, const Chunk& c, const float* hidden, float* by_hidden) {
-    const int64_t dim = s.dim;
+    const int64_t dim = s.dim, end = (c.token + c.tokens) * s.candidates;
     for (int64_t t = c.token; t < c.token + c.tokens; ++t, hidden += dim, by_hidden += dim) {
         double sum = 0, product = 1;
         for (int64_t n = 0; n < s.candidates; ++n) {
-            const float* vector = s.table + s.asked[t * s.candidates + n] * dim;
+            const int64_t place = t * s.candidates + n;
+            if (place + AHEAD < end) ask_for(s, s.asked[place + AHEAD]);
+            const float* vector = s.table + s.asked[place] * dim;
             const float score = dot(dim, hidden, vector);
             // softplus(x) and its derivative. One logarithm is enough for the product of many factors below 2.
             const double x = n ? score : -score, e = std::exp(-std::abs(x)), slope = (x > 0 ? 1 : e) / (1 + e);
@@ -179,7 +197,7 @@ void binary_loss(const Step& s, const Chunk& c, const float* hidden, float* by_h
             const float by = float(s.share * (n ? slope : -slope));
             if (n) add_times(dim, by, vector, by_hidden);
             else times(dim, by, vector, by_hidden);
-            times(dim, by, hidden, s.by_asked + (t * s.candidates + n) * dim);
+            times(dim, by, hidden, s.by_asked + place * dim);
         }
         s.losses[t] = sum + std::log(product);
     }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seqrec.kernels.arrays import Loop, addresses, lengths_of, require_probability
+from seqrec.kernels.arrays import Loop, Remembered, lengths_of, require_probability
 from seqrec.kernels.block import NORMS
 from seqrec.kernels.layers import dropping
 
@@ -43,6 +43,23 @@ class Encoder(NamedTuple):
         return [self.positions, *(parameter for block in self.blocks for parameter in block), self.gain, self.bias]
 
 
+class Dense(NamedTuple):
+    """Memory for the gradients of ``encoder.dense``, which later steps can write again."""
+
+    flat: Tensor
+    parts: list[Tensor]  # of each weight
+    known: Remembered  # the blocks' parameters
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "Dense":
+        """Memory for an encoder."""
+        dense = encoder.dense
+        sizes = [x.numel() for x in dense]
+        flat = torch.empty(sum(sizes))
+        parts = [part.view(x.shape) for part, x in zip(flat.split(sizes), dense, strict=True)]
+        return cls(flat, parts, Remembered())
+
+
 class Shared(NamedTuple):
     """The negatives of sampled softmax, which all tokens share."""
 
@@ -55,7 +72,8 @@ class Shared(NamedTuple):
 def words_of_encoder(encoder: Encoder, offsets: Tensor) -> list[int]:
     """Numbers of random words: for the embedded input, and for each block those of ``attention_block``."""
     lengths = lengths_of(offsets)
-    tokens, pairs = int(lengths.sum()), int((lengths * (lengths + 1)).sum()) // 2
+    tokens = int(lengths.sum())
+    pairs = (tokens + int(lengths.dot(lengths))) // 2
     hidden, dim = (encoder.blocks[0][10].shape[1] if encoder.blocks else 0), encoder.gain.numel()
     return [tokens * dim, *([encoder.num_heads * pairs, tokens * hidden, tokens * dim] * len(encoder.blocks))]
 
@@ -68,6 +86,7 @@ def sasrec_gradients(
     shared: Shared | None = None,
     share: float = 1.0,
     words: Tensor | None = None,
+    to: Dense | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The losses of a packed batch, and the gradients of their weighted sum with respect to everything it reads.
 
@@ -82,6 +101,7 @@ def sasrec_gradients(
         share: factor of the gradient of each token's loss: 1 / T for that of the mean.
         words: random words ``int16`` for dropout, as many as :func:`words_of_encoder` says, one layer after another,
             each padded to a multiple of 4. None turns dropout off.
+        to: memory for the gradients of ``encoder.dense``. By default it is new.
 
     Returns:
         The losses ``float64[T]``; the gradient of each row that is looked up, ``[T * C + N + T, D]`` in the order
@@ -91,15 +111,15 @@ def sasrec_gradients(
     if encoder.norm not in NORMS or asked.dim() != 2 or asked.shape[1] < 1 or (shared and asked.shape[1] != 1):
         raise ValueError(f"norm {encoder.norm!r}, items asked for {tuple(asked.shape)}")
     threshold, kept = dropping(words, encoder.dropout)
-    dense, dim = encoder.dense, encoder.gain.numel()
+    to, dim = to or Dense.of(encoder), encoder.gain.numel()
+    if to.flat.numel() != sum(x.numel() for x in encoder.dense):
+        raise ValueError(f"memory for {to.flat.numel()} gradients is not that of the encoder")
     hidden = encoder.blocks[0][10].shape[1] if encoder.blocks else 0
     negatives = _NOTHING if shared is None else shared.negatives
     left_out = (_NOTHING, _NOTHING) if shared is None else shared.left_out
     tokens, count = asked.shape
     by_rows = torch.empty(tokens * (1 + count) + len(negatives), dim)
     by_asked, by_negatives, by_items = by_rows.split_with_sizes([tokens * count, len(negatives), tokens])
-    sizes = [x.numel() for x in dense]
-    by_dense = torch.empty(sum(sizes))
     needed = 0 if words is None else sum(-(-part // 4) * 4 for part in words_of_encoder(encoder, offsets))
     _, losses = _GRADIENTS(
         F=hidden, H=encoder.num_heads, blocks=len(encoder.blocks), norm=NORMS.index(encoder.norm), threshold=threshold,
@@ -107,16 +127,14 @@ def sasrec_gradients(
         target_less=0.0 if shared is None else shared.target_log_probability, left_out_tokens=left_out[0],
         negatives=None if shared is None else negatives, left_out=left_out[1], table=encoder.table,
         log_probability=None if shared is None else shared.log_probability, positions=encoder.positions,
-        gain=encoder.gain, bias=encoder.bias, parameters=_addresses(encoder, dim, hidden), words=words,
+        gain=encoder.gain, bias=encoder.bias, parameters=_addresses(encoder, dim, hidden, to.known), words=words,
         W=needed, by_items=by_items, by_asked=by_asked.view(tokens, count, dim), by_negatives=by_negatives,
-        by_dense=by_dense,
+        by_dense=to.flat,
     )  # fmt: skip
-    parts = by_dense.split_with_sizes(sizes)  # `split` is written in Python
-    gradients = [part if x.dim() == 1 else part.view_as(x) for part, x in zip(parts, dense, strict=True)]
-    return losses, by_rows, gradients
+    return losses, by_rows, to.parts
 
 
-def _addresses(encoder: Encoder, dim: int, hidden: int) -> ctypes.Array[ctypes.c_void_p]:
+def _addresses(encoder: Encoder, dim: int, hidden: int, known: Remembered) -> ctypes.Array[ctypes.c_void_p]:
     """Pointers to the parameters of all blocks."""
     sizes = [dim, dim, dim * dim, dim, 2 * dim * dim, 2 * dim, dim, dim, hidden * dim, hidden, dim * hidden, dim]
-    return addresses([x for block in encoder.blocks for x in block], sizes * len(encoder.blocks))
+    return known.addresses("blocks", [x for block in encoder.blocks for x in block], sizes * len(encoder.blocks))

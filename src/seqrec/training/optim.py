@@ -1,6 +1,7 @@
 """Adam for large embedding tables: equal to dense Adam, at the cost of only the rows that a step touches."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,9 @@ class RowAdam:
         self.dense = {name: p for name, p in model.named_parameters() if name not in embeddings}
         self.learning_rate = learning_rate
         self._moments: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # first moment, second moment, number of steps
+        self._known = kernels.Remembered()
+        #: What ``compiled_gradients`` keeps from one step to the next, by part of the model.
+        self.kept: dict[nn.Module, Any] = {}
         self._hooks = [
             module.register_forward_pre_hook(self._before_reading(self.tables[name]))
             for name, module in embeddings.items()
@@ -84,7 +88,8 @@ class RowAdam:
         self.zero_grad()
         for hook in self._hooks:
             hook.remove()
-        self.tables, self.dense, self._moments = {}, {}, {}
+        self.tables, self.dense, self._moments, self.kept = {}, {}, {}, {}
+        self._known = kernels.Remembered()
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
@@ -174,17 +179,21 @@ class RowAdam:
 
     def _step_dense(self, rate: float) -> None:
         """``torch.optim.Adam.step`` without its bookkeeping, which takes longer than the arithmetic."""
-        moved = {name: parameter for name, parameter in self.dense.items() if parameter.grad is not None}
-        for name, parameter in moved.items():
+        weights: list[Tensor] = []
+        gradients, moments = [], []
+        for name, weight in self.dense.items():
+            gradient = weight.grad
+            if gradient is None:
+                continue
             if name not in self._moments:
-                count = torch.zeros((), device=parameter.device)
-                self._moments[name] = torch.zeros_like(parameter.data), torch.zeros_like(parameter.data), count
-        if not moved:
-            return
-        weights: list[Tensor] = list(moved.values())
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        firsts, seconds, steps = (list(part) for part in zip(*(self._moments[name] for name in moved), strict=True))
-        self._move(weights, gradients, firsts, seconds, steps, rate)
+                count = torch.zeros((), device=weight.device)
+                self._moments[name] = torch.zeros_like(weight.data), torch.zeros_like(weight.data), count
+            weights.append(weight)
+            gradients.append(gradient)
+            moments.append(self._moments[name])
+        if weights:
+            firsts, seconds, steps = map(list, zip(*moments, strict=True))
+            self._move(weights, gradients, firsts, seconds, steps, rate, self._known)
 
     def _move_all_rows(self, table: "Table", gradient: Tensor, rate: float) -> None:
         """One step of a table with a dense gradient."""
@@ -202,10 +211,11 @@ class RowAdam:
         seconds: list[Tensor],
         steps: list[Tensor],
         rate: float,
+        known: kernels.Remembered | None = None,
     ) -> None:
         """Dense Adam; adds one to each of ``steps``."""
         if kernels.usable(*weights) and all(weight.is_contiguous() for weight in weights):
-            kernels.adam_dense(weights, gradients, firsts, seconds, steps, self.betas, rate, self.epsilon)
+            kernels.adam_dense(weights, gradients, firsts, seconds, steps, self.betas, rate, self.epsilon, known)
             return
         adam(
             weights,
