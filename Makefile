@@ -89,8 +89,10 @@ bench-gpu: install gpu
 gpu:
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no NVIDIA GPU")'
 
+# make bench-peers LOG=games.txt; the first call creates an environment for each of the other packages
 bench-peers: install
 	$(BIN)/python benchmarks/peers.py $(LOG)
+	$(BIN)/python benchmarks/peers.py $(LOG) --job rank
 
 pictures: install
 	$(BIN)/seqrec demo --out runs/pictures --overwrite

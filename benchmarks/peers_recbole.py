@@ -56,7 +56,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": args.learning_rate,
         "train_batch_size": args.batch_size,
         "eval_batch_size": args.recommend_batch_size,
-        "epochs": args.epochs_timed,
+        "epochs": args.repeats,
         "seed": args.seed,
         "gpu_id": "",
         "show_progress": False,
@@ -164,10 +164,9 @@ def train_and_recommend(args: argparse.Namespace, turns: Turns, log: "pd.DataFra
     _, history, test = split(log)
     recommending = Recommending(dataset, test_data, history)
     recommended = None
-    for _ in range(args.recommend_repeats):
-        turns.start("recommend")
-        recommended = recommending.frame(model)
-        turns.end("recommend")
+    for _ in range(0 if args.epochs_only else args.repeats):
+        with turns.turn("recommend"):
+            recommended = recommending.frame(model)
 
     sequences = len(train_data._dataset)
     result = {
@@ -188,4 +187,4 @@ def train_and_recommend(args: argparse.Namespace, turns: Turns, log: "pd.DataFra
 
 
 if __name__ == "__main__":
-    run("recbole", LOSSES, ("recbole", "torch", "numpy", "pandas"), measure)
+    run("recbole", LOSSES, ("recbole", "torch", "numpy", "pandas"), {"train": measure})

@@ -4,7 +4,7 @@ Run it with the Python of its own environment; it does not import seqrec:
 
     python3.11 -m venv .venv-rectools
     .venv-rectools/bin/pip install -c constraints.txt torch numpy 'rectools[torch]' 'pytorch-lightning<2.6'
-    .venv-rectools/bin/python benchmarks/peers_rectools.py --log games.txt --epochs-timed 2 --json out.json
+    .venv-rectools/bin/python benchmarks/peers_rectools.py --log games.txt --repeats 2 --json out.json
 
 The script prints one JSON object per line on stdout for each event, and writes the complete result to `--json` at the
 end. With `--pace` it prints {"ready": ...} before every epoch and every recommend, and waits for a line on stdin, so
@@ -63,8 +63,8 @@ def measure(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
         return pl.Trainer(
             accelerator="cpu",
             devices=1,
-            min_epochs=args.epochs_timed,
-            max_epochs=args.epochs_timed,
+            min_epochs=args.repeats,
+            max_epochs=args.repeats,
             limit_train_batches=args.steps,
             callbacks=[timer],
             logger=False,
@@ -94,10 +94,9 @@ def measure(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
 
     users = test["user_id"].to_numpy()
     recommended = None
-    for _ in range(args.recommend_repeats):
-        turns.start("recommend")
-        recommended = model.recommend(users, history_set, k=10, filter_viewed=True, on_unsupported_targets="ignore")
-        turns.end("recommend")
+    for _ in range(0 if args.epochs_only else args.repeats):
+        with turns.turn("recommend"):
+            recommended = model.recommend(users, history_set, k=10, filter_viewed=True, on_unsupported_targets="ignore")
 
     trained = model.data_preparator.train_dataset
     sequences = trained.user_id_map.size
@@ -120,4 +119,4 @@ def measure(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run("rectools", LOSSES, ("rectools", "torch", "pytorch-lightning", "numpy"), measure)
+    run("rectools", LOSSES, ("rectools", "torch", "pytorch-lightning", "numpy"), {"train": measure})
