@@ -72,7 +72,8 @@ def train(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
     log = read_log(args.log)
     # RePlay needs times, but the log has only an order.
     log["timestamp"] = range(len(log))
-    parts = [pl.from_pandas(part) for part in split(log)[:2]]
+    *parts, test = split(log)
+    parts = [pl.from_pandas(part) for part in parts]
     encoder = label_encoder().fit(pl.from_pandas(log))
     with tempfile.TemporaryDirectory() as folder:
         trained, history = (sequences(part, encoder).select("user_id", "item_id") for part in parts)
@@ -95,7 +96,7 @@ def train(args: argparse.Namespace, turns: Turns) -> dict[str, Any]:
     }
     if recommended is not None:
         result["recommended_users"] = int(recommended["user_id"].nunique())
-        result["metrics"] = hits(recommended, split(log)[2])
+        result["metrics"] = hits(recommended, test)
     return result
 
 

@@ -168,7 +168,7 @@ def check_same(folder: Path, before: RunConfig, now: RunConfig, but: Sequence[st
 def _check_start(facts: Mapping[str, Any]) -> None:
     """Check what a run says of the one that it started from."""
     try:
-        TransitionsConfig(**check_fields(TransitionsConfig, facts.get("constants", {})))
+        TransitionsConfig(**facts.get("constants", {}))
     except (InputError, TypeError) as error:
         raise InputError(f"init_from has constants that do not fit ({one_line(error)})") from error
     kinds = [value for name, value in facts.items() if isinstance(value, dict) and name != "constants"]

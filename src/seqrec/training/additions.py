@@ -186,7 +186,7 @@ def _items_in(targets: Targets, constants: TransitionsConfig) -> np.ndarray:
 
 
 def constants_of(addition: Addition, has_timestamps: bool) -> dict[str, float]:
-    """The constants that were chosen; those of times only if the log had times."""
+    """The constants that were chosen. Those of times only if there are times, both in that log and in the next one."""
     names = [name for name in VALUES if has_timestamps or name not in NEED_TIMES]
     return {name: getattr(addition.transitions.config, name) for name in names}
 

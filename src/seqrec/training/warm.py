@@ -163,7 +163,8 @@ class Earlier:
         path = self.run.weights_path("train")
         facts["checksum"] = read_header(path).check_mark(self.run.id, PARTS["train"]).get("crc32")
         if self.model.addition is not None:
-            facts["constants"] = constants_of(self.model.addition, self.config.has_timestamps)
+            has_timestamps = self.config.has_timestamps and dataset.has_timestamps
+            facts["constants"] = constants_of(self.model.addition, has_timestamps)
         rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for kind in sorted({*kinds.values()}):
             rows[kind], facts[kind] = _matched(kind, earlier, dataset, self.config, config)
