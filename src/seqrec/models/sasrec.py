@@ -241,9 +241,10 @@ class SASRec(Model):
     def compiled(self) -> kernels.Encoder | None:
         """What ``kernels.sasrec_gradients`` takes in training, or None if it cannot compute this model.
 
-        It computes models of the default shape, in which no layer has been replaced.
+        It computes models of the default shape, in which no layer has been replaced. What may change between steps is
+        for the caller to look at: the type of the weights, whether they are trained, and dropout.
         """
-        table, places, norm, first = self.item_embedding, self.position_embedding, self.final_norm, self.dropout
+        table, places, norm = self.item_embedding, self.position_embedding, self.final_norm
         if (type(table), type(places), type(norm)) != (ItemEmbedding, nn.Embedding, nn.LayerNorm):
             return None  # a divided table has no weight that could be looked at
         if (
@@ -252,23 +253,20 @@ class SASRec(Model):
             or self.user_encoder.encoder is not None
             or not table.sparse
             or places.sparse
-            or (first.active and first.random is None)
-            or not kernels.usable(table.weight, places.weight, norm.weight, norm.bias)
         ):
             return None
         blocks = []
         for block in self.blocks:
             assert isinstance(block, SASRecBlock)
-            dropout = block.feedforward.dropout
             parameters = block._kernel_parameters(table.weight, None)
-            if parameters is None or (dropout.active, dropout.random) != (first.active, first.random):
+            if parameters is None:
                 return None
             blocks.append(parameters)
         encoder = kernels.Encoder(
             table.weight, places.weight, blocks, norm.weight, norm.bias, self.config.num_heads, self.config.norm,
-            norm.eps, self.config.embedding_dim**0.5, first.probability,
+            norm.eps, self.config.embedding_dim**0.5, self.dropout.probability,
         )  # fmt: skip
-        return encoder if all(x.requires_grad and x.is_contiguous() for x in (table.weight, *encoder.dense)) else None
+        return encoder if all(x.is_contiguous() for x in (table.weight, *encoder.dense)) else None
 
     def words(self, encoder: kernels.Encoder, batch: Batch) -> Tensor | None:
         """The random words that ``encode`` would draw, for ``kernels.sasrec_gradients``; None without dropout."""
