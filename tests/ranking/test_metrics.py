@@ -92,7 +92,7 @@ def test_an_empty_list_has_no_value_and_leaves_the_mean_alone():
 def test_coverage_interval_lies_about_the_coverage():
     random = np.random.default_rng(5)
     lists = random.integers(1, 401, size=(200, 3))
-    low, high = statistics.coverage_interval(lists, 400)
+    ((low, high),) = statistics.coverage_intervals(lists, [3], 400)
     covered = metrics.coverage(lists, 400)
     assert low < covered < high
     # As wide as the spread over new samples of the same number of users, which differ only by chance.
@@ -103,4 +103,4 @@ def test_coverage_interval_lies_about_the_coverage():
 
 def test_coverage_interval_of_one_list_for_all_is_a_point():
     lists = np.tile([3, 1, 2], (30, 1))
-    assert statistics.coverage_interval(lists, 10) == pytest.approx((0.3, 0.3))
+    assert statistics.coverage_intervals(lists, [1, 3], 10) == [pytest.approx((0.1, 0.1)), pytest.approx((0.3, 0.3))]

@@ -173,6 +173,7 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+@cache
 def range_of(hint: Any) -> Range | None:
     """The range that a type hint declares, also inside of ``X | None`` or a tuple; None if it declares none."""
     if get_origin(hint) is Annotated:

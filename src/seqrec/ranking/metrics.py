@@ -14,6 +14,8 @@ scores").
 Metrics of recommended lists take ``lists int[U, k]``: item indices from 1, best first, with 0 at empty places.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -63,9 +65,17 @@ def named(name: str, greater: np.ndarray, ties: np.ndarray) -> np.ndarray:
 
 def coverage(lists: np.ndarray, num_items: int) -> float:
     """Catalogue coverage: the share of items that are recommended to at least one user (Ge et al. 2010)."""
-    present = np.zeros(num_items + 1, dtype=bool)
-    present[lists] = True
-    return float(np.count_nonzero(present[1:]) / num_items)
+    return coverages(lists, [lists.shape[1]], num_items)[0]
+
+
+def coverages(lists: np.ndarray, lengths: Sequence[int], num_items: int) -> list[float]:
+    """The :func:`coverage` of the first items of each list, for each of the ascending ``lengths``."""
+    present, found, before = np.zeros(num_items + 1, dtype=bool), [], 0
+    for length in lengths:
+        present[lists[:, before:length]] = True
+        found.append(float(np.count_nonzero(present[1:]) / num_items))
+        before = length
+    return found
 
 
 def popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -192,23 +192,24 @@ def _scores(
     values = _per_user(ranking, cutoffs, train_counts)
     most_novel = float(metrics.novelty(np.array([[train_counts[1:].argmin() + 1]]), train_counts)[0])
     value = dict(zip(values, statistics.mean(np.column_stack([*values.values()])).tolist(), strict=True))
-    interval = {name: _interval(name, column[:, None], most_novel) for name, column in values.items()}
-    num_items = len(train_counts) - 1
-    for length in cutoffs if ranking.lists.shape[1] else ():
-        lists = ranking.lists[:, :length]
-        value[f"coverage@{length}"] = metrics.coverage(lists, num_items)
-        interval[f"coverage@{length}"] = statistics.coverage_interval(lists, num_items, seed=seed)
+    interval = _intervals(values, most_novel)
+    if ranking.lists.shape[1]:
+        names, found = [f"coverage@{length}" for length in cutoffs], (ranking.lists, cutoffs, len(train_counts) - 1)
+        value |= zip(names, metrics.coverages(*found), strict=True)
+        interval |= zip(names, statistics.coverage_intervals(*found, seed=seed), strict=True)
     main = {name: metrics.named(name, ranking.greater, ranking.ties) for name in metrics.MAIN}
     return Scores(value, interval, groups={by: grouped(by, size, main) for by, size in sizes.items()})
 
 
-def _interval(name: str, values: np.ndarray, most_novel: float) -> tuple[float, float]:
-    """Interval of the mean of a metric with the values ``float64[M, 1]``."""
-    if name.startswith(("popularity", "novelty")):
-        ends = statistics.mean_intervals(values, 1.0 if name.startswith("popularity") else most_novel)
-    else:
-        ends = statistics.gain_intervals(values)
-    return float(ends[0, 0]), float(ends[0, 1])
+def _intervals(values: Mapping[str, np.ndarray], most_novel: float) -> dict[str, tuple[float, float]]:
+    """Intervals of the means of metrics, given the values ``float64[M]`` of each by name."""
+    gains = [name for name in values if not name.startswith(("popularity", "novelty"))]
+    ends = statistics.gain_intervals(np.column_stack([values[name] for name in gains]))
+    found = dict(zip(gains, ends.tolist(), strict=True))
+    for name in values.keys() - found.keys():
+        highest = 1.0 if name.startswith("popularity") else most_novel
+        (found[name],) = statistics.mean_intervals(values[name][:, None], highest).tolist()
+    return {name: (found[name][0], found[name][1]) for name in values}
 
 
 def ranks(

@@ -1,13 +1,14 @@
 """Confidence intervals and tests over users, and over trainings of a model with several seeds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 
-from seqrec.ranking.metrics import coverage
+from seqrec.ranking.metrics import coverages
 
 DOUBT = 8.0  # users; about 2 z^2. With less, intervals of MRR over a few hundred users keep their level less well
 
@@ -209,26 +210,31 @@ def mean_intervals(values: np.ndarray, highest: float, *, level: float = 0.95) -
     return np.column_stack([np.maximum(centre - half, 0.0), np.minimum(centre + half, highest)])
 
 
-def coverage_interval(
-    lists: np.ndarray, num_items: int, *, resamples: int = 100, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of :func:`coverage` over users, for this number of users.
+def coverage_intervals(
+    lists: np.ndarray,
+    lengths: Sequence[int],
+    num_items: int,
+    *,
+    resamples: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Bootstrap intervals of :func:`coverages` over users, for this number of users and each length of the lists.
 
     A resample contains about 63 % of the users, so it covers fewer items than the full sample. To remove this bias, the
     spread of the resamples is centred on the estimate. The interval shows how the coverage varies between samples of
     the same number of users, not what more users would cover.
     """
     users = len(lists)
-    resamples = _affordable(resamples, users, least=50)
-    estimate = coverage(lists, num_items)
+    estimates, found = coverages(lists, lengths, num_items), []
     random = np.random.default_rng(seed)
-    found = np.empty((resamples, 1))
-    for number in range(resamples):
+    for _ in range(_affordable(resamples, users, least=50)):
         drawn = np.zeros(users, dtype=bool)
         drawn[_draw(random, users)] = True
-        found[number] = coverage(lists[drawn], num_items)
-    low, high = np.clip(estimate + _ends(found - found.mean(), level)[:, 0], 0.0, 1.0)
-    return float(low), float(high)
+        found.append(coverages(lists[drawn], lengths, num_items))
+    samples = np.array(found)
+    ends = np.clip(estimates + _ends(samples - samples.mean(axis=0), level), 0.0, 1.0)
+    return [(low, high) for low, high in ends.T.tolist()]
 
 
 def paired_t_test(differences: np.ndarray, spread: Spread | None = None) -> np.ndarray:
