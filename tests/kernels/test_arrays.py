@@ -348,6 +348,12 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         table_of(values=floats(2)), {"offsets": longs(0, 2, 3)}, {"offsets": longs(0, 2, 1)}, {"entries": ints(1, 3)},
         {"entries": ints(1, -1)}, {"coefficients": floats(3)}, {"entries": longs(1, 2)},
     ]),
+    (kernels.sums_at, lambda: sums() | {"asked": longs(1, 2)[:, None]}, [
+        table_of(offsets=longs(0, 4, 3, 3)), table_of(columns=ints(2, 3, 0)), table_of(columns=longs(2, 0, 2)),
+        {"offsets": longs(0, 2, 3)}, {"entries": ints(1, 3)}, {"coefficients": floats(3)}, {"asked": longs(1, 2)},
+        *({"asked": asked} for asked in (longs(1, 3)[:, None], longs(1, -1)[:, None], longs(1)[:, None])),
+        {"asked": ints(1, 2)[:, None]}, {"asked": longs(1, 2)[None]},
+    ]),
 ]  # fmt: skip
 
 

@@ -119,6 +119,11 @@ def test_sums_of_rows_are_those_of_a_loop(num_items, longest, rows, entries, see
         results.append(kernels.sum_rows(*given))
         found = rows_of(*results[-1])
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        asked = random.integers(0, num_items + 1, (rows, 7))
+        for row, column in expected:
+            asked[row, column % 7] = column
+        at = kernels.sums_at(*given, torch.from_numpy(asked)).tolist()
+        assert at == [[found.get((row, column), 0.0) for column in own] for row, own in enumerate(asked.tolist())]
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
@@ -131,3 +136,5 @@ def test_a_table_that_is_out_of_range_is_harmless_where_it_is_not_read():
     for row in (1, 2):
         with pytest.raises(ValueError, match="out of range"):
             kernels.sum_rows(table, one, torch.tensor([row], dtype=torch.int32), torch.ones(1))
+        with pytest.raises(ValueError, match="out of range"):
+            kernels.sums_at(table, one, torch.tensor([row], dtype=torch.int32), torch.ones(1), torch.tensor([[1]]))

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from counted import histories_of, naive_pairs, naive_sums, rows_of, weights_of
 
-from seqrec.models.counting import Rows, sum_rows, weigh_pairs
+from seqrec.models.counting import Rows, sum_rows, sums_at, weigh_pairs
 
 
 @pytest.fixture(params=["as it is", "numpy", "small blocks"])
@@ -70,6 +71,10 @@ def test_sums_of_rows_are_those_of_a_loop(num_items: int, seed: int) -> None:
     assert rows_of(*found) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert [part.dtype.name for part in found] == ["int64", "int64", "float32"]
     assert len(found.offsets) == len(limits)
+    asked = random.integers(0, num_items + 1, (len(limits) - 1, 9))
+    at = sums_at(table, limits, entries, coefficients, torch.from_numpy(asked))
+    sums = rows_of(*found)
+    assert at.tolist() == [[sums.get((row, column), 0.0) for column in own] for row, own in enumerate(asked.tolist())]
 
 
 def pairs() -> dict[str, Any]:

@@ -135,17 +135,16 @@ def distinct_negatives_for(
         # without replacement.
         pending: np.ndarray = np.arange(len(plenty))
         while len(pending):
+            in_order = np.sort(drawn[pending], axis=1)
+            pending = pending[(in_order[:, 1:] == in_order[:, :-1]).any(axis=1)]  # most rows have none, and are done
             some = drawn[pending]
             order = np.argsort(some, axis=1, kind="stable")
             in_order = np.take_along_axis(some, order, axis=1)
             repeated = np.zeros_like(some, dtype=bool)
             np.put_along_axis(repeated, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
             row, place = np.nonzero(repeated)
-            if len(row) == 0:
-                break
             again = pending[row]
             drawn[again, place] = negatives_for(random, sampler, rows[plenty][again], 1, own)[:, 0]
-            pending = np.unique(again)
         result[plenty] = drawn
     for short in np.flatnonzero(scarce):
         low = np.searchsorted(own, rows[short] * width)

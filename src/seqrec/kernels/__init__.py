@@ -10,7 +10,7 @@ from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step, ad
 from seqrec.kernels.arrays import Remembered
 from seqrec.kernels.block import attention_block
 from seqrec.kernels.codes import Codes, RankedByCodes, codes_of, rank_by_codes
-from seqrec.kernels.counts import Rows, sum_rows, weigh_pairs
+from seqrec.kernels.counts import Rows, sum_rows, sums_at, weigh_pairs
 from seqrec.kernels.gated import gated_attention, time_buckets
 from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward, positions
 from seqrec.kernels.loader import library, usable
@@ -24,5 +24,5 @@ __all__ = [
     "adam_catch_up", "adam_dense", "adam_step", "adam_sum", "attention", "attention_block", "binary_loss",
     "codes_of", "cross_entropy", "dropout", "dropped_words", "feedforward", "gated_attention", "library",
     "positions", "product", "rank", "rank_by_codes", "rank_sparse", "recurrent_block", "sasrec_gradients", "score",
-    "softmax_loss", "sum_rows", "time_buckets", "usable", "weigh_pairs", "words_of_encoder",
+    "softmax_loss", "sum_rows", "sums_at", "time_buckets", "usable", "weigh_pairs", "words_of_encoder",
 ]  # fmt: skip

@@ -345,4 +345,35 @@ int64_t seqrec_sum_rows(
     return right ? joined(sections, out_offsets, columns, out) : -1;
 }
 
+// Sums of rows at some items only, which need no list of the others. Returns 0, or -1 as seqrec_sum_rows does.
+int64_t seqrec_sums_at(
+    const int64_t* table_offsets, const int32_t* others, const float* values, int64_t entries, int64_t catalogue,
+    const int64_t* offsets, const int32_t* rows, const float* coefficients, int64_t count, const int64_t* asked,
+    int64_t width, float* out, int32_t threads
+) {
+    const Table table{table_offsets, others, values, entries, catalogue};
+    bool right = true;
+#pragma omp parallel num_threads(threads) reduction(&& : right)
+    {
+        const auto sums = zeros<double>(catalogue);
+#pragma omp for schedule(dynamic, 32)
+        for (int64_t row = 0; row < count; ++row) {
+            const auto each = [&](auto change) {
+                for (int64_t e = offsets[row]; e < offsets[row + 1]; ++e) {
+                    const int64_t first = table_offsets[rows[e]], length = table.length(rows[e]);
+                    right = right && length >= 0;
+                    for (int64_t n = first; n < first + length; ++n) {
+                        if (others[n] >= 0 && others[n] < catalogue) change(others[n], double(coefficients[e]) * values[n]);
+                        else right = false;
+                    }
+                }
+            };
+            each([&](int32_t item, double value) { sums[item] += value; });
+            for (int64_t n = row * width; n < (row + 1) * width; ++n) out[n] = float(sums[asked[n]]);
+            each([&](int32_t item, double) { sums[item] = 0; });
+        }
+    }
+    return right ? 0 : -1;
+}
+
 }  // extern "C"

@@ -23,6 +23,13 @@ _SUM_ROWS = Loop(
     "columns: int64[W] made", "sums: float32[W] made", "W",
 )  # fmt: skip
 
+_SUMS_AT = Loop(
+    "sums_at", *_TABLE, *_ROWS, "coefficients: float32[L]", "R", "asked: int64[R, A] below C", "A",
+    "sums: float32[R, A] made",
+)  # fmt: skip
+
+_BAD_TABLE = "the table has offsets or columns that are out of range"
+
 
 class Rows(NamedTuple):
     """Rows of different lengths: ``columns[offsets[r]:offsets[r + 1]]`` and the values there are row r."""
@@ -111,16 +118,32 @@ def sum_rows(table: Rows, offsets: Tensor, entries: Tensor, coefficients: Tensor
         ValueError: an argument does not match, or a row that is used is not in the table or has columns outside the
             catalogue.
     """
-    given = {
-        "table": table.offsets, "others": table.columns, "values": table.values, "offsets": offsets, "entries": entries,
-    }  # fmt: skip
+    given = _given(table, offsets, entries)
     room = _SUM_ROWS_ROOM(**given)
     count = -1
     if room >= 0:
         count, *found = _SUM_ROWS(**given, coefficients=coefficients, W=room)
     if count < 0:
-        raise ValueError("the table has offsets or columns that are out of range")
+        raise ValueError(_BAD_TABLE)
     return _trimmed(count, *found)
+
+
+def sums_at(table: Rows, offsets: Tensor, entries: Tensor, coefficients: Tensor, asked: Tensor) -> Tensor:
+    """The sums of :func:`sum_rows` in the columns ``asked int64[R, A]``, and 0 where a row has none: ``float32[R, A]``.
+
+    Raises:
+        ValueError: as for :func:`sum_rows`; or a column is not in the catalogue.
+    """
+    found: Tensor
+    status, found = _SUMS_AT(**_given(table, offsets, entries), coefficients=coefficients, asked=asked)
+    if status < 0:
+        raise ValueError(_BAD_TABLE)
+    return found
+
+
+def _given(table: Rows, offsets: Tensor, entries: Tensor) -> dict[str, Tensor]:
+    names = "table", "others", "values", "offsets", "entries"
+    return dict(zip(names, (*table, offsets, entries), strict=True))
 
 
 def _trimmed(count: int, offsets: Tensor, columns: Tensor, values: Tensor) -> Rows:

@@ -99,6 +99,31 @@ def sum_rows(table: Rows, offsets: np.ndarray, entries: np.ndarray, coefficients
     return Rows(_offsets(lengths), *(np.concatenate([part[n] for part in parts]) for n in (1, 2)))
 
 
+def sums_at(
+    table: Rows, offsets: np.ndarray, entries: np.ndarray, coefficients: np.ndarray, columns: torch.Tensor
+) -> torch.Tensor:
+    """The sums of :func:`sum_rows` in each row's own columns ``int64[R, C]``: ``float32[R, C]``, 0 without a sum."""
+    if kernels.usable():
+        given = (*map(_tensor, (offsets, entries, coefficients)), columns.cpu().contiguous())
+        return kernels.sums_at(kernels.Rows(*map(_tensor, table)), *given).to(columns.device)
+    return look_up(sum_rows(table, offsets, entries, coefficients), np.arange(len(columns)), columns)[1]
+
+
+def look_up(rows: Rows, which: np.ndarray, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether row ``which[r]`` has an entry in column ``columns[r, c]``, ``bool[R, C]``, and its value or 0."""
+    asked = columns.cpu()
+    if len(rows.columns) == 0:
+        nothing = torch.zeros(asked.shape, device=columns.device)
+        return nothing > 0, nothing
+    width = 1 + max(int(rows.columns.max()), int(asked.max()) if asked.numel() else 0)
+    keys = torch.from_numpy(rows.owners * width + rows.columns)
+    asked = (torch.from_numpy(which)[:, None] * width + asked).contiguous()
+    place = torch.searchsorted(keys, asked).clamp_(max=len(keys) - 1)
+    there = keys[place] == asked
+    values = torch.where(there, torch.from_numpy(rows.values)[place], 0.0)
+    return there.to(columns.device), values.to(columns.device)
+
+
 def _sums(
     table: Rows, starts: np.ndarray, lengths: np.ndarray, coefficients: np.ndarray, rows: np.ndarray, count: int
 ) -> Rows:

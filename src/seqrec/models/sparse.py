@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seqrec.models.base import Model
-from seqrec.models.counting import Rows
+from seqrec.models.counting import Rows, look_up
 
 
 class SparseScores(NamedTuple):
@@ -70,18 +70,3 @@ class SparseModel(Model):
         scores = self.prior()[items] - torch.from_numpy(found.norms[found.which])[:, None].to(items.device)
         there, values = look_up(found.rows, found.which, items)
         return torch.where(there, scores + values if found.added else values, scores)
-
-
-def look_up(rows: Rows, which: np.ndarray, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether row ``which[r]`` has an entry in column ``columns[r, c]``, ``bool[R, C]``, and its value or 0."""
-    asked = columns.cpu()
-    if len(rows.columns) == 0:
-        nothing = torch.zeros(asked.shape, device=columns.device)
-        return nothing > 0, nothing
-    width = 1 + max(int(rows.columns.max()), int(asked.max()) if asked.numel() else 0)
-    keys = torch.from_numpy(rows.owners * width + rows.columns)
-    asked = (torch.from_numpy(which)[:, None] * width + asked).contiguous()
-    place = torch.searchsorted(keys, asked).clamp_(max=len(keys) - 1)
-    there = keys[place] == asked
-    values = torch.where(there, torch.from_numpy(rows.values)[place], 0.0)
-    return there.to(columns.device), values.to(columns.device)

@@ -10,10 +10,10 @@ from torch import Tensor
 from seqrec.data.batches import Batch
 from seqrec.data.fields import Count, Options, Range
 from seqrec.data.split import Histories
-from seqrec.models.counting import Rows, sum_rows, weigh_pairs
+from seqrec.models.counting import Rows, sum_rows, sums_at, weigh_pairs
 from seqrec.models.popularity import check_counts
 from seqrec.models.recent_popularity import recent_counts
-from seqrec.models.sparse import SparseModel, SparseScores, look_up
+from seqrec.models.sparse import SparseModel, SparseScores
 
 #: Number of items j that are kept for each item i by default, and in all.
 SUCCESSORS, ENTRIES = 400, 10**8
@@ -184,6 +184,18 @@ class Transitions(SparseModel):
 
     def rows(self, hidden: Tensor) -> Rows:
         """The scores above 0 of each hidden state ``int64[R, reach]``: rows of items and scores, without popularity."""
+        return sum_rows(*self._to_sum(hidden))
+
+    def looked_up(self, hidden: Tensor, items: Tensor) -> Tensor:
+        """Scores of each row's own candidates ``int64[R, C]``, without popularity: ``float32[R, C]``."""
+        return sums_at(*self._to_sum(hidden), items)
+
+    def score_candidates(self, hidden: Tensor, items: Tensor) -> Tensor:
+        """As for :class:`SparseModel`, without listing the other items."""
+        return self.prior()[items] + self.looked_up(hidden, items)
+
+    def _to_sum(self, hidden: Tensor) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray]:
+        """The table, and the offsets, rows and coefficients of what is summed for each hidden state."""
         newest = hidden.cpu().numpy()
         there = newest > 0
         decay = self.config.decay
@@ -192,7 +204,7 @@ class Transitions(SparseModel):
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
         offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int64)
         table = Rows(*(part.cpu().numpy() for part in (self.offsets, self.columns, self.values)))
-        return sum_rows(table, offsets, newest[there].astype(np.int32), weights[there].astype(np.float32))
+        return table, offsets, newest[there].astype(np.int32), weights[there].astype(np.float32)
 
     def recent_scores(self) -> Tensor | None:
         """The part of the score that follows from recent interactions, ``float32[I + 1]``; None if there is none."""
@@ -210,10 +222,6 @@ class Transitions(SparseModel):
     def sparse_scores(self, hidden: Tensor) -> SparseScores:
         """The scores of :meth:`rows`, to add to the prior."""
         return SparseScores(np.arange(len(hidden)), np.zeros(len(hidden), np.float32), self.rows(hidden), added=True)
-
-    def looked_up(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """Scores of each row's own candidates ``int64[R, C]``, without popularity: ``float32[R, C]``."""
-        return look_up(self.rows(hidden), np.arange(len(hidden)), items)[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -244,7 +244,9 @@ def ranks_after(
 def _fewest(targets: Targets, negatives: int) -> int:
     """Lowest number of negatives of any target, as there may be fewer items that the user has not seen."""
     data = targets.histories.dataset
-    seen = np.bincount(np.unique(data.seen_keys) // (data.num_items + 1), minlength=data.num_users)
+    keys = data.seen_keys
+    different = keys[np.diff(keys, prepend=-1) > 0]
+    seen = np.bincount(different // (data.num_items + 1), minlength=data.num_users)
     return int(min(negatives, data.num_items - seen[targets.histories.users].max()))
 
 
