@@ -13,6 +13,7 @@ from seqrec.data.dataset import Dataset
 from seqrec.data.prepare import prepare
 from seqrec.data.split import Split, split_last_two
 from seqrec.errors import InputError
+from seqrec.models.base import Model
 from seqrec.models.sasrec import SASRec, SASRecConfig
 from seqrec.models.transitions import Addition, Transitions, TransitionsConfig
 from seqrec.ranking import metrics
@@ -110,6 +111,14 @@ def test_neither_constants_nor_weight_depend_on_test_items() -> None:
     assert weights[0] == weights[1]
 
 
+def summed(model: Model, split: Split, constants: TransitionsConfig, weight: float) -> float:
+    model.addition = Addition(counted(constants, split), weight)
+    try:
+        return float(quality(model, split).mean())
+    finally:
+        model.addition = None
+
+
 @pytest.mark.parametrize("recency", [0.0, 0.3])
 def test_the_weight_is_the_best_on_validation_items(recency: float) -> None:
     dataset = prepare(rings())
@@ -121,15 +130,19 @@ def test_the_weight_is_the_best_on_validation_items(recency: float) -> None:
     assert chosen.weight > 0
     assert chosen.p < 1e-3
     assert chosen.alone == pytest.approx(quality(model, split).mean())
-    found = {}
-    for weight in (*WEIGHTS, *(2**0.5 * weight for weight in (2**-4, *WEIGHTS))):
-        model.addition = Addition(counted(constants, split), weight)
-        found[weight] = quality(model, split).mean()
+    tried = (*WEIGHTS, *(2**0.5 * weight for weight in (2**-4, *WEIGHTS)))
+    found = {weight: summed(model, split, constants, weight) for weight in tried}
     assert chosen.summed == pytest.approx(found[chosen.weight])
     assert chosen.summed >= max(found[weight] for weight in WEIGHTS)
-    near = [weight for weight in found if 0.7 < weight / chosen.weight < 1.5]
-    assert len(near) == 3
-    assert chosen.summed == pytest.approx(max(found[weight] for weight in near))
+    around = [weight for weight in found if 0.7 < weight / chosen.weight < 1.5]
+    assert len(around) == 3
+    assert chosen.summed == pytest.approx(max(found[weight] for weight in around))
+    start = 2.5 * chosen.weight  # the next smaller one is nearer to the best
+    some = choose_weight(model, constants, split, keep_seen=False, seed=0, near=start)
+    smaller, larger = (max(w for w in WEIGHTS if w < start), min((w for w in WEIGHTS if w > start), default=start))
+    best = max((smaller, start, larger), key=lambda weight: summed(model, split, constants, weight))
+    assert some.weight in (best, best * 2**-0.5, best * 2**0.5)
+    assert some.summed >= summed(model, split, constants, best)
 
 
 def test_no_weight_where_the_counts_are_noise() -> None:

@@ -361,9 +361,15 @@ def test_constants_of_counts_are_near_those_of_the_earlier_run(tmp_path: Path) -
         places = sorted({*values, old[name]})
         assert abs(places.index(new[name]) - places.index(old[name])) <= 1
     assert warm.model.addition is not None
+    weight = before["transitions"]["weight"]
+    assert Run(tmp_path / "new").config.init_from["weight"] == weight > 0
     config = tmp_path / "new/config.json"
-    config.write_text(config.read_text().replace('"decay"', '"dacey"'))
+    text = config.read_text()
+    config.write_text(text.replace('"decay"', '"dacey"'))
     assert "init_from has constants that do not fit" in one_line(lambda: Run(tmp_path / "new").config)
+    for wrong in ("-1", "NaN", "true", "1e300"):
+        config.write_text(text.replace(f'"weight": {weight}', f'"weight": {wrong}'))
+        assert "init_from has the weight" in one_line(lambda: Run(tmp_path / "new").config)
 
 
 # ---- figures stay honest ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from seqrec.data.dataset import fingerprint
-from seqrec.data.fields import Range, check_fields
+from seqrec.data.fields import Range, check_fields, fits
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import SplitConfig
 from seqrec.errors import InputError, one_line
@@ -20,6 +20,7 @@ from seqrec.models.ensemble import Ensemble, kinds_of, sizes_beside
 from seqrec.models.features import WITHOUT
 from seqrec.models.outline import Outline
 from seqrec.models.transitions import TransitionsConfig
+from seqrec.run.additions import LARGEST
 from seqrec.run.layout import CONFIG, RESUMABLE
 
 __all__ = [
@@ -171,6 +172,8 @@ def _check_start(facts: Mapping[str, Any]) -> None:
         TransitionsConfig(**facts.get("constants", {}))
     except (InputError, TypeError) as error:
         raise InputError(f"init_from has constants that do not fit ({one_line(error)})") from error
+    if not (fits(facts.get("weight", 0.0), float) and 0 <= facts.get("weight", 0.0) <= LARGEST):
+        raise InputError(f"init_from has the weight {facts['weight']!r}; it is a number from 0 to {LARGEST:g}")
     kinds = [value for name, value in facts.items() if isinstance(value, dict) and name != "constants"]
     counts = [[kind.get(name) for name in ("kept", "new", "gone")] for kind in kinds]
     if facts and not (isinstance(facts.get("run"), str) and all(type(one) is int for count in counts for one in count)):

@@ -114,6 +114,7 @@ def choose_weight(
     keep_seen: bool,
     seed: int,
     counts: Transitions | None = None,
+    near: float | None = None,
 ) -> ChosenWeight:
     """The weight of best NDCG@10 on validation items; 0 unless it is significantly better than the model alone.
 
@@ -126,6 +127,8 @@ def choose_weight(
         keep_seen: whether items of the history are ranked too.
         seed: seed of the sample of validation users.
         counts: the counts of the training histories with these constants, if there are any already.
+        near: weight of an earlier run of the same catalogue. It and the next smaller and larger ones are tried, by
+            default all.
     """
     targets = validation_sample(split, seed)
     if len(targets) == 0:
@@ -138,7 +141,8 @@ def choose_weight(
     transitions.eval()
     with evaluation_mode(model):
         states = last_states(model, targets.histories)
-        tried = _qualities(model, transitions, targets, states, keep_seen, (0.0, *WEIGHTS))
+        weights = (near, *_beside(WEIGHTS, near)) if near else WEIGHTS
+        tried = _qualities(model, transitions, targets, states, keep_seen, (0.0, *weights))
         best = _best(tried)
         if best:
             tried |= _qualities(model, transitions, targets, states, keep_seen, (best * 2**-0.5, best * 2**0.5))

@@ -217,7 +217,8 @@ def _add_transitions(found: Fitted, dataset: Dataset, training: TrainConfig) -> 
     keep_seen = bool(found.config.split.keep_seen)
     with threads(training.threads):
         constants = found.constants or settled_constants(split, keep_seen, training.seed, near=_near(found))
-        found.chosen = choose_weight(model, constants, split, keep_seen, training.seed)
+        near = found.config.init_from.get("weight")
+        found.chosen = choose_weight(model, constants, split, keep_seen, training.seed, near=near)
         model.addition = counted_addition(constants, found.chosen.weight, all_histories(dataset))
 
 

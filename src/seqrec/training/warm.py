@@ -165,6 +165,7 @@ class Earlier:
         if self.model.addition is not None:
             has_timestamps = self.config.has_timestamps and dataset.has_timestamps
             facts["constants"] = constants_of(self.model.addition, has_timestamps)
+            facts["weight"] = self.model.addition.weight
         rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for kind in sorted({*kinds.values()}):
             rows[kind], facts[kind] = _matched(kind, earlier, dataset, self.config, config)
