@@ -201,10 +201,12 @@ def indexed(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
             for start in parts:
                 index[start : start + PART_ROWS] = position[ids.slice(start, PART_ROWS).to_numpy() - low]
             return index, pl.Series(name, known + low)
-    known_ids = ids.unique().sort()
-    table_frame = pl.DataFrame({name: known_ids, "index": np.arange(len(known_ids), dtype=np.int32)})
-    joined = ids.to_frame().join(table_frame, on=name, how="left", maintain_order="left")
-    return joined["index"].to_numpy(), known_ids
+    encoded = ids.rechunk().to_arrow().dictionary_encode()  # hashes each id once, where unique and a join do it twice
+    known_ids = pl.Series(name, encoded.dictionary)
+    order = known_ids.arg_sort().to_numpy()
+    position = np.empty(len(order), dtype=np.int32)
+    position[order] = np.arange(len(order), dtype=np.int32)
+    return position[encoded.indices.to_numpy()], known_ids[order]
 
 
 def time_order(users: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
