@@ -20,7 +20,7 @@ from seqrec import Dataset, InputError, Predictor, PrepareConfig, Recommender, S
 from seqrec.device import pick_device
 from seqrec.run.config import RunConfig, fingerprint
 from seqrec.run.folder import Run, check_free
-from seqrec.run.tensors import load_tensors
+from seqrec.run.tensors import _DTYPES, load_tensors, write_tensors
 
 pytestmark = pytest.mark.usefixtures("few_constants")
 
@@ -393,6 +393,19 @@ def test_a_full_disk_leaves_the_old_run_whole(run: Path) -> None:
         assert str(run / name) in message
         assert "no space left" in message
         assert content(run) == before
+
+
+@pytest.mark.parametrize("part", [7, 2**26])
+def test_tensors_are_written_byte_for_byte_as_safetensors_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr("seqrec.run.tensors._PART", part)
+    values = {f"{dtype}"[6:] + end: (torch.randn(3, 4) * 9).to(dtype) for dtype in _DTYPES for end in ("", '.ä"')}
+    values |= {"empty": torch.zeros(0, 2), "one": torch.tensor(5), "turned": torch.randn(4, 3).T}
+    for metadata in ({}, {"run": json.dumps({"id": "ü", "part": "weights"})}):
+        write_tensors(tmp_path / "ours", values, metadata)
+        save_file({name: value.contiguous() for name, value in values.items()}, tmp_path / "theirs", metadata or None)
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 @pytest.mark.parametrize("size", [0, 10, 300, 700, 1000, 1200, 2000, 3000])

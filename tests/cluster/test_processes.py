@@ -21,6 +21,7 @@ from seqrec.models.base import Model
 from seqrec.ranking.protocols import ranks
 from seqrec.recommender import Recommender
 from seqrec.run.folder import Run
+from seqrec.training import state
 from seqrec.training.checks import objective_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.following import follow
@@ -139,8 +140,9 @@ SHARDED = TrainConfig(epochs=2, batch_size=16, seed=3, evaluate_every=1, shard_i
                       loss="sampled-softmax", negatives=25, learning_rate=0.01)  # fmt: skip
 
 
-def sharded(processes, out: str, resume: bool = False, killed_after: int | None = None) -> dict[str, Any]:
-    """Fit a divided table; the figures of the first process."""
+def sharded(processes, out: str, how: str = "", minutes: float = 0, killed_after: int = 0) -> dict[str, Any]:
+    """Fit a divided table; the figures of the first process. With ``minutes``, only the end has a checkpoint."""
+    state._TIMES = 10**9  # as if writing had taken long
     if not processes.is_first:
         follow(processes)
         return {}
@@ -153,10 +155,10 @@ def sharded(processes, out: str, resume: bool = False, killed_after: int | None 
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    options = {**asdict(SHARDED), "checkpoint_minutes": 0.0}
+    options = {**asdict(SHARDED), "checkpoint_minutes": minutes}
     recommender = Recommender("sasrec", max_length=8, embedding_dim=12, dropout=0.2, user_features="group", **options)
     users = pl.DataFrame({"user_id": range(90), "group": [f"g{user % 4}" for user in range(90)]})
-    recommender.fit(log(), out, users=users, resume=resume, stop=stop)
+    recommender.fit(log(), out, users=users, stop=stop, **{how: True} if how else {})
     return {"epochs": recommender.epochs, "metrics": recommender.metrics}
 
 
@@ -186,7 +188,9 @@ def test_a_divided_table_looks_up_and_ranks_as_a_whole_one(world: int) -> None:
 
 
 def test_a_divided_table_trains_as_a_whole_one(tmp_path: Path) -> None:
-    two, three = (run_together(sharded, world, str(tmp_path / f"{world}"))[0] for world in (2, 3))
+    Recommender("popularity").fit(log(), tmp_path / "3")
+    ways = {2: ("", 10), 3: ("overwrite", 0)}
+    two, three = (run_together(sharded, world, str(tmp_path / f"{world}"), *ways[world])[0] for world in ways)
     losses = [row["loss"] for row in two["epochs"]]
     assert losses == pytest.approx([row["loss"] for row in three["epochs"]], rel=1e-4)
     assert two["metrics"]["test"]["full"]["metrics"]["ndcg@10"] == pytest.approx(
@@ -214,10 +218,10 @@ def test_a_divided_table_trains_as_a_whole_one(tmp_path: Path) -> None:
 
 def test_a_divided_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     undisturbed = run_together(sharded, 2, str(tmp_path / "whole"))[0]
-    run_together(sharded, 2, str(tmp_path / "cut"), False, 4, killed=True)  # of the six steps of the first epoch
+    run_together(sharded, 2, str(tmp_path / "cut"), "", 0, 4, killed=True)  # of the six steps of the first epoch
     (left,) = (path.name for path in (tmp_path / "cut/state").iterdir() if path.is_dir())
     assert left.startswith("sharded-0-")
-    resumed = run_together(sharded, 3, str(tmp_path / "cut"), True)[0]
+    resumed = run_together(sharded, 3, str(tmp_path / "cut"), "resume")[0]
     losses = [row["loss"] for row in undisturbed["epochs"]]
     assert [row["loss"] for row in resumed["epochs"]] == pytest.approx(losses, rel=1e-4)
     assert [path.name for path in (tmp_path / "cut/state").iterdir() if path.is_dir()] == ["sharded-2-0"]

@@ -123,7 +123,7 @@ def test_once_it_has_weights_the_new_run_stays(run: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt) as caught:
         Recommender(epochs=9, evaluate_every=1, **SMALL).fit(log(2), run, overwrite=True, stop=at_step(3, act))
-    assert caught.value.__notes__ == [f"{run} holds the new run with its best weights so far, the old run was removed"]
+    assert caught.value.__notes__ == [f"{run} holds the new run with its best saved weights, the old run was removed"]
     assert len(seen[0]) == 3  # the run, the old one, the lock
     assert names(run.parent) == ["run"]
     assert Recommender.load(run).train_config.epochs == 9

@@ -32,7 +32,6 @@ def is_mapped(value: Tensor) -> bool:
 @pytest.fixture
 def all_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(averaging, "_MAPPED", 100)
-    monkeypatch.setattr(averaging, "_ZEROS", bytes(64))
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import polars as pl
 import pytest
 import rich
 import torch
+from safetensors.torch import load_file
 
 from seqrec import InputError, Recommender, Split, TrainConfig, prepare, split_last_two
 from seqrec.cli.app import main
@@ -27,12 +30,15 @@ from seqrec.run.folder import Run, check_free
 from seqrec.run.tensors import load_tensors
 from seqrec.training.checks import objective_of
 from seqrec.training.loop import train
+from seqrec.training.state import TrainingState
 from seqrec.training.step import epoch_of, tasks_of
 
 SMALL: dict[str, Any] = {
     "embedding_dim": 16, "num_blocks": 1, "max_length": 8, "dropout": 0.1, "batch_size": 16, "epochs": 4,
     "evaluate_every": 1, "learning_rate": 0.01, "transitions": "off",
 }  # fmt: skip
+
+RISING = SMALL | {"learning_rate": 0.0003, "item_init": "random"}  # each epoch ranks better than those before
 
 
 def ring(users: int = 60, items: int = 12, seed: int = 0) -> pl.DataFrame:
@@ -45,6 +51,12 @@ def ring(users: int = 60, items: int = 12, seed: int = 0) -> pl.DataFrame:
 
 def weights(folder: Path) -> bytes:
     return (folder / "weights.safetensors").read_bytes()
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether the weights are the same, of whatever run."""
+    found = [load_file(folder / "weights.safetensors") for folder in (one, other)]
+    return all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def epochs(folder: Path) -> pl.DataFrame:
@@ -100,35 +112,80 @@ def test_checkpoints_change_nothing(whole: Path, tmp_path: Path) -> None:
     assert same_run(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("evaluate_every", "states"), [(0, [1, 5]), (3, [1, 3, 5])])
-def test_an_epoch_need_not_end_with_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate_every: int, states: list[int]
-) -> None:
-    saved: list[int] = []
-    save = Run.save_state
+def only_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch, error_at: int | None = None) -> Callable[[], bool]:
+    """Called after every step of ``RISING`` on ``ring``: as if writing had taken long, but before the end of one epoch.
 
-    def counted(run: Run, tensors: Any, facts: Any) -> None:
-        saved.append(facts["epoch"])
-        save(run, tensors, facts)
+    The step with the number ``error_at`` is interrupted.
+    """
+    taken: list[int] = []
 
-    def killed() -> bool:
-        saved.append(0)
-        if saved.count(0) == 3 * 4 - 1:  # in epoch 3
+    def stop() -> bool:
+        taken.append(1)
+        monkeypatch.setattr("seqrec.training.state._TIMES", 0 if (len(taken) - 1) // 4 == number - 1 else 10**9)
+        if len(taken) == error_at:
             raise KeyboardInterrupt
         return False
 
+    return stop
+
+
+@pytest.mark.parametrize("evaluate_every", [0, 1])
+def test_an_epoch_need_not_end_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate_every: int
+) -> None:
+    saved: list[tuple[int, int, bool]] = []
+    save = Run.save_state
+
+    def counted(run: Run, tensors: Any, facts: Any, best: Any) -> None:
+        saved.append((facts["epoch"], facts["best_epoch"], best is not None))
+        save(run, tensors, facts, best)
+
     monkeypatch.setattr(Run, "save_state", counted)
-    monkeypatch.setattr("seqrec.training.state._TIMES", 10**9)  # as if writing had taken long
-    options = SMALL | {"epochs": 5, "evaluate_every": evaluate_every}
-    Recommender(**options).fit(ring(), tmp_path / "whole")
-    assert saved == states
+    options = RISING | {"epochs": 5, "evaluate_every": evaluate_every}
+    Recommender(**options).fit(ring(), tmp_path / "whole", stop=only_in_epoch(2, monkeypatch))
+    assert saved == [(2, 2, True), (5, 5, True)]
     saved.clear()
     with pytest.raises(KeyboardInterrupt):
-        Recommender(**options).fit(ring(), tmp_path / "run", stop=killed)
-    assert [epoch for epoch in saved if epoch] == [1]
-    assert epochs(tmp_path / "run").height == 2
+        Recommender(**options).fit(ring(), tmp_path / "run", stop=only_in_epoch(2, monkeypatch, error_at=15))
+    assert saved == [(2, 2, True)]
+    assert epochs(tmp_path / "run").height == 3  # the weights are older, but those that training goes on from
+    Recommender(**options | {"epochs": 2}).fit(ring(), tmp_path / "two")
+    assert same_weights(tmp_path / "run", tmp_path / "two")
     Recommender(**options).fit(ring(), tmp_path / "run", resume=True)
     assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_copy_of_the_folder_at_any_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves what such a copy holds."""
+    copies: list[Path] = []
+    best: dict[int, dict[str, torch.Tensor]] = {}
+    replace, keep = Path.replace, TrainingState.keep_weights
+
+    def copied(path: Path, target: Path) -> Path:
+        if len(copies) < 7:  # transition counts and the test follow
+            copies.append(Path(shutil.copytree(tmp_path / "whole", tmp_path / f"copy-{len(copies)}")))
+        return replace(path, target)
+
+    def kept(state: TrainingState) -> None:
+        best[state.epoch] = {name: value.clone() for name, value in state.model.state_dict().items()}
+        keep(state)
+
+    options = RISING | {"epochs": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", copied)
+        patch.setattr(TrainingState, "keep_weights", kept)
+        Recommender(**options).fit(ring(), tmp_path / "whole", stop=only_in_epoch(2, patch))
+    found = []
+    for copy in copies:
+        file, header = copy / "weights.safetensors", Run(copy).state_header()
+        there = load_file(file) if file.exists() else {}
+        epoch = next((n for n in best if there and all(torch.equal(best[n][key], there[key]) for key in there)), 0)
+        found.append((header[1]["best_epoch"] if header else 0, epoch))
+        Recommender(**options).fit(ring(), copy, resume=True)
+        assert same_run(copy, tmp_path / "whole")
+        assert not list(copy.rglob("*.partial"))
+    # Best epoch of the state and epoch of the weights, before: epochs.csv; weights, state and epochs.csv, twice.
+    assert found == [(0, 0), (0, 0), (0, 2), (2, 2), (2, 2), (2, 3), (3, 3)]
 
 
 def test_another_thread_trains_the_same(whole: Path, tmp_path: Path) -> None:
@@ -442,6 +499,35 @@ def test_divergence_ends_and_keeps_the_last_good_weights(tmp_path: Path) -> None
         Recommender(**SMALL).fit(ring(), tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == good
     assert Recommender.load(tmp_path / "run").recommend(k=3).height > 0
+
+
+@pytest.mark.parametrize(("checkpoint", "overwrite"), [(1, False), (9, False), (9, True)])
+def test_better_weights_without_a_checkpoint_are_kept_after_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int, overwrite: bool
+) -> None:
+    module: Any = sys.modules["seqrec.training.loop"]
+    step, taken = module.optimizer_step, []
+
+    def broken(*arguments: Any, **more: Any) -> torch.Tensor:
+        taken.append(1)
+        return step(*arguments, **more) * (torch.nan if len(taken) > 3 * 4 else 1)
+
+    if overwrite:
+        Recommender("markov").fit(ring(), tmp_path / "run")
+    monkeypatch.setattr(module, "optimizer_step", broken)
+    with pytest.raises(InputError, match="diverged") as caught:
+        Recommender(**RISING).fit(
+            ring(), tmp_path / "run", overwrite=overwrite, stop=only_in_epoch(checkpoint, monkeypatch)
+        )
+    monkeypatch.undo()
+    assert ("the last good weights are kept" in str(caught.value)) == (checkpoint == 1)
+    if checkpoint == 1:
+        Recommender(**RISING | {"epochs": 3}).fit(ring(), tmp_path / "three")
+        assert same_weights(tmp_path / "run", tmp_path / "three")
+    elif overwrite:
+        assert Run(tmp_path / "run").config.model == "markov"
+    else:
+        assert not (tmp_path / "run").exists()
 
 
 def test_negatives_of_somebody_who_met_everything() -> None:

@@ -332,7 +332,7 @@ def test_categories_that_a_model_needs(tmp_path: Path) -> None:
 def test_a_run_whose_training_has_not_ended(earlier: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(earlier, tmp_path / "half"))
     (run / "metrics.json").unlink()
-    with pytest.warns(RunWarning, match="its training has not ended; training starts from its best weights so far"):
+    with pytest.warns(RunWarning, match="its training has not ended; training starts from the best weights that"):
         Recommender(epochs=1).fit(later(), init_from=run)
 
 

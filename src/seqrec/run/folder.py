@@ -31,7 +31,7 @@ from seqrec.data.checked import check_files, parse_json, read_json
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split, TrainedOn, histories_of_users
 from seqrec.errors import InputError, one_line
-from seqrec.files import replacing
+from seqrec.files import replacing, sync
 from seqrec.models.base import Model
 from seqrec.models.features import SIZES, give_features
 from seqrec.models.transitions import Addition
@@ -336,11 +336,20 @@ class Run:
         """The file of the training state."""
         return self.folder / f"state/{self.prefix}training.safetensors"
 
-    def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replace the training state. Tensors and JSON facts are in one file, so that they always match."""
+    def save_state(
+        self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Replace the training state, and the weights if they are given.
+
+        Tensors and JSON facts are in one file, so that they always match.
+        """
         self.check_there()
         mark = mark_of(self.id, f"{self.prefix}training state")
-        save_tensors(self.state_path, tensors, mark | {"facts": json.dumps(facts)})
+        with replacing(self.state_path) as new:
+            write_tensors(new, tensors, mark | {"facts": json.dumps(facts)})
+            if weights is not None:
+                sync(new)  # now, so that a kill hardly ever comes between the two renames
+                self.save_weights(weights)
 
     def state_header(self) -> tuple[Header, dict[str, Any]] | None:
         """The header of the training state and its facts, or None if there is no checkpoint yet."""

@@ -168,7 +168,7 @@ class Place:
         replaced = bool(all_beside(self.folder, "old"))
         self._clear_old()
         if replaced:
-            return f"{self.shown} holds the new run with its best weights so far, the old run was removed"
+            return f"{self.shown} holds the new run with its best saved weights, the old run was removed"
         if is_begun(self.folder) or not self.made or (is_usable(self.folder) and not again):
             return (
                 "" if isinstance(error, InputError) else f"{self.shown} holds the progress so far, --resume continues"

@@ -2,14 +2,15 @@
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from seqrec.data.checked import parse_json, size_of
@@ -18,10 +19,13 @@ from seqrec.files import replacing
 
 _MARK = "run"  # the only key of the metadata, because safetensors writes several in arbitrary order
 _ADVICE = "copy it back or train again"
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-           torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+#: Types in the order in which safetensors puts tensors into a file.
+_DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+           torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+           torch.bool: "BOOL"}  # fmt: skip
 _NAMES = {short: str(dtype) for dtype, short in _DTYPES.items()}
 _BLOCK = 2**22  # numbers checked at once
+_PART = 2**26  # bytes written at once
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,7 @@ def checksum(tensors: Mapping[str, Tensor], text: str = "") -> int:
     """CRC-32 of a text and the tensors' names and content. It detects accidental damage, not forgery."""
     value = zlib.crc32(text.encode())
     for name in sorted(tensors):
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        content = flat.view(torch.uint8).numpy() if len(flat) else b""  # a counted model may have empty tensors
-        value = zlib.crc32(content, zlib.crc32(name.encode(), value))  # type: ignore[arg-type]
+        value = zlib.crc32(_bytes(tensors[name]), zlib.crc32(name.encode(), value))
     return value
 
 
@@ -103,12 +105,37 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors and metadata."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(None, str(error)) from error
+    """Write tensors and metadata, byte for byte as safetensors does, but in parts that do not stay in memory.
+
+    Otherwise, the system would first look for as much free memory as the file is large, which can take longer than
+    writing it to the disk.
+    """
+    order = [*_DTYPES]
+    names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
+    offset, about = 0, {"__metadata__": metadata} if metadata else {}
+    for name in names:
+        size = tensors[name].numel() * tensors[name].element_size()
+        kind, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        about[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + size]}  # type: ignore[dict-item]
+        offset += size
+    header = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in names:
+            content = memoryview(_bytes(tensors[name]))
+            for start in range(0, len(content), _PART):
+                file.write(content[start : start + _PART])
+                if len(content) - start >= _PART and hasattr(os, "posix_fadvise"):
+                    file.flush()
+                    os.fdatasync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The content of a tensor as bytes."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if len(flat) else b""  # a counted model may have empty tensors
 
 
 def write_in_blocks(

@@ -12,7 +12,6 @@ from torch import Tensor
 from seqrec.files import explained
 
 _MAPPED = 2**20  # bytes from which on a tensor is mapped
-_ZEROS = bytes(2**22)
 
 
 class RunningMean:
@@ -42,16 +41,28 @@ class RunningMean:
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Copy a mean."""
-        self.values = {name: _empty_like(value.detach(), self.folder).copy_(value) for name, value in values.items()}
+        self.values = copied(values, self.folder)
 
     @contextmanager
     def in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside the context, the weights hold the mean, if there is one. They are swapped without a copy."""
-        _exchange(weights, self.values)
-        try:
+        with exchanged(weights, self.values):
             yield
-        finally:
-            _exchange(weights, self.values)
+
+
+@contextmanager
+def exchanged(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the context, the weights hold what the others held, and the other way round; nothing is copied."""
+    _exchange(weights, others)
+    try:
+        yield
+    finally:
+        _exchange(weights, others)
+
+
+def copied(values: Mapping[str, Tensor], folder: Path | None) -> dict[str, Tensor]:
+    """A copy of tensors. On the CPU, large ones are mapped from files without a name in the folder, if it is given."""
+    return {name: _copy(value.detach(), folder) for name, value in values.items()}
 
 
 @torch.no_grad()
@@ -60,20 +71,18 @@ def _exchange(weights: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> None
         weights[name].data, value.data = value.data, weights[name].data
 
 
-def _empty_like(value: Tensor, folder: Path | None) -> Tensor:
-    """A new tensor, on the CPU in a file of its own if it is large; safetensors writes no two tensors of one file."""
-    size = value.numel() * value.element_size()
-    if folder is None or not value.is_cpu or size < _MAPPED:
-        return torch.empty_like(value)
+def _copy(value: Tensor, folder: Path | None) -> Tensor:
+    """A copy, on the CPU in a file of its own if it is large; safetensors writes no two tensors of one file."""
+    if folder is None or not value.is_cpu or value.numel() * value.element_size() < _MAPPED:
+        return value.clone()
+    content = value.contiguous().numpy()
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             # A disk that is full must say so here: in a file with holes, writing to memory would end the process.
-            for start in range(0, size, len(_ZEROS)):
-                file.write(_ZEROS[: size - start])
+            file.write(content.data)
             file.flush()
             try:
-                kind = torch.empty(0, dtype=value.dtype).numpy().dtype
-                return torch.from_numpy(np.memmap(file, kind, "r+", shape=tuple(value.shape)))
+                return torch.from_numpy(np.memmap(file, content.dtype, "r+", shape=content.shape))
             except OSError:  # a file system that cannot map files
-                return torch.empty_like(value)
+                return value.clone()

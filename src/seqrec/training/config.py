@@ -70,8 +70,8 @@ class TrainConfig(Options):
         shard_items: Divide the item table among the processes that train, by rows, for a catalogue that exceeds the
             memory of one. For models whose only table is that of the items, and losses that draw negatives.
         checkpoint_minutes: Minutes between checkpoints, at most. The end of an epoch has one too, unless writing would
-            then take more than a thirtieth of the time, as with a large catalogue and short epochs. Better weights and
-            the end of training always have one.
+            then take more than a thirtieth of the time, as with a large catalogue and short epochs. The best weights
+            are written with it. The end of training always has one.
     """
 
     PLAIN: ClassVar[Mapping[str, Any]] = {

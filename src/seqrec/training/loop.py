@@ -22,7 +22,7 @@ from seqrec.models.base import Model
 from seqrec.models.blocks import dropouts_of
 from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
-from seqrec.run.folder import Run
+from seqrec.run.folder import METRICS, Run
 from seqrec.run.refit import RefitPlan
 from seqrec.run.start import Start
 from seqrec.training.checks import (
@@ -174,6 +174,9 @@ class _Work:
     def start(self, resume: bool, start: Callable[[], Start] | None = None) -> None:
         """Start from the run's last checkpoint, if there is one and ``resume`` asks for it, or from the beginning."""
         restored, spectral = self.state.restored(resume, self.steps), self.config.item_init == "spectral"
+        run = self.state.run
+        if restored and run is not None and not (run.folder / METRICS).exists():
+            run.save_epochs(self.state.rows)  # a kill may have come between the state and its rows
         if not restored and self.is_first:
             if start is not None:
                 begin_from(start(), self.model, self.histories, near_neighbours=spectral)
@@ -289,7 +292,7 @@ class _Work:
     def _end_of_epoch(self, cut: bool) -> dict[str, Any]:
         """Average, validate and save the weights at the end of an epoch, and return its row.
 
-        A checkpoint is written when it is due, with better weights, and at the end. So both are never far apart.
+        A checkpoint, which has the best weights too, is written when it is due and at the end.
         """
         state, config = self.state, self.config
         row = state.end_of_epoch()
@@ -308,8 +311,7 @@ class _Work:
             elif is_last or state.epoch % self.every == 0:
                 row |= self._accuracy()
                 state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
-        is_better = state.best_epoch == state.epoch
-        self._save(row, checkpoint=saves or is_better or state.ended_early(config.patience, self.steps))
+        self._save(row, checkpoint=saves or state.ended_early(config.patience, self.steps))
         return row
 
     def _with_rate(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from seqrec.files import replacing
 from seqrec.models.base import Model
 from seqrec.run.folder import PARTS, Run
 from seqrec.run.tensors import write_in_blocks
+from seqrec.training.averaging import exchanged
 from seqrec.training.optim import RowAdam
 from seqrec.training.processes import Processes
 from seqrec.training.sharded import TABLE
@@ -36,19 +37,18 @@ class ShardedState(TrainingState):
     """
 
     def __init__(self, model: Model, optimizer: RowAdam, run: Run | None, processes: Processes) -> None:
-        super().__init__(model, optimizer, run, average_decay=0.0, keeps=processes.is_first)
+        super().__init__(model, optimizer, run, average_decay=0.0)  # every process keeps the best weights of its rows
         self.processes = processes
-        folder = processes.same_on_all(None if run is None else str((run.folder / "state").resolve()))
-        self.folder = Path(folder)
+        self.folder: Path = self._found()
 
-    def keep_weights(self) -> None:
-        """Write the weights of all processes into one file, as those of every other model."""
-        self.best_epoch = self.epoch
-        write_together(self.run, self.model, self.processes)
+    def _found(self) -> Path:
+        """The folder of the checkpoints, which moves when the run takes the place of another."""
+        own = None if self.run is None else str((self.run.folder / "state").resolve())
+        return Path(self.processes.same_on_all(own))
 
     def _write(self) -> None:
         """Write everything that :meth:`restored` needs. What was written before stays until this is complete."""
-        prefix = self.run.prefix if self.run is not None else ""
+        prefix, self.folder = self.run.prefix if self.run is not None else "", self._found()
         name = self.processes.same_on_all(f"{prefix}sharded-{self.epoch}-{self.step}")
         if self.run is not None:
             self.run.check_there()
@@ -62,6 +62,9 @@ class ShardedState(TrainingState):
         )
         with _quiet():
             checkpoints.save(self._in_blocks(state), storage_writer=writer)
+        if self.unsaved:
+            self._save_best()
+            self.unsaved = False
         if self.run is not None:
             facts = {one: getattr(self, one) for one in FACTS} | {"loss_sum": self.loss_sum.item(), "steps": steps}
             facts |= {"run": self.run.id, "folder": name, "moments": [*state]}
@@ -70,6 +73,15 @@ class ShardedState(TrainingState):
             for old in self.folder.glob(f"{prefix}sharded-*-*"):
                 if old.name != name and old.is_dir():
                     shutil.rmtree(old, ignore_errors=True)
+
+    def _begun(self) -> bool:
+        return bool(self.processes.same_on_all(self.run is not None and self.run.begun))
+
+    def _save_best(self) -> None:
+        """Write the best weights of all processes into one file, as those of every other model."""
+        assert self.best is not None
+        with exchanged(self.model.state_dict(keep_vars=True), self.best):
+            write_together(self.run, self.model, self.processes)
 
     def restored(self, resume: bool, steps: int) -> bool:
         """Continue from the last checkpoint if the first process asks for it and there is one."""

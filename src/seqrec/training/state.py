@@ -14,7 +14,7 @@ from seqrec.errors import InputError, one_line
 from seqrec.models.base import Model
 from seqrec.run.folder import Run
 from seqrec.run.tensors import check_finite, load_tensors
-from seqrec.training.averaging import RunningMean
+from seqrec.training.averaging import RunningMean, copied
 from seqrec.training.config import VALIDATION_STEPS
 from seqrec.training.optim import RowAdam
 from seqrec.training.processes import Processes
@@ -23,6 +23,7 @@ from seqrec.training.processes import Processes
 FACTS = ("epoch", "step", "tokens", "seconds", "total_seconds", "rows", "worse", "best_epoch", "best_value")
 _MOST = 2.0**60  # a checkpoint with more tokens, seconds or loss than this is damaged
 _TIMES = 30  # a checkpoint at the end of an epoch waits for this many times as long as the last one took
+_SPEED = 2.5e8  # bytes per second at which the first one is expected to be written
 
 
 class TrainingState:
@@ -33,13 +34,16 @@ class TrainingState:
     ) -> None:
         self.keeps = keeps  # the best weights; of several processes, only the first one does
         self.model, self.optimizer, self.run = model, optimizer, run
-        self.mean = RunningMean(average_decay, None if run is None else run.folder / "state")
+        self.folder = None if run is None else run.folder / "state"
+        self.mean = RunningMean(average_decay, self.folder)
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
         self.best_epoch, self.best_value, self.worse = 0, -1.0, 0
+        # The best weights of this process's epochs, and whether the run folder lacks them: a checkpoint writes both.
         self.best: dict[str, Tensor] | None = None
+        self.unsaved = False
         # When the last checkpoint was complete, how long it took, and the epoch and step that it holds.
-        self.saved_at, self.took, self.saved = time.monotonic(), 0.0, (0, 0)
+        self.saved_at, self.took, self.saved = time.monotonic(), 5 * size_of(model) / _SPEED, (0, 0)
         self.start_clock()
         self._start_epoch()
 
@@ -92,7 +96,7 @@ class TrainingState:
         loss = self.loss_sum.item() / self.tokens
         self._count_time(steps=True)
         if not np.isfinite(loss):
-            kept = " (the last good weights are kept)" if self.best_epoch else ""
+            kept = " (the last good weights are kept)" if self.best_epoch and self._save_good() else ""
             raise InputError(
                 f"the loss of epoch {self.epoch + 1} is {loss}: training diverged; lower the learning rate or give "
                 f"a clip norm{kept}"
@@ -127,17 +131,41 @@ class TrainingState:
             self.worse += 1
 
     def keep_weights(self) -> None:
-        """Keep the current weights as the best ones: in the run folder, or in memory if there is none."""
+        """Keep a copy of the current weights as the best ones. The next checkpoint writes it.
+
+        Writing it now would make the weights in the run folder younger than the state, or need a new state too: with
+        10^6 items and short epochs, that takes longer than the epoch. If the process is killed, the same steps give
+        the same weights again.
+        """
         self.best_epoch = self.epoch
         if not self.keeps:
             return
-        if self.run is not None:
-            self.run.save_weights(self.model.state_dict())
-        elif self.best is None:
-            self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        weights = self.model.state_dict()
+        if self.best is None:
+            self.best = copied({name: value.cpu() for name, value in weights.items()}, self.folder)
         else:
-            for name, value in self.model.state_dict().items():
+            for name, value in weights.items():
                 self.best[name].copy_(value)
+        self.unsaved = True
+
+    def _save_good(self) -> bool:
+        """After training diverged, write the best weights. Returns whether they stay, as runs with a checkpoint do."""
+        if not self._begun():
+            return False
+        if self.unsaved:
+            self._save_best()
+        if self.run is not None:
+            self.run.take_over()
+        return True
+
+    def _begun(self) -> bool:
+        """Whether there is a checkpoint; True if there is no run."""
+        return self.run is None or self.run.begun
+
+    def _save_best(self) -> None:
+        """Write only the best weights."""
+        if self.run is not None and self.best is not None:
+            self.run.save_weights(self.best)
 
     def checkpoint(self) -> None:
         """Write everything that ``restore`` needs, unless the last checkpoint holds it.
@@ -169,7 +197,8 @@ class TrainingState:
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
         tensors |= {f"mean.{name}": value for name, value in self.mean.values.items()}
         facts = {name: getattr(self, name) for name in FACTS} | {"loss_sum": self.loss_sum.item()}
-        self.run.save_state(tensors, facts)
+        self.run.save_state(tensors, facts, self.best if self.unsaved else None)
+        self.unsaved = False
 
     def restored(self, resume: bool, steps: int) -> bool:
         """Continue from the last checkpoint if ``resume`` asks for it and there is one."""
@@ -252,12 +281,16 @@ class TrainingState:
         if self.best_epoch == 0:
             if self.run is not None and save_current:
                 self.run.save_weights(self.model.state_dict())
-        elif self.run is not None:
-            self.run.load_weights(self.model, self.run.trains)
-        elif self.keeps:
-            assert self.best is not None
+        elif self.best is not None:
             self.model.load_state_dict(self.best)
+        elif self.run is not None:  # none of the epochs since a resume was better
+            self.run.load_weights(self.model, self.run.trains)
         self.model.eval()
+
+
+def size_of(model: Model) -> int:
+    """Bytes of the weights of a model."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
 def check_facts(facts: Mapping[str, Any], steps: int) -> None:

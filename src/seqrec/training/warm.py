@@ -86,7 +86,10 @@ class Earlier:
                 raise InputError(f"{shown}: is a run of {name}, which counts again in any case; leave out init_from")
             model = run.model("train", mapped=True)
             if not (run.folder / METRICS).exists():
-                warn(f"{shown}: its training has not ended; training starts from its best weights so far", RunWarning)
+                warn(
+                    f"{shown}: its training has not ended; training starts from the best weights that it has saved",
+                    RunWarning,
+                )
             return cls(shown, run.config, run, model)
 
         is_own = place is not None and Path(os.path.realpath(shown)) == place.folder  # this process holds its lock
