@@ -59,11 +59,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(arguments: list[str]) -> list[str]:
-    """A command that trains for two epochs only, instead of until validation no longer improves."""
+    """A command that trains for one epoch only, instead of until validation no longer improves, and with two seeds."""
+    if "--seeds" in arguments:
+        place = arguments.index("--seeds")
+        arguments = [*arguments[:place], "--seeds", "2", *arguments[place + 2 :]]
     if arguments[0] not in ("fit", "compare"):
         return arguments
     place = arguments.index("--epochs") if "--epochs" in arguments else len(arguments)
-    return [*arguments[:place], "--epochs", "2", *arguments[place + 2 :]]
+    return [*arguments[:place], "--epochs", "1", *arguments[place + 2 :]]
 
 
 @pytest.mark.parametrize("page", with_block("sh", "python"))

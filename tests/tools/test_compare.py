@@ -24,6 +24,8 @@ from seqrec.report.pictures import comparison_picture
 from seqrec.report.tables import with_interval
 from seqrec.tools.compare import CompareConfig, Comparison, compare_models
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 ALONE: dict[str, Any] = {"transitions": "off"}  # models alone
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 32, "num_blocks": 1, "embedding_dim": 8, "max_length": 10}
 LOG = synthetic_log(120, genres=2, items_per_genre=12, mean_length=6)

@@ -25,6 +25,8 @@ from seqrec.ranking.statistics import Spread
 from seqrec.tools import compare
 from seqrec.tools.compare import CompareConfig, Comparison, compare_models
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 OPTIONS: dict[str, Any] = {
     "epochs": 2, "batch_size": 32, "num_blocks": 1, "embedding_dim": 8, "max_length": 10, "transitions": "off"
 }  # fmt: skip

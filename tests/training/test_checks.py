@@ -18,6 +18,8 @@ from seqrec.cli.app import main
 from seqrec.models import MODELS
 from seqrec.training.checks import MOST_TENSORS
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 TINY: dict[str, Any] = {"epochs": 1, "batch_size": 16, "threads": 1, "evaluate_every": 1, "transitions": "off"}
 TRAINED = [name for name, model in MODELS.items() if not model.COUNTED]
 

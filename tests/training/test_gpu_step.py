@@ -96,7 +96,7 @@ def steps_on(
     watched: Callable[[], AbstractContextManager[None]] = nullcontext,
     steps: int = 3,
 ) -> list[Tensor]:
-    """Take steps as the loop does, all but the first of them (in which libraries start) in a context. The losses."""
+    """Take steps as the loop does, on a GPU all but the first (in which libraries start) in a context. The losses."""
     mark_tables(model)
     model.prepare_training(split.train)
     model.to(device).train()
@@ -106,7 +106,7 @@ def steps_on(
     drawn = tasks_of(model, epoch, split.train, objective, objective.sampler(split.train))
     losses: list[Tensor] = []
     for step, task in enumerate(islice(drawn, steps)):
-        with watched() if step else nullcontext():
+        with watched() if step or device == META else nullcontext():
             seed_step(dropouts_of(model), epoch, step, device)
             loss = optimizer_step(model, optimizer, task, objective, device, clip_norm=1.0)
             losses.append(loss.detach())
@@ -122,7 +122,8 @@ def config_of(loss: Loss) -> TrainConfig:
 
 @pytest.mark.parametrize(("name", "loss", "options"), WITHOUT_A_GPU, ids=str)
 def test_nothing_waits_for_the_device(name, loss, options, split):
-    losses = steps_on(META, built(name, split, options), split, config_of(loss), no_waiting, steps=2)
+    steps = 2 if name == "sasrec" else 1  # rows that a step missed are the optimizer's, the same for every model
+    losses = steps_on(META, built(name, split, options), split, config_of(loss), no_waiting, steps)
     assert {value.device for value in losses} == {META}
 
 

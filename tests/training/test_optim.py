@@ -10,6 +10,9 @@ from seqrec.training.drift import Factors
 from seqrec.training.optim import RowAdam, clip_gradients
 from seqrec.training.schedule import Schedule
 
+#: Of the longer tests: rows that are seldom touched miss up to 97 steps, in which all momentum is gone.
+STEPS = 125
+
 
 class Tables(nn.Module):
     """A model with two tables and a dense layer that changes what the tables learn."""
@@ -83,11 +86,11 @@ class Both:
 
 
 def rare_rows(random: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
-    """Rows for each step: a few common ones at every step, others rarely, some after 147 steps, some never."""
+    """Rows for each step: a few common ones at every step, others rarely, some after 97 steps, some never."""
     items = random.integers(1, 8, 6)
     if random.random() < 0.3:
         items[0] = random.integers(8, 30)
-    if step in (3, 150, 151, 195):
+    if step in (3, 100, 101, 120):
         items[1:3] = [30, 31]
     users = np.minimum(random.geometric(0.2, 6), 20)
     return torch.from_numpy(items), torch.from_numpy(users)
@@ -99,9 +102,9 @@ def rare_rows(random: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
 def test_row_adam_is_dense_adam(table_rate, dtype, tolerance):
     both = Both(table_rate=table_rate, dtype=dtype)
     random = np.random.default_rng(0)
-    for step in range(200):
+    for step in range(STEPS):
         both.step(*rare_rows(random, step))
-        if step in (0, 1, 10, 100, 149):
+        if step in (0, 1, 10, 60, 99):
             # A catch_up in between must not change the result.
             assert both.difference() < tolerance
     assert both.difference() < tolerance
@@ -135,7 +138,7 @@ def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, toleran
 def test_row_adam_with_other_betas(betas):
     both = Both(betas=betas)
     random = np.random.default_rng(7)
-    for step in range(200):
+    for step in range(STEPS):
         both.step(*rare_rows(random, step))
     assert both.difference() < 1e-5
 
@@ -145,7 +148,7 @@ def test_row_adam_in_float32(beta2):
     """Near 1, float32 loses the difference of the second beta from 1."""
     both = Both(betas=(0.9, beta2), dtype=torch.float32)
     random = np.random.default_rng(7)
-    for step in range(200):
+    for step in range(STEPS):
         both.step(*rare_rows(random, step))
     assert both.difference() < 3e-4
 
@@ -168,15 +171,15 @@ SCHEDULES = schedules(400)
 )
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
-    both = Both(table_rate=0.03, dtype=dtype, schedule=schedules(200)[name])
+    both = Both(table_rate=0.03, dtype=dtype, schedule=schedules(STEPS)[name])
     random = np.random.default_rng(0)
-    for step in range(200):
-        both.ours.reads_all = both.theirs.reads_all = step in (100, 101)
-        if step == 100:
+    for step in range(STEPS):
+        both.ours.reads_all = both.theirs.reads_all = step in (60, 61)
+        if step == 60:
             both.row_adam.catch_up()
         both.step(*rare_rows(random, step))
         # The first movements of a warm-up are as small as the rounding of weights in float32.
-        if step in ((1, 10, 50, 149) if dtype == torch.float64 else (149,)):
+        if step in ((1, 10, 40, 99) if dtype == torch.float64 else (99,)):
             assert both.difference() < tolerance
     assert both.difference() < tolerance
 
@@ -246,16 +249,16 @@ def as_on_a_gpu(monkeypatch):
     [
         (None, None, torch.float64, 1e-5),
         (0.5, None, torch.float32, 2e-4),
-        (None, Schedule("cosine", 10, 200), torch.float32, 2e-4),
-        (0.5, Schedule("cosine", 10, 200), torch.float64, 1e-5),
+        (None, Schedule("cosine", 10, STEPS), torch.float32, 2e-4),
+        (0.5, Schedule("cosine", 10, STEPS), torch.float64, 1e-5),
     ],
 )
 def test_without_selecting_rows_row_adam_is_dense_adam(clip, schedule, dtype, tolerance, as_on_a_gpu):
     both = Both(dtype=dtype, schedule=schedule)
     random = np.random.default_rng(1)
-    for step in range(200):
+    for step in range(STEPS):
         both.step(*rare_rows(random, step), clip=clip)
-        if step in (0, 1, 100):
+        if step in (0, 1, 60):
             assert both.difference() < tolerance
     assert both.difference() < tolerance
     assert (both.ours.items.weight[32:] == both.start["items.weight"][32:]).all()  # never touched
@@ -283,7 +286,7 @@ def test_a_gpu_computes_the_same():
     ways[1].ours.cuda()
     ways[1].row_adam = RowAdam(ways[1].ours, 0.01)
     random = np.random.default_rng(0)
-    for step in range(200):
+    for step in range(STEPS):
         items, users = rare_rows(random, step)
         for both, device in zip(ways, ("cpu", "cuda"), strict=True):
             both.row_adam.zero_grad()
@@ -334,22 +337,20 @@ def test_tiny_gradients(size):
 
 
 def test_a_row_that_is_missing_for_very_long():
-    both = Both()
-    common = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3])
-    rare = torch.tensor([30, 30, 1]), torch.tensor([20, 20, 1])
-    both.step(*rare)
-    for _ in range(1030):  # beyond the first table of drifts, when the momentum is gone
-        both.step(*common)
-    both.step(*rare)
-    both.step(*common)
-    both.row_adam.catch_up()
-    for name, row in (("items", 30), ("users", 20)):
-        ours, theirs = getattr(both.ours, name).weight[row], getattr(both.theirs, name).weight[row]
-        moved = (theirs - both.start[f"{name}.weight"][row]).abs().max()
-        assert moved > 0.01
-        assert (ours - theirs).abs().max() < 1e-5 * moved
-    for name in ("items", "users"):
-        assert torch.isfinite(getattr(both.ours, name).weight).all()
+    ours, theirs = nn.Embedding(4, 2, sparse=True).double(), nn.Embedding(4, 2).double()
+    theirs.load_state_dict(ours.state_dict())
+    start = ours.weight.detach().clone()
+    row_adam, adam = RowAdam(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    for step in range(1034):  # beyond the first table of drifts, when the momentum is gone
+        rows = torch.tensor([0, 1] if step in (0, 1032) else [0])
+        for table, optimizer in ((ours, row_adam), (theirs, adam)):
+            optimizer.zero_grad()
+            (table(rows) * torch.tensor([1.0, -0.3])).sum().backward()
+            optimizer.step()
+    row_adam.catch_up()
+    moved = (theirs.weight - start)[:2].abs().amin()
+    assert moved > 0.01
+    assert (ours.weight - theirs.weight).abs().max() < 1e-5 * moved
 
 
 def test_rows_are_up_to_date_when_they_are_read():
@@ -421,7 +422,7 @@ def test_sparse_adam_learns_much_less_from_rare_rows():
     sparse_adam = torch.optim.SparseAdam([sparse.items.weight, sparse.users.weight], lr=0.01)
     dense_adam = torch.optim.Adam(sparse.mix.parameters(), lr=0.01)
     random = np.random.default_rng(0)
-    for step in range(400):
+    for step in range(200):
         items, users = rare_rows(random, step)
         both.step(items, users)
         sparse_adam.zero_grad()

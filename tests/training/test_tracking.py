@@ -31,6 +31,8 @@ from seqrec.training.mlflow_tracker import _shown
 from seqrec.training.tensorboard_tracker import TensorBoardTracker
 from seqrec.training.tracking import Tracking
 
+pytestmark = pytest.mark.usefixtures("few_constants")
+
 LOG = synthetic_log(60, genres=2, items_per_genre=10, mean_length=6)
 SMALL: dict[str, Any] = {
     "epochs": 2, "num_blocks": 1, "embedding_dim": 8, "max_length": 10, "evaluate_every": 1, "transitions": "off",

@@ -92,8 +92,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Convert and check every field, then call :meth:`check`."""
-        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+        kind = type(self)
+        for name, hint in _hints(kind).items():  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if value is not getattr(kind, name, MISSING):  # most are the default, which a class has as its attribute
+                object.__setattr__(self, name, _checked(name, value, hint))
         self.check()
 
     def check(self) -> None:

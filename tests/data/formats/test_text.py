@@ -15,7 +15,7 @@ from seqrec.data.formats.blocks import Unsafe, check_block, open_source, read_bl
 from seqrec.data.formats.read import read_log
 from seqrec.errors import InputError
 
-LINES = [f"{n % 7},{n % 11},{1000 + n}" for n in range(60)]
+LINES = [f"{n % 7},{n % 11},{1000 + n}" for n in range(30)]
 HEADER = "user_id,item_id,timestamp"
 
 
@@ -25,7 +25,7 @@ def csv_of(lines, header=HEADER, end="\n") -> str:
 
 def late(line: str, **options) -> str:
     """The log with one other line near its end."""
-    return csv_of([*LINES[:55], line, *LINES[55:]], **options)
+    return csv_of([*LINES[:25], line, *LINES[25:]], **options)
 
 
 TRICKY = {
@@ -49,8 +49,8 @@ TRICKY = {
     "limits": csv_of(["9223372036854775807,-9223372036854775808,4", *LINES]),
     "float time late": late("1,3,4.5"),
     "date late": late("1,3,2020-01-01"),
-    "dates": csv_of(f"{n % 7},{n % 11},2024-01-{n % 28 + 1:02}T10:00:00Z" for n in range(60)),
-    "milliseconds": csv_of(f"1,{n},16000000{n % 10}0{n:03}" for n in range(60)),
+    "dates": csv_of(f"{n % 7},{n % 11},2024-01-{n % 28 + 1:02}T10:00:00Z" for n in range(30)),
+    "milliseconds": csv_of(f"1,{n},16000000{n % 10}0{n:03}" for n in range(30)),
     "a number of another unit": late("1,3,16000000000000"),
     "no number": late("1,3,soon"),
     "no number first": csv_of(["1,3,soon", *LINES]),
@@ -59,10 +59,10 @@ TRICKY = {
     "empty time": late("1,3,"),
     "nan id": late("nan,3,4"),
     "all empty": late(",,"),
-    "quotes": csv_of((f'"{n % 7}","{n % 11}",{n}' for n in range(60)), header='"user_id","item_id","timestamp"'),
-    "quotes and CRLF": csv_of((f'"{n}","x",{n}' for n in range(60)), end="\r\n"),
+    "quotes": csv_of((f'"{n % 7}","{n % 11}",{n}' for n in range(30)), header='"user_id","item_id","timestamp"'),
+    "quotes and CRLF": csv_of((f'"{n}","x",{n}' for n in range(30)), end="\r\n"),
     "quotes late": late('"a, ""b""",3,4'),
-    "quotes with line ends": csv_of(f'"a\n\n{n}","{n},\n""x""\r\n",{n}' for n in range(60)),
+    "quotes with line ends": csv_of(f'"a\n\n{n}","{n},\n""x""\r\n",{n}' for n in range(30)),
     "quotes with line ends late, gaps": late('"a\nb",3,4\n'),
     "quotes late, all empty": late('"a",3,4\n,,'),
     "quotes and a first row of nothing": csv_of(['"a",3,4', "", "1,2,3"], header=",,"),
@@ -102,14 +102,14 @@ TRICKY = {
     "whitespace, no header": csv_of(LINES, header=None, end=" \n\n  ").replace(",", " \t"),
     "whitespace, CRLF": csv_of(LINES, header=None, end="\r\n").replace(",", " "),
     "whitespace, form feed": csv_of(LINES, header=None).replace(",", " ") + "\x0c\n",
-    "whitespace, pairs": "".join(f"{n % 5} {n}\n" for n in range(60)),
-    "whitespace, text late": "".join(f"{n % 5} {n}\n" for n in range(60)) + "x y\n1 2\n",
+    "whitespace, pairs": "".join(f"{n % 5} {n}\n" for n in range(30)),
+    "whitespace, text late": "".join(f"{n % 5} {n}\n" for n in range(30)) + "x y\n1 2\n",
     "whitespace, one field late": late("1", header=None).replace(",", " "),
     "whitespace, other width late": late("1,2,3,4", header=None).replace(",", " "),
-    "sequences": "".join(f"{n} {n} {n + 1}" + f" {n}" * (n % 4) + "\n" for n in range(60)),
-    "sequences, text late": "".join(f"{n} {n} {n + 1}" + f" {n}" * (n % 4) + "\n" for n in range(60)) + "a 3 b 4 c\n",
-    "sequences, a user twice far off": "".join(f"{n % 59} 7 8 9\n" for n in range(60)),
-    "sequences, each user once": "".join(f"{n} 7 8 9\n" for n in range(60)),
+    "sequences": "".join(f"{n} {n} {n + 1}" + f" {n}" * (n % 4) + "\n" for n in range(30)),
+    "sequences, text late": "".join(f"{n} {n} {n + 1}" + f" {n}" * (n % 4) + "\n" for n in range(30)) + "a 3 b 4 c\n",
+    "sequences, a user twice far off": "".join(f"{n % 29} 7 8 9\n" for n in range(30)),
+    "sequences, each user once": "".join(f"{n} 7 8 9\n" for n in range(30)),
     "binary late": late("1,\0,3"),
     "a short row, binary after": late("1,3\n\0"),
 }
@@ -144,7 +144,7 @@ def test_blocks_give_what_the_whole_gives(tmp_path, monkeypatch, case, zipped):
     path = tmp_path / ("log.gz" if zipped else "log")
     path.write_bytes(gzip.compress(raw) if zipped else raw)
     expected = outcome(path, monkeypatch, None)
-    for size in (64,) if zipped else (1, 64, 300):
+    for size in (64,) if zipped else (1, 64, 150):
         assert outcome(path, monkeypatch, size) == expected, size
 
 
@@ -180,13 +180,13 @@ def test_latin_1_late(tmp_path, monkeypatch, size):
     path.write_bytes(late("Jos\xe9,3,4").encode("latin-1") + b"1,2\n")
     message = outcome(path, monkeypatch, size)
     assert message == outcome(path, monkeypatch, None)
-    assert "line 57: is not UTF-8" in message
+    assert "line 27: is not UTF-8" in message
 
 
 @pytest.mark.parametrize("size", [1, 64])
 @pytest.mark.parametrize(
     ("name", "line"),
-    [("short row late", 57), ("short row in a file with quotes", 59), ("no number", 57), ("empty id", 57)],
+    [("short row late", 27), ("short row in a file with quotes", 29), ("no number", 27), ("empty id", 27)],
 )
 def test_the_line_of_an_error_late_in_the_file(tmp_path, monkeypatch, name, line, size):
     path = tmp_path / "log.csv"
@@ -246,7 +246,7 @@ def test_well_formed_quotes_are_safe_in_any_blocks(fields):
 def test_integers_are_kept_as_such_and_not_as_text(tmp_path):
     frame = frames.read_text(write(tmp_path, late("1,03,4")), "csv", {})[0]
     assert frame.dtypes == [pl.Int64, pl.String, pl.Int64]
-    assert frame["item_id"][55] == "03"
+    assert frame["item_id"][25] == "03"
 
 
 @given(st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), max_size=20))
