@@ -16,118 +16,16 @@
 // that reach x have n q >= (x - s c) / unit - m.
 
 #include "best.h"
+#include "codes.h"
 
 using namespace seqrec;
 
 namespace {
 
-constexpr int64_t WIDE = 16;          // items per block of codes: four codes of each fill 64 bytes
-constexpr int64_t QUADS = 16;         // fours of dimensions whose products are added in 16 bits
 constexpr int64_t TOGETHER = 96;      // states that share one reading of a tile of codes
-constexpr int64_t TILE = 192 * 1024;   // bytes of a tile, which stays in the second cache
-constexpr int64_t HIGHEST = 127;      // of the numbers of a state: with codes up to 127, sums of two products fit into 16 bits
-constexpr int64_t MIDDLE = 64;        // of the codes
+constexpr int64_t TILE = 192 * 1024;  // bytes of a tile, which stays in the second cache
+constexpr int64_t HIGHEST = 127;      // of a state's numbers: with codes up to 127, two products fit into 16 bits
 constexpr double ROUNDING = 6e-8;     // more than 2^-24
-
-// Codes are unsigned and numbers of states signed, because that is what the instruction multiplies: 32 or 64 products at
-// once, of which it adds pairs in 16 bits. Sums of pairs may exceed 16 bits on the way. They wrap around, and the last one
-// is right, as it starts at -64 times the sum of the numbers and so ends at n q, which Numbers keeps within 16 bits.
-#if defined(__AVX512BW__)
-constexpr int STATES = 12, VECTORS = 1;  // states that are multiplied at once with a block; vectors in its 64 bytes
-typedef __m512i Bytes;
-inline Bytes read(const void* from) { return _mm512_loadu_si512(from); }
-inline void write(int32_t* to, Bytes x) { _mm512_storeu_si512(to, x); }
-inline Bytes spread(int32_t x) { return _mm512_set1_epi32(x); }
-inline Bytes products_and(Bytes sums, Bytes codes, Bytes numbers) { return _mm512_add_epi16(sums, _mm512_maddubs_epi16(codes, numbers)); }
-inline Bytes in_32_bits(Bytes sums) { return _mm512_madd_epi16(sums, _mm512_set1_epi16(1)); }
-inline Bytes sum_of(Bytes a, Bytes b) { return _mm512_add_epi32(a, b); }
-inline uint32_t higher(Bytes a, Bytes b) { return _mm512_cmpgt_epi32_mask(a, b); }
-inline bool any(uint32_t bits) { return bits != 0; }
-inline uint32_t higher(const int32_t* products, int32_t limit) { return higher(read(products), spread(limit)); }
-#elif defined(__AVX2__)
-constexpr int STATES = 6, VECTORS = 2;
-typedef __m256i Bytes;
-inline Bytes read(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-inline void write(int32_t* to, Bytes x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x); }
-inline Bytes spread(int32_t x) { return _mm256_set1_epi32(x); }
-inline Bytes products_and(Bytes sums, Bytes codes, Bytes numbers) { return _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, numbers)); }
-inline Bytes in_32_bits(Bytes sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
-inline Bytes sum_of(Bytes a, Bytes b) { return _mm256_add_epi32(a, b); }
-inline Bytes higher(Bytes a, Bytes b) { return _mm256_cmpgt_epi32(a, b); }
-inline bool any(Bytes bits) { return !_mm256_testz_si256(bits, bits); }
-inline uint32_t bits_of(Bytes lanes) { return _mm256_movemask_ps(_mm256_castsi256_ps(lanes)); }
-inline uint32_t higher(const int32_t* products, int32_t limit) {
-    return bits_of(higher(read(products), spread(limit))) | bits_of(higher(read(products + 8), spread(limit))) << 8;
-}
-#else
-constexpr int STATES = 4;
-// A bit for each of a block's products that is higher than the limit.
-inline uint32_t higher(const int32_t* products, int32_t limit) {
-    uint32_t bits = 0;
-    for (int64_t i = 0; i < WIDE; ++i) bits |= uint32_t(products[i] > limit) << i;
-    return bits;
-}
-#endif
-
-// The products of a block's codes, [quads, WIDE, 4], with the numbers of S states, [quads, STATES], four in an int32.
-// For every QUADS of them, `starts` has where the sums of each state start, [.., STATES], two in an int32. Returns whether
-// a product may be higher than its state's `limits`.
-template <int S>
-inline bool products(const uint8_t* codes, int64_t quads, const int32_t* numbers, const int32_t* starts, const int32_t* limits, int32_t (*out)[WIDE]) {
-#if defined(__AVX512BW__) || defined(__AVX2__)
-    for (int64_t from = 0; from < quads; from += QUADS, starts += STATES) {
-        const int64_t to = std::min(from + QUADS, quads);
-        Bytes sum[S][VECTORS];
-        UNROLL(S)
-        for (int s = 0; s < S; ++s)
-            for (int v = 0; v < VECTORS; ++v) sum[s][v] = spread(starts[s]);
-        for (int64_t q = from; q < to; ++q) {
-            Bytes code[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) code[v] = read(codes + q * 4 * WIDE + v * sizeof(Bytes));
-            UNROLL(S)
-            for (int s = 0; s < S; ++s) {
-                const Bytes four = spread(numbers[q * STATES + s]);
-                for (int v = 0; v < VECTORS; ++v) sum[s][v] = products_and(sum[s][v], code[v], four);
-            }
-        }
-        decltype(higher(spread(0), spread(0))) found{};
-        UNROLL(S)
-        for (int s = 0; s < S; ++s)
-            for (int v = 0; v < VECTORS; ++v) {
-                int32_t* into = out[s] + v * (WIDE / VECTORS);
-                const Bytes all = from ? sum_of(read(into), in_32_bits(sum[s][v])) : in_32_bits(sum[s][v]);
-                write(into, all);
-                found |= higher(all, spread(limits[s]));
-            }
-        if (to == quads) return any(found);
-    }
-    return false;
-#else
-    (void)starts, (void)limits;
-    for (int s = 0; s < S; ++s) {
-        std::fill(out[s], out[s] + WIDE, 0);
-        for (int64_t q = 0; q < quads; ++q) {
-            int8_t four[4];
-            std::memcpy(four, numbers + q * STATES + s, sizeof four);
-            for (int64_t i = 0; i < WIDE; ++i)
-                for (int64_t d = 0; d < 4; ++d) out[s][i] += (int32_t(codes[(q * WIDE + i) * 4 + d]) - MIDDLE) * four[d];
-        }
-    }
-    return true;
-#endif
-}
-
-template <int S>
-inline bool products_of(
-    int64_t states, const uint8_t* codes, int64_t quads, const int32_t* numbers, const int32_t* starts, const int32_t* limits,
-    int32_t (*out)[WIDE]
-) {
-    if constexpr (S > 0) {
-        if (states == S) return products<S>(codes, quads, numbers, starts, limits, out);
-        return products_of<S - 1>(states, codes, quads, numbers, starts, limits, out);
-    }
-    return false;
-}
 
 // The catalogue's vectors and codes. `norms` are the highest norms of the q of an item: in each QUADS, of the dimensions
 // whose products share a sum (the first and the second two of each four), and at the end of all dimensions.
@@ -236,7 +134,8 @@ struct Likely {
 
     // Drops the candidates that are too low by now.
     void cut() {
-        found.erase(std::remove_if(found.begin(), found.end(), [this](const Coded& c) { return c.product <= limit; }), found.end());
+        const auto low = [this](const Coded& c) { return c.product <= limit; };
+        found.erase(std::remove_if(found.begin(), found.end(), low), found.end());
         room = std::max(room, 2 * int64_t(found.size()));
         if (int64_t(found.size()) > most) too_many = true, found.clear(), limit = INT32_MAX;
     }
@@ -249,7 +148,8 @@ void score_items(const Items& items, const Asked& one, const Coded* found, int64
     std::vector<float> scores(some);
     for (; count > 0; found += some, count -= some) {
         const int64_t now = std::min(some, count);
-        for (int64_t n = 0; n < now; ++n) std::copy_n(items.vectors + int64_t(found[n].item) * dim, dim, rows.get() + n * dim);
+        for (int64_t n = 0; n < now; ++n)
+            std::copy_n(items.vectors + int64_t(found[n].item) * dim, dim, rows.get() + n * dim);
         product<ZERO>(now, 1, dim, plain(rows.get(), dim), rows_of(one.state, 1), scores.data(), 1);
         for (int64_t n = 0; n < now; ++n) {
             const int64_t item = found[n].item, *pair = std::lower_bound(one.added, one.added_end, item);
@@ -341,7 +241,10 @@ struct Group {
 };
 
 // The best k of a state's candidates in all parts, and how many were scored, or -1 if that would be too many.
-int64_t finish(const Items& items, const Asked& one, const std::unique_ptr<Likely>* likely, int64_t parts, int64_t k, int64_t* best_items, float* best_scores) {
+int64_t finish(
+    const Items& items, const Asked& one, const std::unique_ptr<Likely>* likely, int64_t parts, int64_t k,
+    int64_t* best_items, float* best_scores
+) {
     if (!one.codes_do) return -1;
     Likely all(k, likely[0]->most, one.margin);
     for (int64_t part = 0; part < parts; ++part) {
@@ -360,8 +263,9 @@ int64_t finish(const Items& items, const Asked& one, const std::unique_ptr<Likel
         std::nth_element(begin, begin + first, end, [](const Coded& a, const Coded& b) { return a.product > b.product; });
     score_items(items, one, all.found.data(), first, best);
     if (first < end - begin) {
-        const double lowest = std::min_element(best.begin(), best.end(), [](const Candidate& a, const Candidate& b) { return a.score < b.score; })->score;
-        const double limit = (lowest - one.same) / one.unit - one.margin;
+        float lowest = INFINITY;
+        for (const Candidate& candidate : best) lowest = std::min(lowest, candidate.score);
+        const double limit = (double(lowest) - one.same) / one.unit - one.margin;
         const auto likely_end = std::remove_if(begin + first, end, [limit](const Coded& c) { return c.product < limit; });
         score_items(items, one, all.found.data() + first, likely_end - begin - first, best);
     }
@@ -386,7 +290,8 @@ void seqrec_rank_by_codes(
     int64_t* scored, int32_t threads
 ) {
     const Items all{vectors, codes, order, places, reach, centres, steps, residual, norms, items, dim};
-    const int64_t blocks = (items + WIDE - 1) / WIDE, tile = std::max<int64_t>(1, TILE / std::max<int64_t>(1, all.quads * 4 * WIDE));
+    const int64_t blocks = (items + WIDE - 1) / WIDE;
+    const int64_t tile = std::max<int64_t>(1, TILE / std::max<int64_t>(1, all.quads * 4 * WIDE));
     const int64_t most = std::max(4 * k + 64, items / 16);  // with more, scoring all is faster
     const int64_t tasks = (count + TOGETHER - 1) / TOGETHER;
     const int64_t parts = std::max<int64_t>(1, std::min(blocks, threads / std::max<int64_t>(tasks, 1)));
@@ -431,7 +336,8 @@ void seqrec_rank_by_codes(
         if (parts > 1) {
 #pragma omp for schedule(dynamic)
             for (int64_t row = 0; row < count; ++row)
-                scored[row] = finish(all, *asked[row], &likely[row * parts], parts, k, best_items + row * k, best_scores + row * k);
+                scored[row] = finish(
+                    all, *asked[row], &likely[row * parts], parts, k, best_items + row * k, best_scores + row * k);
         }
     }
 }

@@ -26,8 +26,9 @@ ATTENTION_CELLS = 2**24  # highest number of users times squared length in a bat
 FEW = 8
 # For fewer states at once, or in catalogues with fewer items, codes save less time than they take to compute.
 MANY, LEAST_COLUMNS = 4096, 20_000
-# In catalogues with fewer items, a matrix product for more than FEW states is faster than a pass over given codes for
-# each; from MANY on it is not, but where numbers are added to scores, which the codes can't foresee, or without AVX2.
+# In catalogues with fewer items, a matrix product for FEW states and more is faster than a pass over given codes. From
+# MANY on it is not, but it still is where numbers are added to scores, whose items have to be sorted for the codes, and
+# on processors without instructions for products of codes.
 LARGE = 250_000
 # The first pass finds at most one of this many items, because it has to score several times as many exactly; for many
 # states, which matrix products score faster than few, at most one of the second number.
