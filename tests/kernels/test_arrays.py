@@ -324,7 +324,9 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
     (kernels.rank_by_codes, rank_by_codes, [
         {"k": 8}, {"k": 0}, {"states": floats(3)}, {"states": floats(5, 2)}, {"states": floats(5, 3).double()},
         {"vectors": floats(17, 3)}, {"vectors": floats(7, 5)}, codes_but(steps=floats(4)),
-        codes_but(blocks=torch.zeros(1, 2, 32)), codes_but(blocks=torch.zeros(1, 1, 32, dtype=torch.int8)),
+        codes_but(blocks=torch.zeros(1, 1, 64)), codes_but(blocks=torch.zeros(1, 2, 64, dtype=torch.uint8)),
+        codes_but(order=longs(0, 1)), codes_but(places=longs(0, 1)), codes_but(reach=floats(2)),
+        codes_but(centres=floats(4)), codes_but(norms=torch.zeros(2, dtype=torch.float64)),
         {"left_out": (longs(4, 0), longs(6, 0))}, {"left_out": (longs(0, 4), longs(7, 0))},
         {"left_out": (longs(0, 5), longs(6, 0))}, {"skipped": torch.zeros(6, dtype=torch.bool)},
         {"added": (longs(0, 0, 4), longs(6, 0, 1), floats(3))}, {"added": (longs(0, 0, 4), longs(0, 7, 1), floats(3))},
@@ -382,7 +384,7 @@ def test_remembered_tensors_are_checked_again_if_they_change():
 
 def test_every_loop_is_in_the_table():
     others = {"Codes", "Dense", "Drifts", "Encoder", "Ranked", "RankedByCodes", "Remembered", "Rows", "Shared",
-              "codes_of", "dropped_words", "library", "usable", "words_of_encoder"}  # fmt: skip
+              "codes_are_fast", "codes_of", "dropped_words", "library", "usable", "words_of_encoder"}  # fmt: skip
     assert {function.__name__ for function, *_ in CASES} == set(kernels.__all__) - others
 
 

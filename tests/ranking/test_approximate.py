@@ -32,7 +32,9 @@ COUNTS = TransitionsConfig(distance=4, decay=0.8, damping=0.25, recency=0.0, max
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the first pass in catalogues as small as here, for any k."""
     monkeypatch.setattr("seqrec.ranking.scoring.K_OF_ITEMS", 1)
-    monkeypatch.setattr("seqrec.ranking.scoring.LARGE", 0)  # for any number of histories at once
+    monkeypatch.setattr(
+        "seqrec.ranking.scoring.LARGE", 0
+    )  # for any number of histories at once, in the plain build too
     monkeypatch.setattr(approximate, "LEAST_ITEMS", 100)
 
 
@@ -144,13 +146,13 @@ def test_the_recall_is_the_true_one(dataset: Dataset, broken: bool, monkeypatch:
     monkeypatch.setattr(approximate, "LEAST_RECALL", 0.0)
     monkeypatch.setattr(approximate, "MOST_SCORED", 1.0)
     model = model_of(dataset, 0.0 if broken else 0.5)
-    if broken:  # codes of two dimensions alone, and no bound on their error
+    if broken:  # codes of four dimensions alone, and no bound on their error
         real = approximate.kernels.codes_of
 
         def coarse(vectors: torch.Tensor) -> Any:
             codes = real(vectors)
-            codes.blocks[:, 1:] = 0
-            return codes._replace(residual=0.0, total=0)
+            codes.blocks[:, 1:] = 64
+            return codes._replace(residual=0.0, norms=torch.zeros_like(codes.norms))
 
         monkeypatch.setattr(approximate.kernels, "codes_of", coarse)
     predictor = Predictor(model, dataset)

@@ -126,3 +126,33 @@ def test_largest_settles_ties_by_column(levels, width):
         padding = 5 - len(order)
         assert columns[row].tolist() == order + [-1] * padding
         assert values[row].tolist() == [*scores[row, order].tolist(), *[-np.inf] * padding]
+
+
+@pytest.mark.loops
+def test_codes_of_many_states_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are computed at the first use, only where they pay, and the answers are those of all scores."""
+    torch.manual_seed(1)
+    large = SASRec(SASRecConfig(max_length=6, embedding_dim=8, num_blocks=1), 900).eval()
+    with torch.no_grad():
+        large.item_embedding.weight[451:] = large.item_embedding.weight[1:451].clone()  # ties
+    states = torch.randn(50, 8)
+    pairs = np.repeat(np.arange(50), 3), np.random.default_rng(0).integers(0, 901, 150)
+    ways: list[dict[str, Any]] = [{}, {"left_out": pairs, "denied": np.arange(3, 400)}, {"denied": np.arange(1, 901)}]
+    with evaluation_mode(large):
+        expected = [rank(Catalogue(large), states, 2, **way) for way in ways]
+        monkeypatch.setattr("seqrec.ranking.scoring.MANY", 50)
+        monkeypatch.setattr("seqrec.ranking.scoring.LEAST_COLUMNS", 900)
+        monkeypatch.setattr("seqrec.kernels.codes_are_fast", lambda: True)  # in the plain build too
+        catalogue = Catalogue(large)
+        for count, k, added in ((49, 2, False), (50, 3, False), (50, 2, True)):
+            assert catalogue.codes_for(count, k, added) is None
+        for way, without in zip(ways, expected, strict=True):
+            found = rank(catalogue, states, 2, **way)
+            np.testing.assert_array_equal(found.columns, without.columns)
+            np.testing.assert_array_equal(found.scores, without.scores)
+        assert "_codes_for_many" in vars(catalogue)
+        states[7, 3] = torch.nan
+        with pytest.raises(InputError, match="lower the learning rate"):
+            rank(catalogue, states, 2)
+        large.item_embedding.weight.data[5] = torch.inf
+        assert Catalogue(large).codes_for(50, 2, False) is None

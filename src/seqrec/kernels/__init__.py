@@ -9,7 +9,7 @@ how much time they save.
 from seqrec.kernels.adam import Drifts, adam_catch_up, adam_dense, adam_step, adam_sum
 from seqrec.kernels.arrays import Remembered
 from seqrec.kernels.block import attention_block
-from seqrec.kernels.codes import Codes, RankedByCodes, codes_of, rank_by_codes
+from seqrec.kernels.codes import Codes, RankedByCodes, codes_are_fast, codes_of, rank_by_codes
 from seqrec.kernels.counts import Rows, sum_rows, sums_at, weigh_pairs
 from seqrec.kernels.gated import gated_attention, time_buckets
 from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward, positions
@@ -22,7 +22,7 @@ from seqrec.kernels.sparse import rank_sparse
 __all__ = [
     "Codes", "Dense", "Drifts", "Encoder", "Ranked", "RankedByCodes", "Remembered", "Rows", "Shared",
     "adam_catch_up", "adam_dense", "adam_step", "adam_sum", "attention", "attention_block", "binary_loss",
-    "codes_of", "cross_entropy", "dropout", "dropped_words", "feedforward", "gated_attention", "library",
-    "positions", "product", "rank", "rank_by_codes", "rank_sparse", "recurrent_block", "sasrec_gradients", "score",
-    "softmax_loss", "sum_rows", "sums_at", "time_buckets", "usable", "weigh_pairs", "words_of_encoder",
+    "codes_are_fast", "codes_of", "cross_entropy", "dropout", "dropped_words", "feedforward", "gated_attention",
+    "library", "positions", "product", "rank", "rank_by_codes", "rank_sparse", "recurrent_block", "sasrec_gradients",
+    "score", "softmax_loss", "sum_rows", "sums_at", "time_buckets", "usable", "weigh_pairs", "words_of_encoder",
 ]  # fmt: skip

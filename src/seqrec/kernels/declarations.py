@@ -11,7 +11,9 @@ NUMBERS: dict[str, Any] = {
     "int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double,
     "addresses": ctypes.c_void_p,
 }  # fmt: skip
-KINDS = {name: getattr(torch, name) for name in ("bool", "int8", "int16", "int32", "int64", "float32", "float64")}
+KINDS = {
+    name: getattr(torch, name) for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64")
+}
 _ARRAY = re.compile(r"(\w+): (\w+)\[(.*)\](\?)?(?: (.+))?")
 _NUMBER = re.compile(r"(\w+): (\w+)(?: (dividing|below) (\w+))?")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VERSION = 25
+VERSION = 26
 #: The functions that return a size, an int64.
 SIZES = (
     "adam_catch_up", "adam_sum", "block_saves", "recurrent_saves", "weigh_pairs", "weigh_pairs_room", "sum_rows",

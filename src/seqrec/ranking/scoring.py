@@ -24,9 +24,15 @@ USERS_AT_ONCE = 8192  # number of histories encoded before scoring
 ATTENTION_CELLS = 2**24  # highest number of users times squared length in a batch: the size of the attention weights
 # The compiled loop pads states to blocks, so for fewer states than this a plain matrix product is faster.
 FEW = 8
-# In catalogues with fewer items, a matrix product for so many states is faster than a pass over the codes for each.
+# For fewer states at once, or in catalogues with fewer items, codes save less time than they take to compute.
+MANY, LEAST_COLUMNS = 4096, 20_000
+# In catalogues with fewer items, a matrix product for FEW states and more is faster than a pass over given codes. From
+# MANY on it is not, but it still is where numbers are added to scores, whose items have to be sorted for the codes, and
+# on processors without instructions for products of codes.
 LARGE = 250_000
-K_OF_ITEMS = 50  # the first pass finds at most one of this many items; it has to score several times as many exactly
+# The first pass finds at most one of this many items, because it has to score several times as many exactly; for many
+# states, which matrix products score faster than few, at most one of the second number.
+K_OF_ITEMS, K_OF_ITEMS_FOR_MANY = 50, 400
 
 Pairs = tuple[np.ndarray, np.ndarray]  # sorted rows, and an item or a column for each: two int64[P]
 # Pairs sorted by row and then by item or column, and a finite number for each, float32[P], to add to its score.
@@ -141,9 +147,24 @@ class Catalogue:
             return states
         return torch.cat([states, states.new_ones(len(states), 1)], dim=1)
 
-    def codes_pay(self, count: int, k: int) -> bool:
-        """Whether a pass over codes is faster for the best k items of so many states."""
-        return 0 < k * K_OF_ITEMS <= self.columns and (count < FEW or self.columns >= LARGE)
+    def codes_for(self, count: int, k: int, added: bool) -> kernels.Codes | None:
+        """The codes, if a pass over them is faster for the best k items of so many states; None if not."""
+        if not 0 < k * K_OF_ITEMS <= self.columns:
+            return None
+        if self.codes is not None and (count < FEW or self.columns >= LARGE):
+            return self.codes
+        many = count >= MANY and self.columns >= max(LEAST_COLUMNS, k * K_OF_ITEMS_FOR_MANY)
+        if added or not many or not kernels.codes_are_fast():
+            return None
+        return self._codes_for_many if self.codes is None else self.codes
+
+    @cached_property
+    def _codes_for_many(self) -> kernels.Codes | None:
+        """Codes of the vectors if they are possible, computed at the first use."""
+        vectors = self.vectors
+        if vectors is None or not kernels.usable(vectors) or not vectors.isfinite().all():
+            return None
+        return kernels.codes_of(vectors)
 
     @property
     def rows(self) -> int:
@@ -257,7 +278,7 @@ def rank(
     if count == 0 or catalogue.columns == 0:
         return ranking
     vectors = catalogue.vectors
-    codes = catalogue.codes if targets is None and catalogue.codes_pay(count, k) else None
+    codes = catalogue.codes_for(count, k, added is not None) if targets is None else None
     many = targets is not None or count >= FEW or codes is not None
     if vectors is not None and many and kernels.usable(states, vectors):
         _rank_compiled(vectors, codes, states, left_out, denied, targets, added, ranking)
@@ -297,7 +318,7 @@ def _rank_compiled(
     if added is not None:
         more = torch.from_numpy(added[0]), torch.from_numpy(added[1]), torch.from_numpy(added[2])
     k = min(into.columns.shape[1], len(vectors))
-    if codes is not None and bool(states.isfinite().all()):
+    if codes is not None:
         likely = kernels.rank_by_codes(states, vectors, codes, k, pairs, skipped, more)
         require(likely.numbers)
         into.columns[:], into.scores[:] = likely.columns.numpy(), likely.scores.numpy()
