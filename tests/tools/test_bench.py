@@ -72,8 +72,8 @@ def test_everything_is_measured(found: dict[str, Any]) -> None:
 def test_memory_is_that_of_the_tables() -> None:
     memory = peak_memory(300, 400_000, 64, "bce")
     assert memory["table"] == 4 * 400_001 * 64
-    # Weights and two moments are 3 tables. The running mean and the best weights, mapped from files, are two others, and
-    # gradients and what a step gathers take some. The peak of the libraries hides a part.
+    # Weights and two moments are 3 tables. The running mean and the best weights, mapped from files, are two others.
+    # The peak of the libraries hides a part.
     assert 3 < memory["peak"] / memory["table"] < 6
 
 
