@@ -4,10 +4,10 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -112,24 +112,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """
     order = [*_DTYPES]
     names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
-    offset, about = 0, {"__metadata__": metadata} if metadata else {}
-    for name in names:
-        size = tensors[name].numel() * tensors[name].element_size()
-        kind, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
-        about[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + size]}  # type: ignore[dict-item]
-        offset += size
+    about = {"__metadata__": metadata} if metadata else {}
+    about |= _laid_out({name: (tensors[name].dtype, tensors[name].shape) for name in names})
     header = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in names:
-            content = memoryview(_bytes(tensors[name]))
-            for start in range(0, len(content), _PART):
-                file.write(content[start : start + _PART])
-                if len(content) - start >= _PART and hasattr(os, "posix_fadvise"):
-                    file.flush()
-                    os.fdatasync(file.fileno())
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _write(file, _bytes(tensors[name]))
+
+
+def _laid_out(shapes: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> dict[str, Any]:
+    """What the header of a file says of tensors that lie in it one after another."""
+    offset, about = 0, {}
+    for name, (dtype, shape) in shapes.items():
+        size = dtype.itemsize * math.prod(shape)
+        about[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    return about
+
+
+def _write(file: BinaryIO, numbers: Any) -> None:
+    """Write bytes; of many, those that are on the disk leave memory."""
+    content = memoryview(numbers)
+    for start in range(0, len(content), _PART):
+        file.write(content[start : start + _PART])
+        if len(content) - start >= _PART and hasattr(os, "posix_fadvise"):
+            file.flush()
+            os.fdatasync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes(tensor: Tensor) -> Any:
@@ -152,12 +163,7 @@ def write_in_blocks(
         run: id of the run.
         part: part of the run.
     """
-    offset, about = 0, {}
-    for name in sorted(shapes):
-        dtype, shape = shapes[name]
-        size = dtype.itemsize * math.prod(shape)
-        about[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+    about = _laid_out({name: shapes[name] for name in sorted(shapes)})
 
     def header(value: int) -> bytes:
         metadata = {_MARK: json.dumps({"id": run, "part": part, "crc32": value})}
@@ -170,9 +176,9 @@ def write_in_blocks(
         for name in sorted(shapes):
             value = zlib.crc32(name.encode(), value)
             for block in content(name):
-                flat = block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                value = zlib.crc32(flat, value)  # type: ignore[arg-type]
-                flat.tofile(file)
+                numbers = _bytes(block)
+                value = zlib.crc32(numbers, value)
+                _write(file, numbers)
         file.seek(8)
         file.write(header(value).ljust(room))
 
