@@ -422,6 +422,19 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path, monkeypatch: pyte
     assert weights(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.02, 0.2])
+def test_small_gains_use_up_patience(gain: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqrec.training.state.VALIDATION_STEPS", 1)
+    options = RISING | {"epochs": 90, "patience": 2, "min_gain": gain}
+    found = Recommender(**options).fit(ring(), tmp_path / "run")
+    values, worse, best = [row["ndcg@10"] for row in found.epochs], [0], -1.0
+    for value in values:
+        worse.append(0 if value - best > gain * best else worse[-1] + 1)
+        best = max(best, value)
+    assert worse.index(2) == len(values) < 90
+    assert found.metrics["best_epoch"] == values.index(best) + 1
+
+
 @pytest.mark.parametrize(("batch_size", "validations"), [(50, 100), (1, 2)])
 def test_patience_waits_for_a_hundred_steps_per_validation(batch_size: int, validations: int) -> None:
     options = SMALL | {"epochs": 600, "patience": 1, "batch_size": batch_size, "learning_rate": 0.03,

@@ -28,7 +28,7 @@ from seqrec.run.start import row_kinds
 from seqrec.run.tensors import read_header
 from seqrec.training.additions import VALUES
 from seqrec.training.start import DISTANCE, SHRINKAGE
-from seqrec.training.warm import PATIENCE
+from seqrec.training.warm import STOPS
 
 ITEMS = 15
 SMALL: dict[str, Any] = {
@@ -240,10 +240,10 @@ def test_options_are_those_of_the_earlier_run(tmp_path: Path) -> None:
     Recommender(epochs=3, dropout=0.1).fit(later(), tmp_path / "new", init_from=tmp_path / "old")
     new = Run(tmp_path / "new").config
     assert new.model_config == old.model_config | {"dropout": 0.1}
-    anew = {"epochs": 3, "patience": PATIENCE, "warmup_steps": 0.0, "seed": 0, "threads": None}
+    anew = {"epochs": 3, **STOPS, "warmup_steps": 0.0, "seed": 0, "threads": None}
     changed = {name for name, value in new.training.items() if old.training[name] != value}
     assert {name: new.training[name] for name in anew} == anew
-    assert changed - {"evaluate_every"} == {"epochs", "patience", "warmup_steps", "seed"}
+    assert changed - {"evaluate_every"} == {"epochs", *STOPS, "warmup_steps", "seed"}
     Recommender(loss="cross-entropy", epochs=1).fit(later(), tmp_path / "loss", init_from=tmp_path / "old")
     found = Run(tmp_path / "loss").config.training
     assert (found["loss"], found["negatives"], found["calibration"]) == ("cross-entropy", None, 0.75)

@@ -28,6 +28,7 @@ GROUPS = {
 }
 ELSEWHERE = {
     "patience": EVALUATION,
+    "min_gain": EVALUATION,
     "evaluate_every": EVALUATION,
     "validation_users": EVALUATION,
     "checkpoint_minutes": OUTPUT,

@@ -42,6 +42,8 @@ class TrainConfig(Options):
             uniformly. By default 0.25 for sampled-softmax if it draws fewer negatives than there are items, else 0.
         patience: Stop after this many validations without a better NDCG@10, but only if at least 100 steps per
             validation have passed as well; 0 never stops early.
+        min_gain: Share that NDCG@10 must rise by for a validation to count as better for patience. The best weights
+            are kept whatever they gain.
         evaluate_every: Validate every this many epochs. By default about every 100 steps; 0 turns validation off.
         validation_users: Maximum number of users to validate on. From more users, a random sample is drawn.
         device: Device to train on: auto (CUDA, MPS or CPU, the first that is available) or the name of a torch device.
@@ -89,6 +91,7 @@ class TrainConfig(Options):
     negatives: Count | None = None
     popularity: Annotated[float, Range(0, 10)] | None = None
     patience: Annotated[int, Range(0)] = 5
+    min_gain: Annotated[float, Range(0, below=1)] = 0.0
     evaluate_every: Annotated[int, Range(0)] | None = None
     validation_users: Count = 10_000
     device: str = "auto"

@@ -199,7 +199,8 @@ class _Work:
             for row in state.rows:
                 watch(self._with_rate(row))
         state.start_clock()
-        while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, self.steps):
+        between = self.every * self.steps
+        while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, between):
             bar.start(state.epoch + 1, self.epochs)
             how = self._steps(bar, stopped, stop)
             if how == "interrupted":
@@ -310,8 +311,8 @@ class _Work:
                     state.keep_weights()
             elif is_last or state.epoch % self.every == 0:
                 row |= self._accuracy()
-                state.keep_if_better(row["ndcg@10"], counts=state.epoch % self.every == 0)
-        self._save(row, checkpoint=saves or state.ended_early(config.patience, self.steps))
+                state.keep_if_better(row["ndcg@10"], state.epoch % self.every == 0, config.min_gain)
+        self._save(row, checkpoint=saves or state.ended_early(config.patience, self.every * self.steps))
         return row
 
     def _with_rate(self, row: dict[str, Any]) -> dict[str, Any]:

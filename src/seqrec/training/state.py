@@ -75,10 +75,9 @@ class TrainingState:
 
         Args:
             patience: number of validations; 0 never stops early.
-            steps: number of steps per epoch.
+            steps: number of steps between validations.
         """
-        waited = (self.epoch - self.best_epoch) * steps
-        return 0 < patience <= self.worse and waited >= patience * VALIDATION_STEPS
+        return 0 < patience <= self.worse and self.worse * steps >= patience * VALIDATION_STEPS
 
     def due(self, minutes: float) -> bool:
         """Whether the last checkpoint is at least this many minutes old, or less after an epoch.
@@ -122,13 +121,21 @@ class TrainingState:
         with self.mean.in_place(weights):
             yield
 
-    def keep_if_better(self, value: float, counts: bool) -> None:
-        """Keep the weights if this validation is the best so far. Other validations use up patience if ``counts``."""
-        if value > self.best_value:
-            self.best_value, self.worse = value, 0
-            self.keep_weights()
+    def keep_if_better(self, value: float, counts: bool, min_gain: float = 0.0) -> None:
+        """Keep the weights if this validation is the best so far.
+
+        Args:
+            value: its NDCG@10.
+            counts: whether it uses up patience if it does not gain enough.
+            min_gain: share of the best value so far that it must gain for that.
+        """
+        if value > self.best_value * (1 + min_gain):
+            self.worse = 0
         elif counts:
             self.worse += 1
+        if value > self.best_value:
+            self.best_value = value
+            self.keep_weights()
 
     def keep_weights(self) -> None:
         """Keep a copy of the current weights as the best ones. The next checkpoint writes it.

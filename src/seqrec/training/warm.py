@@ -33,12 +33,12 @@ from seqrec.training.additions import constants_of
 from seqrec.training.config import TrainConfig
 from seqrec.training.start import start_near_neighbours
 
-#: Validations without a better result after which training stops, unless ``patience`` is given.
-PATIENCE = 1
+#: When training stops, unless options say otherwise: the first epochs gain most, and it need not start from nothing.
+STOPS = {"patience": 1, "min_gain": 0.0025}
 #: Options of training that are never taken over: how long, on which machine and with which random numbers to train.
 AFRESH = frozenset({
-    "epochs", "patience", "evaluate_every", "learning_rate_schedule", "warmup_steps", "device", "threads", "seed",
-    "checkpoint_minutes", "shard_items",
+    "epochs", "patience", "min_gain", "evaluate_every", "learning_rate_schedule", "warmup_steps", "device", "threads",
+    "seed", "checkpoint_minutes", "shard_items",
 })  # fmt: skip
 #: Options that belong to a loss, and are taken over only with it.
 OF_LOSSES = frozenset({"negatives", "popularity", "calibration", "bpr_penalty", "logq_correction"})
@@ -140,7 +140,7 @@ class Earlier:
         if "learning_rate" in given or "learning_rate" in config.recipe:  # the minutes of that run do not matter here
             left_out = left_out | {"learning_rate", "table_learning_rate"}
         kept = {name: value for name, value in config.training.items() if name not in left_out}
-        plain = {"learning_rate": TrainConfig.PLAIN["learning_rate"], "patience": PATIENCE}
+        plain = {"learning_rate": TrainConfig.PLAIN["learning_rate"]} | STOPS
         return plain | kept | given
 
     def _unfit(self, option: str, was: Any, now: Any) -> InputError:
@@ -275,8 +275,11 @@ def lines_of(config: RunConfig) -> list[str]:
         for kind in ("items", "users", "categories", *SIZES)
         if kind in facts
     ]
-    patience = config.training["patience"]
-    stops = f"training stops after {patience} validation{'s' * (patience != 1)} without a better NDCG@10 (--patience)"
+    patience, gain = (config.training[name] for name in ("patience", "min_gain"))
+    better = "a better NDCG@10 (--patience)"
+    if gain:
+        better = f"an NDCG@10 that is {100 * gain:g} % better (--patience, --min-gain)"
+    stops = f"training stops after {patience} validation{'s' * (patience != 1)} without {better}"
     return [f"starting from {facts['run']}: {config.label}, {sizes}", *(f"  {line}" for line in (*kinds, stops))]
 
 
