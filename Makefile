@@ -33,9 +33,15 @@ test-web: install
 	$(BIN)/python -m pytest -m web tests/web
 
 # Several processes and Ray clusters on this machine. A Python process can be part of one cluster in its life, so each file
-# has its own.
+# has its own. Clusters wait half of the time, so two files run at once; the largest ones begin.
+CLUSTER := $(shell ls -S $$(grep -l mark.cluster tests/cluster/test_*.py))
+
 test-cluster: install
-	set -e; for file in $$(grep -l mark.cluster tests/cluster/test_*.py); do $(BIN)/python -m pytest -m cluster $$file; done
+	$(MAKE) --no-print-directory -j2 -O $(CLUSTER)
+
+.PHONY: $(CLUSTER)
+$(CLUSTER): install
+	$(BIN)/python -m pytest -m cluster $@
 
 # The tests that need an NVIDIA GPU.
 test-gpu: install gpu

@@ -361,6 +361,42 @@ def test_a_trial_may_train_one_model_where_the_recipe_mixes_several(dataset: Dat
     assert (training["ensemble"], training["ensemble_kinds"]) == (3, "mixed")
 
 
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe chooses two models, as it does where there is time for them."""
+    chosen = {"ensemble": 2, "ensemble_kinds": "mixed"}
+    monkeypatch.setattr("seqrec.tools.tune.base_of", lambda *given: base_of(*given) | chosen)
+
+
+@pytest.mark.usefixtures("several")
+def test_trials_train_one_model_and_the_last_one_several_of_the_best(dataset: Dataset, tmp_path: Path) -> None:
+    rows = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=4), **SMALL).rows
+    assert [row.options["ensemble"] for row in rows] == [2, 1, 1, 2]
+    assert [row.is_recipe for row in rows] == [True, False, False, False]
+    best = max(rows[1:3], key=lambda row: row.value)
+    assert rows[3].options == best.options | {"ensemble": 2}
+    assert rows[3].value != best.value
+    # A search that goes on tries several models again only for other options.
+    with warnings.catch_warnings(action="ignore"):  # that a better trial replaces the run
+        more = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=6), **SMALL).rows
+    best = max((row for row in more[:5] if row.options["ensemble"] == 1), key=lambda row: row.value)
+    assert [row.options["ensemble"] for row in more] == [2, 1, 1, 2, 1, 2 if best.trial == 4 else 1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("several")
+def test_there_is_time_for_several_of_the_best_and_the_fit(dataset: Dataset, tmp_path: Path) -> None:
+    budget = Budget(0.3)
+    found = tune_model(dataset, tmp_path / "run", budget=budget, config=TuneConfig(minutes=0.3), **SMALL)
+    tried = [row for row in found.rows if row.options["ensemble"] == 2 and not row.is_recipe]
+    assert [row.state for row in tried] == ["complete"]
+    single = [row for row in found.rows if row.options["ensemble"] == 1 and row.state == "complete"]
+    before = [row for row in single if row.trial < tried[0].trial]
+    assert tried[0].options == max(before, key=lambda row: row.value).options | {"ensemble": 2}
+    assert len(before) >= 2
+    assert found.recommender is not None
+
+
 def test_a_trial_ends_in_time_to_be_repeated() -> None:
     late = Job(0, "sasrec", {}, ends=time.time() + 100, kept=20, choosing=15)
     assert late.is_late(70)  # 15 s for its own counts, 70 s once more and 20 s do not fit

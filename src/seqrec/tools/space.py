@@ -26,7 +26,7 @@ _TRAINING: dict[str, Domain] = {
     "table_learning_rate": _RATE,
     "batch_size": (16, 32, 64, 128, 256),
     "average_decay": (0.0, 0.6, 0.8, 0.9),
-    "ensemble": (1,),  # besides as many models as the recipe chose, because more trials fit then
+    "ensemble": (1,),  # besides as many models as the recipe chose: Study.ask says which trials train how many
 }
 _SIZES: dict[str, Domain] = {"max_length": (20, 50, 100, 200), "embedding_dim": (32, 64, 128)}
 _DROPOUT: dict[str, Domain] = {"dropout": Span(0.0, 0.7)}

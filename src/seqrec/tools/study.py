@@ -1,7 +1,7 @@
 """The study of tuning: trials in an SQLite file, asked for and told with Optuna, which can be resumed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -65,6 +65,21 @@ class Row:
     seconds: float | None
     reason: str
     is_recipe: bool
+
+
+@dataclass(frozen=True)
+class Untried:
+    """Options that are worth a trial of several models.
+
+    Args:
+        options: the options.
+        seconds: estimate of the time that the trial takes.
+        longest: longest time of a trial of one model.
+    """
+
+    options: dict[str, Any]
+    seconds: float
+    longest: float
 
 
 class Study:
@@ -160,8 +175,20 @@ class Study:
             self._study.enqueue_trial(recipe, user_attrs={"recipe": True})
         return len(killed)
 
-    def ask(self, space: Mapping[str, Domain], base: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        """The number of a new trial, and the values to try."""
+    def ask(
+        self, space: Mapping[str, Domain], base: Mapping[str, Any], options: Mapping[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """The number of a new trial, and the values to try.
+
+        Args:
+            space: what is varied.
+            base: values of the recipe.
+            options: values to try. By default they are drawn, for one model even if the recipe chose several: many
+                trials of one find better options in the same time than few trials of several.
+        """
+        waiting = self._study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.WAITING,))
+        if not waiting and (options is not None or "ensemble" in space):
+            self._study.enqueue_trial({"ensemble": 1} if options is None else dict(options))
         trial = self._study.ask()
         values = drawn(trial, space, base)
         self._running[trial.number] = trial
@@ -213,9 +240,23 @@ class Study:
 
     def best(self) -> Row | None:
         """The complete trial with the highest value; of equal ones the first."""
-        complete = [row for row in self.rows() if row.state == "complete"]
-        return max(complete, key=lambda row: row.value or 0.0, default=None)
+        return _best(self.rows())
+
+    def untried(self, models: int) -> "Untried | None":
+        """The best options of one model for several, unless they were tried; None if no trial of one is complete."""
+        rows = self.rows()
+        single = [row for row in rows if row.options.get("ensemble") == 1]
+        best = _best(single)
+        if best is None or any(row.options == best.options | {"ensemble": models} for row in rows):
+            return None
+        longest = max(row.seconds or 0.0 for row in single)
+        return Untried(best.options | {"ensemble": models}, models * (best.seconds or 0.0), longest)
 
     def close(self) -> None:
         """Close the file."""
         self._storage.remove_session()
+
+
+def _best(rows: Iterable[Row]) -> Row | None:
+    complete = [row for row in rows if row.state == "complete"]
+    return max(complete, key=lambda row: row.value or 0.0, default=None)

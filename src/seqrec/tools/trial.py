@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split
@@ -198,6 +198,24 @@ def _record(tracking: Tracking, found: Outcome) -> None:
 
 
 Judge = Callable[[int, int, float], bool]
+
+
+class Workers(Protocol):
+    """What runs the trials: :class:`OneByOne` in this process, or ``seqrec.cluster.trials.SideBySide``."""
+
+    @property
+    def slots(self) -> int:
+        """Number of trials at the same time."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of a trial, or None for those that the options say."""
+
+    def submit(self, number: int, job: Job) -> None:
+        """Add a trial."""
+
+    def wait(self, judge: Judge) -> list[tuple[int, Outcome]]:
+        """Wait until a trial has ended, or for a moment; returns those that have ended."""
 
 
 class OneByOne:

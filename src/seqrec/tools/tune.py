@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -25,7 +25,7 @@ from seqrec.run.place import check_free
 from seqrec.tools.config import TuneConfig
 from seqrec.tools.space import Domain, applied, base_of, searched
 from seqrec.tools.study import ALONE, FORMAT, SUMMED, Row, Study, import_optuna
-from seqrec.tools.trial import COMPARED, Job, Judge, OneByOne, Outcome, plan_of
+from seqrec.tools.trial import COMPARED, Job, OneByOne, Outcome, Workers, plan_of
 from seqrec.training.ahead import seconds_of_weight, settled_constants
 from seqrec.training.budget import SECONDS_KEPT, SHARE_KEPT, Budget, budget_of
 from seqrec.training.fitting import seconds_besides_training
@@ -37,24 +37,6 @@ STUDY = "study.db"
 TRIAL_SHARE = 0.2
 #: Options that do not change the result, or not that of the trials.
 _MAY_DIFFER = frozenset(RESUMABLE) - {"epochs"}
-
-
-class Workers(Protocol):
-    """What runs the trials: :class:`OneByOne` in this process, or ``seqrec.cluster.trials.SideBySide``."""
-
-    @property
-    def slots(self) -> int:
-        """Number of trials at the same time."""
-
-    @property
-    def threads(self) -> int | None:
-        """Threads of a trial, or None for those that the options say."""
-
-    def submit(self, number: int, job: Job) -> None:
-        """Add a trial."""
-
-    def wait(self, judge: Judge) -> list[tuple[int, Outcome]]:
-        """Wait until a trial has ended, or for a moment; returns those that have ended."""
 
 
 @dataclass
@@ -302,7 +284,8 @@ class _Search:
         running = 0
         while True:
             while running < workers.slots and self.study.ended() + running < most and self._has_time():
-                number, values = self.study.ask(self.space, self.base)
+                several = self._several(most - self.study.ended() - running)
+                number, values = self.study.ask(self.space, self.base, several)
                 workers.submit(number, self._job(number, values, workers.threads))
                 running += 1
             if not running:
@@ -320,16 +303,33 @@ class _Search:
             text = "the recipe took all the time, and nothing else was tried; give more minutes, or --ensemble 1"
             warn(text, TrainingWarning)
 
+    def _several(self, trials: float) -> dict[str, Any] | None:
+        """The best options of one model for as many as the recipe chose, once it is time to try them, else None.
+
+        That is the last trial, or the last moment that leaves time for it and the fit, which will take as long.
+        """
+        found = self.study.untried(self.base["ensemble"]) if "ensemble" in self.space else None
+        if found is None:
+            return None
+        if self.budget is None or trials == 1:
+            return found.options if trials == 1 else None
+        left, takes = self.budget.left() - self.kept, min(found.seconds, self._most_seconds(self.budget))
+        return found.options if takes + self._best_seconds() < left < 2 * takes + found.longest else None
+
     def options_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All options of a trial."""
         return applied(self.options, self.base, values)
+
+    @staticmethod
+    def _most_seconds(budget: Budget) -> float:
+        return TRIAL_SHARE * 60 * budget.minutes
 
     def _job(self, number: int, values: Mapping[str, Any], threads: int | None) -> Job:
         options = self.options_of(values) | ({} if threads is None else {"threads": threads})
         job = Job(number, self.model, options, constants=self.constants, choosing=self.choosing)
         if self.budget is None:
             return job
-        ends, most = time.time() + self.budget.left(), TRIAL_SHARE * 60 * self.budget.minutes
+        ends, most = time.time() + self.budget.left(), self._most_seconds(self.budget)
         return replace(job, ends=ends, kept=self.kept, repeat=self._best_seconds(), most=most)
 
     def _has_time(self) -> bool:
