@@ -18,6 +18,7 @@ SAMPLE_BYTES, SAMPLE_ROWS = 1 << 16, 1000
 LONG_LINES = 10  # lines that are enough for a sample if they exceed SAMPLE_BYTES
 #: Byte order marks; UTF-32 comes first, because its mark begins like that of UTF-16.
 _ENCODINGS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_TWO_ENDS = 0x0A0A  # two line feeds, in either order of bytes
 BLOCK_BYTES = 1 << 23  # parsed at once; larger blocks are not faster
 
 
@@ -212,6 +213,8 @@ def read_blocks(source: Source, quoted: bool, by_block: bool) -> Iterator[bytes]
 
 def _unquoted_cut(text: bytes, cut: int) -> int:
     """Last line end up to ``cut`` that is outside of quotation marks; 0 if there is none nearby."""
+    if b'"' not in text:  # much faster than counting
+        return cut
     quotes = text.count(b'"', 0, cut)
     for _ in range(100):
         if quotes % 2 == 0:
@@ -256,9 +259,9 @@ def check_returns(source: Source, quoted: bool) -> None:
 
 
 def has_gaps(block: bytes) -> bool:
-    """Whether there are blank lines. numpy finds two consecutive line feeds faster than `in`."""
-    ends = np.frombuffer(block, dtype=np.uint8) == ord("\n")
-    return bool((ends[1:] & ends[:-1]).any()) or (b"\r" in block and b"\n\r\n" in block)
+    """Whether there are blank lines. numpy finds two consecutive line feeds, as one number, faster than `in`."""
+    pairs = (np.frombuffer(block, np.uint16, (len(block) - start) // 2, start) for start in (0, 1) if len(block) > 1)
+    return any((part == _TWO_ENDS).any() for part in pairs) or (b"\r" in block and b"\n\r\n" in block)
 
 
 def split_records(lines: Iterable[str], separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:

@@ -145,6 +145,10 @@ def shrunk(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with Int64 for each text column that casting back to String would restore exactly."""
     columns = []
     for text in frame.iter_columns():
+        first = text.head(1)
+        if first.cast(pl.Int64, strict=False).null_count() > first.null_count():
+            columns.append(text)
+            continue
         numbers = text.cast(pl.Int64, strict=False)
         same = numbers.null_count() == text.null_count()
         # '+5', '05' and '-0' are longer than the usual form of the integer, and no form is shorter.
