@@ -16,6 +16,8 @@ from rich.console import Console
 
 from seqrec import InputError, Recommender, prepare, read_log, synthetic_log
 from seqrec.data.dataset import Dataset
+from seqrec.data.prepare import with_tables
+from seqrec.errors import TrainingWarning
 from seqrec.models.sasrec import SASRec
 from seqrec.ranking import metrics
 from seqrec.ranking.protocols import ranks
@@ -329,3 +331,23 @@ def test_all_models_are_split_alike() -> None:
     assert found.entries[1].results["full"]["metrics"]["ndcg@10"] == pytest.approx(beside)
     papers = compare_models(log, ["markov"], split="last-two")
     assert (papers.split["split"], papers.held_out) == ("last-two", "each user's last item, for comparison with papers")
+
+
+def test_models_learn_the_features_that_are_given(dataset: Dataset, tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": dataset.item_ids, "kind": [f"k{n % 3}" for n in range(dataset.num_items)]})
+    users = pl.DataFrame({"user_id": dataset.user_ids, "age": np.arange(dataset.num_users) % 50})
+    described = with_tables(dataset, items, users)
+    config, models = CompareConfig(features="kind", user_features="age"), ["sasrec", "caser", "popularity"]
+    options = {"out": tmp_path / "out", "epochs": 1, "embedding_dim": 8, "max_length": 10, **ALONE}
+    with pytest.warns(TrainingWarning, match="is given, but caser cannot learn features") as said:
+        both = compare_models(described, models, config, **options)
+    assert [str(one.message).split()[0] for one in said if "caser" in str(one.message)] == ["features", "user_features"]
+    assert both.entries[0].config["features"] == "kind"
+    plain = compare_models(described, models, **options | {"out": None})
+    gains = [now.parameters - before.parameters for now, before in zip(both.entries, plain.entries, strict=True)]
+    assert gains[0] > 8 * 3  # the three kinds, and groups of ages
+    assert gains[1:] == [0, 0]
+    assert both.entries[0].trainings[0].metrics != plain.entries[0].trainings[0].metrics
+    other = with_tables(dataset, items, users.with_columns(pl.col("age") + 1))
+    with pytest.raises(InputError, match="started on other users"):
+        compare_models(other, models, config, **options)

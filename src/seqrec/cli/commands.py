@@ -163,6 +163,7 @@ def compare_command(
     *,
     models: Annotated[list[str], Parameter(group=INPUT)],
     items: Items = None,
+    users: Users = None,
     terms: CompareConfig | None = None,
     training: TrainConfig | None = None,
     split: SplitConfig | None = None,
@@ -184,7 +185,7 @@ def compare_command(
         overwrite: Begin anew if the folder holds a comparison.
     """
     written = [out / f"compare.{ending}" for ending in ("csv", "json", "png")] if out is not None else []
-    check_outputs(*written, json, reads=[log, items])
+    check_outputs(*written, json, reads=[log, items, users])
     if overwrite and out is None:
         raise InputError("overwrite needs a folder; give --out")
     if track is not None:
@@ -192,7 +193,7 @@ def compare_command(
 
         check_tracker(track)
     names = [name.strip() for given in models for name in given.split(",") if name.strip()]
-    dataset, summary = prepared(log, read, filters, (items, None))
+    dataset, summary = prepared(log, read, filters, (items, users))
     console = output(json)
     show_log(console, dataset, summary)
     from seqrec.tools.compare import compare_models  # imports torch

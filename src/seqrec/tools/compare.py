@@ -39,6 +39,8 @@ from seqrec.training.tracking import Records, Tracking, check_tracker, recorded
 
 __all__ = ["CompareConfig", "Comparison", "compare_models"]
 
+#: Terms that are options of the models that have them.
+_SHARED = ("embedding_dim", "max_length", "features", "user_features")
 NOT_TRAINED = "not trained, because the comparison was interrupted"
 
 
@@ -82,8 +84,7 @@ def compare_models(
     watch_forks()
     check_polars("compare")
     config = config or CompareConfig()
-    sizes = {name: getattr(config, name) for name in ("embedding_dim", "max_length") if getattr(config, name)}
-    chosen = _options(models, sizes | options)
+    chosen = _options(models, {name: value for name in _SHARED if (value := getattr(config, name))} | options)
     _check_terms(models, config, track)
     plan = Recommender(models[0], **{k: v for k, v in chosen[models[0]].items() if k in _common()})
     found, split, same = _planned(plan, dataset, config, console)
@@ -284,6 +285,12 @@ def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dic
     unknown = sorted(set(options) - set().union(*chosen.values()))
     if unknown:
         raise InputError(f"none of {', '.join(models)} has an option {unknown[0]!r}; leave it out")
+    for option in ("features", "user_features"):
+        trained = [name for name in models if not MODELS[name].COUNTED]
+        without = [name for name in trained if options.get(option) and option not in chosen[name]]
+        if without:
+            text = f"{option} is given, but {', '.join(without)} cannot learn features and go without"
+            warn(text, TrainingWarning)
     return chosen
 
 

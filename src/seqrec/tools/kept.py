@@ -90,8 +90,8 @@ class Kept:
         """Refuse another log or other terms."""
         if before.get("format") != now["format"] or not isinstance(before.get("models"), dict):
             raise InputError(f"{self.out}: holds a comparison of another seqrec; begin anew with --overwrite")
-        for name, what in (("fingerprint", "another log"), ("items", "other items")):
-            if before.get(name) != now[name]:
+        for name, what in (("fingerprint", "another log"), ("items", "other items"), ("users", "other users")):
+            if before.get(name) != now.get(name):
                 raise InputError(f"{self.out}: the comparison was started on {what}; give the same, or --overwrite")
         pairs = [("", before.get("terms") or {}, now["terms"])]
         pairs += [(f" of {name}", before["models"].get(name, one), one) for name, one in now["models"].items()]
@@ -174,7 +174,7 @@ def terms_of(dataset: Dataset, config: CompareConfig, options: Mapping[str, Mapp
         config: terms of the comparison.
         options: options of each model by name.
     """
-    models, reads, seed = {}, False, 0
+    models, seed, reads = {}, 0, dict.fromkeys(("items", "users"), False)
     for name, given in options.items():
         try:
             asked = Recommender(name, **given)
@@ -185,11 +185,13 @@ def terms_of(dataset: Dataset, config: CompareConfig, options: Mapping[str, Mapp
         parts += (asked.prepare_config, asked.split_config)
         models[name] = {key: value for part in parts for key, value in vars(part).items() if key not in _MAY_DIFFER}
         seed = asked.train_config.seed  # that of the sampled negatives, too
-        reads = reads or "category" in MODELS[name].READS or bool(getattr(asked.model_config, "features", None))
+        reads["items"] |= "category" in MODELS[name].READS or bool(getattr(asked.model_config, "features", None))
+        reads["users"] |= bool(getattr(asked.model_config, "user_features", None))
     terms = {key: value for key, value in asdict(config).items() if key not in _MAY_DIFFER | {"shuffled"}}
-    table = dataset.item_table if reads else None
+    tables = {"items": dataset.item_table, "users": dataset.user_table}
+    digests = {kind: _digest(table.frame) for kind, table in tables.items() if table is not None and reads[kind]}
     return {
-        "format": FORMAT, "fingerprint": fingerprint(dataset), "items": None if table is None else _digest(table.frame),
+        "format": FORMAT, "fingerprint": fingerprint(dataset), "items": None, **digests,
         "terms": terms | {"seed": seed}, "models": models,
     }  # fmt: skip
 
