@@ -93,9 +93,9 @@ def test_every_answer_is_as_documented(url: str, method: str, path: str) -> None
 
 
 @pytest.mark.slow
-def test_two_thousand_requests(url: str) -> None:
-    sent = {path: try_out(url, method, path, 200) for method, path in PATHS}
-    assert sum(sent.values()) >= 2000, sent
+def test_a_thousand_requests(url: str) -> None:
+    sent = {path: try_out(url, method, path, 100) for method, path in PATHS}
+    assert sum(sent.values()) >= 1000, sent
 
 
 def test_every_route_is_tried(url: str) -> None:
