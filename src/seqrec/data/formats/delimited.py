@@ -145,7 +145,7 @@ def shrunk(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with Int64 for each text column that casting back to String would restore exactly."""
     columns = []
     for text in frame.iter_columns():
-        first = text.head(1)
+        first = text.head(1)  # if it is no number, the others need not be read
         if first.cast(pl.Int64, strict=False).null_count() > first.null_count():
             columns.append(text)
             continue
