@@ -24,8 +24,8 @@ class CompareConfig(Options):
         embedding_dim: Width of the embeddings, for models that have them. By default each model's own.
         max_length: Number of most recent items of a history that a model sees. By default chosen from the log for each
             model.
-        features: Columns of the item table (--items FILE) for the models that can learn them: names separated by commas,
-            or ``all`` for those that there is something to learn of. By default none.
+        features: Columns of the item table (--items FILE) for the models that can learn them: names separated by
+            commas, or ``all`` for those that there is something to learn of. By default none.
         user_features: The same of the user table (--users FILE).
     """
 
