@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,14 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Keep the modules and the tests out of garbage collections, which otherwise take a tenth of the time.
-
-    From here on no bytecode is written, because a process on a full disk would leave half a file of it.
-    """
+    """Keep the modules and the tests out of garbage collections, which otherwise take a tenth of the time."""
     gc.collect()
     gc.freeze()
-    sys.dont_write_bytecode = True
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -112,7 +112,7 @@ def test_killed_midway(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("blocks", [1, 4000])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, kind: str, blocks: int) -> None:
     out = tmp_path / f"out.{kind}"
-    command = f"ulimit -f {blocks}; exec '{sys.executable}' -c '{SCRIPT}' '{out}' write"
+    command = f"ulimit -f {blocks}; exec '{sys.executable}' -B -c '{SCRIPT}' '{out}' write"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"InputError: {out}: no space left on the disk")

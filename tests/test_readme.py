@@ -69,7 +69,13 @@ def shortened(arguments: list[str]) -> list[str]:
     return [*arguments[:place], "--epochs", "1", *arguments[place + 2 :]]
 
 
-@pytest.mark.parametrize("page", with_block("sh", "python"))
+#: Pages that `make test` runs; `make test-slow` runs the others, which train more.
+QUICK = {"README.md", "docs/quickstart.md"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[] if p in QUICK else pytest.mark.slow) for p in with_block("sh", "python")]
+)
 def test_what_a_page_shows_runs(
     page: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,8 @@
 
 import json
 import re
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from disk import disk_that_ends_at
 from safetensors.torch import load_file, save_file
 
 from seqrec import Dataset, InputError, Predictor, PrepareConfig, Recommender, SplitConfig, prepare
@@ -59,17 +58,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of a trained run, to be damaged."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-@contextmanager
-def disk_that_ends_at(size: int) -> Iterator[None]:
-    """Files can't grow beyond ``size`` bytes: the kernel answers EFBIG, as a full disk answers ENOSPC."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -19,11 +18,13 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+from disk import disk_that_ends_at
 
 from seqrec import InputError, Recommender
 from seqrec.files import all_beside
@@ -65,9 +66,8 @@ def work(chosen: dict[str, Any], seed: int, out: Path, how: str, room: int | Non
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-        if room is not None:  # the kernel answers EFBIG, as a full disk answers ENOSPC
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        done = Recommender(**chosen).fit(log(seed), out, overwrite=how == "overwrite", resume=how == "resume")
+        with nullcontext() if room is None else disk_that_ends_at(room):
+            done = Recommender(**chosen).fit(log(seed), out, overwrite=how == "overwrite", resume=how == "resume")
         status = 130 if done.interrupted else 0
     except (KeyboardInterrupt, pl.exceptions.PanicException):  # polars panics if it is interrupted in an import
         status = 130

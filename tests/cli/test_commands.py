@@ -686,7 +686,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
         "recommend run -k 12 --keep-seen --out new.parquet": 1,
     }
     for command, blocks in commands.items():
-        script = f"ulimit -f {blocks}; exec '{sys.executable}' -m seqrec.cli {command}"
+        script = f"ulimit -f {blocks}; exec '{sys.executable}' -B -m seqrec.cli {command}"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 2, done.stderr
         assert "no space left on the disk" in one_error(done.stderr)
@@ -695,7 +695,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_standard_output_is_full(place: Path, unbuffered: str) -> None:
-    command = f"'{sys.executable}' -m seqrec.cli recommend run -k 12 --keep-seen --format csv"
+    command = f"'{sys.executable}' -B -m seqrec.cli recommend run -k 12 --keep-seen --format csv"
     script = f"export PYTHONUNBUFFERED={unbuffered}; ulimit -f 1; exec {command} > out.csv"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2

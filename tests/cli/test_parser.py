@@ -53,6 +53,7 @@ sys.exit(main({arguments!r}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "arguments"),
     [

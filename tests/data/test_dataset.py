@@ -250,6 +250,7 @@ def test_a_failing_rename_leaves_the_old_one(tmp_path, monkeypatch):
 # A process whose files may not grow past a limit meets what a full disk gives: short writes.
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True
 import numpy as np, polars as pl
 from seqrec.data.prepare import prepare
 from seqrec.errors import InputError

@@ -98,6 +98,7 @@ def test_the_others_keep_their_proportions(which):
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(20_000)
 
 
+@pytest.mark.slow
 def test_distinct_draws_are_uniform_in_every_place():
     owned = np.array([1, 5, 30])
     keys = own_keys(np.full(3, 2), owned, 30)

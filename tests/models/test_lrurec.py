@@ -311,6 +311,7 @@ def answers_right(model: Model, split: Split) -> float:
     return float(hit_rate(*ranks(model, split.test), 1)[1:].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross-entropy", "sampled-softmax"])
 def test_remembers_what_came_long_before(loss):
     split = remembered()

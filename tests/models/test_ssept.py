@@ -401,6 +401,7 @@ def accuracy(model: Model, split: Split, users: np.ndarray | None = None, k: int
     return float((best(model, asked, k, keep_seen=keep_seen)[0] == split.test.items[:, None]).any(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_user_likes(trait, personal):
     assert personal.user_embedding.sparse
     assert personal.item_embedding.sparse

@@ -204,6 +204,7 @@ def test_when_it_is_used_by_default(dataset: Dataset, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(items, next(exact.rank(people, ITEMS // 2))[0])
 
 
+@pytest.mark.slow
 def test_threads_get_the_same_answers(dataset: Dataset) -> None:
     predictor = Predictor(model_of(dataset, 1.0), dataset, first_pass=True)
     asked = [items for _, items in sorted(histories(dataset).items())][1:]

@@ -131,6 +131,7 @@ def holds(ends: np.ndarray, truth: float) -> float:
     return float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainings", [2, 4])
 @pytest.mark.parametrize("share", [0.0, 3.0, 10.0])
 def test_intervals_over_trainings_hold_the_true_mean(trainings: int, share: float) -> None:
@@ -184,6 +185,7 @@ def test_a_ratio_is_in_its_interval_if_the_test_finds_no_difference(trainings: i
         assert ends == pytest.approx(tuple(sorted(wanted)), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainings", [1, 3])
 def test_intervals_of_a_ratio_hold_the_true_one(trainings: int) -> None:
     random = np.random.default_rng(trainings)

@@ -243,6 +243,7 @@ def test_the_command_repeats_the_run(runs: Path, pages: dict[str, str], name: st
         assert getattr(again, part) == getattr(before, part)
 
 
+@pytest.mark.slow
 def test_pictures_are_written_beside_the_page(runs: Path, pages: dict[str, str], tmp_path: Path) -> None:
     files = write_report([runs / "one"], tmp_path / "deep" / "page.html")
     assert files[0] == tmp_path / "deep/page.html"

@@ -385,6 +385,7 @@ def test_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(tmp_path) == ["out.csv", "run"]
 
 
+@pytest.mark.slow
 def test_a_reader_reads_one_run(run: Path) -> None:
     """While another process keeps replacing the run, every read returns one run or the other, never a mixture."""
     markov = Recommender("markov").fit(log())

@@ -3,7 +3,6 @@
 import itertools
 import os
 import random
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -12,10 +11,12 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import kill_store
 import pytest
+from disk import disk_that_ends_at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_server import MISSING, REDIS, RedisServer
@@ -193,6 +194,7 @@ for first in range(0, 300, 10):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_the_same_ids_store_each_once(url: str) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, url, str(seed)], stdout=subprocess.PIPE, text=True)
                for seed in range(4)]  # fmt: skip
@@ -378,19 +380,16 @@ def test_a_full_disk_stores_all_or_nothing(tmp_path: Path, in_a_fork: Callable, 
     def child() -> list:
         store = open_store(str(tmp_path / "events.db"))
         store.add([event("before")])
-        soft = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if how == "limit":  # the system refuses to let a file grow
-            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, soft[1]))
-        else:
+        if how == "quota":
             store._idle[0].execute("PRAGMA max_page_count = 30")
         messages = []
-        for number in range(100):
-            try:
-                store.add([event(f"{number} {n}", item="x" * 500) for n in range(20)])
-            except StoreError as error:
-                messages.append(str(error))
-                break
-        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+        with disk_that_ends_at(200_000) if how == "limit" else nullcontext():
+            for number in range(100):
+                try:
+                    store.add([event(f"{number} {n}", item="x" * 500) for n in range(20)])
+                except StoreError as error:
+                    messages.append(str(error))
+                    break
         again = store.add([event(f"{number} {n}", item="x" * 500) for n in range(20)])
         return [messages, again, number, len(store.read(["u"], 10_000)[0])]
 

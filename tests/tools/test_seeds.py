@@ -65,6 +65,7 @@ def text_of(*shown: Any, width: int = 80) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_each_training_is_a_fit_with_its_seed(
     found: tuple[Comparison, Path, str], gains: dict[str, list[np.ndarray]]
 ) -> None:
@@ -192,6 +193,7 @@ def failing_at(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "_fit", fails)
 
 
+@pytest.mark.slow
 def test_a_failure_keeps_the_trainings_before_it(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +243,7 @@ def test_an_interruption_keeps_whole_rounds(dataset: Dataset, tmp_path: Path, mo
 TERMS = {"seeds": 3, "shuffled": True, "test_negatives": 7}
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_where_it_was_stopped(
     dataset: Dataset, found: tuple[Comparison, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_study_that_compared_models_alone(tmp_path: Path) -> None:
     study.close()
 
 
+@pytest.mark.slow
 def test_test_items_are_not_read(dataset: Dataset, tuned, tmp_path: Path) -> None:
     frame = LOG.frame.sort("user_id", "timestamp")
     last = frame.with_row_index().group_by("user_id").agg(pl.col("index").max())["index"]
@@ -435,6 +436,7 @@ def test_two_searches_do_not_share_a_study(dataset: Dataset, tmp_path: Path) -> 
     assert inside == ["refused"]
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew(dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "run"
     Recommender(**SMALL).fit(dataset, out)

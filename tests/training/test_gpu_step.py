@@ -46,6 +46,9 @@ CASES += [("sasrec", "cross-entropy", {"l2": 0.1}), ("caser", "bce", {"num_targe
 #: What losses do with scores depends at most on whether these are products of vectors.
 WITHOUT_A_GPU = [(name, loss, options) for name, loss, options in CASES
                  if loss == "sampled-softmax" or options or name in ("sasrec", "slirec")]  # fmt: skip
+#: One case of each model is quick enough for every test run.
+MARKED = [pytest.param(*case, marks=[] if case[1:] == ("sampled-softmax", {}) else pytest.mark.slow)
+          for case in WITHOUT_A_GPU]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +123,7 @@ def config_of(loss: Loss) -> TrainConfig:
     return TrainConfig(loss=loss, batch_size=8, negatives=None if loss in ("cross-entropy", "bce") else 12)
 
 
-@pytest.mark.parametrize(("name", "loss", "options"), WITHOUT_A_GPU, ids=str)
+@pytest.mark.parametrize(("name", "loss", "options"), MARKED, ids=str)
 def test_nothing_waits_for_the_device(name, loss, options, split):
     steps = 2 if name == "sasrec" else 1  # rows that a step missed are the optimizer's, the same for every model
     losses = steps_on(META, built(name, split, options), split, config_of(loss), no_waiting, steps)

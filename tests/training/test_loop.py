@@ -435,6 +435,7 @@ def test_small_gains_use_up_patience(gain: float, tmp_path: Path, monkeypatch: p
     assert found.metrics["best_epoch"] == values.index(best) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "validations"), [(50, 100), (1, 2)])
 def test_patience_waits_for_a_hundred_steps_per_validation(batch_size: int, validations: int) -> None:
     options = SMALL | {"epochs": 600, "patience": 1, "batch_size": batch_size, "learning_rate": 0.03,
@@ -652,6 +653,7 @@ def long_rings() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
 
 
+@pytest.mark.slow
 def test_all_windows_learn_what_the_last_ones_do_not_show(tmp_path: Path) -> None:
     options = SMALL | {"epochs": 25, "max_length": 6, "dropout": 0.0, "patience": 0, "evaluate_every": 0}
     found = {}

@@ -134,6 +134,7 @@ def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, toleran
     assert both.difference() < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("betas", [(0.0, 0.9), (0.5, 0.9999), (0.95, 0.98), (0.9, 1 - 1e-8)])
 def test_row_adam_with_other_betas(betas):
     both = Both(betas=betas)
@@ -336,6 +337,7 @@ def test_tiny_gradients(size):
     torch.testing.assert_close(ours.weight.double(), theirs.weight, rtol=2e-3 if size > 1e-7 else 0.15, atol=1e-22)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_missing_for_very_long():
     ours, theirs = nn.Embedding(4, 2, sparse=True).double(), nn.Embedding(4, 2).double()
     theirs.load_state_dict(ours.state_dict())
@@ -414,6 +416,7 @@ def test_a_table_that_no_step_touches_and_gradients_of_zero():
     torch.testing.assert_close(both.ours.items.weight, both.theirs.items.weight, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_sparse_adam_learns_much_less_from_rare_rows():
     """The reason for RowAdam: torch's SparseAdam ends far from dense Adam on rows that are seldom touched."""
     both = Both()

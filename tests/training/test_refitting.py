@@ -91,6 +91,7 @@ def copy(runs: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda kind: Path(shutil.copytree(runs[kind], tmp_path / kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "model", "more"),
     [
@@ -309,6 +310,7 @@ def interrupting(number: int, sent: list[int], times: int = 1) -> Callable[..., 
     return stepped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "kind"), [(1, "valid"), (7, "all"), (15, "valid")])
 def test_an_interrupted_refit_leaves_the_first_weights(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int
@@ -349,6 +351,7 @@ def test_ctrl_c_when_the_refit_is_complete(
     assert files(tmp_path / "run") == files(runs["valid"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_and_another_kind(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
