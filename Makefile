@@ -47,13 +47,13 @@ $(CLUSTER): install
 test-gpu: install gpu
 	$(BIN)/python -m pytest -m cuda
 
-# Those of `make test` whose code calls the compiled loops itself, without the loops: on the same code in torch. Reading
+# The tests whose code calls the compiled loops itself, slow ones too, without the loops: on the same code in torch. Reading
 # logs, planning, refits, the command line, run folders, reports and the server do not depend on which of the two computes.
 STEPS := $(addprefix training/test_,averaging.py loop.py losses.py objective.py optim.py prefetch.py start.py step.py)
 PLAIN := $(addprefix tests/,kernels models ranking $(STEPS) test_contract.py test_predictor.py test_recommender.py)
 
 test-plain: install
-	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not web and not cluster" $(PLAIN)
+	SEQREC_KERNELS=0 $(BIN)/python -m pytest -n auto --dist worksteal -m "not web and not cluster" $(PLAIN)
 
 # The compiled loops, built with AddressSanitizer and UndefinedBehaviorSanitizer into a temporary folder.
 test-sanitize: install

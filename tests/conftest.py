@@ -1,7 +1,7 @@
 """Shared fixtures.
 
 Tests marked ``real`` need the folder of logs that SEQREC_DATA names. Tests marked ``loops`` need the compiled loops,
-and tests marked ``cuda`` need a GPU.
+and tests marked ``cuda`` need a GPU. Of the cases of a test that is ``slow_but_one``, all but the first are ``slow``.
 """
 
 import gc
@@ -26,8 +26,16 @@ from seqrec.errors import InputError
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests on real logs, on a GPU or of the compiled loops if these are not available."""
+    """Leave out tests on real logs, on a GPU or of the compiled loops where these are missing, and mark slow cases."""
+    begun = set()
+    for item in items:
+        if item.get_closest_marker("slow_but_one"):
+            test = item.nodeid.partition("[")[0]
+            if test in begun:
+                item.add_marker("slow")
+            begun.add(test)
     missing = [] if os.environ.get("SEQREC_DATA") else ["real"]
     missing += [] if torch.cuda.is_available() else ["cuda"]
     missing += ["loops"] if os.environ.get("SEQREC_KERNELS") == "0" else []

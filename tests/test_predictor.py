@@ -261,7 +261,7 @@ def test_similar_is_that_of_the_recommender(every: tuple[Recommender, Predictor]
             predictor.similar(items, k)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 def test_many_threads_get_the_answers_of_one(every: tuple[Recommender, Predictor]) -> None:
     recommender, _ = every
     predictor = Predictor(recommender.model, recommender.dataset)  # it has not answered before

@@ -306,7 +306,7 @@ def at_once(recommender: Recommender, k: int) -> pl.DataFrame:
     return pl.DataFrame({**ids, "score": scores[row, rank], "rank": rank + 1})
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("model", MODELS)
 def test_blocks_change_nothing(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recommender = Recommender(model, **{} if MODELS[model].COUNTED else {"epochs": 1}).fit(log())

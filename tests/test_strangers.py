@@ -743,7 +743,7 @@ def damaged(whole: bytes, dice: random.Random) -> bytes:
     return whole + whole if kind == "twice" else whole[:place] + dice.randbytes(3) + whole[place:]
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", FILES)
 def test_damage_gives_the_same_answer_or_one_line(run: Path, name: str) -> None:
     wanted = Recommender.load(run).recommend(k=3)

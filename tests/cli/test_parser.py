@@ -53,7 +53,7 @@ sys.exit(main({arguments!r}))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("library", "arguments"),
     [

@@ -365,7 +365,7 @@ def test_the_command_writes_and_says_what_it_wrote(
     assert read(out).equals(local(runs("markov"), users=["u3", "u1"], deny=[1001, 1002], k=4))
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.filterwarnings("ignore::seqrec.errors.RunWarning")
 @pytest.mark.parametrize("protocol", ["full", "sampled"])
 @pytest.mark.parametrize("model", MODELS)

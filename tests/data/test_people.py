@@ -297,7 +297,7 @@ def test_many_threads_ask_one_recommender(fitted: Recommender) -> None:
         assert all(pool.map(ask, range(24)))
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("whence", ["fit", "load", "just loaded"])
 def test_a_forked_process_works(
     plain: Recommender, tmp_path: Path, two_threads: None, in_a_fork: Any, whence: str

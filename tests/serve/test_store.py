@@ -194,7 +194,7 @@ for first in range(0, 300, 10):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 def test_processes_that_write_the_same_ids_store_each_once(url: str) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, url, str(seed)], stdout=subprocess.PIPE, text=True)
                for seed in range(4)]  # fmt: skip

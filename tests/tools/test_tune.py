@@ -127,7 +127,6 @@ def test_a_study_that_compared_models_alone(tmp_path: Path) -> None:
     study.close()
 
 
-@pytest.mark.slow
 def test_test_items_are_not_read(dataset: Dataset, tuned, tmp_path: Path) -> None:
     frame = LOG.frame.sort("user_id", "timestamp")
     last = frame.with_row_index().group_by("user_id").agg(pl.col("index").max())["index"]

@@ -102,7 +102,7 @@ def test_constants_of_counts_are_not_chosen_in_a_hurry() -> None:
     assert chosen != hurried
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("refit", ["off", "valid"])
 def test_a_small_budget_ends_in_a_whole_run_that_more_minutes_continue(
     refit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

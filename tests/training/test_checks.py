@@ -227,7 +227,7 @@ def plain() -> Callable[[str], Recommender]:
     return cache(small)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("model", ["sasrec", "gru4rec", "bert4rec", "markov"])
 @pytest.mark.parametrize("way", WAYS, ids=["no_grad", "inference_mode", "default_dtype", "autocast", "device"])
 def test_fit_is_the_same_whatever_the_program_set_and_leaves_it_so(

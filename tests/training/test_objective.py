@@ -399,7 +399,7 @@ def test_samplers(dataset):
     np.testing.assert_allclose(drawn, expected, atol=0.005)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("loss", get_args(Loss))
 def test_every_loss_trains_a_model(loss):
     """A log in which every user walks round the same ring of items: the next item is certain."""

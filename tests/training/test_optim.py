@@ -134,7 +134,7 @@ def test_a_loss_that_reads_all_rows_moves_them_as_dense_adam_does(dtype, toleran
     assert both.difference() < tolerance
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("betas", [(0.0, 0.9), (0.5, 0.9999), (0.95, 0.98), (0.9, 1 - 1e-8)])
 def test_row_adam_with_other_betas(betas):
     both = Both(betas=betas)
@@ -245,6 +245,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(RowAdam, "_catch_up_rows", catch_up)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("clip", "schedule", "dtype", "tolerance"),
     [

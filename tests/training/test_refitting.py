@@ -91,7 +91,7 @@ def copy(runs: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda kind: Path(shutil.copytree(runs[kind], tmp_path / kind))
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("kind", "model", "more"),
     [
@@ -310,7 +310,7 @@ def interrupting(number: int, sent: list[int], times: int = 1) -> Callable[..., 
     return stepped
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(("number", "kind"), [(1, "valid"), (7, "all"), (15, "valid")])
 def test_an_interrupted_refit_leaves_the_first_weights(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int

@@ -441,7 +441,7 @@ def at_step(number: int, action: Callable[[], Any]) -> Callable[..., Any]:
     return stepped
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("refit", ["off", "all"])
 @pytest.mark.parametrize("number", [1, 6, 11])
 def test_a_resumed_run_ends_as_the_one_that_was_not(

@@ -306,15 +306,17 @@ class _Search:
     def _several(self, trials: float) -> dict[str, Any] | None:
         """The best options of one model for as many as the recipe chose, once it is time to try them, else None.
 
-        That is the last trial, or the last moment that leaves time for it and the fit, which will take as long.
+        That is the last trial, or the last moment that leaves time for it and the fit, which will take as long. Where
+        the time limit would end it, it is not tried: several models that are half trained rank worse than one.
         """
         found = self.study.untried(self.base["ensemble"]) if "ensemble" in self.space else None
         if found is None:
             return None
         if self.budget is None or trials == 1:
             return found.options if trials == 1 else None
-        left, takes = self.budget.left() - self.kept, min(found.seconds, self._most_seconds(self.budget))
-        return found.options if takes + self._best_seconds() < left < 2 * takes + found.longest else None
+        left, takes = self.budget.left() - self.kept, found.seconds
+        is_time = 2 * takes < left < 2 * takes + found.longest
+        return found.options if is_time and takes < self._most_seconds(self.budget) else None
 
     def options_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All options of a trial."""

@@ -702,7 +702,7 @@ texts = st.text(
 rows = st.lists(st.tuples(texts, texts, st.integers(10**9, 2**32)), min_size=1, max_size=20)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl", "parquet"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(rows=[('a,"b', "c\td", 10**9), ('"', "''", 10**9), ("ü", "本", 2**31), ("0001", "+1", 2**32)])
