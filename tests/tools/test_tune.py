@@ -23,7 +23,7 @@ from seqrec.tools.config import TuneConfig
 from seqrec.tools.space import SPACE, Span, applied, base_of, defaults, searched
 from seqrec.tools.study import ALONE, SUMMED, Study
 from seqrec.tools.trial import Job, OneByOne, Outcome, attempted, plan_of
-from seqrec.tools.tune import STUDY, study_folder, tune_model
+from seqrec.tools.tune import STUDY, _Search, study_folder, tune_model
 from seqrec.training.budget import Budget
 from seqrec.training.recipe import RULES
 
@@ -383,18 +383,26 @@ def test_trials_train_one_model_and_the_last_one_several_of_the_best(dataset: Da
     assert [row.options["ensemble"] for row in more] == [2, 1, 1, 2, 1, 2 if best.trial == 4 else 1]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("several")
-def test_there_is_time_for_several_of_the_best_and_the_fit(dataset: Dataset, tmp_path: Path) -> None:
-    budget = Budget(0.3)
-    found = tune_model(dataset, tmp_path / "run", budget=budget, config=TuneConfig(minutes=0.3), **SMALL)
-    tried = [row for row in found.rows if row.options["ensemble"] == 2 and not row.is_recipe]
-    assert [row.state for row in tried] == ["complete"]
-    single = [row for row in found.rows if row.options["ensemble"] == 1 and row.state == "complete"]
-    before = [row for row in single if row.trial < tried[0].trial]
-    assert tried[0].options == max(before, key=lambda row: row.value).options | {"ensemble": 2}
-    assert len(before) >= 2
-    assert found.recommender is not None
+def test_several_of_the_best_are_tried_when_there_is_just_time_for_them_and_the_fit(tmp_path: Path) -> None:
+    space, base = {"ensemble": (1, 3), "dropout": Span(0.0, 1.0)}, {"ensemble": 3, "dropout": 0.5}
+    study = Study(tmp_path / "study.db", 0)
+    for seconds, value in ((30.0, 0.2), (20.0, 0.3)):
+        study.tell(study.ask(space, base)[0], Outcome("complete", value, seconds, 5))
+    best = study.best()
+    assert best is not None
+
+    def several(left: float, minutes: float = 10) -> Any:
+        budget = Budget(minutes, 0.0, lambda: 60 * minutes - left)
+        return _Search(study, "sasrec", {}, base, space, budget, Console(), "off", kept=7.0)._several(float("inf"))
+
+    wanted = best.options | {"ensemble": 3}  # takes 3 times 20 seconds, as does the fit
+    assert [several(7 + left) for left in (89, 91, 149, 151)] == [None, wanted, wanted, None]
+    assert several(7 + 120, minutes=4.9) is None  # a trial may take 58.8 seconds, so it would be cut short
+    number, values = study.ask(space, base, wanted)
+    assert values == wanted
+    assert several(7 + 120) is None
+    study.tell(number, Outcome("complete", 0.25, 50.0, 5))
+    assert several(7 + 120) is None
 
 
 def test_a_trial_ends_in_time_to_be_repeated() -> None:

@@ -315,7 +315,7 @@ class _Search:
         if self.budget is None or trials == 1:
             return found.options if trials == 1 else None
         left, takes = self.budget.left() - self.kept, found.seconds
-        is_time = 2 * takes < left < 2 * takes + found.longest
+        is_time = 1.5 * takes < left < 2 * takes + found.longest
         return found.options if is_time and takes < self._most_seconds(self.budget) else None
 
     def options_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
