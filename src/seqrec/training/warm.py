@@ -34,7 +34,7 @@ from seqrec.training.config import TrainConfig
 from seqrec.training.start import start_near_neighbours
 
 #: When training stops, unless options say otherwise: the first epochs gain most, and it need not start from nothing.
-STOPS = {"patience": 1, "min_gain": 0.0025}
+STOPS = {"patience": 2, "min_gain": 0.005}
 #: Options of training that are never taken over: how long, on which machine and with which random numbers to train.
 AFRESH = frozenset({
     "epochs", "patience", "min_gain", "evaluate_every", "learning_rate_schedule", "warmup_steps", "device", "threads",
