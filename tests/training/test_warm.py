@@ -545,7 +545,7 @@ def test_the_command(earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     said = " ".join(out.split())
     assert f"starting from {earlier}: sasrec, max_length 6, embedding_dim 8, num_blocks 1" in said
     assert "items: 15 kept, 3 new, 0 gone" in said
-    assert "stops after 1 validation without" in said
+    assert "stops after 2 validations without an NDCG@10 that is 0.5 % better" in said
     new = Run(tmp_path / "run").config
     assert new.model_config == Run(earlier).config.model_config
     assert new.init_from["items"] == {"kept": 15, "new": 3, "gone": 0}
