@@ -272,6 +272,7 @@ def test_sizes_are_compared_before_anything_is_made(run: Path, change: dict[str,
     assert "train again" in message
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("model", "change"),
     [

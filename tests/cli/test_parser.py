@@ -22,6 +22,7 @@ def imported(code: str) -> set[str]:
     return set(done.stderr.split())
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

@@ -114,6 +114,7 @@ ASKED = [(model, choice) for model in MODELS for choice in CHOICES
          if choice == "all" or model in ("sasrec", "ssept", "transitions")]  # fmt: skip
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.filterwarnings("ignore::seqrec.errors.UnknownIdWarning")
 @pytest.mark.parametrize(("model", "choice"), ASKED)
 def test_parts_have_the_rows_values_and_order_of_the_local_table(

@@ -53,6 +53,7 @@ def by_pairs(
     return torch.stack(rows) if rows else mixed.new_zeros(0, dim)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 6, 9, 11])  # of 1, 2 and 3 heads, and of windows of 3 to 26
 def test_it_is_the_definition_for_random_shapes(seed):
     random = np.random.default_rng(seed)

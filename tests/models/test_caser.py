@@ -101,6 +101,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("values", CONFIGS, ids=str)
 def test_packed_is_window_by_window(values):
     model = model_of(**values).eval()

@@ -114,6 +114,7 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("values", "with_targets"),
     [*((values, False) for values in CONFIGS), ({}, True), ({"max_length": 1}, True)],

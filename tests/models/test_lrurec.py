@@ -329,6 +329,7 @@ def test_remembers_what_came_long_before(loss):
     assert max(found.get(1, 0.0), answers_right(counted, split)) < 0.35
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("loss", ["sampled-softmax", "gbce", "bpr-max", "top1-max", "bce", "cross-entropy"])
 def test_fit_recommend_save_and_load(loss, tmp_path):
     random = np.random.default_rng(0)

@@ -69,6 +69,7 @@ OF_NEGATIVES = {"negatives", "popularity"}
 OPEN = {"clip_norm", "threads"} | OF_NEGATIVES
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", [name for name in MODELS if not MODELS[name].COUNTED])
 def test_config_json_holds_what_was_used(name: str, tmp_path: Path) -> None:
     rows = [(u, (u + i) % 7, i) for u in range(9) for i in range(5)]

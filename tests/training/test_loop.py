@@ -666,6 +666,7 @@ def test_all_windows_learn_what_the_last_ones_do_not_show(tmp_path: Path) -> Non
     assert sum(map(int.__eq__, found["last"], found["all"])) < 3
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", [name for name, kind in MODELS.items() if not kind.COUNTED])
 def test_every_model_trains_on_all_windows(name: str) -> None:
     special = {"caser": {"window": 3}, "ssept": {"sse_user": 0.0, "sse_item": 0.0}}.get(name, {})

@@ -185,6 +185,7 @@ def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
     assert both.difference() < tolerance
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(("start", "missed"), [(1, 1), (1, 7), (3, 90), (35, 300), (390, 30)])
 def test_the_drift_of_a_row_is_the_sum_of_its_steps(name, start, missed):

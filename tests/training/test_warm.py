@@ -96,6 +96,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- what is taken over ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", [*TRAINED, "ensemble", "mixed"])
 def test_the_scores_are_those_of_the_earlier_run(name: str, tmp_path: Path) -> None:
     """With the same users and more items, so that every index of an item moves, and categories in another order."""
@@ -122,6 +123,7 @@ def test_the_scores_are_those_of_the_earlier_run(name: str, tmp_path: Path) -> N
     np.testing.assert_allclose(found[1]["score"], found[0]["score"], atol=1e-4 * scale)  # type: ignore[operator]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", TRAINED)
 def test_each_row_belongs_to_its_id(name: str, tmp_path: Path) -> None:
     """Users and items come and go. Rows of new ids are those of a training that starts anew."""
