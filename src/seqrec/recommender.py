@@ -128,7 +128,7 @@ class Recommender(Answering):
         with unchanged_by_failure(self), usual_torch(), Place(out) if out is not None else nullcontext() as place:
             ways: dict[str, Any] = {"progress": progress, "stop": stop, "budget": budget}
             ways["tracking"] = Tracking(track, out, console) if isinstance(track, str) else track
-            resume = place.settle(resume, overwrite) if place is not None else False
+            resume = place is not None and _settled(place, resume, overwrite)
             known = None if init_from is None else opened(init_from, place, resume)
             self._fit(given, (items, users), known, place, resume, console, **ways)
         return self
@@ -250,3 +250,11 @@ class Recommender(Answering):
         run.check_scores(made._model)
         made.epochs, made.metrics = run.epochs().to_dicts(), run.metrics()
         return made
+
+
+def _settled(place: Place, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to resume, as :meth:`Place.settle`, saying so where one was meant to be."""
+    found = place.settle(resume, overwrite)
+    if resume and not found:
+        warn(f"{place.shown}: holds no run to continue, so a new one begins", RunWarning)
+    return found

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from seqrec import InputError, Recommender, Split, TrainConfig, prepare, split_last_two
 from seqrec.cli.app import main
 from seqrec.data.split import all_histories
+from seqrec.errors import RunWarning
 from seqrec.models import MODELS, SASRec
 from seqrec.models.sasrec import SASRecConfig
 from seqrec.ranking.metrics import hit_rate, ndcg
@@ -696,3 +697,9 @@ def test_passes_that_contradict_each_other(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="warmup_steps is 500, but training has 16 steps; give fewer"):
         Recommender(**SMALL, warmup_steps=500).fit(ring(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_resuming_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.warns(RunWarning, match="nothing: holds no run to continue, so a new one begins"):
+        Recommender(**SMALL | {"epochs": 1}).fit(ring(), tmp_path / "nothing", resume=True)
+    assert (tmp_path / "nothing/weights.safetensors").exists()

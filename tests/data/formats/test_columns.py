@@ -366,3 +366,14 @@ def test_years_are_no_seconds_without_a_word(tmp_path: Path) -> None:
     path.write_text("user_id,item_id,timestamp\n1,2,2019\n1,3,2018\n2,3,2020\n")
     with pytest.warns(LogWarning, match="look like years"):
         read_log(path)
+
+
+def test_a_first_row_without_digits_above_dates_is_a_header(tmp_path):
+    rows = [f"k{n % 7};b{n % 5};2024-01-{n + 1:02};5,50" for n in range(20)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(["kunde;buch;zeit;preis", *rows]))
+    with pytest.raises(InputError, match=r"columns: kunde, buch, zeit, preis$"):
+        read_log(path)
+    assert read_log(path, user="kunde", item="buch", timestamp="zeit").height == 20
+    path.write_text("\n".join(["anna;dune;x", *(f"bob;dune;{'abc'[n % 3]}{n}" for n in range(5))]))
+    assert read_log(path, user="1", item="2").height == 6  # too few rows to tell

@@ -24,6 +24,8 @@ from seqrec.data.formats.blocks import (
 from seqrec.data.formats.text import Origin, is_header
 from seqrec.errors import InputError
 
+FEW_ROWS = 10  # in so few rows, values that all have digits may be chance
+
 
 class Doubt(Exception):
     """Some record may have another number of fields; ``frame`` is polars' result, if there is one."""
@@ -73,6 +75,9 @@ def read_delimited(
     # A first row without numbers, above at least one column of numbers, is also a header.
     numeric = sample.head(SAMPLE_ROWS).select(pl.all().str.strip_chars().cast(pl.Float64, strict=False))
     above = numeric.height > 1 and any(column.null_count() == 0 for column in numeric[1:].iter_columns())
+    # So is one without digits, above a column whose values all have some, such as dates and decimal commas.
+    digits = sample.select(pl.all().str.contains(r"\d").fill_null(value=False))
+    above |= digits.height > FEW_ROWS and not any(digits.row(0)) and any(map(pl.Series.all, digits[1:].iter_columns()))
     header = is_header(first, given) or (above and not any(value is not None for value in numeric.row(0)))
     frame = stacked(frames[1:] if header else frames)
     if header:
