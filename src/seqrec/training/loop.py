@@ -193,14 +193,13 @@ class _Work:
         watch: Callable[[dict[str, Any]], None] | None = None,
     ) -> Trained:
         """Run epoch after epoch, starting from the current state."""
-        state, config = self.state, self.config
+        state = self.state
         ended: Ending = "running"
         if watch is not None:
             for row in state.rows:
                 watch(self._with_rate(row))
         state.start_clock()
-        between = self.every * self.steps
-        while ended == "running" and state.epoch < self.epochs and not state.ended_early(config.patience, between):
+        while ended == "running" and state.epoch < self.epochs and not self._ended_early():
             bar.start(state.epoch + 1, self.epochs)
             how = self._steps(bar, stopped, stop)
             if how == "interrupted":
@@ -312,8 +311,12 @@ class _Work:
             elif is_last or state.epoch % self.every == 0:
                 row |= self._accuracy()
                 state.keep_if_better(row["ndcg@10"], state.epoch % self.every == 0, config.min_gain)
-        self._save(row, checkpoint=saves or state.ended_early(config.patience, self.every * self.steps))
+        self._save(row, checkpoint=saves or self._ended_early())
         return row
+
+    def _ended_early(self) -> bool:
+        """Whether ``patience`` is used up."""
+        return self.state.ended_early(self.config.patience, self.every * self.steps)
 
     def _with_rate(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row of an epoch with the learning rate of its last step."""

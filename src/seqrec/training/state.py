@@ -121,7 +121,7 @@ class TrainingState:
         with self.mean.in_place(weights):
             yield
 
-    def keep_if_better(self, value: float, counts: bool, min_gain: float = 0.0) -> None:
+    def keep_if_better(self, value: float, counts: bool, min_gain: float) -> None:
         """Keep the weights if this validation is the best so far.
 
         Args:

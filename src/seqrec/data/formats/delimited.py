@@ -70,10 +70,10 @@ def read_delimited(
         frames = [frame.filter(~pl.all_horizontal(pl.all().is_null())) for frame in frames]
         frames = [frame for frame in frames if frame.height]
         frames[:1] = [frames[0][:1], frames[0][1:]]
-    sample = stacked([frame.head(SAMPLE_ROWS) for frame in frames[:SAMPLE_ROWS]]).cast(pl.String)
+    sample = stacked([frame.head(SAMPLE_ROWS) for frame in frames[:SAMPLE_ROWS]]).head(SAMPLE_ROWS).cast(pl.String)
     first = [re.sub(r":(token|float)(_seq)?$", "", value or "").strip() for value in sample.row(0)]
     # A first row without numbers, above at least one column of numbers, is also a header.
-    numeric = sample.head(SAMPLE_ROWS).select(pl.all().str.strip_chars().cast(pl.Float64, strict=False))
+    numeric = sample.select(pl.all().str.strip_chars().cast(pl.Float64, strict=False))
     above = numeric.height > 1 and any(column.null_count() == 0 for column in numeric[1:].iter_columns())
     # So is one without digits, above a column whose values all have some, such as dates and decimal commas.
     digits = sample.select(pl.all().str.contains(r"\d").fill_null(value=False))
