@@ -63,7 +63,20 @@ def test_similar_takes_ids_that_begin_with_a_hyphen(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["recommend", "RUN", "--users", "a", "--strct"], "Unknown option: --strct. Did you mean --strict?"),
+        (
+            ["recommend", "RUN", "--users", "a", "--strct"],
+            "Unknown option: --strct. Did you mean --strict? See seqrec recommend --help",
+        ),
+        (["fit", "LOG"], "fit needs --out. See seqrec fit --help"),
+        (["fit", "LOG", "--out"], "--out needs a value. See seqrec fit --help"),
+        (["fit", "--out", "x"], "fit needs LOG. See seqrec fit --help"),
+        (["fit", "LOG", "more", "--out", "x"], "fit cannot use more; an option may be missing before it."),
+        (
+            ["fit", "LOG", "--out", "x", "--model", "caser", "--time-buckets", "3"],
+            "--time-buckets is an option of hstu, not of caser. See seqrec fit --help",
+        ),
+        (["fitt"], 'Unknown command "fitt". Did you mean "fit"? See seqrec --help'),
+        (["train"], 'Unknown command "train". Choose from: inspect, fetch, fit,'),
         (["recommend", "RUN", "--users", "a", "--keepseen"], "Unknown option: --keepseen"),
         (["recommend", "RUN", "-x"], "Unknown option: -x (write a value that begins with - as --flag=VALUE"),
         (["recommend", "RUN", "-k", "1.5"], "1.5 is not a whole number"),

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
-        message, code = _explained(error)
+        message, code = _explained(error, arguments)
         if isinstance(error, OSError):
             _drop_output()
         if code == 1 and os.environ.get(TRACEBACK):
@@ -92,19 +92,18 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _explained(error: BaseException) -> tuple[str, int]:
+def _explained(error: BaseException, arguments: list[str]) -> tuple[str, int]:
     """The message for an error, and the exit status."""
     if isinstance(error, InputError):
         return str(error), 2
-    from cyclopts import CycloptsError, UnknownOptionError
+    from cyclopts import CycloptsError
 
     from seqrec.files import explain_os_error
 
     if isinstance(error, CycloptsError):
-        hint = ""
-        if isinstance(error, UnknownOptionError) and not str(error).startswith("Unknown option: --"):
-            hint = " (write a value that begins with - as --flag=VALUE, and a file as ./NAME)"
-        return f"{one_line(error).rstrip('.')}{hint}. See seqrec COMMAND --help", 2
+        from seqrec.cli.usage import usage_line
+
+        return usage_line(error, arguments), 2
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return f"not enough memory ({one_line(error)}); give smaller sizes or a smaller log", 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -74,13 +74,13 @@ def make_app(model: str = "sasrec") -> App:
 
 def parsed(arguments: list[str]) -> tuple[Callable[[], Any], bool]:
     """The command that the arguments name, ready to be called, and whether it uses torch."""
-    app = make_app(_model_named(arguments))
+    app = make_app(model_named(arguments))
     command, bound, _ = app.parse_args(name_ids(app, arguments), exit_on_error=False, print_error=False)
     is_ours = command.__module__.startswith("seqrec.")  # otherwise it prints help
     return lambda: command(*bound.args, **bound.kwargs), is_ours and command.__name__ not in WITHOUT_TORCH
 
 
-def _model_named(arguments: Sequence[str]) -> str:
+def model_named(arguments: Sequence[str]) -> str:
     """The model that ``--model`` names, which decides the flags of ``fit`` and ``tune``."""
     name = "sasrec"
     for index, argument in enumerate(arguments):
