@@ -296,7 +296,7 @@ def test_auto_splits_by_time_if_it_can():
             [(user, item, item) for user in range(80) for item in range(8)],
             "its times only number the interactions of each user",
         ),
-        ([(user, item, 5) for user in range(80) for item in range(8)], "its times only number"),
+        ([(user, item, 5) for user in range(80) for item in range(8)], "all its times are equal"),
         (
             [(u, u + i, 5 + (u == 3) * (i == 7)) for u in range(80) for i in range(8)],
             r"its times cannot be divided \(validation would start at 5 .* and the test at 5 [^;]*\)",

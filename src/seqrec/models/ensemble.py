@@ -39,6 +39,11 @@ def kinds_of(model: str, count: int, kinds: str) -> list[str]:
     return [turns[(first + number) % len(turns)] for number in range(count)]
 
 
+def in_turn(kinds: Sequence[str]) -> str:
+    """The different kinds of a mixed ensemble as text."""
+    return f"{', '.join(dict.fromkeys(kinds))} in turn"
+
+
 def sizes_beside(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Config of another kind of model for an ensemble with one of the config ``values``; what they share is the same.
 

@@ -1,6 +1,7 @@
 """The figures of a report. Each takes the values of all runs, by the name of the run."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ def groups_figure(
             reach = np.abs(known[:, 1:] - known[:, :1]).T
             axes.errorbar(np.array(places) + offset, known[:, 0], yerr=reach, fmt="none", capsize=2.5, **style)
     axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel("NDCG@10")
@@ -179,15 +181,18 @@ def map_figure(found: ItemMap) -> Figure:
 
 
 def lengths_figure(lengths: np.ndarray) -> Figure:
-    """How many users have histories of which length."""
+    """How many users have histories of which length: a bar for each length, or for ranges that grow."""
     figure, axes = _axes(2.6)
     longest = int(lengths.max(initial=1))
-    edges = np.unique(np.geomspace(1, longest + 1, 25).astype(np.int64))
-    counts, _ = np.histogram(lengths, [*edges.tolist(), longest + 2] if edges[-1] <= longest else edges)
+    edges = np.unique(np.geomspace(1, longest + 1, 15).round().astype(np.int64))
+    counts, _ = np.histogram(lengths, edges)
+    names = [
+        f"{low:,}" if high == low + 1 else f"{low:,}–{high - 1:,}" for low, high in pairwise(edges.tolist())
+    ]  # fmt: skip
     axes.bar(range(len(counts)), counts, 0.9, color=COLOURS[0])
-    step = max(1, len(counts) // 8)
-    axes.set_xticks(range(0, len(counts), step), [f"{edges[place]:,}" for place in range(0, len(counts), step)])
-    axes.set_xlabel("items in the history, at least")
+    step = max(1, -(-len(counts) * max(map(len, names), default=1) // 60))
+    axes.set_xticks(range(0, len(counts), step), names[::step])
+    axes.set_xlabel("items in the history")
     axes.set_ylabel("users")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))

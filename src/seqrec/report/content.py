@@ -12,6 +12,7 @@ import polars as pl
 from seqrec.data.dataset import Dataset
 from seqrec.data.split import Split, TrainedOn
 from seqrec.errors import InputError, one_line
+from seqrec.models.ensemble import in_turn, kinds_of
 from seqrec.ranking.groups import Group
 from seqrec.ranking.paired import Difference
 from seqrec.ranking.protocols import Evaluation, Scores
@@ -54,9 +55,12 @@ class RunContent:
     def model(self) -> str:
         """The model in words: its name, how many models there are, and what is added."""
         count = self.config.training.get("ensemble") or 1
-        name = f"{count} models (sasrec, ssept, gru4rec in turn)" if self.config.label == "mixed ensemble" else (
-            f"{count} × {self.config.model}" if count > 1 else self.config.model
-        )  # fmt: skip
+        kinds = kinds_of(self.config.model, count, self.config.training.get("ensemble_kinds") or "same")
+        name = self.config.model
+        if len({*kinds}) > 1:
+            name = f"{count} models ({in_turn(kinds)})"
+        elif count > 1:
+            name = f"{count} × {name}"
         return f"{name} + transition counts" if self.adds else name
 
     @property

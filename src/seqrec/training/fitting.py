@@ -243,9 +243,11 @@ def _limit(
     seconds = sum(earlier) / len(earlier) if earlier else None
     found.limit = Limit(budget, ahead, steps, len(earlier), stop, seconds)
     if found.limit.left() <= 0:
+        gone = 60 * budget.minutes - budget.left()
         warn(
-            f"minutes is {budget.minutes:g}, and training has no time left: what follows it takes about "
-            f"{ahead.after:.0f} s; training ends after one step, give more minutes",
+            f"minutes is {budget.minutes:g}, and training has no time left: the start, the log and the estimates took "
+            f"{gone:.0f} s, and what follows training takes about {ahead.after:.0f} s; training ends after one step, "
+            "give more minutes",
             TrainingWarning,
         )
     return found.limit

@@ -14,7 +14,7 @@ from seqrec.data.batches import trainable
 from seqrec.data.split import Histories
 from seqrec.errors import InputError
 from seqrec.models import MODELS
-from seqrec.models.ensemble import MIXED
+from seqrec.models.ensemble import MIXED, in_turn, kinds_of
 from seqrec.run.config import RunConfig
 from seqrec.training.config import TrainConfig, default_negatives
 
@@ -238,9 +238,11 @@ def _mixes(model: str, recipe: Recipe) -> bool:
 
 def _ensemble_kinds(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:
     del facts
-    if recipe.training.ensemble == 1 or not _mixes(model, recipe):
+    count = recipe.training.ensemble
+    if count == 1 or not _mixes(model, recipe):
         return "same", ""
-    return "mixed", f"{', '.join(MIXED)} in turn rank better together than as many of one kind"
+    kinds = kinds_of(model, count or len(MIXED), "mixed")
+    return "mixed", f"{in_turn(kinds)} rank better together than as many of one kind"
 
 
 def _item_init(model: str, recipe: Recipe, facts: Facts) -> tuple[str, str]:

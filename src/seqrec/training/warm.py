@@ -269,7 +269,11 @@ def lines_of(config: RunConfig) -> list[str]:
     facts = config.init_from
     if not facts:
         return []
-    sizes = ", ".join(f"{name} {value}" for name, value in config.model_config.items() if value)
+    sizes = ", ".join(
+        f"{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for name, value in config.model_config.items()
+        if value
+    )
     kinds = [
         f"{kind.replace('_', ' ')}: " + ", ".join(f"{facts[kind][part]:,} {part}" for part in ("kept", "new", "gone"))
         for kind in ("items", "users", "categories", *SIZES)

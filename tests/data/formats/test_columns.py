@@ -377,3 +377,13 @@ def test_a_first_row_without_digits_above_dates_is_a_header(tmp_path):
     assert read_log(path, user="kunde", item="buch", timestamp="zeit").height == 20
     path.write_text("\n".join(["anna;dune;x", *(f"bob;dune;{'abc'[n % 3]}{n}" for n in range(5))]))
     assert read_log(path, user="1", item="2").height == 6  # too few rows to tell
+
+
+def test_repeated_names_are_told(tmp_path: Path) -> None:
+    header = ["item_id", "item_id_4", "user_id", "item_id", ""]
+    path = write(tmp_path, header, [ITEMS, SECONDS, USERS, USERS, SECONDS])
+    frame, said = read(path)
+    assert frame["item_id"].cast(str).to_list() == ITEMS
+    assert [one for one in said if "like an earlier one" in one] == [
+        f"{path}: column 4 is called 'item_id' like an earlier one; it is 'item_id_4_4' here"
+    ]

@@ -137,6 +137,36 @@ def test_what_is_said(tmp_path: Path):
     assert summary.lines()[1:] == ["numbers kept: price", "columns ignored: x (empty)"]
 
 
+@pytest.mark.parametrize(
+    ("prices", "read"),
+    [
+        (["12,50", "1.299,00 €", "€ 7"], [12.5, 1299, 7]),
+        (["12,50", "1.299", "-0,5"], [12.5, 1299, -0.5]),
+        (["1,299", "2,500", "7"], [1299, 2500, 7]),
+        (["1,299.00", "2,500", "$ 7.5"], [1299, 2500, 7.5]),
+        (["1,2", "1.5", "3"], ["1,2", "1.5", "3"]),  # a comma and a point in one column are no numbers
+        (["1,2,3", "4,5", "6"], ["1,2,3", "4,5", "6"]),
+    ],
+)
+def test_decimal_commas(prices: list[str], read: list[Any], tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("id;price;brand\n" + "".join(f"{number};{price};x\n" for number, price in enumerate(prices)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frame = read_items(path)
+    assert frame["price"].to_list() == read
+    said = [str(warning.message) for warning in caught]
+    commas = [f"{path}: the commas in column 'price' are read as decimal points"]
+    assert said == (commas if 12.5 in read else [])
+
+
+def test_an_unknown_title_column_is_told():
+    rows = {"id": [1, 2, 3], "bezeichnung": ["Rock", "Hut", "Hose"], "brand": ["x", "x", "x"], "price": [1, 2, 3]}
+    line = "no column is named like a title; to show one of these, rename it to title: bezeichnung"
+    assert line in read_items_with_summary(pl.DataFrame(rows))[1].lines()
+    assert line not in read_items_with_summary(pl.DataFrame(rows | {"name": ["a", "b", "c"]}))[1].lines()
+
+
 def test_the_id_column_can_be_named():
     frame = pl.DataFrame({"item_id": [1], "Code": ["a"]})
     assert read_items(frame, item="code")["item_id"].to_list() == ["a"]

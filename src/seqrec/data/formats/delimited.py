@@ -22,7 +22,7 @@ from seqrec.data.formats.blocks import (
     split_records,
 )
 from seqrec.data.formats.text import Origin, is_header
-from seqrec.errors import InputError
+from seqrec.errors import InputError, LogWarning, warn
 
 FEW_ROWS = 10  # in so few rows, values that all have digits may be chance
 
@@ -81,9 +81,22 @@ def read_delimited(
     header = is_header(first, given) or (above and not any(value is not None for value in numeric.row(0)))
     frame = stacked(frames[1:] if header else frames)
     if header:
-        names = [name if name not in ("", *first[:i]) else f"{name}_{i + 1}" for i, name in enumerate(first)]
-        frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
+        frame = frame.rename(dict(zip(frame.columns, _names(first, source), strict=True)))
     return frame, Origin(str(source.path), header, separator, any_quotes, source)
+
+
+def _names(header: list[str], source: Source) -> list[str]:
+    """The names of the columns, each different: an empty or a repeated one is followed by the column's number."""
+    names: list[str] = []
+    for number, name in enumerate(header, 1):
+        different = name
+        while different in ("", *names, *(header[number:] if different != name else ())):
+            different += f"_{number}"
+        if name and different != name:
+            warn(f"{source.path}: column {number} is called {name!r} like an earlier one; it is {different!r} here",
+                 LogWarning)  # fmt: skip
+        names.append(different)
+    return names
 
 
 def plain_blanks(block: bytes) -> bytes:

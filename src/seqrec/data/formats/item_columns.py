@@ -53,6 +53,7 @@ class ItemSummary:
         ignored: columns that are not kept, each with the reason.
         described: number of catalogue items with a description; None before they are matched with a catalogue.
         catalogue: number of items in the catalogue.
+        untitled: columns of texts that differ from item to item, where none has a usual name for titles.
         unknown: number of descriptions of items that are not in the catalogue.
         repeated: number of descriptions of items that an earlier row already describes.
         notes: guesses and remarks; each was also a :class:`LogWarning`.
@@ -65,6 +66,7 @@ class ItemSummary:
     columns: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
+    untitled: list[str] = field(default_factory=list)
     described: int | None = None
     catalogue: int | None = None
     unknown: int = 0
@@ -83,6 +85,9 @@ class ItemSummary:
         for kind in ("number", "vector", "list", "text"):
             if names := [name for name, found in self.kept.items() if found == kind]:
                 lines.append(f"{kind}s kept: {some_names(names)}")
+        if self.untitled:
+            told = "no column is named like a title; to show one of these, rename it to title"
+            lines.append(f"{told}: {some_names(self.untitled)}")
         if self.ignored:
             lines.append(f"columns ignored: {some_names(f'{name} ({why})' for name, why in self.ignored.items())}")
         if self.described is not None and self.catalogue is not None:
@@ -198,9 +203,15 @@ def _numbers(values: pl.Series, summary: ItemSummary) -> pl.Series | None:
     """Numbers for text such as ``12.5`` or ``$1,299.00``; None if too many values are not numbers."""
     text = values.str.strip_chars()
     known = ~text.str.to_lowercase().is_in(_NOTHING).fill_null(True)
-    money = text.str.replace(r"^(?:[$€£]|USD |EUR )\s*", "")
+    money = text.str.replace(r"^(?:[$€£]|USD |EUR )\s*", "").str.replace(r"\s*(?:[$€£]| USD| EUR)$", "")
     grouped = money.str.contains(r"^\d{1,3}(,\d{3})+(\.\d+)?$").fill_null(False)
-    money = money.str.replace_all(",", "").zip_with(grouped, money)
+    # As in 1.299,50: all values have that form, and the comma of some does not stand for thousands.
+    commas = money.filter(known).str.contains(r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$").all()
+    if commas and (money.str.contains(",") & ~grouped).any():
+        summary.warn(f"the commas in column {values.name!r} are read as decimal points")
+        money = money.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+    else:
+        money = money.str.replace_all(",", "").zip_with(grouped, money)
     coded = text.filter(known).str.contains(r"^[+-]?0\d").any()  # zip codes and other ids
     numbers = floats_of(money)
     numbers = numbers.set(~numbers.is_finite(), None)

@@ -135,6 +135,9 @@ def read_items_with_summary(source: Any, *, item: str | None = None) -> tuple[pl
                 break
     for name, values in columns.items():
         keep(found, name, as_kept(values, declared.get(name), summary), summary)
+    if "title" not in found:
+        texts = [name for name, kind in summary.kept.items() if kind == "text"]
+        summary.untitled = [name for name in texts if 2 * found[name].n_unique() > len(found[name])]
     return pl.DataFrame(list(found.values())), summary
 
 

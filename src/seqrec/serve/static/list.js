@@ -22,9 +22,9 @@ export function rankedList({ label, add, addLabel, open, explain }) {
     rows = new Map();
     const scores = items.map((item) => item.score);
     const top = Math.max(...scores);
-    const low = Math.min(...scores);
+    const from = Math.min(0, ...scores); // bars begin at 0, so that close scores look close
     items.forEach((item, place) => {
-      const share = top > low ? (item.score - low) / (top - low) : 1;
+      const share = top > from ? (item.score - from) / (top - from) : 1;
       rows.set(String(item.id), row(item, place, 0.06 + 0.94 * share, marks.get(String(item.id))));
     });
     element.replaceChildren(...rows.values());
