@@ -579,7 +579,7 @@ BAD_ARGUMENTS = {
     "fit log.csv --out . --overwrite": "holds something that is not a run",
     "fit log.csv --out run --resume --epochs 9 --embedding-dim 16": "started with",
     "fit log.csv": "--out",
-    "fit": "--log",
+    "fit": "fit needs LOG",
     "fit log.csv --out new --dropout 1": "dropout is 1.0",
     "fit log.csv --out new --dropout much": '"much"',
     "fit log.csv --out new --model gru": '"gru".*sasrec',
