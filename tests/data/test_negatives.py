@@ -232,6 +232,16 @@ def test_contains_is_the_naive_loop(keys, asked):
     assert found.tolist() == [key in keys for key in asked]
 
 
+@pytest.mark.parametrize("span", [2**18, 2**40])  # keys that differ in their last 20 bits, and keys that agree there
+def test_contains_of_many_is_the_same(span):
+    random = np.random.default_rng(0)
+    keys = np.sort(random.integers(0, span, 1000))
+    asked = np.concatenate([random.integers(0, span, 20_000), keys, keys + 2**20, -keys])
+    np.testing.assert_array_equal(contains(keys, asked), np.isin(asked, keys))
+    assert contains(keys, keys.repeat(20)).all()
+    assert not contains(keys[:0], asked).any()
+
+
 @settings(max_examples=60, deadline=None)
 @given(negatives=st.lists(st.integers(0, 12), max_size=20), items=st.lists(st.integers(0, 12), max_size=20))
 def test_collisions_are_the_naive_loop(negatives, items):

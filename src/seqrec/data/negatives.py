@@ -66,6 +66,11 @@ class PopularitySampler:
 
 Sampler = UniformSampler | PopularitySampler
 
+#: Number of different endings of keys that :func:`contains` looks at first: a megabyte, which fits into a cache.
+_ENDINGS = 2**20
+#: Number of keys from which that pays.
+_MANY = 2**14
+
 
 def own_keys(rows: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
     """Sorted keys of (row, item) pairs, to be excluded by :func:`negatives_for`."""
@@ -159,6 +164,17 @@ def contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Whether each of ``keys`` occurs in ``sorted_keys``, ``bool`` in the shape of ``keys``."""
     if len(sorted_keys) == 0:
         return np.zeros(keys.shape, dtype=bool)
+    if keys.size < _MANY or len(sorted_keys) > _ENDINGS // 8:
+        return _are_among(sorted_keys, keys)
+    # Few keys end in the bits of a sorted one, and only these are searched for.
+    endings = np.zeros(_ENDINGS, dtype=bool)
+    endings[sorted_keys & (_ENDINGS - 1)] = True
+    found = endings[keys & (_ENDINGS - 1)]
+    found[found] = _are_among(sorted_keys, keys[found])
+    return found
+
+
+def _are_among(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
     place = np.searchsorted(sorted_keys, keys)
     place[place == len(sorted_keys)] = 0
     return sorted_keys[place] == keys

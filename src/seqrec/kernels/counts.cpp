@@ -355,22 +355,23 @@ int64_t seqrec_sums_at(
     bool right = true;
 #pragma omp parallel num_threads(threads) reduction(&& : right)
     {
-        const auto sums = zeros<double>(catalogue);
+        // 1 + the place of each asked item among the sums. Most entries of the rows are of items that nobody asked for.
+        const auto places = zeros<int32_t>(catalogue);
+        std::vector<double> sums(width + 1);
 #pragma omp for schedule(dynamic, 32)
         for (int64_t row = 0; row < count; ++row) {
-            const auto each = [&](auto change) {
-                for (int64_t e = offsets[row]; e < offsets[row + 1]; ++e) {
-                    const int64_t first = table_offsets[rows[e]], length = table.length(rows[e]);
-                    right = right && length >= 0;
-                    for (int64_t n = first; n < first + length; ++n) {
-                        if (others[n] >= 0 && others[n] < catalogue) change(others[n], double(coefficients[e]) * values[n]);
-                        else right = false;
-                    }
+            const int64_t* own = asked + row * width;
+            for (int64_t n = 0; n < width; ++n) places[own[n]] = int32_t(n + 1), sums[n + 1] = 0;
+            for (int64_t e = offsets[row]; e < offsets[row + 1]; ++e) {
+                const int64_t first = table_offsets[rows[e]], length = table.length(rows[e]);
+                right = right && length >= 0;
+                for (int64_t n = first; n < first + length; ++n) {
+                    if (others[n] < 0 || others[n] >= catalogue) right = false;
+                    else if (const int32_t place = places[others[n]]) sums[place] += double(coefficients[e]) * values[n];
                 }
-            };
-            each([&](int32_t item, double value) { sums[item] += value; });
-            for (int64_t n = row * width; n < (row + 1) * width; ++n) out[n] = float(sums[asked[n]]);
-            each([&](int32_t item, double) { sums[item] = 0; });
+            }
+            for (int64_t n = 0; n < width; ++n) out[row * width + n] = float(sums[places[own[n]]]);
+            for (int64_t n = 0; n < width; ++n) places[own[n]] = 0;
         }
     }
     return right ? 0 : -1;

@@ -10,7 +10,7 @@ from torch import Tensor
 from seqrec.data.batches import Batch, pack, trainable
 from seqrec.data.fields import Length, Options, Range
 from seqrec.data.split import Histories
-from seqrec.models.counting import Rows
+from seqrec.models.counting import Rows, sums_at
 from seqrec.models.popularity import check_counts
 from seqrec.models.sparse import SparseModel, SparseScores
 
@@ -61,6 +61,7 @@ class Markov(SparseModel):
         # keys[starts[i]:starts[i + 1]] are the transitions from item i; outgoing[i] is c_i.
         self.register_buffer("starts", torch.zeros(num_items + 2, dtype=torch.int64))
         self.register_buffer("outgoing", torch.zeros(num_items + 1, dtype=torch.int64))
+        self._kept: tuple[Tensor, Rows] | None = None
 
     def count(self, histories: Histories) -> None:
         """Learn from the training histories."""
@@ -133,19 +134,21 @@ class Markov(SparseModel):
     def score_candidates(self, hidden: Tensor, items: Tensor) -> Tensor:
         """As for :class:`SparseModel`, without listing all that followed the last items."""
         last = hidden[:, 0]
-        times = self._times_of(last[:, None] * (self.num_items + 1) + items)
+        one_each = np.arange(len(last) + 1), last.cpu().numpy().astype(np.int32), np.ones(len(last), np.float32)
+        times = sums_at(self._followers(), *one_each, items)
         return torch.log(times + self.pseudo_counts(items)) - self._norms(last)[:, None]
 
     def _norms(self, last: Tensor) -> Tensor:
         """``log(c_i + alpha)`` for items ``int64[R]``: ``float32[R]``."""
         return torch.log(self.outgoing[last].float() + self.config.alpha)
 
-    def _times_of(self, keys: Tensor) -> Tensor:
-        """Count of each transition, in the shape of ``keys``."""
-        if len(self.keys) == 0:
-            return torch.zeros_like(keys)
-        place = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
-        return torch.where(self.keys[place] == keys, self.times[place], 0)
+    def _followers(self) -> Rows:
+        """Row i has the items that came right after item i, and how often; made once for the same ``keys``."""
+        if self._kept is None or self._kept[0] is not self.keys:
+            columns = (self.keys % (self.num_items + 1)).int()
+            parts = (part.cpu().numpy() for part in (self.starts, columns, self.times.float()))
+            self._kept = self.keys, Rows(*parts)
+        return self._kept[1]
 
     def pseudo_counts(self, items: Tensor | None = None) -> Tensor:
         """``alpha p_j`` of all items, ``float32[I + 1]``, or of some, in the shape of ``items``; 0 for the padding."""
