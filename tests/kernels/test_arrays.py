@@ -283,6 +283,10 @@ CASES: list[tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[dict[st
         {"hidden": floats(2, 4)}, {"vectors": floats(3, 5, 3)}, {"vectors": floats(3, 4)},
         {"hidden": floats(3, 4).double()},
     ]),
+    (kernels.score_items, lambda: {"hidden": floats(3, 4), "vectors": floats(5, 4), "items": longs(0, 4, 1)[:, None]}, [
+        {"hidden": floats(2, 4)}, {"vectors": floats(5, 3)}, {"vectors": floats(4, 4)}, {"items": longs(0, 4, 1)},
+        {"items": longs(0, -1, 1)[:, None]}, {"items": floats(3, 1)},
+    ]),
     (kernels.binary_loss, lambda: {"hidden": floats(3, 4), "vectors": floats(3, 5, 4)}, [
         {"hidden": floats(2, 4)}, {"vectors": floats(3, 5, 3)}, {"vectors": floats(3, 0, 4)}, {"vectors": floats(3, 4)},
     ]),

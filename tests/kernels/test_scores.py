@@ -43,6 +43,18 @@ def test_score_is_the_product_with_each_rows_own(shape):
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4), (7, 1, 5), (30, 101, 64), (5, 6, 1), (3, 0, 8)])
+def test_score_items_has_the_bits_of_score(shape):
+    torch.manual_seed(0)
+    rows, count, dim = shape
+    hidden, vectors, items = torch.randn(rows, dim), torch.randn(40, dim), torch.randint(0, 40, (rows, count))
+    assert torch.equal(kernels.score_items(hidden, vectors, items), kernels.score(hidden, vectors[items]))
+    if rows and count:
+        items[-1, -1] = 40
+        with pytest.raises(ValueError, match="items"):
+            kernels.score_items(hidden, vectors, items)
+
+
 @pytest.mark.parametrize("shape", [(7, 1, 5), (30, 101, 64), (5, 2, 1)])
 def test_binary_loss_is_that_of_torch_in_float64(shape):
     torch.manual_seed(0)

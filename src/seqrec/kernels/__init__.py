@@ -16,7 +16,7 @@ from seqrec.kernels.layers import attention, dropout, dropped_words, feedforward
 from seqrec.kernels.loader import library, usable
 from seqrec.kernels.recurrence import recurrent_block
 from seqrec.kernels.sasrec import Dense, Encoder, Shared, sasrec_gradients, words_of_encoder
-from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, rank, score, softmax_loss
+from seqrec.kernels.scores import Ranked, binary_loss, cross_entropy, product, rank, score, score_items, softmax_loss
 from seqrec.kernels.sparse import rank_sparse
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "adam_catch_up", "adam_dense", "adam_step", "adam_sum", "attention", "attention_block", "binary_loss",
     "codes_are_fast", "codes_of", "cross_entropy", "dropout", "dropped_words", "feedforward", "gated_attention",
     "library", "positions", "product", "rank", "rank_by_codes", "rank_sparse", "recurrent_block", "sasrec_gradients",
-    "score", "softmax_loss", "sum_rows", "sums_at", "time_buckets", "usable", "weigh_pairs", "words_of_encoder",
+    "score", "score_items", "softmax_loss", "sum_rows", "sums_at", "time_buckets", "usable", "weigh_pairs",
+    "words_of_encoder",
 ]  # fmt: skip

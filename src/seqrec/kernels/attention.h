@@ -5,11 +5,12 @@
 
 namespace seqrec {
 
-// out[n] = x . rows[n] for n < count, where rows are `stride` apart.
-inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+// out[n] = x . row(n) for n < count.
+template <typename Row>
+inline void dots(const float* x, Row row, int64_t count, int64_t dim, float* out) {
     int64_t n = 0;
     for (; n + 4 <= count; n += 4) {
-        const float *a = rows + n * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+        const float *a = row(n), *b = row(n + 1), *c = row(n + 2), *d = row(n + 3);
         float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
         for (int64_t k = 0; k < dim; ++k) {
@@ -21,12 +22,17 @@ inline void dots(const float* x, const float* rows, int64_t stride, int64_t coun
         out[n] = s0, out[n + 1] = s1, out[n + 2] = s2, out[n + 3] = s3;
     }
     for (; n < count; ++n) {
-        const float* a = rows + n * stride;
+        const float* a = row(n);
         float s = 0;
 #pragma omp simd reduction(+ : s)
         for (int64_t k = 0; k < dim; ++k) s += x[k] * a[k];
         out[n] = s;
     }
+}
+
+// The same of rows that are `stride` apart.
+inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t dim, float* out) {
+    dots(x, [=](int64_t n) { return rows + n * stride; }, count, dim, out);
 }
 
 // The length of a row padded to complete vectors, so that loops over it have no remainder.

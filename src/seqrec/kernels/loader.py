@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VERSION = 26
+VERSION = 27
 #: The functions that return a size, an int64.
 SIZES = (
     "adam_catch_up", "adam_sum", "block_saves", "recurrent_saves", "weigh_pairs", "weigh_pairs_room", "sum_rows",

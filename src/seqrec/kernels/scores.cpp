@@ -7,6 +7,7 @@ using namespace seqrec;
 
 namespace {
 
+constexpr int64_t AHEAD = 8;       // number of candidates that are fetched before their turn
 constexpr int64_t KEPT = 1 << 22;  // highest number of exponentials kept for backward: 16 MiB
 
 // Gradients of the dot products of one state with its own candidates.
@@ -45,6 +46,23 @@ void seqrec_score(
 ) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; ++n) dots(hidden + n * dim, vectors + n * count * dim, dim, count, dim, out + n * count);
+}
+
+// Dot products of each row with some of the items. Their vectors are scattered, so they are fetched before their turn.
+void seqrec_score_items(
+    const float* hidden, const float* vectors, const int64_t* items, int64_t rows, int64_t count, int64_t dim, float* out,
+    int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; ++n) {
+        const int64_t* own = items + n * count;
+        const auto row = [=](int64_t c) {
+            const float* later = vectors + own[std::min(c + AHEAD, count - 1)] * dim;
+            for (int64_t k = 0; k < dim; k += 16) __builtin_prefetch(later + k);
+            return vectors + own[c] * dim;
+        };
+        dots(hidden + n * dim, row, count, dim, out + n * count);
+    }
 }
 
 void seqrec_score_backward(

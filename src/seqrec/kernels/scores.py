@@ -14,6 +14,10 @@ _PRODUCT = Loop(
 _OWN = "hidden: float32[R, D]", "vectors: float32[R, C, D]"
 _BY_OWN = "by_hidden: float32[R, D] made", "by_vectors: float32[R, C, D] made"
 _SCORE = Loop("score", *_OWN, "R", "C", "D", "out: float32[R, C] made")
+_SCORE_ITEMS = Loop(
+    "score_items", "hidden: float32[R, D]", "vectors: float32[I, D]", "items: int64[R, C] below I", "R", "C", "D",
+    "out: float32[R, C] made",
+)  # fmt: skip
 _SCORE_BACKWARD = Loop("score_backward", *_OWN, "by_out: float32[R, C]", "R", "C", "D", *_BY_OWN)
 _BINARY_LOSS = Loop("binary_loss", *_OWN, "R", "C", "D", "losses: float64[R] made", *_BY_OWN)
 _SOFTMAX_LOSS = Loop(
@@ -44,6 +48,22 @@ def score(hidden: Tensor, vectors: Tensor) -> Tensor:
     """Dot products ``[R, C]`` of each state ``float32[R, D]`` with its own candidates ``float32[R, C, D]``."""
     result: Tensor = _Score.apply(hidden, vectors)
     return result
+
+
+def score_items(hidden: Tensor, vectors: Tensor, items: Tensor) -> Tensor:
+    """The same numbers as from :func:`score`, without gradients, given the candidates as rows of a table.
+
+    Args:
+        hidden: states, ``float32[R, D]``.
+        vectors: vectors of all items, ``float32[I, D]``.
+        items: candidates of each state, ``int64[R, C]``.
+
+    Returns:
+        Dot products, ``float32[R, C]``.
+    """
+    out: Tensor
+    _, out = _SCORE_ITEMS(hidden=hidden.contiguous(), vectors=vectors.contiguous(), items=items.contiguous())
+    return out
 
 
 class _Score(torch.autograd.Function):

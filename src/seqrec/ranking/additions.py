@@ -5,6 +5,7 @@ import copy
 import numpy as np
 from torch import Tensor
 
+from seqrec import kernels
 from seqrec.data.split import Histories
 from seqrec.models.base import Model
 from seqrec.models.sparse import SparseModel
@@ -78,9 +79,17 @@ def rank_after(
     return Ranking(*found)  # type: ignore[arg-type]
 
 
-def score_after(model: Model, histories: Histories, states: Tensor, items: Tensor) -> Tensor:
-    """Scores of each history's own candidates ``int64[R, C]``, with the model's addition: ``float32[R, C]``."""
-    scores = model.score(states, items)
+def score_after(
+    model: Model, histories: Histories, states: Tensor, items: Tensor, vectors: Tensor | None = None
+) -> Tensor:
+    """Scores of each history's own candidates ``int64[R, C]``, with the model's addition: ``float32[R, C]``.
+
+    ``vectors`` are those of all items if they are known, ``float32[I + 1, D]``: the same scores take less time then.
+    """
+    if vectors is None or not kernels.usable(states, vectors):
+        scores = model.score(states, items)
+    else:
+        scores = kernels.score_items(states, vectors, items)
     if model.addition is None or model.addition.weight == 0:
         return scores
     transitions = model.addition.transitions

@@ -74,6 +74,15 @@ class Ranker:
                 found.append(Catalogue(model))
         return found
 
+    @cached_property
+    def vectors(self) -> list[Tensor | None]:
+        """The vectors of all items of each factored model, computed at the first use; None for other models."""
+        found = []
+        for model in self.models:
+            with evaluation_mode(model):
+                found.append(model.item_vectors() if model.FACTORED else None)
+        return found
+
     def block(self, targets: Targets, number: int) -> list[Ranks]:
         """Ranks of a block of targets from each model.
 
@@ -89,7 +98,9 @@ class Ranker:
             with evaluation_mode(model):
                 states = last_states(model, targets.histories, batch_size=self.batch_size)
                 if drawn is not None:
-                    found.append(_rank_sampled(model, states, targets, drawn, self.batch_size))
+                    # If there are more items than candidates, the vectors of all cost more than they save.
+                    vectors = self.vectors[index] if drawn.size >= model.num_items else None
+                    found.append(_rank_sampled(model, states, targets, drawn, self.batch_size, vectors))
                 else:
                     catalogue, ways = self.catalogues[index], (self.keep_seen, self.top, self.batch_size)
                     found.append(rank_full(catalogue, states, targets, *ways))
@@ -147,15 +158,19 @@ def _seen_keys(data: Dataset, users: np.ndarray) -> np.ndarray:
     return keys
 
 
-def _rank_sampled(model: Model, states: Tensor, targets: Targets, drawn: np.ndarray, batch_size: int) -> Ranks:
+def _rank_sampled(
+    model: Model, states: Tensor, targets: Targets, drawn: np.ndarray, batch_size: int, vectors: Tensor | None
+) -> Ranks:
     into = Ranks.empty(len(targets), 0)
     candidates = np.column_stack([targets.items.astype(np.int64), drawn])
-    # Every candidate of every user needs a separate vector here. The number of rows keeps them in the cache.
-    rows = max(1, min(batch_size, scoring.CELLS // 16 // (candidates.shape[1] * states.shape[1])))
+    rows = batch_size
+    if vectors is None:
+        # Every candidate of every user needs a separate vector here. The number of rows keeps them in the cache.
+        rows = max(1, min(batch_size, scoring.CELLS // 16 // (candidates.shape[1] * states.shape[1])))
     for start in range(0, len(targets), rows):
         chosen = slice(start, start + rows)
         items = torch.from_numpy(candidates[chosen]).to(states.device)
-        scores = score_after(model, targets.histories.take(chosen), states[chosen], items)
+        scores = score_after(model, targets.histories.take(chosen), states[chosen], items, vectors)
         require_numbers(scores)
         real = items[:, 1:] > 0
         target, others = scores[:, :1], scores[:, 1:]
