@@ -20,11 +20,14 @@ from matplotlib.image import imread
 
 from seqrec import InputError, Recommender
 from seqrec.cli.app import main
+from seqrec.report.charts import lengths_figure
+from seqrec.report.content import RunContent
 from seqrec.report.html import escaped, table, tag
 from seqrec.report.layout import neighbour_map
 from seqrec.report.measures import shares_by_popularity
 from seqrec.report.page import labels_of, write_report
 from seqrec.report.svg import Picture, rendered
+from seqrec.run.config import RunConfig
 from seqrec.run.folder import Run
 
 pytestmark = pytest.mark.usefixtures("few_constants")
@@ -354,6 +357,33 @@ def test_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     facts = json.loads((tmp_path / "facts").read_text())
     assert facts["page"] == str(page)
     assert all(Path(file).is_file() for file in facts["pictures"])
+
+
+@pytest.mark.parametrize("lengths", [[1], [3, 3, 4, 8], [5] * 40 + [70, 900, 23_039], list(range(1, 300)), []])
+def test_every_length_is_in_the_bar_that_names_it(lengths: list[int]) -> None:
+    figure = lengths_figure(np.array(lengths, dtype=np.int64))
+    (axes,) = figure.axes
+    names = [label.get_text().replace(",", "") for label in axes.get_xticklabels()]
+    heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches}  # type: ignore[attr-defined]
+    assert sum(heights.values()) == len(lengths)
+    for place, name in zip(axes.get_xticks(), names, strict=True):
+        low, _, high = name.partition("–")
+        assert heights[round(place)] == sum(int(low) <= length <= int(high or low) for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "words"),
+    [
+        ("hstu", {"ensemble": 1}, "hstu"),
+        ("hstu", {"ensemble": 3, "ensemble_kinds": "same"}, "3 × hstu"),
+        ("hstu", {"ensemble": 3, "ensemble_kinds": "mixed"}, "3 models (hstu, lrurec, sasrec in turn)"),
+        ("sasrec", {"ensemble": 2, "ensemble_kinds": "mixed"}, "2 models (sasrec, ssept in turn)"),
+    ],
+)
+def test_the_model_in_words(model: str, training: dict[str, Any], words: str) -> None:
+    nothing: Any = None
+    config = RunConfig(model, {}, 1, 1, has_timestamps=False, fingerprint="", training=training)
+    assert RunContent("run", Path(), config, {}, pl.DataFrame(), nothing, nothing).model == words
 
 
 def test_labels() -> None:
