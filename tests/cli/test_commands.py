@@ -284,7 +284,8 @@ def test_counted_models_through_all_commands(place: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("protocol", ["full", "sampled"])
 def test_evaluate(place: Path, capsys: pytest.CaptureFixture[str], protocol: str) -> None:
-    arguments = ["evaluate", "run", "--protocol", protocol, "--negatives", "4", "--split", "valid"]
+    sampled = ["--negatives", "4"] if protocol == "sampled" else []
+    arguments = ["evaluate", "run", "--protocol", protocol, *sampled, "--split", "valid"]
     out = run(capsys, *arguments, "--json", "found.json")
     assert "valid: 30 users" in out
     found = strict_json((place / "found.json").read_text())
@@ -595,6 +596,7 @@ BAD_ARGUMENTS = {
     "evaluate .": "not a run folder",
     "evaluate log.csv": "log.csv: no such run folder",
     "evaluate run --protocol half": '"half"',
+    "evaluate run --negatives 50": "negatives is given, but protocol is full",
     "evaluate run --protocol sampled --negatives 0": "negatives is 0",
     "recommend run -k 13": "k is 13, but there are only 12 items to choose from",
     "recommend run -k 0": "k is 0; give 1 or more",

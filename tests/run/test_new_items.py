@@ -147,10 +147,29 @@ def test_ids_that_are_numbers(tmp_path: Path):
     assert set(scores_of(recommender, ["102"])) >= {0, 100, 200, 300, 400}
 
 
+def test_what_is_not_known_of_new_items_is_told(run: Path):
+    new = described(0, NEW).with_columns(
+        categories=pl.Series([["g0", "g9"], ["g0"], ["x"], [], *[["g3"]] * 6]),
+        price=pl.Series([1.0, 2.0, None, None, *[3.0] * 6]),
+        vector=pl.Series([[1.0, 0, 0, 0, 0], None, None, None, *[[0.0, 0, 0, 0, 1]] * 6], dtype=pl.List(pl.Float64)),
+    )
+    recommender = Recommender.load(run)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        recommender.add_items(new)
+    said = [str(one.message) for one in caught if one.category is LogWarning]
+    assert "ignored in column categories: 2 values that no item of the run has (g9, x)" in said[0]
+    assert "nothing that the model knows is said of 2 of 10 new items, such as 100, 101; they are ranked" in said[1]
+    assert len(said) == 2
+    with pytest.raises(InputError, match="the run knows all of its 10 items; give items that are new"):
+        recommender.add_items(new)
+    assert set(scores_of(Recommender.load(run).add_items(new.with_columns(price=None)), ["102"])) >= {"0", "1"}
+
+
 def bad_items() -> list[tuple[Any, str]]:
     new = described(0, NEW)
     return [
-        (described(NEW, SIZE), "the log has all of its 30 items; give items that are new"),
+        (described(NEW, SIZE), "the run knows all of its 30 items; give items that are new"),
         (new.drop("price"), "has no price, which the model reads; give the columns categories,price,vector"),
         (new.with_columns(price=pl.lit("cheap")), "its price holds texts, but that of the run's items numbers; give"),
         (new.with_columns(vector=pl.lit([1.0, 2.0])), "its vector holds vectors of 2, but that of the run's items "

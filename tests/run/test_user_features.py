@@ -222,7 +222,12 @@ def test_warm_start_finds_features_of_users_by_name(run: Path, tmp_path: Path):
         assert torch.allclose(before.code_vectors[4:], after.code_vectors[5:], atol=1e-5)  # the new one comes first
         for options, users, message in [
             ({"user_features": "age"}, people(), "its user_features is gender,age,interests,vector, not age, so its"),
-            ({}, None, "user_features is 'gender,age,interests,vector', but there is no user table; give users"),
+            (
+                {},
+                None,
+                "learned from the users' gender,age,interests,vector, but there is no user table; give --users FILE",
+            ),
+            ({}, people().drop("age"), "vector, but user_features name 'age', but the user table has .*; give --users"),
         ]:
             with pytest.raises(InputError, match=message):
                 Recommender(**still, **options).fit(log(), items=items(), users=users, init_from=run)

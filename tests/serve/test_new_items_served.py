@@ -108,7 +108,7 @@ def test_new_items_are_kept_when_the_run_or_the_file_changes(
     make_items().head(3).write_parquet(file)
     status, facts, version = reloaded()
     assert (status, facts["added"]) == (200, 0)
-    assert facts["note"] == f"{file}: the log has all of its 3 items; give items that are new"
+    assert facts["note"] == f"{file}: the run knows all of its 3 items; give items that are new"
     assert len({*versions, version, Runs([learned]).get().version}) == 3
 
 

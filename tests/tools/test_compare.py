@@ -339,7 +339,9 @@ def test_models_learn_the_features_that_are_given(dataset: Dataset, tmp_path: Pa
     described = with_tables(dataset, items, users)
     config, models = CompareConfig(features="kind", user_features="age"), ["sasrec", "caser", "popularity"]
     options = {"out": tmp_path / "out", "epochs": 1, "embedding_dim": 8, "max_length": 10, **ALONE}
-    with pytest.warns(TrainingWarning, match="is given, but caser cannot learn features") as said:
+    with pytest.warns(
+        TrainingWarning, match="is given, but has no effect on caser, popularity, which cannot learn it"
+    ) as said:
         both = compare_models(described, models, config, **options)
     assert [str(one.message).split()[0] for one in said if "caser" in str(one.message)] == ["features", "user_features"]
     assert both.entries[0].config["features"] == "kind"

@@ -123,6 +123,23 @@ def test_the_scores_are_those_of_the_earlier_run(name: str, tmp_path: Path) -> N
     np.testing.assert_allclose(found[1]["score"], found[0]["score"], atol=1e-4 * scale)  # type: ignore[operator]
 
 
+def test_vectors_from_elsewhere_are_told(tmp_path: Path) -> None:
+    """Vectors of another encoder are not those that the weights were trained for, however many numbers they have."""
+    random = np.random.default_rng(0)
+    there = pl.DataFrame({"item_id": [f"i{n}" for n in range(ITEMS)], "emb": random.normal(size=(ITEMS, 3)).tolist()})
+    Recommender("sasrec", **SMALL, features="emb").fit(log(), tmp_path / "old", items=there)
+    for described, others in (
+        (there, False),
+        (there.with_columns(emb=pl.Series(random.normal(size=(ITEMS, 3)).tolist())), True),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Recommender(**STILL).fit(later(), items=described, init_from=tmp_path / "old")
+        said = [str(one.message) for one in caught if "had other vectors" in str(one.message)]
+        assert len(said) == others
+        assert all("(emb of 100% of the items)" in one for one in said)
+
+
 @pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", TRAINED)
 def test_each_row_belongs_to_its_id(name: str, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def evaluate_command(
     *,
     protocol: Literal["full", "sampled"] = "full",
     split: Literal["test", "valid"] = "test",
-    negatives: int = 100,
+    negatives: int | None = None,
     keep_seen: bool | None = None,
     seed: int = 0,
     cluster: ClusterConfig | None = None,
@@ -42,14 +42,17 @@ def evaluate_command(
         protocol: Items to rank the held-out item against. full: the whole catalogue; sampled: random items that the
             user has not seen.
         split: Held-out items to rank: those for the test or for validation.
-        negatives: Number of random items per user in the sampled protocol.
+        negatives: Number of random items per user, for --protocol sampled. [default: 100]
         keep_seen: Keep items of the history in a full ranking; --keep-seen=false removes them. By default as in the
             run's validation.
         seed: Random seed of the sampled items, and of the bootstrap for the interval of coverage.
     """
     on_cluster = _is_for_cluster(run, cluster)
     check_outputs(json, run=None if is_url(run) else run)
-    options: dict[str, Any] = {"negatives": negatives, "keep_seen": keep_seen, "seed": seed}
+    if negatives is not None and protocol == "full":
+        raise InputError("negatives is given, but protocol is full, which ranks all items; add --protocol sampled")
+    options: dict[str, Any] = {"keep_seen": keep_seen, "seed": seed}
+    options |= {} if negatives is None else {"negatives": negatives}
     if cluster is not None and on_cluster:
         from seqrec.cluster.evaluate import evaluate_on_cluster
 

@@ -49,11 +49,20 @@ class Coded:
         assert self.values is not None
         return len(self.values)
 
-    @property
-    def names(self) -> list[str]:
-        """A name for each code, to recognise it in another table."""
-        values = range(len(self)) if self.values is None else self.values.series
-        return [f"{self.name}\t{value}" for value in values]
+    def places_in(self, earlier: "Coded", column: pl.Series) -> np.ndarray:
+        """The code of an earlier column of this name that means the same as each code, ``int64[len(self)]``, or -1.
+
+        A bin of numbers means the earlier bin that most of its numbers in ``column`` are in: bins are quantiles, so
+        other numbers have other bins.
+        """
+        if self.values is not None:
+            names = {} if earlier.values is None else {str(one): code for code, one in enumerate(earlier.values.series)}
+            return np.array([names.get(str(value), -1) for value in self.values.series], dtype=np.int64)
+        if earlier.edges is None:
+            return np.full(len(self), -1)
+        counts = np.zeros((len(self), len(earlier)), dtype=np.int64)
+        np.add.at(counts, (self.encode(column)[1], earlier.encode(column)[1]), 1)
+        return np.where(counts.any(axis=1), counts.argmax(axis=1), -1)
 
     def encode(self, column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
         """Rows and codes of the values that are learned, each pair once, ordered by row: ``int64[M]`` each."""
@@ -114,10 +123,29 @@ class Vocabulary:
         """Number of numbers V in the vectors of a row, over all columns."""
         return sum(map(len, self.scaled))
 
-    @property
-    def names(self) -> list[str]:
-        """A name for each code, to recognise it in another table."""
-        return [name for column in self.coded for name in column.names]
+    def places_in(self, earlier: "Vocabulary", table: Table) -> np.ndarray:
+        """The code of an earlier vocabulary that means the same as each code in this one of a table: ``int64[C]``.
+
+        It is -1 where there is none; see :meth:`Coded.places_in`.
+        """
+        firsts = dict(zip([one.name for one in earlier.coded], np.cumsum([0, *map(len, earlier.coded)]), strict=False))
+        before, parts = {one.name: one for one in earlier.coded}, [np.zeros(0, np.int64)]
+        for one in self.coded:
+            found = np.full(len(one), -1)
+            if one.name in before:
+                found = one.places_in(before[one.name], _column(table, one.name))
+            parts.append(np.where(found >= 0, found + firsts.get(one.name, 0), -1))
+        return np.concatenate(parts)
+
+    def unseen(self, column: Coded, table: Table, more: Table) -> pl.Series:
+        """Values of a column in ``more`` that ``table``, of which this was learned, does not have, each once."""
+        if column.values is None:
+            return pl.Series([])
+        values = _entries(_column(more, column.name))[1].unique(maintain_order=True)
+        values = values.filter(pl.Series(column.values.find(values) < 0))
+        if values.is_empty():
+            return values
+        return values.filter(~values.is_in(_entries(_column(table, column.name))[1].unique().implode()))
 
     def lines(self) -> list[str]:
         """What is learned of each column, in words."""

@@ -263,7 +263,7 @@ def _checked(targets: Targets, protocol: str, negatives: int, seed: int) -> int:
             raise InputError(f"negatives is {negatives}; give 1 or more")
         if (targets.histories.users < 0).any():
             raise ValueError("the sampled protocol needs users of the dataset, to know what they have not seen")
-    return min(negatives, targets.histories.dataset.num_items)
+    return min(negatives, max(1, targets.histories.dataset.num_items - 1))  # all but the target
 
 
 def _rank(ranker: Ranker, targets: Targets, blocks: Blocks = in_turn) -> list[Ranks]:

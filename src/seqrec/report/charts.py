@@ -13,6 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from seqrec.report.measures import Attention, ItemMap
 from seqrec.report.svg import COLOURS, QUIET, WIDTH
 
+#: Styles of the lines that are not of a run: as many as there are baselines.
+_DASHES: tuple[Any, ...] = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))
 _PERCENT = FuncFormatter(lambda value, _: f"{value:.0%}")
 #: A model with its metric and both ends of the interval, and whether it is one of the runs.
 Interval = tuple[str, float, float, float, bool]
@@ -26,7 +28,7 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 def _legend(axes: Axes, several: bool = True, **more: Any) -> None:
     if several and axes.figure is not None:
         handles, labels = axes.get_legend_handles_labels()
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.4, **more)
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=2.6, **more)
 
 
 def short(name: str, most: int = 28) -> str:
@@ -89,7 +91,7 @@ def groups_figure(
         label: what the groups are.
     """
     figure, axes = _axes(2.75 + 0.19 * ((len(rows) + 1) // 2))
-    runs, dashes = iter(COLOURS), iter(["-", "--", ":", "-."] * len(rows))
+    runs, dashes = iter(COLOURS), iter([*_DASHES] * len(rows))
     for number, (name, values, is_run) in enumerate(rows):
         places = [place for place, value in enumerate(values) if value is not None]
         known = np.array([value for value in values if value is not None]).reshape(-1, 3)
@@ -167,6 +169,8 @@ def map_figure(found: ItemMap) -> Figure:
     rest = len(found.names) - 1 if found.by_category else -1
     for number, name in enumerate(found.names):
         some = found.places[found.groups == number]
+        if len(some) == 0:
+            continue
         colour = QUIET if number == rest else COLOURS[number % len(COLOURS)]
         axes.plot(
             some[:, 0], some[:, 1], "o", color=colour, markersize=3.2, alpha=0.8, markeredgewidth=0, label=short(name)

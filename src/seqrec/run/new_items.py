@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.features import vocabulary_of
+from seqrec.data.features import Vocabulary, vocabulary_of
 from seqrec.data.formats.item_columns import ItemSummary
 from seqrec.data.formats.items import read_items_with_summary
 from seqrec.data.formats.summary import some_of
@@ -49,10 +49,15 @@ def with_new_items(config: RunConfig, dataset: Dataset, items: Any) -> Dataset:
     vocabulary, _ = vocabulary_of(table, asked)
     frame, summary = read_items_with_summary(items)
     fresh = _fresh(dataset, frame, summary).sort("item_id")
-    missing = [name for name in vocabulary.columns if name not in fresh.columns]
-    if missing:
-        raise InputError(f"{summary.name}: has no {missing[0]}, which the model reads; give the columns {asked}")
-    described = ItemTable(pl.concat([table.frame, _like(table.frame, fresh, summary)]))
+    for name in vocabulary.columns:
+        reason = summary.ignored.get(name)
+        if reason not in (None, "empty"):
+            raise InputError(f"{summary.name}: its {name}, which the model reads, has {reason}; correct it")
+        if reason is None and name not in fresh.columns:
+            raise InputError(f"{summary.name}: has no {name}, which the model reads; give the columns {asked}")
+    more = ItemTable(_like(table.frame, fresh, summary))
+    _say_unknown(vocabulary, table, more, summary)
+    described = ItemTable(pl.concat([table.frame, more.frame]))
     described.learned = table.learned  # what the model reads follows from the items of its training alone
     return replace(dataset, catalogue=dataset.catalogue.followed_by(fresh["item_id"]), item_table=described)
 
@@ -81,7 +86,7 @@ def _fresh(dataset: Dataset, frame: pl.DataFrame, summary: ItemSummary) -> pl.Da
     known = dataset.catalogue.find(frame["item_id"]) >= 0
     new = frame.filter(pl.Series(~known)).unique("item_id", keep="first", maintain_order=True)
     if new.is_empty():
-        raise NothingToAdd(f"{summary.name}: the log has all of its {len(frame):,} items; give items that are new")
+        raise NothingToAdd(f"{summary.name}: the run knows all of its {len(frame):,} items; give items that are new")
     ids, kind = new["item_id"], dataset.catalogue.dtype
     if kind == pl.String:
         ids = pl.Series("item_id", texts_of(ids), dtype=pl.String)
@@ -99,6 +104,23 @@ def _fresh(dataset: Dataset, frame: pl.DataFrame, summary: ItemSummary) -> pl.Da
     if ignored:
         summary.warn(f"ignored rows: {'; '.join(ignored)} ({len(new):,} items are new, such as {some_of(ids, 3)})")
     return new.with_columns(ids.cast(kind))
+
+
+def _say_unknown(vocabulary: Vocabulary, table: ItemTable, more: ItemTable, summary: ItemSummary) -> None:
+    """Warn about values that no item of the run has, and about items of which nothing is known that the model reads."""
+    for column in vocabulary.coded:
+        values = vocabulary.unseen(column, table, more)
+        if len(values):
+            ignored = f"{len(values):,} values that no item of the run has" if len(values) > 1 else "a value"
+            summary.warn(f"ignored in column {column.name}: {ignored} ({some_of(values, 3)})")
+    features = vocabulary.encode(more)
+    nothing = (np.diff(features.offsets)[1:] == 0) & ~features.values[1:].any(axis=1)
+    if nothing.any():
+        count, some = int(nothing.sum()), some_of(more.frame["item_id"].filter(pl.Series(nothing)), 3)
+        summary.warn(
+            f"nothing that the model knows is said of {count:,} of {len(nothing):,} new items, such as {some}; they "
+            "are ranked as if they had no features"
+        )
 
 
 def _like(frame: pl.DataFrame, new: pl.DataFrame, summary: ItemSummary) -> pl.DataFrame:

@@ -286,10 +286,9 @@ def _options(models: Sequence[str], options: Mapping[str, Any]) -> dict[str, dic
     if unknown:
         raise InputError(f"none of {', '.join(models)} has an option {unknown[0]!r}; leave it out")
     for option in ("features", "user_features"):
-        trained = [name for name in models if not MODELS[name].COUNTED]
-        without = [name for name in trained if options.get(option) and option not in chosen[name]]
+        without = [name for name in models if options.get(option) and option not in chosen[name]]
         if without:
-            text = f"{option} is given, but {', '.join(without)} cannot learn features and go without"
+            text = f"{option} is given, but has no effect on {', '.join(without)}, which cannot learn it"
             warn(text, TrainingWarning)
     return chosen
 

@@ -95,7 +95,7 @@ def planned(
     is_counted = MODELS[name].COUNTED
     if "category" in MODELS[name].READS:
         sizes = settle_categories(name, sizes, dataset.item_table)
-    sizes, learned = settle_features(name, sizes, dataset)
+    sizes, learned = settle_features(name, sizes, dataset, None if earlier is None else earlier.shown)
     if isinstance(sizes, TransitionsConfig):
         sizes = choose_constants(sizes, split, settle_split(split, split_config).keep_seen or False, training.seed)
     recipe = Recipe(sizes.resolved(), training)
@@ -243,8 +243,14 @@ def settle_categories(name: str, sizes: Any, table: ItemTable | None) -> Any:
     return replace(sizes, num_categories=0)
 
 
-def settle_features(name: str, sizes: Any, dataset: Dataset) -> tuple[Any, dict[str, str]]:
+def settle_features(name: str, sizes: Any, dataset: Dataset, earlier: str | None = None) -> tuple[Any, dict[str, str]]:
     """The config with the options of features resolved to names of columns, and what is learned of them, in words.
+
+    Args:
+        name: name of the model.
+        sizes: its config.
+        dataset: dataset to fit.
+        earlier: folder of the run that training starts from, whose features these are.
 
     Raises:
         InputError: the config asks for features, but there is no table, or nothing to learn of the columns.
@@ -255,16 +261,29 @@ def settle_features(name: str, sizes: Any, dataset: Dataset) -> tuple[Any, dict[
         if not asked:
             continue
         if table is None:
+            if earlier is not None:
+                raise _lacking(earlier, what, asked, f"there is no {what} table")
             raise InputError(
                 f"{option} is {asked!r}, but there is no {what} table; give {what}s (--{what}s FILE), or leave it out"
             )
-        vocabulary, left_out = vocabulary_of(table, asked)
+        try:
+            vocabulary, left_out = vocabulary_of(table, asked)
+        except InputError as error:
+            if earlier is None:
+                raise
+            raise _lacking(earlier, what, asked, str(error).rpartition(";")[0]) from None
         counts = dict(zip(SIZES[option], (vocabulary.num_codes, vocabulary.num_values), strict=True))
         sizes = replace(sizes, **{option: ",".join(vocabulary.columns)}, **counts)
         not_learned = [f"{column} ({reason})" for column, reason in left_out.items()]
         said = ", ".join(vocabulary.lines()) + (f"; not {', '.join(not_learned)}" if not_learned else "")
         reasons[option] = f"{name} learns {'of users ' if what == 'user' else ''}{said}"
     return sizes, reasons
+
+
+def _lacking(earlier: str, what: str, asked: str, reason: str) -> InputError:
+    """The error for a table that lacks what the earlier run learned from, which nobody asked for by an option."""
+    advice = f"give --{what}s FILE with these columns, or train without init_from"
+    return InputError(f"{earlier}: learned from the {what}s' {asked}, but {reason}; {advice}")
 
 
 def check_tables(run: Run, dataset: Dataset, model: Model) -> None:

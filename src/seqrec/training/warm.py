@@ -8,6 +8,7 @@ neighbours.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ import numpy as np
 import torch
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.features import vocabulary_of
 from seqrec.data.fields import by_kind, check_fields
-from seqrec.data.items import ItemTable
 from seqrec.data.prepare import PrepareConfig
 from seqrec.data.split import Histories, Split, SplitConfig, Targets
 from seqrec.errors import InputError, RunWarning, one_line, warn
@@ -31,6 +30,7 @@ from seqrec.run.start import Start, row_kinds
 from seqrec.run.tensors import read_header
 from seqrec.training.additions import constants_of
 from seqrec.training.config import TrainConfig
+from seqrec.training.matching import changed_vectors, matched
 from seqrec.training.start import start_near_neighbours
 
 #: When training stops, unless options say otherwise: the first epochs gain most, and it need not start from nothing.
@@ -171,11 +171,17 @@ class Earlier:
             facts["weight"] = self.model.addition.weight
         rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for kind in sorted({*kinds.values()}):
-            rows[kind], facts[kind] = _matched(kind, earlier, dataset, self.config, config)
+            rows[kind], facts[kind] = matched(kind, earlier, dataset, self.config, config)
         if not facts.get("items", {"kept": 1})["kept"]:
             raise InputError(
                 f"{self.shown}: knows none of the items of this log ({_some(earlier.item_ids)} there, "
                 f"{_some(dataset.item_ids)} here); give a run of the same catalogue, or leave out init_from"
+            )
+        if changed := changed_vectors(earlier, dataset, config):
+            warn(
+                f"{self.shown}: its items or users had other vectors ({changed}), so what was learned of them may not "
+                "hold; train without init_from if they come from elsewhere",
+                RunWarning,
             )
         weights, old = {}, dict(self.model.named_parameters())
         for name, weight in config.outline(len(old)).named_parameters():
@@ -272,7 +278,7 @@ def lines_of(config: RunConfig) -> list[str]:
     sizes = ", ".join(
         f"{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for name, value in config.model_config.items()
-        if value
+        if value and name not in {*chain.from_iterable(SIZES.values())}
     )
     kinds = [
         f"{kind.replace('_', ' ')}: " + ", ".join(f"{facts[kind][part]:,} {part}" for part in ("kept", "new", "gone"))
@@ -285,43 +291,6 @@ def lines_of(config: RunConfig) -> list[str]:
         better = f"an NDCG@10 that is {100 * gain:g} % better (--patience, --min-gain)"
     stops = f"training stops after {patience} validation{'s' * (patience != 1)} without {better}"
     return [f"starting from {facts['run']}: {config.label}, {sizes}", *(f"  {line}" for line in (*kinds, stops))]
-
-
-def _matched(
-    kind: str, earlier: Dataset, dataset: Dataset, before: RunConfig, now: RunConfig
-) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, int]]:
-    """The places of common ids in the tables of the new and of the earlier run, and how many are kept, new and gone.
-
-    Tables of items and categories begin with a row for none, that of users ends with one, and that of features has
-    none.
-    """
-    if kind == "users":
-        there, size = earlier.user_indices(dataset.user_ids), earlier.num_users
-    elif kind == "items":
-        there, size = earlier.item_indices(dataset.item_ids) - 1, earlier.num_items
-    else:
-        old, new = (_names(kind, *pair) for pair in ((earlier, before), (dataset, now)))
-        places = {name: place for place, name in enumerate(old)}
-        there, size = np.array([places.get(name, -1) for name in new], dtype=np.int64), len(old)
-    found = np.flatnonzero(there >= 0)
-    facts = {"kept": len(found), "new": len(there) - len(found), "gone": size - len(np.unique(there[found]))}
-    if kind == "users":
-        rows = np.append(found, len(there)), np.append(there[found], size)
-    elif kind in SIZES:
-        rows = found, there[found]
-    else:
-        rows = np.append(0, found + 1), np.append(0, there[found] + 1)
-    return (torch.from_numpy(rows[0]), torch.from_numpy(rows[1])), facts
-
-
-def _names(kind: str, dataset: Dataset, config: RunConfig) -> list[str]:
-    """The names of the categories or features that a model learns, in the order of the rows of their table."""
-    table = dataset.user_table if kind == "user_features" else dataset.item_table
-    if table is None:
-        return []
-    if isinstance(table, ItemTable) and kind == "categories":
-        return table.first_categories(config.model_config["num_categories"])[1]
-    return vocabulary_of(table, config.model_config[kind])[0].names
 
 
 def _some(ids: Any) -> str:

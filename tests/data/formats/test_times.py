@@ -155,3 +155,13 @@ def test_zones_of_frames(zone):
 
 def test_moments_written_without_marks():
     assert seconds_of(["20200913T122640Z", "20200913 12:26:41"]) == [NOW, NOW + 1]
+
+
+def test_dates_that_begin_with_the_day_are_told(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\na,1,15.11.2023\na,2,16.11.2023 10:30\nb,3,1/2/2023\n")
+    with pytest.raises(InputError, match=r"'15\.11\.2023' is not a number or an ISO date; write all"):
+        read_log(path)
+    path.write_text("user_id,item_id,timestamp\na,1,15.11.2023\na,2,2023-11-16\n")
+    with pytest.raises(InputError, match="is not a number or an ISO date; correct or remove it"):
+        read_log(path)

@@ -85,6 +85,8 @@ class ItemSummary:
         for kind in ("number", "vector", "list", "text"):
             if names := [name for name, found in self.kept.items() if found == kind]:
                 lines.append(f"{kind}s kept: {some_names(names)}")
+        if not self.kept and set(self.columns) <= {"item", "user"}:
+            lines.append(f"nothing is said of the {self.WHAT}s but their ids")
         if self.untitled:
             told = "no column is named like a title; to show one of these, rename it to title"
             lines.append(f"{told}: {some_names(self.untitled)}")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import polars as pl
 
 from seqrec.data.formats.text import Origin
-from seqrec.data.formats.values import by_parts, floats_of, numbers_of, written
+from seqrec.data.formats.values import advice_on, by_parts, floats_of, numbers_of, written
 
 CLOCKS = ("", " %H:%M:%S", " %H:%M:%S%.f", " %H:%M:%S%.f%#z", " %H:%M", " %H:%M%#z")
 DATE_FORMATS = [day + clock for day in ("%Y-%m-%d", "%Y/%m/%d") for clock in CLOCKS]
@@ -128,7 +128,7 @@ def seconds_of(log: Origin, values: pl.Series, times: Times | None) -> tuple[pl.
     if times is None:
         numbers_of(log, values, "timestamp", kind)  # raises, because the type is not numeric
         raise AssertionError
-    bad = f"is not {kind}; correct or remove it, or name another column with timestamp= (--timestamp)"
+    bad = f"is not {kind}; {advice_on(values, 'timestamp')}"
     if not times.is_number and times.unit.startswith("whole numbers"):
         bad = f"is not a date like most others ({times.unit}); correct it"
     log.check(times.stamps.is_not_null(), lambda row: f"timestamp {written(log, values[row])} {bad}")

@@ -14,6 +14,8 @@ from seqrec.errors import InputError
 PART_ROWS = 1 << 22
 EXACT = 2**53  # below it, floats represent all integers exactly
 AS_FLOATS = r"^(0|-?[1-9][0-9]*)(\.0+|(\.[0-9]+)?[eE]\+[0-9]+)?$"
+# Dates whose day or month comes first: nobody can tell which.
+_OTHER_DATES = r"^\s*\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b"
 # Words that other tools write for a missing value.
 MISSING = r"NaN nan NAN NA na <NA> <na> N/A n/a #N/A null Null NULL (null) none None NONE nil NIL \N NaT"
 ROUNDED = "may have been rounded, as floats are exact below 2^53 only; store ids as integers or strings"
@@ -140,13 +142,20 @@ def _missing(values: pl.Series, missing: pl.Series, row: int, role: str, instead
 
 def numbers_of(log: Origin, values: pl.Series, role: str, kind: str = "a number") -> pl.Series:
     """Convert a column to finite Float64 values; raises for the first value that is not a number."""
-    advice = f"correct or remove it, or name another column with {role}= (--{role})"
+    advice = advice_on(values, role)
     if values.dtype not in (pl.String, pl.Null) and not values.dtype.is_numeric():
         raise InputError(f"{log.name}: {role} column {values.name!r} holds {values.dtype}; {advice}")
     numbers = floats_of(values)
     good = (numbers.abs() < 9e18).fill_null(False)  # not NaN, not infinite, and within Int64
     log.check(good, lambda row: f"{role} {written(log, values[row])} is not {kind}; {advice}")
     return numbers
+
+
+def advice_on(values: pl.Series, role: str) -> str:
+    """What to do about a value of a column that is not a number, or not a time."""
+    if role == "timestamp" and values.dtype == pl.String and values.str.contains(_OTHER_DATES).all():
+        return "write all of them like 2023-11-15 or 2023-11-15 10:30, or as seconds since 1970"
+    return f"correct or remove it, or name another column with {role}= (--{role})"
 
 
 def floats_of(values: pl.Series) -> pl.Series:
