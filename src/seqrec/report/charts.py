@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from seqrec.report.measures import Attention, ItemMap
 from seqrec.report.svg import COLOURS, QUIET, WIDTH
 
-#: Styles of the lines that are not of a run: as many as there are baselines.
-_DASHES: tuple[Any, ...] = "-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4))
+#: Styles and markers of the lines that are not of a run: as many as there are baselines.
+_PLAIN = ("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ("-", "x"), ("--", "v")
 _PERCENT = FuncFormatter(lambda value, _: f"{value:.0%}")
 #: A model with its metric and both ends of the interval, and whether it is one of the runs.
 Interval = tuple[str, float, float, float, bool]
@@ -91,18 +91,17 @@ def groups_figure(
         label: what the groups are.
     """
     figure, axes = _axes(2.75 + 0.19 * ((len(rows) + 1) // 2))
-    runs, dashes = iter(COLOURS), iter([*_DASHES] * len(rows))
+    runs, plain = iter(COLOURS), iter([*_PLAIN] * len(rows))
     for number, (name, values, is_run) in enumerate(rows):
         places = [place for place, value in enumerate(values) if value is not None]
         known = np.array([value for value in values if value is not None]).reshape(-1, 3)
         offset = 0.05 * (number - (len(rows) - 1) / 2)
-        style: dict[str, Any] = (
-            {"color": next(runs), "zorder": 3} if is_run else {"color": QUIET, "linestyle": next(dashes)}
-        )
+        line, marker = ("-", "o") if is_run else next(plain)
+        style: dict[str, Any] = {"color": next(runs), "zorder": 3} if is_run else {"color": QUIET, "linestyle": line}
         axes.plot(
             np.array(places) + offset,
             known[:, 0],
-            marker="o",
+            marker=marker,
             markersize=3.5,
             linewidth=1.3,
             label=short(name),
