@@ -33,12 +33,6 @@ def random_table(seed: int, count: int = 60) -> ItemTable:
     )
 
 
-def names_of(vocabulary: Vocabulary) -> list[str]:
-    """A name for each code."""
-    parts = [(one, range(len(one)) if one.values is None else one.values.series) for one in vocabulary.coded]
-    return [f"{one.name}\t{value}" for one, values in parts for value in values]
-
-
 def naive(vocabulary: Vocabulary, some: ItemTable) -> tuple[list[set[str]], np.ndarray]:
     """The names of the features of each item, and its scaled vector."""
     found: list[set[str]] = [set()]
@@ -69,7 +63,7 @@ def test_features_are_those_of_a_naive_loop(seed: int):
     vocabulary, left_out = vocabulary_of(some, "all")
     assert [one.name for one in vocabulary.coded] == ["categories", "colour", "price"]
     assert left_out == {"title": "its texts differ between most items (give vectors of them)"}
-    assert len(names_of(vocabulary)) == len({*names_of(vocabulary)}) == vocabulary.num_codes
+    assert len(vocabulary.names) == len({*vocabulary.names}) == vocabulary.num_codes
     for other in (some, random_table(seed + 100, 17)):  # the second has values that the first has not
         offsets, codes, values = vocabulary.encode(other)
         names, vectors = naive(vocabulary, other)
@@ -77,7 +71,7 @@ def test_features_are_those_of_a_naive_loop(seed: int):
         for item in range(len(other) + 1):
             own = codes[offsets[item] : offsets[item + 1]]
             assert len(own) == len({*own.tolist()})
-            assert {names_of(vocabulary)[code] for code in own} == names[item]
+            assert {vocabulary.names[code] for code in own} == names[item]
         np.testing.assert_allclose(values, vectors, atol=1e-5)
     known = values_of(vocabulary.encode(some).values)
     assert abs(known.mean()) < 1e-5
@@ -111,7 +105,7 @@ def test_a_vocabulary_is_found_once_whatever_it_is_called(monkeypatch):
 def test_values_that_tell_nothing_are_left_out():
     lists = [["root", "a"], ["root", "a", "rare"], ["root", "b"], ["b", "root", "b"]]
     vocabulary, _ = vocabulary_of(table(4, categories=pl.Series(lists)), "all")
-    assert names_of(vocabulary) == ["categories\ta", "categories\tb"]  # all have root, and one has rare
+    assert vocabulary.names == ["categories\ta", "categories\tb"]  # all have root, and one has rare
     offsets, codes, _ = vocabulary.encode(table(4, categories=pl.Series(lists)))
     assert offsets.tolist() == [0, 0, 1, 2, 3, 4]
     assert codes.tolist() == [0, 0, 1, 1]
@@ -160,13 +154,13 @@ def test_codes_are_found_in_an_earlier_vocabulary_by_what_they_mean(seed: int) -
         now = table(300, colour=np.where(colours == "red", "pink", colours), price=change)
         vocabulary = vocabulary_of(now, "colour,price")[0]
         places = vocabulary.places_in(before, now)
-        named = names_of(vocabulary)
+        named = vocabulary.names
         edges = before.coded[0].edges
         assert edges is not None
         for name, place in zip(named, places, strict=True):
             column, _, value = name.partition("\t")
             if column == "colour":
-                assert place == (-1 if value == "pink" else names_of(before).index(name))
+                assert place == (-1 if value == "pink" else before.names.index(name))
                 continue
             (own,) = (one for one in vocabulary.coded if one.name == "price")
             inside = [x for x in change if own.encode(pl.Series([x]))[1][0] == int(value)]

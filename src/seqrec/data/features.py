@@ -123,6 +123,12 @@ class Vocabulary:
         """Number of numbers V in the vectors of a row, over all columns."""
         return sum(map(len, self.scaled))
 
+    @property
+    def names(self) -> list[str]:
+        """A name for each code: its column, and the value or the number of the bin."""
+        parts = [(one.name, range(len(one)) if one.values is None else one.values.series) for one in self.coded]
+        return [f"{name}\t{value}" for name, values in parts for value in values]
+
     def places_in(self, earlier: "Vocabulary", table: Table) -> np.ndarray:
         """The code of an earlier vocabulary that means the same as each code in this one of a table: ``int64[C]``.
 
