@@ -67,6 +67,9 @@ def test_features_of_users_count_for_those_of_the_log_alone(serving: Any, tmp_pa
     unknown = ask(client, user="nobody", history=own, keep_seen=True)
     assert pairs(unknown) == list(predictor.recommend(own, 10, keep_seen=True))
     assert unknown["used"]["notes"] == ["the user is not in the log, so features of users count as unknown"]
+    nobody = ask(client, history=own, keep_seen=True)
+    assert nobody["used"]["notes"] == ["the request names no user, so features of users count as unknown"]
+    assert nobody["items"] == unknown["items"]
     assert answer["used"]["notes"] == []
     assert [item["score"] for item in unknown["items"]] != [item["score"] for item in answer["items"]]
     # What an item of the history is worth is measured with the same person without it.

@@ -144,7 +144,8 @@ def _answer(live: Live, request: Recommend, person: Person, items: list[dict[str
             )
         notes.append(f"{whose}, so these are the most popular items, and scores are numbers of interactions")
     elif person.user < 0 and reads_users(live.model):
-        notes.append("the user is not in the log, so features of users count as unknown")
+        who = "the request names no user" if request.user is None else "the user is not in the log"
+        notes.append(f"{who}, so features of users count as unknown")
     if len(items) < request.k:
         notes.append(f"only {len(items)} items are left after the filters")
     return {

@@ -10,8 +10,9 @@ from seqrec.data.items import ItemTable
 from seqrec.models.features import SIZES, tables_of
 from seqrec.run.config import RunConfig
 
-#: Vectors whose numbers differ by more than this share are others; and the share of others that is told.
-TOLERANCE, OTHERS = 1e-3, 0.1
+TOLERANCE = 1e-3  # a vector is another one if a number differs by more than this share of its largest
+OTHERS = 0.1  # share of other vectors in a column from which it is told
+MOST = 10_000  # number of vectors that are compared
 
 
 def matched(
@@ -70,9 +71,13 @@ def changed_vectors(earlier: Dataset, dataset: Dataset, config: RunConfig) -> st
 
 
 def _share_of_others(now: pl.Series, before: pl.Series, places: np.ndarray) -> float:
-    """The share of the vectors known in both columns that differ, given the places of the new rows in the old one."""
+    """The share of the vectors known in both columns that differ, given the places of the new rows in the old one.
+
+    Of many rows, some are compared, as the vectors may take more memory than there is for copies.
+    """
     there = np.flatnonzero(places >= 0)
-    new, old = now.to_numpy()[there], before.to_numpy()[places[there]]
+    there = there[:: 1 + len(there) // MOST]
+    new, old = now.gather(there).to_numpy(), before.gather(places[there]).to_numpy()
     known = ~(np.isnan(new).any(axis=1) | np.isnan(old).any(axis=1))
     new, old = new[known], old[known]
     other = np.abs(new - old) > TOLERANCE * np.abs(old).max(axis=1, initial=0, keepdims=True)
