@@ -258,3 +258,15 @@ def test_any_quoted_fields_as_the_csv_module_has_them(tmp_path: Path, records: l
     with path.open(newline="") as file:
         expected = [tuple(row) for row in csv.reader(file)][1:]
     assert read_log(path).cast(pl.String).rows() == expected == records
+
+
+@pytest.mark.parametrize(("header", "rows"), [(",", ";"), (";", ","), ("\t", ",")])
+def test_a_header_with_another_separator_is_told(header: str, rows: str, tmp_path: Path) -> None:
+    lines = ["user_id,item_id,timestamp".replace(",", header)]
+    lines += [f"u{n % 3},i{n},{1_600_000_000 + n}".replace(",", rows) for n in range(9)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"line 1: .*; use one separator for all lines, where some have") as caught:
+        read_log(path)
+    assert repr(header) in str(caught.value)
+    assert repr(rows) in str(caught.value)

@@ -54,7 +54,7 @@ def check_title(source: Source, lines: Sequence[str], separator: str | None, giv
         separator: separator, if known; with None, only a clear title is an error.
         given: column names that the caller gave.
     """
-    counted = {mark: _widths(lines, mark) for mark in ([separator] if separator else _SEPARATORS)}
+    counted = _counted_by(lines, [separator] if separator else _SEPARATORS)
     if separator is None:
         alike = any(len(set(widths)) == 1 and widths[0] > 1 for widths in counted.values())
         if alike or any(is_header(lines[0].split(mark), given) for mark in (*_SEPARATORS, None)):
@@ -68,6 +68,9 @@ def check_title(source: Source, lines: Sequence[str], separator: str | None, giv
             few = f"has {widths[0]} field{'s' * (widths[0] > 1)} and the lines below have {widths[1]}"
             what = f"{short(lines[0][:60])} {few}, separated by {mark!r}"
             advice = "remove the line, or complete the header"
+            for other, (first, *rest) in _counted_by(lines).items():
+                if other != mark and (1 < first == widths[1] or (widths[0] > 1 and {widths[0]} == {*rest})):
+                    advice = f"use one separator for all lines, where some have {other!r}"
             raise InputError(f"{source.path}, line {_number_of(source, 1)}: {what}; {advice}")
 
 
@@ -84,6 +87,11 @@ def check_header(source: Source, lines: Sequence[str], separator: str) -> None:
     below = [field.strip() for field in lines[1].split(separator) if field.strip()] if len(lines) > 1 else []
     if below and all(re.fullmatch(":?-{2,}:?", field) for field in below):
         raise InputError(f"{source.path}, line {_number_of(source, 2)}: is a line of hyphens, not a row; remove it")
+
+
+def _counted_by(lines: Sequence[str], marks: Sequence[str] = _SEPARATORS) -> dict[str, list[int]]:
+    """Number of fields of each record by separator."""
+    return {mark: _widths(lines, mark) for mark in marks}
 
 
 def _widths(lines: Sequence[str], separator: str) -> list[int]:
