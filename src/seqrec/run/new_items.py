@@ -111,8 +111,8 @@ def _say_unknown(vocabulary: Vocabulary, table: ItemTable, more: ItemTable, summ
     for column in vocabulary.coded:
         values = vocabulary.unseen(column, table, more)
         if len(values):
-            ignored = f"{len(values):,} values that no item of the run has" if len(values) > 1 else "a value"
-            summary.warn(f"ignored in column {column.name}: {ignored} ({some_of(values, 3)})")
+            count = f"{len(values):,} values" if len(values) > 1 else "a value"
+            summary.warn(f"ignored in column {column.name}: {count} that no item of the run has ({some_of(values, 3)})")
     features = vocabulary.encode(more)
     nothing = (np.diff(features.offsets)[1:] == 0) & ~features.values[1:].any(axis=1)
     if nothing.any():
