@@ -46,9 +46,9 @@ CASES += [("sasrec", "cross-entropy", {"l2": 0.1}), ("caser", "bce", {"num_targe
 #: What losses do with scores depends at most on whether these are products of vectors.
 WITHOUT_A_GPU = [(name, loss, options) for name, loss, options in CASES
                  if loss == "sampled-softmax" or options or name in ("sasrec", "slirec")]  # fmt: skip
-#: One case of each model is quick enough for every test run.
-MARKED = [pytest.param(*case, marks=[] if case[1:] == ("sampled-softmax", {}) else pytest.mark.slow)
-          for case in WITHOUT_A_GPU]  # fmt: skip
+#: Two models are quick enough for every test run.
+QUICK = [(name, "sampled-softmax", {}) for name in ("sasrec", "hstu")]
+MARKED = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in WITHOUT_A_GPU]
 
 
 @pytest.fixture(scope="module", autouse=True)

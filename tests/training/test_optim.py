@@ -167,9 +167,8 @@ def schedules(steps: int) -> dict[str, Factors]:
 SCHEDULES = schedules(400)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-5), pytest.param(torch.float32, 3e-4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow_but_one
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 3e-4)])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_missed_steps_have_rates_of_their_own(name, dtype, tolerance):
     both = Both(table_rate=0.03, dtype=dtype, schedule=schedules(STEPS)[name])
