@@ -116,10 +116,10 @@ def _say_unknown(vocabulary: Vocabulary, table: ItemTable, more: ItemTable, summ
     features = vocabulary.encode(more)
     nothing = (np.diff(features.offsets)[1:] == 0) & ~features.values[1:].any(axis=1)
     if nothing.any():
-        count, some = int(nothing.sum()), some_of(more.frame["item_id"].filter(pl.Series(nothing)), 3)
+        blank = more.frame["item_id"].filter(pl.Series(nothing))
         summary.warn(
-            f"nothing that the model knows is said of {count:,} of {len(nothing):,} new items, such as {some}; they "
-            "are ranked as if they had no features"
+            f"nothing that the model knows is said of {len(blank):,} of {len(nothing):,} new items, such as "
+            f"{some_of(blank, 3)}; they are ranked as if they had no features"
         )
 
 
