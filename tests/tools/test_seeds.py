@@ -65,6 +65,7 @@ def text_of(*shown: Any, width: int = 80) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_each_training_is_a_fit_with_its_seed(
     found: tuple[Comparison, Path, str], gains: dict[str, list[np.ndarray]]
 ) -> None:
