@@ -85,6 +85,7 @@ def test_exponentials_are_exact_to_the_last_places():
     assert error.max() < 6 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (127, 241, 17), (300, 500, 33), (129, 40_000, 4)])
 @pytest.mark.parametrize("corrected", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -94,6 +94,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("values", CONFIGS, ids=str)
 def test_packed_is_one_by_one(values):
     model = model_of(**values)

@@ -119,6 +119,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("values", "with_targets"),
     [*((values, False) for values in CONFIGS), ({}, True), ({"max_length": 1}, True)],

@@ -100,6 +100,7 @@ def naive(prior: np.ndarray, scores: SparseScores, state: int) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", PRIORS)
 @pytest.mark.parametrize("added", [False, True])

@@ -39,6 +39,7 @@ def error_of(path: Path, **options: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("name", ["a.csv", "a.txt", "a", "a.csv.gz"])
 @pytest.mark.parametrize(

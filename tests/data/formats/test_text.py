@@ -135,6 +135,7 @@ def outcome(path: Path, monkeypatch, size: int | None, **options):
     return dict(frame.schema), frame.rows()
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.filterwarnings("ignore::seqrec.errors.LogWarning")
 @pytest.mark.parametrize(
     ("case", "zipped"), [*((case, False) for case in TRICKY), *((case, True) for case in [*TRICKY][::4])]

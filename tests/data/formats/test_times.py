@@ -31,6 +31,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", WHOLE)
 @settings(max_examples=25, deadline=None)
 @given(times=st.lists(st.datetimes(datetime(1990, 1, 1), datetime(2099, 12, 31)), min_size=1, max_size=9))
