@@ -1,8 +1,8 @@
 """Features of items and users: what a table says of them, in the form that models learn from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -56,8 +56,7 @@ class Coded:
         other numbers have other bins.
         """
         if self.values is not None:
-            names = {} if earlier.values is None else {str(one): code for code, one in enumerate(earlier.values.series)}
-            return np.array([names.get(str(value), -1) for value in self.values.series], dtype=np.int64)
+            return places_by_name(self.values.series, [] if earlier.values is None else earlier.values.series)
         if earlier.edges is None:
             return np.full(len(self), -1)
         counts = np.zeros((len(self), len(earlier)), dtype=np.int64)
@@ -77,6 +76,14 @@ class Coded:
             return rows[known], codes[known]
         pairs = np.sort(rows[known] * len(self) + codes[known])  # np.unique hashes, which takes many times as long
         return np.divmod(pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]], len(self))
+
+    def unseen(self, column: pl.Series, learned: pl.Series) -> pl.Series:
+        """Values of ``column`` that the column which this was learned of does not have, each once."""
+        if self.values is None:
+            return pl.Series([])
+        values = _entries(column)[1].unique(maintain_order=True)
+        values = values.filter(pl.Series(self.values.find(values) < 0))
+        return values if values.is_empty() else values.filter(~values.is_in(_entries(learned)[1].unique().implode()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,24 +141,14 @@ class Vocabulary:
 
         It is -1 where there is none; see :meth:`Coded.places_in`.
         """
-        firsts = dict(zip([one.name for one in earlier.coded], np.cumsum([0, *map(len, earlier.coded)]), strict=False))
-        before, parts = {one.name: one for one in earlier.coded}, [np.zeros(0, np.int64)]
+        firsts = np.cumsum([0, *map(len, earlier.coded)]).tolist()
+        before = {one.name: (one, first) for one, first in zip(earlier.coded, firsts, strict=False)}
+        parts = [np.zeros(0, np.int64)]
         for one in self.coded:
-            found = np.full(len(one), -1)
-            if one.name in before:
-                found = one.places_in(before[one.name], _column(table, one.name))
-            parts.append(np.where(found >= 0, found + firsts.get(one.name, 0), -1))
+            old, first = before.get(one.name, (None, 0))
+            found = np.full(len(one), -1) if old is None else one.places_in(old, _column(table, one.name))
+            parts.append(np.where(found >= 0, found + first, -1))
         return np.concatenate(parts)
-
-    def unseen(self, column: Coded, table: Table, more: Table) -> pl.Series:
-        """Values of a column in ``more`` that ``table``, of which this was learned, does not have, each once."""
-        if column.values is None:
-            return pl.Series([])
-        values = _entries(_column(more, column.name))[1].unique(maintain_order=True)
-        values = values.filter(pl.Series(column.values.find(values) < 0))
-        if values.is_empty():
-            return values
-        return values.filter(~values.is_in(_entries(_column(table, column.name))[1].unique().implode()))
 
     def lines(self) -> list[str]:
         """What is learned of each column, in words."""
@@ -175,6 +172,12 @@ class Vocabulary:
             values[1:, at : at + len(one)] = one.encode(_column(table, one.name))
             at += len(one)
         return Features(np.append(0, np.cumsum(counts)).astype(np.int64), joined[order], values)
+
+
+def places_by_name(names: Iterable[Any], earlier: Iterable[Any]) -> np.ndarray:
+    """The place of each name among earlier ones, which are all different, or -1: ``int64[N]``."""
+    places = {str(name): place for place, name in enumerate(earlier)}
+    return np.array([places.get(str(name), -1) for name in names], dtype=np.int64)
 
 
 def vocabulary_of(table: Table, asked: str) -> tuple[Vocabulary, dict[str, str]]:

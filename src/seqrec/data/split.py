@@ -244,7 +244,7 @@ def _by_time_if_possible(dataset: Dataset) -> tuple[Split | None, str]:
     if not dataset.has_timestamps:
         return None, "the log has no times"
     if _are_positions(dataset):
-        equal = len(dataset.timestamps) == 0 or bool((dataset.timestamps == dataset.timestamps[0]).all())
+        equal = (dataset.timestamps == dataset.timestamps[0]).all()
         return None, "all its times are equal" if equal else "its times only number the interactions of each user"
     try:
         split = split_by_time(dataset)

@@ -48,6 +48,16 @@ void seqrec_score(
     for (int64_t n = 0; n < rows; ++n) dots(hidden + n * dim, vectors + n * count * dim, dim, count, dim, out + n * count);
 }
 
+void seqrec_score_backward(
+    const float* hidden, const float* vectors, const float* by_out, int64_t rows, int64_t count, int64_t dim,
+    float* by_hidden, float* by_vectors, int32_t threads
+) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; ++n)
+        score_gradients(hidden + n * dim, vectors + n * count * dim, by_out + n * count, count, dim, by_hidden + n * dim,
+                        by_vectors + n * count * dim);
+}
+
 // Dot products of each row with some of the items. Their vectors are scattered, so they are fetched before their turn.
 void seqrec_score_items(
     const float* hidden, const float* vectors, const int64_t* items, int64_t rows, int64_t count, int64_t dim, float* out,
@@ -63,16 +73,6 @@ void seqrec_score_items(
         };
         dots(hidden + n * dim, row, count, dim, out + n * count);
     }
-}
-
-void seqrec_score_backward(
-    const float* hidden, const float* vectors, const float* by_out, int64_t rows, int64_t count, int64_t dim,
-    float* by_hidden, float* by_vectors, int32_t threads
-) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < rows; ++n)
-        score_gradients(hidden + n * dim, vectors + n * count * dim, by_out + n * count, count, dim, by_hidden + n * dim,
-                        by_vectors + n * count * dim);
 }
 
 // Binary cross-entropy of each row's first candidate against the others, and the gradients of the mean.

@@ -109,7 +109,7 @@ def _fresh(dataset: Dataset, frame: pl.DataFrame, summary: ItemSummary) -> pl.Da
 def _say_unknown(vocabulary: Vocabulary, table: ItemTable, more: ItemTable, summary: ItemSummary) -> None:
     """Warn about values that no item of the run has, and about items of which nothing is known that the model reads."""
     for column in vocabulary.coded:
-        values = vocabulary.unseen(column, table, more)
+        values = column.unseen(more.frame[column.name], table.frame[column.name])
         if len(values):
             count = f"{len(values):,} values" if len(values) > 1 else "a value"
             summary.warn(f"ignored in column {column.name}: {count} that no item of the run has ({some_of(values, 3)})")

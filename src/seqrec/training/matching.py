@@ -5,7 +5,7 @@ import polars as pl
 import torch
 
 from seqrec.data.dataset import Dataset
-from seqrec.data.features import vocabulary_of
+from seqrec.data.features import places_by_name, vocabulary_of
 from seqrec.data.items import ItemTable
 from seqrec.models.features import SIZES, tables_of
 from seqrec.run.config import RunConfig
@@ -36,8 +36,7 @@ def matched(
         there, size = earlier.item_indices(dataset.item_ids) - 1, earlier.num_items
     elif kind == "categories":
         old, new = (_categories(*pair) for pair in ((earlier, before), (dataset, now)))
-        places = {name: place for place, name in enumerate(old)}
-        there, size = np.array([places.get(name, -1) for name in new], dtype=np.int64), len(old)
+        there, size = places_by_name(new, old), len(old)
     else:
         there, size = _features(kind, earlier, dataset, before, now)
     found = np.flatnonzero(there >= 0)
@@ -88,11 +87,7 @@ def _features(
     option: str, earlier: Dataset, dataset: Dataset, before: RunConfig, now: RunConfig
 ) -> tuple[np.ndarray, int]:
     """The earlier place of each code of the features, or -1, and the number of earlier codes."""
-    ((table, old),) = [
-        (new, old)
-        for (name, _, new), (_, _, old) in zip(tables_of(dataset), tables_of(earlier), strict=True)
-        if name == option
-    ]
+    table, old = ({name: one for name, _, one in tables_of(some)}[option] for some in (dataset, earlier))
     assert table is not None  # training from features needs their table, now as before
     assert old is not None
     vocabulary = vocabulary_of(old, before.model_config[option])[0]

@@ -128,10 +128,13 @@ def seconds_of(log: Origin, values: pl.Series, times: Times | None) -> tuple[pl.
     if times is None:
         numbers_of(log, values, "timestamp", kind)  # raises, because the type is not numeric
         raise AssertionError
-    bad = f"is not {kind}; {advice_on(values, 'timestamp')}"
-    if not times.is_number and times.unit.startswith("whole numbers"):
-        bad = f"is not a date like most others ({times.unit}); correct it"
-    log.check(times.stamps.is_not_null(), lambda row: f"timestamp {written(log, values[row])} {bad}")
+
+    def bad() -> str:
+        if not times.is_number and times.unit.startswith("whole numbers"):
+            return f"is not a date like most others ({times.unit}); correct it"
+        return f"is not {kind}; {advice_on(values, 'timestamp')}"
+
+    log.check(times.stamps.is_not_null(), lambda row: f"timestamp {written(log, values[row])} {bad()}")
     low, high = times.stamps.min(), times.stamps.max()
     if not (times.is_number and low >= YEAR_1980 * times.per_second and high < YEAR_2032 * times.per_second):  # type: ignore[operator]
         other = "is in another unit than most others, or cut off; correct or remove it, or use one unit for all"

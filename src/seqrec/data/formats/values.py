@@ -142,17 +142,16 @@ def _missing(values: pl.Series, missing: pl.Series, row: int, role: str, instead
 
 def numbers_of(log: Origin, values: pl.Series, role: str, kind: str = "a number") -> pl.Series:
     """Convert a column to finite Float64 values; raises for the first value that is not a number."""
-    advice = advice_on(values, role)
     if values.dtype not in (pl.String, pl.Null) and not values.dtype.is_numeric():
-        raise InputError(f"{log.name}: {role} column {values.name!r} holds {values.dtype}; {advice}")
+        raise InputError(f"{log.name}: {role} column {values.name!r} holds {values.dtype}; {advice_on(values, role)}")
     numbers = floats_of(values)
     good = (numbers.abs() < 9e18).fill_null(False)  # not NaN, not infinite, and within Int64
-    log.check(good, lambda row: f"{role} {written(log, values[row])} is not {kind}; {advice}")
+    log.check(good, lambda row: f"{role} {written(log, values[row])} is not {kind}; {advice_on(values, role)}")
     return numbers
 
 
 def advice_on(values: pl.Series, role: str) -> str:
-    """What to do about a value of a column that is not a number, or not a time."""
+    """What to do about a value of a column that is not a number, or not a time. Reads all of them: for errors only."""
     if role == "timestamp" and values.dtype == pl.String and values.str.contains(_OTHER_DATES).all():
         return "write all of them like 2023-11-15 or 2023-11-15 10:30, or as seconds since 1970"
     return f"correct or remove it, or name another column with {role}= (--{role})"
