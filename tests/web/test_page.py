@@ -269,6 +269,7 @@ def test_keyboard_alone(both: str, open_page: Opener) -> None:
     page.keyboard.press("Tab")  # the button that moves the item later
     page.keyboard.press("Enter")
     expect(page.locator(".history-title").first).to_have_text(second)
+    shown(page)  # the list after the move, or its first row could change between two keys
     page.locator(".ranked-row").first.get_by_role("button", name="Why").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".why").first).to_be_visible()
@@ -278,6 +279,19 @@ def test_keyboard_alone(both: str, open_page: Opener) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     page.keyboard.press("Escape")
+
+
+def test_the_focus_stays_in_the_list_when_its_item_leaves_it(both: str, open_page: Opener) -> None:
+    page = open_page(both, HISTORY)
+    first = shown(page)[0]
+    for count in (4, 5):
+        page.locator(".title-button").first.focus()
+        page.keyboard.press("Enter")  # the item joins the history, and is no longer recommended
+        expect(page.locator(".history-row")).to_have_count(count)
+        assert first not in shown(page)
+        expect(page.locator(".title-button").first).to_be_focused()
+        first = shown(page)[0]
+
 
 
 def test_the_theme_is_chosen_and_kept(both: str, open_page: Opener) -> None:

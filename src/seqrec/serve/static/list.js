@@ -1,6 +1,6 @@
 // A list of recommended items: scores, what changed, and why.
 
-import { h, hidden, icon, nameOf, score, some } from "./dom.js";
+import { focusOn, h, hidden, icon, nameOf, score, some } from "./dom.js";
 
 const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -17,7 +17,9 @@ export function rankedList({ label, add, addLabel, open, explain }) {
   /** Draw items. marks: text and kind by id. */
   function draw(items, marks = new Map()) {
     const before = new Map([...rows].map(([id, row]) => [id, row.getBoundingClientRect().top]));
-    const focused = element.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
+    const active = element.contains(document.activeElement) ? document.activeElement : null;
+    const focused = active?.dataset.focus;
+    const held = [...element.children].findIndex((one) => one.contains(active));
     const first = element.childElementCount === 0;
     rows = new Map();
     const scores = items.map((item) => item.score);
@@ -28,7 +30,10 @@ export function rankedList({ label, add, addLabel, open, explain }) {
       rows.set(String(item.id), row(item, place, 0.06 + 0.94 * share, marks.get(String(item.id))));
     });
     element.replaceChildren(...rows.values());
-    if (focused) [...element.querySelectorAll("[data-focus]")].find((one) => one.dataset.focus === focused)?.focus();
+    if (focused && !focusOn(element, focused)) { // its item left the list: the same button of the row that took its place
+      const id = [...rows.keys()][Math.min(held, rows.size - 1)];
+      if (id !== undefined) focusOn(element, `${focused.split(" ")[0]} ${id}`);
+    }
     if (!first && !still()) move(before);
     if (opened.size) fill();
   }
