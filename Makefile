@@ -33,11 +33,12 @@ test-web: install
 	$(BIN)/python -m pytest -m web tests/web
 
 # Several processes and Ray clusters on this machine. A Python process can be part of one cluster in its life, so each file
-# has its own. Clusters wait half of the time, so two files run at once; the largest ones begin.
-CLUSTER := $(shell ls -S $$(grep -l mark.cluster tests/cluster/test_*.py))
+# has its own. Clusters wait half of the time, so three files run at once; those that take longest begin.
+LONG := $(addprefix tests/cluster/test_,train_failures.py train.py processes.py torchrun.py)
+CLUSTER := $(LONG) $(filter-out $(LONG),$(shell grep -l mark.cluster tests/cluster/test_*.py))
 
 test-cluster: install
-	$(MAKE) --no-print-directory -j2 -O $(CLUSTER)
+	$(MAKE) --no-print-directory -j3 -O $(CLUSTER)
 
 .PHONY: $(CLUSTER)
 $(CLUSTER): install

@@ -293,7 +293,6 @@ def test_the_focus_stays_in_the_list_when_its_item_leaves_it(both: str, open_pag
         first = shown(page)[0]
 
 
-
 def test_the_theme_is_chosen_and_kept(both: str, open_page: Opener) -> None:
     page = open_page(both)
     ground = "getComputedStyle(document.documentElement).backgroundColor"

@@ -13,7 +13,8 @@ from seqrec.data.formats.columns import Choice, ratings_of
 from seqrec.data.formats.summary import LogSummary
 from seqrec.data.formats.text import Origin
 from seqrec.data.formats.values import ids_of
-from seqrec.data.prepare import indexed, well_rated
+from seqrec.data.numbering import indexed
+from seqrec.data.prepare import well_rated
 from seqrec.data.statistics import counts_of
 from seqrec.errors import InputError
 

@@ -12,7 +12,8 @@ from seqrec.data.fields import Count, Options, check_fields
 from seqrec.data.formats.read import read_log_with_summary
 from seqrec.data.id_table import IdTable
 from seqrec.data.log_items import find_items, table_of_log
-from seqrec.data.statistics import PART_ROWS, copies_of, counts_of, statistics_of, tied_to_next
+from seqrec.data.numbering import indexed, pieces, taken
+from seqrec.data.statistics import copies_of, counts_of, statistics_of, tied_to_next
 from seqrec.errors import InputError
 
 Core = Literal["once", "repeat"]
@@ -145,8 +146,12 @@ def _in_order(
     items, item_ids = indexed(columns.pop("item_id"))
     timestamps = columns.pop("timestamp").to_numpy() if "timestamp" in columns else None
     order = time_order(users, timestamps)
-    rows = _Rows(users[order], items[order], order if timestamps is None else timestamps[order])
-    return rows, user_ids, item_ids, None if good is None else good[order]
+    has_times, rated = timestamps is not None, good is not None
+    known = [column for column in (users, items, timestamps, good) if column is not None]
+    del users, items, timestamps, good
+    ordered = taken(known, order)
+    rows = _Rows(ordered[0], ordered[1], ordered[2] if has_times else order)
+    return rows, user_ids, item_ids, ordered[-1] if rated else None
 
 
 def filters_of(dataset: Dataset, asked: PrepareConfig) -> PrepareConfig:
@@ -183,32 +188,6 @@ def nothing_left(interactions: int, config: PrepareConfig) -> InputError:
     return InputError(f"nothing is left of {interactions:,} interactions after the filters ({filters}); relax them")
 
 
-def indexed(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Dense ``int32`` indices, and the sorted ids that they refer to."""
-    name = ids.name
-    if ids.dtype.is_integer():
-        low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
-        if high - low < 4 * len(ids) + 1024:
-            # The ids are close enough together for a lookup table, which needs no sorting.
-            table = np.zeros(high - low + 1, dtype=bool)
-            parts = range(0, len(ids), PART_ROWS)
-            for start in parts:
-                table[ids.slice(start, PART_ROWS).to_numpy() - low] = True
-            known = np.flatnonzero(table)
-            position = np.cumsum(table, dtype=np.int32)
-            position -= np.int32(1)
-            index = np.empty(len(ids), dtype=np.int32)
-            for start in parts:
-                index[start : start + PART_ROWS] = position[ids.slice(start, PART_ROWS).to_numpy() - low]
-            return index, pl.Series(name, known + low)
-    encoded = ids.rechunk().to_arrow().dictionary_encode()  # hashes each id once, where unique and a join do it twice
-    known_ids = pl.Series(name, encoded.dictionary)
-    order = known_ids.arg_sort().to_numpy()
-    position = np.empty(len(order), dtype=np.int32)
-    position[order] = np.arange(len(order), dtype=np.int32)
-    return position[encoded.indices.to_numpy()], known_ids[order]
-
-
 def time_order(users: np.ndarray, timestamps: np.ndarray | None) -> np.ndarray:
     """Stable order by user, then time."""
     if timestamps is None:
@@ -236,7 +215,8 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
         words = keys.astype(np.int64)
         words -= low
         words <<= 32
-        words |= np.arange(len(keys), dtype=np.uint32)
+        for rows in pieces(len(words)):
+            words[rows] |= np.arange(rows.start, rows.stop, dtype=np.uint32)
         words.sort()
         words &= 0xFFFFFFFF
         return words
