@@ -58,9 +58,8 @@ def _numbered(values: pl.Series, hashed: bool) -> np.ndarray:
         together = pa.concat_arrays([part.dictionary for part in found]).dictionary_encode().indices.to_numpy()
         starts = np.cumsum([0, *(len(part.dictionary) for part in found)])
         numbers = [together[low:high] for low, high in pairwise(starts)]
-        list(
-            pool.map(lambda own, part, rows: own.take(part.indices.to_numpy(), out=index[rows]), numbers, found, parts)
-        )
+        places = [part.indices.to_numpy() for part in found]
+        list(pool.map(lambda own, place, rows: _take(own, place, index[rows]), numbers, places, parts))
     return index
 
 
@@ -80,9 +79,14 @@ def taken(columns: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
         while columns:
             column = columns.pop(0)
             result = np.empty(len(rows), dtype=column.dtype)
-            list(pool.map(lambda part, a=column, to=result: a.take(rows[part], out=to[part]), parts))
+            list(pool.map(lambda part, a=column, to=result: _take(a, rows[part], to[part]), parts))
             results.append(result)
     return results
+
+
+def _take(values: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    """Write the values at these places, which exist; numpy would check them in a copy of ``out``."""
+    values.take(places, out=out, mode="clip")
 
 
 def pieces(rows: int) -> list[slice]:

@@ -3,6 +3,7 @@
 import codecs
 import io
 import re
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import polars as pl
 
@@ -39,7 +40,23 @@ def read_delimited(
     source: Source, separator: str, quoted: bool, given: dict[str, str], by_block: bool
 ) -> tuple[pl.DataFrame, Origin]:
     """Read all lines as columns; raises `Unsafe` if a block cannot be read by itself."""
-    frames: list[pl.DataFrame] = []
+    with ThreadPoolExecutor(1) as pool:
+        frames, any_quotes, any_gaps = _read_frames(source, separator, quoted, by_block, pool)
+    if any_quotes and any_gaps:
+        frames = [frame.filter(~pl.all_horizontal(pl.all().is_null())) for frame in frames]
+        frames = [frame for frame in frames if frame.height]
+        frames[:1] = [frames[0][:1], frames[0][1:]]
+    return _headed(frames, source, separator, given, any_quotes)
+
+
+def _read_frames(
+    source: Source, separator: str, quoted: bool, by_block: bool, pool: Executor
+) -> tuple[list[pl.DataFrame], bool, bool]:
+    """A frame for each block, the first row in one of its own; whether there are quotation marks, and blank lines.
+
+    While a block is split, the pool finds the numbers of the one before it.
+    """
+    frames: list[Future[pl.DataFrame]] = []
     width, any_quotes, any_gaps, removed, settled = 0, False, False, False, False
     for block in read_blocks(source, quoted, by_block):
         block = plain_blanks(block) if separator == " " else block
@@ -63,13 +80,18 @@ def read_delimited(
                 anywhere = quoted and any(b'"' in piece for piece in read_pieces(source, BLOCK_BYTES))
                 frame, settled = settle(doubt, source, width, separator, anywhere, by_block), True
         # Keep the first row apart: it may be a header, which would hide the types of the columns.
-        frames += [shrunk(part) for part in ([frame] if frames else [frame[:1], frame[1:]])]
+        if frames:
+            frames[-1].result()  # so that no more than two blocks are in memory as text
+        frames += [pool.submit(shrunk, part) for part in ([frame] if frames else [frame[:1], frame[1:]])]
     if any_quotes and removed and not settled:
         _blame(source, width, separator, True)  # as if quotation marks and blank lines were in one block
-    if any_quotes and any_gaps:
-        frames = [frame.filter(~pl.all_horizontal(pl.all().is_null())) for frame in frames]
-        frames = [frame for frame in frames if frame.height]
-        frames[:1] = [frames[0][:1], frames[0][1:]]
+    return [frame.result() for frame in frames], any_quotes, any_gaps
+
+
+def _headed(
+    frames: list[pl.DataFrame], source: Source, separator: str, given: dict[str, str], any_quotes: bool
+) -> tuple[pl.DataFrame, Origin]:
+    """The frames as one, with the names of the header, if there is one."""
     sample = stacked([frame.head(SAMPLE_ROWS) for frame in frames[:SAMPLE_ROWS]]).head(SAMPLE_ROWS).cast(pl.String)
     first = [re.sub(r":(token|float)(_seq)?$", "", value or "").strip() for value in sample.row(0)]
     # A first row without numbers, above at least one column of numbers, is also a header.
