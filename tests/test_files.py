@@ -108,6 +108,7 @@ def test_killed_midway(tmp_path: Path, kind: str) -> None:
     assert all(path == out or path.suffix == ".partial" for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("kind", KINDS.values())
 @pytest.mark.parametrize("blocks", [1, 4000])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, kind: str, blocks: int) -> None:

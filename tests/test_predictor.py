@@ -95,6 +95,7 @@ def knows_users(predictor: Predictor) -> bool:
     return type(predictor.model).__name__ in ("Caser", "SSEPT")
 
 
+@pytest.mark.slow_but_one
 def test_a_person_is_scored_alike_by_name_and_by_history(every: tuple[Recommender, Predictor]) -> None:
     recommender, predictor = every
     known = people()

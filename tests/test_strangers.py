@@ -123,6 +123,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("what", OTHERS)
 def test_files_of_another_run_are_refused(run: Path, tmp_path: Path, what: str) -> None:
     frame = log(shift=4) if what == "log" else log()
@@ -179,6 +180,7 @@ def test_a_file_of_another_part_or_of_none_is_refused(run: Path) -> None:
 # ---- links, pipes and others that are not files  -----------------------------------------------------------------
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     "name",
     [*FILES, *REFIT, "state", "data", STATE, "training.png", "state/mean-77.safetensors", "data/x", "x"],
@@ -220,6 +222,7 @@ def test_hard_links_are_not_written_through(run: Path, tmp_path: Path) -> None:
     assert (run / "epochs.csv").read_bytes() != victims[tmp_path / "epochs.csv"]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
 @pytest.mark.parametrize("name", [*FILES, "state", "data", STATE])
 def test_what_is_no_file_is_refused_at_once(run: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,6 +349,7 @@ def test_a_configuration_of_megabytes(run: Path) -> None:
 BAD: list[Any] = [None, True, -1, 2**63, 1.5, float("nan"), "x", "\ud800", [], [1], {}, {"a": []}]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("part", [None, "model_config", "training", "prepare", "split"])
 def test_every_value_of_the_configuration_is_looked_at(run: Path, part: str | None) -> None:
     path = run / "config.json"
@@ -509,6 +513,7 @@ FORGED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("what", FORGED)
 def test_counts_that_are_impossible(run: Path, what: str) -> None:
     forge(run, lambda x: x | table_of(x))
@@ -687,6 +692,7 @@ STATES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("what", STATES)
 def test_tensors_of_the_state(run: Path, what: str) -> None:
     rewrite(run / STATE, STATES[what])

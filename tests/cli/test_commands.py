@@ -267,6 +267,7 @@ def test_options_that_a_counted_model_does_not_use_are_said(place: Path, capsys:
     run(capsys, "fit", "log.csv", "--out", "new", "--overwrite", "--model", "markov", "--seed", "1", "--threads", "1")
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("model", [name for name in MODELS if MODELS[name].COUNTED])
 def test_counted_models_through_all_commands(place: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     run(capsys, "fit", "log.csv", "--out", "new", "--model", model)
@@ -448,6 +449,7 @@ def test_similar(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no item given" in fails(capsys, place, "similar", "run")
 
 
+@pytest.mark.slow
 def test_tune(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["tune", "log.csv", "--out", "deep/tuned", *SMALL, "--trials", "2", "--json", "tuned.json"]
     out = run(capsys, *arguments)
@@ -516,6 +518,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(command in out for command in COMMANDS)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("command", [*COMMANDS, *(f"fit --model {name}" for name in MODELS)])
 def test_help_explains_every_flag(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -556,6 +559,7 @@ BAD_LOGS: dict[str, tuple[str | bytes, str]] = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", BAD_LOGS)
 def test_bad_logs(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     content, wanted = BAD_LOGS[name]
@@ -637,6 +641,7 @@ BAD_ARGUMENTS = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("command", BAD_ARGUMENTS)
 def test_bad_arguments(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     (place / "empty.txt").write_text(" \n")
@@ -695,7 +700,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
         assert tree(place) == before
 
 
-@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_standard_output_is_full(place: Path, unbuffered: str) -> None:
     command = f"'{sys.executable}' -B -m seqrec.cli recommend run -k 12 --keep-seen --format csv"
     script = f"export PYTHONUNBUFFERED={unbuffered}; ulimit -f 1; exec {command} > out.csv"
@@ -717,7 +723,8 @@ def test_devices_are_written_to_and_not_replaced(place: Path, capsys: pytest.Cap
     assert (place / "target").is_file()
 
 
-@pytest.mark.parametrize("format", ["csv", pytest.param("table", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["csv", "table"])
 def test_a_reader_that_leaves_early(place: Path, format: str) -> None:
     arguments = f"recommend run -k 12 --keep-seen --format {format}"
     script = f"'{sys.executable}' -m seqrec.cli {arguments} | true; echo ${{PIPESTATUS[0]}}"
@@ -726,6 +733,7 @@ def test_a_reader_that_leaves_early(place: Path, format: str) -> None:
     assert done.stdout == "0\n"
 
 
+@pytest.mark.slow
 def test_as_a_process(place: Path) -> None:
     good = process("recommend", "run", "--users", "u1", "-k", "2", "--format", "csv", cwd=place)
     assert (good.returncode, good.stderr) == (0, "")

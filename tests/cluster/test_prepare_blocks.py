@@ -196,6 +196,7 @@ TIMES = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("kind", TIMES)
 def test_times(tmp_path, rng, kind):
     frame = frame_of(rng)
@@ -224,6 +225,7 @@ IDS = {
 }
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("kind", IDS)
 @pytest.mark.parametrize("column", ["user_id", "item_id"])
 def test_ids(tmp_path, rng, kind, column):

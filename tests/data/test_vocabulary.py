@@ -144,6 +144,7 @@ def test_a_table_without_a_column_that_is_read():
         vocabulary.encode(table(2, price=[1.0, 2.0]))
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("seed", range(3))
 def test_codes_are_found_in_an_earlier_vocabulary_by_what_they_mean(seed: int) -> None:
     random = np.random.default_rng(seed)

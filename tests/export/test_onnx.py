@@ -411,6 +411,7 @@ def test_a_file_that_differs_from_the_run_is_not_written(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("names", [*((name,) for name in MODELS if not MODELS[name].COUNTED), ("sasrec", "gru4rec")])
 def test_the_model_encodes_as_the_run_does(names: tuple[str, ...], dataset: Dataset) -> None:
     plain = built(names[0], dataset) if len(names) == 1 else ensemble(dataset, *names)

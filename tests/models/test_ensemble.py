@@ -47,6 +47,7 @@ def histories():
     return all_histories(prepare(log()))
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", FACTORED)
 def test_scores_are_the_mean_of_those_of_the_members(name, histories):
     model = ensemble(name).eval()

@@ -135,6 +135,7 @@ def test_packed_is_one_by_one(values):
         np.testing.assert_allclose(scores[row], table @ expected[-1], rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_of_random_shapes_are_those_of_finite_differences(seed):
     random = np.random.default_rng(seed)

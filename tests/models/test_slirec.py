@@ -222,6 +222,7 @@ def test_gradients_of_packed_and_one_by_one():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("cells", [30, 100, 1000])
 def test_scores_in_blocks_of_any_size(cells, monkeypatch):
     model = model_of()

@@ -133,6 +133,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("values", CONFIGS, ids=str)
 @pytest.mark.parametrize("with_targets", [False, True])
 def test_it_computes_the_equations(values, with_targets):
@@ -418,6 +419,7 @@ def test_it_learns_what_the_user_likes(trait, personal):
     assert accuracy(popularity, trait) < 0.1
 
 
+@pytest.mark.slow
 def test_strangers_get_what_the_history_says(trait, personal):
     strangers = np.full(len(trait.test), -1)
     others = np.roll(np.arange(len(trait.test)), 1)

@@ -97,6 +97,7 @@ def greater_of(scores: np.ndarray, targets: Targets, keep_seen: bool) -> np.ndar
     return np.array(found)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", ["sasrec", "gru4rec", "slirec", "transitions"])
 @pytest.mark.parametrize("keep_seen", [False, True])

@@ -83,6 +83,7 @@ def scores_of(predictor: Predictor) -> np.ndarray:
     return scores
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(("weight", "recency"), [(0.0, 0.0), (2.0, 0.0), (2.0, 0.4)])
 @pytest.mark.parametrize("keep_seen", [False, True])
 @pytest.mark.parametrize("deny", [None, [3, 5, 9], list(range(1, ITEMS - 3))])

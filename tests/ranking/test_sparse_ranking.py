@@ -219,6 +219,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("name", "config"), CONFIGS, ids=str)
 def test_evaluations_are_those_of_dense_scores(dataset: Dataset, name: str, config: dict[str, Any]) -> None:

@@ -229,6 +229,7 @@ def test_examples_are_right(runs: Path, pages: dict[str, str]) -> None:
         assert (place is not None and found[int(place[1]) - 1] == truth) if truth in found else True
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", ["one", "two", "<i>mixed", "counted"])
 def test_the_command_repeats_the_run(runs: Path, pages: dict[str, str], name: str, tmp_path: Path) -> None:
     page = pages["all"]
@@ -273,6 +274,7 @@ def test_a_picture_is_the_same_again(tmp_path: Path) -> None:
     assert (tmp_path / "a/line.png").read_bytes() == (tmp_path / "b/line.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_left_out(runs: Path, pages: dict[str, str], tmp_path: Path) -> None:
     assert "counted in one pass and has no epochs" in pages["counted"]
     assert not re.search('training-loss|id="attention"|id="item-map"', pages["counted"])
@@ -337,6 +339,7 @@ def test_bad_input_is_one_line(
     assert not Path("x.html").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "a page.html"
     command = [

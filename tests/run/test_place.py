@@ -200,6 +200,7 @@ def test_a_run_that_somebody_takes_away(run: Path, what: str, overwrite: bool) -
     assert {path.name for path in run.parent.iterdir() if path.name.startswith(".")} == set()
 
 
+@pytest.mark.slow
 def test_the_second_one_hears_who_is_first(run: Path) -> None:
     heard = []
 

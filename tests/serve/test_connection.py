@@ -53,6 +53,7 @@ def answered(link: socket.socket) -> None:
         found += part
 
 
+@pytest.mark.slow
 def test_requests_on_one_connection(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port)) as link:
         for _ in range(3):
@@ -61,6 +62,7 @@ def test_requests_on_one_connection(port: int) -> None:
             time.sleep(0.7)  # longer than headers may take: this is the time between two requests
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: lo"])
 def test_headers_that_do_not_end(port: int, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port)) as link:

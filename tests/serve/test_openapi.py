@@ -87,6 +87,7 @@ def get(url: str, path: str, body: bytes | None = None) -> Any:
         return json.load(answer)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(("method", "path"), PATHS)
 def test_every_answer_is_as_documented(url: str, method: str, path: str) -> None:
     assert try_out(url, method, path, 4) >= 1

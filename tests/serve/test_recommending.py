@@ -242,6 +242,7 @@ BAD: list[tuple[dict[str, Any] | list[Any], str]] = [
 ]
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(("body", "words"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_requests_are_one_clear_line(client: TestClient, body: Any, words: str) -> None:
     answer = client.post("/v1/recommend", json=body)

@@ -368,6 +368,7 @@ def several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqrec.tools.tune.base_of", lambda *given: base_of(*given) | chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("several")
 def test_trials_train_one_model_and_the_last_one_several_of_the_best(dataset: Dataset, tmp_path: Path) -> None:
     rows = tune_model(dataset, tmp_path / "run", config=TuneConfig(trials=4), **SMALL).rows

@@ -130,6 +130,7 @@ def test_nothing_waits_for_the_device(name, loss, options, split):
     assert {value.device for value in losses} == {META}
 
 
+@pytest.mark.slow
 def test_nothing_waits_in_an_ensemble_and_with_negatives_by_popularity(split):
     model = Ensemble([built(name, split, {}) for name in ("sasrec", "ssept", "gru4rec")])
     steps_on(META, model, split, TrainConfig(batch_size=8, negatives=12, popularity=0.5), no_waiting)
@@ -164,6 +165,7 @@ def test_a_gpu_takes_the_steps_of_the_cpu(name, loss, options, split):
     torch.testing.assert_close(found[1].float(), found[0].float(), rtol=0.02, atol=1e-3)
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize("name", ["sasrec", "ssept", "bert4rec", "esasrec"])
 def test_nothing_waits_in_attention_without_padding(name, split, monkeypatch):
     """Torch takes its fused kernels on ``meta`` if it counts operations."""

@@ -112,6 +112,7 @@ def test_row_adam_is_dense_adam(table_rate, dtype, tolerance):
     assert (both.ours.items.weight[0] == 0).all()  # the padding
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("clip", "turns", "dtype", "tolerance"),
     [

@@ -232,6 +232,7 @@ def test_in_memory_and_saved(runs: dict[str, Path], tmp_path: Path) -> None:
         assert memory.evaluate(split="test").trained_on == "train+valid"
 
 
+@pytest.mark.slow_but_one
 @pytest.mark.parametrize(
     ("model", "split"),
     [("markov", "last-two"), ("markov", "time"), ("popularity", "last-two"), ("recent-popularity", "time")],
