@@ -699,7 +699,9 @@ def test_format_overrides(tmp_path):
 texts = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\ufeff"), min_size=1, max_size=8
 ).filter(lambda text: text == text.strip())
-rows = st.lists(st.tuples(texts, texts, st.integers(10**9, 2**32)), min_size=1, max_size=20)
+# Without numbers such as 2016042600, which are read as dates with hours if all times are.
+moments = st.integers(10**9, 1_970_000_000) | st.integers(2_101_000_000, 2**32)
+rows = st.lists(st.tuples(texts, texts, moments), min_size=1, max_size=20)
 
 
 @pytest.mark.slow_but_one
