@@ -31,12 +31,12 @@ def indexed(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
                 index[start : start + PART_ROWS] = position[ids.slice(start, PART_ROWS).to_numpy() - low]
             return index, pl.Series(name, known + low)
     index = _numbered(ids, hashed=ids.dtype == pl.String)  # numbers of 64 bits are found faster than texts
-    known_ids = ids.gather(_a_row_of_each(index))
+    known_ids = ids[_a_row_of_each(index)]
     with ThreadPoolExecutor(len(split_evenly(len(ids)))) as pool:
-        right = list(pool.map(lambda rows: (known_ids.gather(index[rows]) == ids[rows]).all(), pieces(len(ids))))
+        right = list(pool.map(lambda rows: (known_ids[index[rows]] == ids[rows]).all(), pieces(len(ids))))
     if not all(right):  # two texts have the same hash
         index = _numbered(ids, hashed=False)
-        known_ids = ids.gather(_a_row_of_each(index))
+        known_ids = ids[_a_row_of_each(index)]
     order = known_ids.arg_sort().to_numpy()
     position = np.empty(len(order), dtype=np.int32)
     position[order] = np.arange(len(order), dtype=np.int32)
