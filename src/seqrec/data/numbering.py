@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from seqrec.data.statistics import PART_ROWS
-
 LEAST_ROWS = 500_000  # for each thread, or starting it costs more than it saves
 
 
@@ -20,15 +18,14 @@ def indexed(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
         if high - low < 4 * len(ids) + 1024:
             # The ids are close enough together for a lookup table, which needs no sorting.
             table = np.zeros(high - low + 1, dtype=bool)
-            starts = range(0, len(ids), PART_ROWS)
-            for start in starts:
-                table[ids.slice(start, PART_ROWS).to_numpy() - low] = True
+            for rows in pieces(len(ids)):
+                table[ids[rows].to_numpy() - low] = True
             known = np.flatnonzero(table)
             position = np.cumsum(table, dtype=np.int32)
             position -= np.int32(1)
             index = np.empty(len(ids), dtype=np.int32)
-            for start in starts:
-                index[start : start + PART_ROWS] = position[ids.slice(start, PART_ROWS).to_numpy() - low]
+            for rows in pieces(len(ids)):
+                index[rows] = position[ids[rows].to_numpy() - low]
             return index, pl.Series(name, known + low)
     index = _numbered(ids, hashed=ids.dtype == pl.String)  # numbers of 64 bits are found faster than texts
     known_ids = ids[_a_row_of_each(index)]

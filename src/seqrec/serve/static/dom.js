@@ -64,9 +64,12 @@ export function sentence(line) {
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
+/** The element within this one that has the focus, or null. */
+export const focusedIn = (element) => (element.contains(document.activeElement) ? document.activeElement : null);
+
 /** Replace the children of an element, and give the focus back to the one with the same data-focus. */
 export function redraw(element, ...children) {
-  const focused = element.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
+  const focused = focusedIn(element)?.dataset.focus;
   element.replaceChildren(...children.flat(3).filter(Boolean));
   if (focused) focusOn(element, focused);
 }

@@ -1,6 +1,6 @@
 // The history: items in order, that can be removed and moved, with the keyboard too.
 
-import { focusOn, h, icon, nameOf, say, whole } from "./dom.js";
+import { focusedIn, focusOn, h, icon, nameOf, say, whole } from "./dom.js";
 
 /** Make the list. change(ids): the person changed it. open(item): similar items are wanted. */
 export function historyList({ change, open }) {
@@ -10,7 +10,7 @@ export function historyList({ change, open }) {
 
   function draw(given, { fixed, left }) {
     items = given;
-    const focused = focus ?? (element.contains(document.activeElement) ? document.activeElement.dataset.focus : null);
+    const focused = focus ?? focusedIn(element)?.dataset.focus;
     focus = null;
     element.replaceChildren(
       ...(left > 0 ? [h("li", { class: "history-more" }, `${whole(left)} earlier`)] : []),

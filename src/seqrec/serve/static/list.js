@@ -1,6 +1,6 @@
 // A list of recommended items: scores, what changed, and why.
 
-import { focusOn, h, hidden, icon, nameOf, score, some } from "./dom.js";
+import { focusedIn, focusOn, h, hidden, icon, nameOf, score, some } from "./dom.js";
 
 const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -17,7 +17,7 @@ export function rankedList({ label, add, addLabel, open, explain }) {
   /** Draw items. marks: text and kind by id. */
   function draw(items, marks = new Map()) {
     const before = new Map([...rows].map(([id, row]) => [id, row.getBoundingClientRect().top]));
-    const active = element.contains(document.activeElement) ? document.activeElement : null;
+    const active = focusedIn(element);
     const focused = active?.dataset.focus;
     const held = [...element.children].findIndex((one) => one.contains(active));
     const first = element.childElementCount === 0;
